@@ -1,0 +1,335 @@
+"""The frozen latent diffusion model: any diffusers-format Stable Diffusion 1.x / 2.x, or the embedded `mini`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .adapter import Adapter, load_adapter
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+MINI = Path(__file__).parent / "weights" / "mini"
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+SchedulerName = Literal["ddim", "dpm++"]
+
+
+@dataclass(frozen=True)
+class LatentDistribution:
+    """What the encoder says of images: scaled latents' mean and log-variance, each (B, C, H/f, W/f) float32."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + exp(logvar / 2) * noise; noise is standard normal of the same shape."""
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+
+class Generator:
+    """A frozen latent diffusion model. Make one with `Generator.load`.
+
+    Attributes: name; hash (sha256 over all weight files); resolution (native side in px); vae_factor (pixels
+    per latent cell); latent_channels; text_width; prediction_type ("epsilon" or "v_prediction"); device;
+    dtype (of the UNet; the VAE, the embeddings and every loss stay float32); adapter (mini only, else None).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights_hash: str,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler_config: dict[str, Any],
+        adapter: Adapter | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        from diffusers import DDPMScheduler
+
+        self.name, self.hash, self.device, self.dtype = name, weights_hash, device, dtype
+        self.vae = _freeze(vae.to(device))
+        self.unet = _freeze(unet.to(device, dtype))
+        self.text_encoder = _freeze(text_encoder.to(device))
+        self.tokenizer = tokenizer
+        self.adapter = _freeze(adapter.to(device)) if adapter is not None else None
+        self.scheduler_config = scheduler_config
+        schedule = DDPMScheduler.from_config(scheduler_config)
+        self.alphas_cumprod: Tensor = schedule.alphas_cumprod.float().to(device)
+        self.prediction_type: str = schedule.config.prediction_type
+        self.latent_channels: int = unet.config.in_channels
+        self.text_width: int = unet.config.cross_attention_dim
+        self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.resolution: int = unet.config.sample_size * self.vae_factor
+        if device.type == "cpu":
+            use_plain_attention(unet, vae)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path = "mini",
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    ) -> Generator:
+        """Load `mini`, a local diffusers folder, or a hub id (downloaded; safetensors only; pin it by `revision`).
+
+        `device="auto"` takes CUDA where there is one. `dtype="auto"` is bfloat16 where the device computes in
+        it, else float32. Raises UsageError where a part is missing, is a pickle, or is not SD 1.x / 2.x.
+        """
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        folder = _locate(str(name_or_path), revision)
+        _check_parts(folder)
+        target = resolve_device(device)
+        precision = _resolve_dtype(dtype, target)
+        options = {"use_safetensors": True, "torch_dtype": torch.float32}
+        adapter = load_adapter(folder / "adapter") if (folder / "adapter").is_dir() else None
+        return cls(
+            name=str(name_or_path),
+            weights_hash=hash_weights(folder),
+            vae=AutoencoderKL.from_pretrained(folder / "vae", **options),
+            unet=UNet2DConditionModel.from_pretrained(folder / "unet", **options),
+            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=torch.float32),
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            scheduler_config=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
+            adapter=adapter,
+            device=target,
+            dtype=precision,
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDistribution:
+        """Encode images in [-1, 1], sides divisible by vae_factor, to the distribution of their scaled latents."""
+        import math
+
+        scale: float = self.vae.config.scaling_factor
+        latent_dist = self.vae.encode(images.to(self.device)).latent_dist
+        return LatentDistribution(latent_dist.mean * scale, latent_dist.logvar + 2 * math.log(scale))
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """Decode scaled latents to images (B, 3, H, W) float32, clamped to [-1, 1]."""
+        images: Tensor = self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
+        return images.clamp(-1, 1)
+
+    def predict(
+        self,
+        noisy_latents: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        embeddings: Float[Tensor, "batch tokens width"],
+    ) -> Tensor:
+        """The UNet's own output (noise or v, see prediction_type), float32, same shape as the latents.
+
+        Gradients flow to `embeddings`; the weights are frozen.
+        """
+        output: Tensor = self.unet(
+            noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=embeddings.to(self.dtype), return_dict=False
+        )[0]
+        return output.float()
+
+    def predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        """The noise prediction eps_theta(z_t, t, c), whatever the network was trained to predict."""
+        output = self.predict(noisy_latents, timesteps, embeddings)
+        if self.prediction_type == "epsilon":
+            return output
+        signal, noise = self._coefficients(timesteps)
+        return signal * output + noise * noisy_latents
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) eps (DDPM, arXiv 2006.11239, eq. 4)."""
+        signal_scale, noise_scale = self._coefficients(timesteps)
+        return signal_scale * latents + noise_scale * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What `predict` should return: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z (arXiv 2202.00512)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        signal_scale, noise_scale = self._coefficients(timesteps)
+        return signal_scale * noise - noise_scale * latents
+
+    @property
+    def training_timesteps(self) -> int:
+        """Number of timesteps T of the model's own schedule; timesteps are 0..T-1."""
+        return len(self.alphas_cumprod)
+
+    @torch.no_grad()
+    def text_tokens(self, prompts: list[str]) -> Tensor:
+        """Encode prompts to (B, model_max_length, width) float32, padded and cut as StableDiffusionPipeline does."""
+        ids = tokenize(self.tokenizer, prompts).to(self.device)
+        tokens: Tensor = self.text_encoder(ids)[0]
+        return tokens
+
+    @torch.no_grad()
+    def image_tokens(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
+        """The adapter's tokens (B, 5, width) float32 for images in [-1, 1]; UsageError where there is no adapter."""
+        from .features import profile
+
+        if self.adapter is None:
+            raise UsageError(f"{self.name}: has no image adapter, so no warm start. Use --init random or class-mean.")
+        tokens: Tensor = self.adapter(profile(self._lite0, images.to(self.device)))
+        return tokens
+
+    def scheduler(self, name: SchedulerName, inference_steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
+        """A fresh diffusers scheduler over this model's own noise schedule, timesteps set."""
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+        if inference_steps > self.training_timesteps:
+            raise UsageError(f"inference_steps={inference_steps}: more than the model's {self.training_timesteps} timesteps.")
+        if name == "ddim":
+            # PNDM checkpoints (SD 1.4) carry skip_prk_steps and the like, which DDIM ignores.
+            scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
+        else:
+            scheduler = DPMSolverMultistepScheduler.from_config(
+                self.scheduler_config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
+            )
+        scheduler.set_timesteps(inference_steps, device=self.device)
+        return scheduler
+
+    @cached_property
+    def _lite0(self) -> nn.Module:
+        from .features import load_lite0
+
+        return load_lite0().to(self.device)
+
+    def _coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_bar = self.alphas_cumprod[timesteps][:, None, None, None]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def initialise(architecture: Path, seed: int) -> dict[str, nn.Module]:
+    """Build vae, unet and text_encoder with random weights from the config files below `architecture`."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_config(json.loads((architecture / "vae" / "config.json").read_text()))
+    unet = UNet2DConditionModel.from_config(json.loads((architecture / "unet" / "config.json").read_text()))
+    text_config = CLIPTextConfig(**json.loads((architecture / "text_encoder" / "config.json").read_text()))
+    use_plain_attention(vae, unet)
+    return {"vae": vae, "unet": unet, "text_encoder": CLIPTextModel(text_config)}
+
+
+def noise_schedule(architecture: Path) -> Tensor:
+    """alpha_bar (T,) float32 of the scheduler config below `architecture`."""
+    from diffusers import DDPMScheduler
+
+    config = json.loads((architecture / "scheduler" / "scheduler_config.json").read_text())
+    alphas_cumprod: Tensor = DDPMScheduler.from_config(config).alphas_cumprod
+    return alphas_cumprod.float()
+
+
+def save_checkpoint(
+    folder: Path, modules: dict[str, Any], tokenizer: CLIPTokenizer, scheduler_config: dict[str, Any]
+) -> None:
+    """Write a diffusers-format Stable Diffusion folder: vae, unet, text_encoder, tokenizer, scheduler, model_index."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    StableDiffusionPipeline(
+        vae=modules["vae"],
+        unet=modules["unet"],
+        text_encoder=modules["text_encoder"],
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler.from_config(scheduler_config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+
+
+def use_plain_attention(*modules: nn.Module) -> None:
+    """Switch diffusers modules to explicit softmax(QK)V: on CPUs the fused kernel's backward is slow at these sizes."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    for module in modules:
+        module.set_attn_processor(AttnProcessor())  # type: ignore[operator]
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Token ids (B, model_max_length) int64, padded and truncated as StableDiffusionPipeline does."""
+    ids: Tensor = tokenizer(
+        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; anything else goes to torch, with a clear error."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device={device!r}: not usable here ({error}). Use auto, cpu or cuda.") from error
+
+
+def hash_weights(folder: Path) -> str:
+    """sha256 hex over the names and contents of every weight and config file below `folder`, in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json"} and p.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        with path.open("rb") as handle:
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    """The local folder of a generator; hub ids are downloaded, safetensors and configs only."""
+    if name == "mini":
+        return MINI
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UsageError(f"generator {name!r}: no such folder, and not a hub id (owner/name). `dinv generators` lists some.")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", *(f"{part}/*model.safetensors" for part in PARTS)]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"generator {name!r}: cannot be fetched from the hub ({type(error).__name__}). "
+            "Check the id, the revision and the network, or give a local folder."
+        ) from error
+
+
+def _check_parts(folder: Path) -> None:
+    """Refuse what is not a safetensors SD 1.x / 2.x checkpoint before anything large is read."""
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise UsageError(f"{folder}: not a diffusers Stable Diffusion folder, {', '.join(missing)} missing.")
+    if (folder / "text_encoder_2").is_dir():
+        raise UsageError(f"{folder}: looks like SDXL (text_encoder_2). Only Stable Diffusion 1.x and 2.x are supported.")
+    for part in ("vae", "unet", "text_encoder"):
+        if not list((folder / part).glob("*.safetensors")):
+            raise UsageError(
+                f"{folder / part}: no safetensors weights (pickles are never loaded). Convert the checkpoint with "
+                "`StableDiffusionPipeline.from_pretrained(...).save_pretrained(folder, safe_serialization=True)`."
+            )
+
+
+def _freeze(module: Any) -> Any:
+    return module.eval().requires_grad_(False)

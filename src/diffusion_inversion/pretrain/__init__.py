@@ -1,0 +1,1 @@
+"""The recipe of `mini`, the embedded latent diffusion model: vae -> latents -> unet -> export."""

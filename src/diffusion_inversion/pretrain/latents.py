@@ -1,0 +1,55 @@
+"""Stage `latents`: what the UNet stage reads of every image, computed once: latents of both mirrorings, Lite0 profile."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..engine.progress import track
+from ..features import flip_profile, load_lite0, profile
+from .corpus import Corpus, to_float
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """latents (2, N, 2C, H, W) float16: [plain, mirrored] x [mean, log-variance]; profiles (N, PROFILE_DIM) float16."""
+
+    latents: Tensor
+    profiles: Tensor
+    labels: Tensor
+
+    def batch(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Sampled latents (B, C, H, W) and profiles (B, PROFILE_DIM), float32, mirrored together half of the time."""
+        mirrored = torch.rand(len(rows), generator=generator) < 0.5
+        mean, logvar = self.latents[mirrored.long(), rows].float().chunk(2, dim=1)
+        latents = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator)
+        profiles = self.profiles[rows].float()
+        profiles[mirrored] = flip_profile(profiles[mirrored])
+        return latents, profiles
+
+
+@torch.no_grad()
+def cache_latents(vae: nn.Module, corpus: Corpus, path: Path, batch_size: int = 100) -> LatentCache:
+    """Compute the cache of `corpus` with a normalised VAE, or read it from `path` where it is complete."""
+    if not path.is_file():
+        lite0 = load_lite0()
+        plain, mirrored, profiles = [], [], []
+        with track(f"latents {path.stem}", len(corpus.images)) as advance:
+            for chunk in corpus.images.split(batch_size):
+                images = to_float(chunk)
+                for found, view in ((plain, images), (mirrored, images.flip(-1))):
+                    with torch.autocast("cpu", torch.bfloat16):
+                        latent_dist = vae.encode(view).latent_dist  # type: ignore[operator]
+                    found.append(torch.cat([latent_dist.mean, latent_dist.logvar], dim=1).half())
+                profiles.append(profile(lite0, images).half())
+                advance(len(chunk))
+        latents = torch.stack([torch.cat(plain), torch.cat(mirrored)]).contiguous()
+        temporary = path.with_suffix(".tmp")
+        save_file({"latents": latents, "profiles": torch.cat(profiles), "labels": corpus.labels}, temporary)
+        os.replace(temporary, path)
+    return LatentCache(**load_file(path))

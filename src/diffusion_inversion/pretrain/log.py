@@ -1,0 +1,30 @@
+"""The plain-text training log (tab-separated, one line per record) from which the model card is written."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+
+class TrainingLog:
+    """Append records to `path` and echo them; the first line names the columns."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        self.path, self.columns = path, ("time", "step", "samples", "seconds", *columns)
+        if not path.exists():
+            path.write_text("\t".join(self.columns) + "\n")
+
+    def write(self, step: int, samples: int, seconds: float, **values: float) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        fields = [stamp, str(step), str(samples), f"{seconds:.0f}", *(f"{values[c]:.5f}" for c in self.columns[4:])]
+        line = "\t".join(fields)
+        with self.path.open("a") as handle:
+            handle.write(line + "\n")
+        print(line, flush=True)
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Every record of a log as a dict of column -> text."""
+    header, *lines = path.read_text().splitlines()
+    names = header.split("\t")
+    return [dict(zip(names, line.split("\t"), strict=True)) for line in lines]

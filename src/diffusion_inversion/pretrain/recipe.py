@@ -1,0 +1,128 @@
+"""The whole recipe of `mini`, stage by stage: vae -> latents -> unet -> export. Each stage goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..adapter import Adapter
+from ..errors import UsageError
+from ..generator import initialise, noise_schedule, save_checkpoint, use_plain_attention
+from .card import write_card
+from .corpus import Corpus, load_corpus
+from .latents import cache_latents
+from .tokenizer import train_tokenizer
+from .unet import TEMPLATES, Denoiser, train_unet
+from .vae import normalise_latents, train_vae
+
+ARCHITECTURE = Path(__file__).parent / "architecture"
+Stage = Literal["vae", "latents", "unet", "export"]
+STAGES: tuple[Stage, ...] = ("vae", "latents", "unet", "export")
+NORMALISED_VAE = "vae.safetensors"
+DENOISER = "denoiser.safetensors"
+
+
+def pretrain(
+    corpus_path: Path,
+    validation_path: Path,
+    folder: Path,
+    *,
+    stages: tuple[Stage, ...] = STAGES,
+    vae_samples: int = 110_000,
+    unet_samples: int = 450_000,
+    seed: int = 0,
+) -> Path:
+    """Run `stages` in order and return `folder`/mini, the finished diffusers folder (after stage `export`).
+
+    `corpus_path` and `validation_path` are parquet files with `image` (32 px) and `label`. Every state, log and
+    cache lives below `folder`; the same call goes on where a killed one saved. Raises UsageError where a stage
+    needs an earlier one that was not run, DataError for a bad corpus.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus, validation = load_corpus(corpus_path), load_corpus(validation_path)
+    for stage in stages:
+        if stage == "vae":
+            run_vae(corpus, validation, folder, samples=vae_samples, seed=seed)
+        elif stage == "latents":
+            run_latents(corpus, validation, folder)
+        elif stage == "unet":
+            run_unet(corpus, validation, folder, samples=unet_samples, seed=seed)
+        else:
+            export(corpus, folder)
+    return folder / "mini"
+
+
+def run_vae(corpus: Corpus, validation: Corpus, folder: Path, *, samples: int, seed: int = 0) -> None:
+    """Train the autoencoder (Muon, lr 2e-3, batch 32) and save it with normalised latents."""
+    vae = initialise(ARCHITECTURE, seed)["vae"]
+    vae = train_vae(vae, corpus, validation, folder, samples=samples, batch_size=32, lr=2e-3, optimizer="muon", seed=seed)
+    normalise_latents(vae, corpus.images[:: max(1, len(corpus.images) // 10_000)])
+    save_file(vae.state_dict(), folder / NORMALISED_VAE)
+
+
+def run_latents(corpus: Corpus, validation: Corpus, folder: Path) -> None:
+    """Cache latents and Lite0 profiles of both splits."""
+    vae = _load_vae(folder)
+    cache_latents(vae, validation, folder / "latents-validation.safetensors")
+    cache_latents(vae, corpus, folder / "latents-train.safetensors")
+
+
+def run_unet(corpus: Corpus, validation: Corpus, folder: Path, *, samples: int, seed: int = 0) -> None:
+    """Train denoiser, text encoder and adapter on the caches and save their EMA weights."""
+    vae = _load_vae(folder)
+    train_cache = cache_latents(vae, corpus, folder / "latents-train.safetensors")
+    validation_cache = cache_latents(vae, validation, folder / "latents-validation.safetensors")
+    model = _new_denoiser(seed)
+    adapter = model.adapter
+    assert isinstance(adapter, Adapter)
+    assert adapter.normalise.running_mean is not None and adapter.normalise.running_var is not None
+    profiles = train_cache.profiles[::10].float()
+    adapter.normalise.running_mean.copy_(profiles.mean(0))
+    adapter.normalise.running_var.copy_(profiles.var(0))
+    model.eval()  # nothing here has dropout; the batch norm only standardises the profiles
+    tokenizer = train_tokenizer(_texts(corpus.names))
+    model = train_unet(model, tokenizer, train_cache, validation_cache, corpus.names, folder, samples=samples, seed=seed)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / DENOISER)
+
+
+def export(corpus: Corpus, folder: Path) -> None:
+    """Write `folder`/mini: the diffusers folder in float16, the adapter, and the model card."""
+    if not (folder / DENOISER).is_file():
+        raise UsageError(f"{folder / DENOISER}: missing. Run the stage unet first.")
+    model = _new_denoiser(seed=0)
+    model.load_state_dict(load_file(folder / DENOISER))
+    assert isinstance(model.adapter, Adapter)
+    target = folder / "mini"
+    scheduler_config = json.loads((ARCHITECTURE / "scheduler" / "scheduler_config.json").read_text())
+    modules = {"vae": _load_vae(folder).half(), "unet": model.unet.half(), "text_encoder": model.text_encoder.half()}
+    save_checkpoint(target, modules, train_tokenizer(_texts(corpus.names)), scheduler_config)
+    # Stored in half precision, computed in single: transformers reads the dtype to compute in from here.
+    text_config = json.loads((target / "text_encoder" / "config.json").read_text())
+    (target / "text_encoder" / "config.json").write_text(json.dumps(text_config | {"dtype": "float32"}, indent=2) + "\n")
+    model.adapter.save(target / "adapter")
+    write_card(target, folder)
+
+
+def _texts(names: tuple[str, ...]) -> list[str]:
+    return [template.format(name) for name in names for template in TEMPLATES]
+
+
+def _new_denoiser(seed: int) -> Denoiser:
+    modules = initialise(ARCHITECTURE, seed)
+    width = json.loads((ARCHITECTURE / "unet" / "config.json").read_text())["cross_attention_dim"]
+    torch.manual_seed(seed)
+    return Denoiser(modules["unet"], modules["text_encoder"], Adapter(width=width), noise_schedule(ARCHITECTURE))
+
+
+def _load_vae(folder: Path) -> nn.Module:
+    if not (folder / NORMALISED_VAE).is_file():
+        raise UsageError(f"{folder / NORMALISED_VAE}: missing. Run the stage vae first.")
+    vae = initialise(ARCHITECTURE, seed=0)["vae"]
+    vae.load_state_dict(load_file(folder / NORMALISED_VAE))
+    use_plain_attention(vae)
+    return vae.eval().requires_grad_(False)
