@@ -16,7 +16,7 @@ class Settings(BaseModel):
 class InvertSettings(Settings):
     """Stage 1: learn one conditioning vector c (tokens x text width) per image."""
 
-    steps: int = Field(150, ge=0, description="AdamW steps per image; 0 keeps the initial vectors")
+    steps: int = Field(100, ge=0, description="AdamW steps per image; 0 keeps the initial vectors")
     keep_steps: tuple[int, ...] = Field((), description="steps whose vectors are kept too, e.g. 1000,2000,3000")
     learning_rate: float = Field(0.03, gt=0, description="constant AdamW learning rate (paper: 0.03)")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay (PyTorch's and the reference's default)")
@@ -25,7 +25,7 @@ class InvertSettings(Settings):
         "warm", description="start: adapter's guess, the mean of the class's guesses, or noise"
     )
     batch_size: int = Field(100, ge=1, description="images optimised side by side; each on its own all the same")
-    eval_draws: int = Field(16, ge=1, description="fixed (timestep, noise) draws that measure each image's loss")
+    eval_draws: int = Field(8, ge=1, description="fixed (timestep, noise) draws that measure each image's loss")
     resolution: int | None = Field(None, ge=8, description="side in px at which images are learned; default: the generator's")
     seed: int = Field(0, ge=0, description="run seed; every image derives its own from it and its id")
 
@@ -74,3 +74,49 @@ class TrainSettings(Settings):
     real_fraction: float = Field(0.5, gt=0, lt=1, description="share of each real+synthetic batch that is real")
     arms: tuple[Literal["real", "synthetic", "real+synthetic"], ...] = Field(ARMS, min_length=1, description="what to train on")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one classifier per arm and seed; at least 3 for a verdict")
+
+
+class DataSettings(Settings):
+    """Which images are inverted, and which test the classifier."""
+
+    data: str = Field(description="folder of class folders, parquet file, hf:<id>, or a built-in name")
+    test: str | None = Field(None, description="test images, as DATA; default: the data set's own, else a hold-out")
+    limit: int | None = Field(None, ge=2, description="stratified subset of the training images")
+    test_limit: int | None = Field(None, ge=2, description="stratified subset of the test images")
+    holdout: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no test split")
+    seed: int = Field(0, ge=0, description="seed of subset and hold-out")
+    root: str | None = Field(None, description="where downloads go; default: $DINV_DATA")
+    drop_test_duplicates: bool = Field(False, description="leave out test images that are training images too")
+
+
+# A preset changes these defaults; options given beside it win. `paper` is the text of the paper (sections 3, B.1, B.2.2).
+PRESETS: dict[str, dict[str, dict[str, object]]] = {
+    "default": {"data": {}, "invert": {}, "sample": {}, "train": {}},
+    "paper": {
+        "invert": {"steps": 3000, "keep_steps": (1000, 2000, 3000)},
+        "sample": {
+            "variants": 45,
+            "guidance_scales": (3.0, 4.0, 5.0),  # the paper's w in {2, 3, 4}
+            "kept_steps": (1000, 2000, 3000),
+            "scheduler": "ddim",
+            "inference_steps": 100,
+        },
+        "train": {"architecture": "resnet18"},
+    },
+}
+
+# What `dinv demo` runs, sized for 2 CPU cores: elpv in at most 10 minutes, digits in at most 4.
+DEMOS: dict[str, dict[str, dict[str, object]]] = {
+    "elpv": {
+        "data": {"limit": 200, "test_limit": 1000},
+        "invert": {"steps": 100},
+        "sample": {"variants": 10, "image_size": 32},
+        "train": {"steps": 300},
+    },
+    "digits": {
+        "data": {"limit": 100, "test_limit": 350},
+        "invert": {"steps": 60},
+        "sample": {"variants": 5},
+        "train": {"steps": 200},
+    },
+}

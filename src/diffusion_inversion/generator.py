@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MINI = Path(__file__).parent / "weights" / "mini"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 SchedulerName = Literal["ddim", "dpm++"]
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Generator:
         name_or_path: str | Path = "mini",
         revision: str | None = None,
         device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: str = "auto",
     ) -> Generator:
         """Load `mini`, a local diffusers folder, or a hub id (downloaded; safetensors only; pin it by `revision`).
 
@@ -163,6 +164,16 @@ class Generator:
         return signal_scale * noise - noise_scale * latents
 
     @property
+    def record(self) -> dict[str, str]:
+        """What identifies the generator in a run: name, weight hash, precision, prediction type."""
+        return {
+            "name": self.name,
+            "hash": self.hash,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "prediction_type": self.prediction_type,
+        }
+
+    @property
     def training_timesteps(self) -> int:
         """Number of timesteps T of the model's own schedule; timesteps are 0..T-1."""
         return len(self.alphas_cumprod)
@@ -209,6 +220,23 @@ class Generator:
     def _coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         alpha_bar = self.alphas_cumprod[timesteps][:, None, None, None]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def available() -> dict[str, Path]:
+    """Names and folders of the generators here: `mini`, and complete Stable Diffusion folders in the hub's cache."""
+    found = {"mini": MINI}
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return found
+    for repository in sorted(repositories, key=lambda r: r.repo_id):
+        for revision in repository.revisions:
+            if all((revision.snapshot_path / part).is_dir() for part in PARTS):
+                found[repository.repo_id] = revision.snapshot_path
+    return found
 
 
 def initialise(architecture: Path, seed: int) -> dict[str, nn.Module]:
@@ -289,8 +317,11 @@ def hash_weights(folder: Path) -> str:
 
 
 def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype!r}: unknown. Use one of: {', '.join(DTYPES)}.")
+    chosen = DTYPES[dtype]
+    if chosen is not None:
+        return chosen
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

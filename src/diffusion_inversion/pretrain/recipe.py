@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,14 +14,14 @@ from ..errors import UsageError
 from ..generator import initialise, noise_schedule, save_checkpoint, use_plain_attention
 from .card import write_card
 from .corpus import Corpus, load_corpus
+from .figures import measure
 from .latents import cache_latents
 from .tokenizer import train_tokenizer
 from .unet import TEMPLATES, Denoiser, train_unet
 from .vae import normalise_latents, train_vae
 
 ARCHITECTURE = Path(__file__).parent / "architecture"
-Stage = Literal["vae", "latents", "unet", "export"]
-STAGES: tuple[Stage, ...] = ("vae", "latents", "unet", "export")
+STAGES = ("vae", "latents", "unet", "export", "figures")
 NORMALISED_VAE = "vae.safetensors"
 DENOISER = "denoiser.safetensors"
 
@@ -32,17 +31,25 @@ def pretrain(
     validation_path: Path,
     folder: Path,
     *,
-    stages: tuple[Stage, ...] = STAGES,
-    vae_samples: int = 110_000,
+    stages: tuple[str, ...] = STAGES[:-1],
+    vae_samples: int = 77_000,
     unet_samples: int = 450_000,
+    target_train: Path | None = None,
+    target_test: Path | None = None,
     seed: int = 0,
 ) -> Path:
     """Run `stages` in order and return `folder`/mini, the finished diffusers folder (after stage `export`).
 
     `corpus_path` and `validation_path` are parquet files with `image` (32 px) and `label`. Every state, log and
-    cache lives below `folder`; the same call goes on where a killed one saved. Raises UsageError where a stage
-    needs an earlier one that was not run, DataError for a bad corpus.
+    cache lives below `folder`; the same call goes on where a killed one saved. Stage `figures` measures the exported
+    model on a target data set (parquet files too) and writes the card again. Raises UsageError where a stage is unknown
+    or needs an earlier one that was not run, DataError for a bad corpus.
     """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise UsageError(f"--stage {','.join(unknown)}: unknown. Use some of {','.join(STAGES)}.")
+    if "figures" in stages and (target_train is None or target_test is None):
+        raise UsageError("--stage figures: needs --target-train and --target-test, parquet files of a target data set.")
     folder.mkdir(parents=True, exist_ok=True)
     corpus, validation = load_corpus(corpus_path), load_corpus(validation_path)
     for stage in stages:
@@ -52,8 +59,11 @@ def pretrain(
             run_latents(corpus, validation, folder)
         elif stage == "unet":
             run_unet(corpus, validation, folder, samples=unet_samples, seed=seed)
-        else:
+        elif stage == "export":
             export(corpus, folder)
+        elif target_train is not None and target_test is not None:
+            measure(folder, validation, target_train, target_test)
+            write_card(folder / "mini", folder)
     return folder / "mini"
 
 

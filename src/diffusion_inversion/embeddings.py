@@ -1,0 +1,133 @@
+"""The store of stage 1: learned conditioning vectors in safetensors shards, listed by a manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .engine.store import Manifest, commit_file
+from .errors import DataError
+
+FOLDER = "embeddings"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Learned vectors of N images at S kept steps.
+
+    ids (N); labels (N,) int64; class_names; steps (S, ascending); vectors (S, N, tokens, width) float32;
+    curve_steps (P, ascending) and losses (P, N) float32: mean loss of each image on its fixed evaluation bank;
+    null_losses (N,): the same with the empty prompt; generator_hash; resolution (side in px they were learned at);
+    image_size (native side of the data set in px).
+    """
+
+    ids: tuple[str, ...]
+    labels: Tensor
+    class_names: tuple[str, ...]
+    steps: tuple[int, ...]
+    vectors: Tensor
+    curve_steps: tuple[int, ...]
+    losses: Tensor
+    null_losses: Tensor
+    generator_hash: str
+    resolution: int
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def at(self, step: int | None = None) -> Tensor:
+        """Vectors (N, tokens, width) at a kept step, by default the last; DataError for a step that was not kept."""
+        if step is None:
+            return self.vectors[-1]
+        if step not in self.steps:
+            raise DataError(f"step {step}: its vectors were not kept (kept: {self.steps}). Invert with --keep-steps {step}.")
+        return self.vectors[self.steps.index(step)]
+
+    def mean(self, step: int | None = None) -> Tensor:
+        """Mean over ALL images (tokens, width): the paper's unconditional vector (section 3.2)."""
+        return self.at(step).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One committed unit of stage 1; see `Embeddings` for the shapes."""
+
+    ids: tuple[str, ...]
+    labels: Tensor
+    vectors: Tensor
+    losses: Tensor
+    null_losses: Tensor
+
+
+class EmbeddingStore:
+    """The shards below RUN/embeddings. `header` is what all shards share (class names, steps, generator, sizes)."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / FOLDER
+        self.manifest = Manifest(self.folder / "manifest.jsonl")
+
+    def done(self) -> set[str]:
+        """Ids of every committed image."""
+        return {image_id for record in self.manifest.records() for image_id in record["ids"]}
+
+    def commit(self, shard: Shard, header: dict[str, Any]) -> None:
+        """Write a shard durably, then list it in the manifest."""
+        name = f"shard-{len(self.manifest.records()):05d}.safetensors"
+        tensors = {
+            "labels": shard.labels,
+            "vectors": shard.vectors.float().contiguous(),
+            "losses": shard.losses.float().contiguous(),
+            "null_losses": shard.null_losses.float().contiguous(),
+        }
+        metadata = {"ids": json.dumps(shard.ids), "header": json.dumps(header)}
+        digest = commit_file(self.folder / name, lambda path: save_file(tensors, path, metadata=metadata))
+        self.manifest.append({"file": name, "ids": list(shard.ids), "count": len(shard.ids), "sha256": digest, **header})
+
+    def read(self) -> Embeddings:
+        """All committed vectors in the order they were learned. Raises DataError where a shard is missing or damaged."""
+        records = self.manifest.records()
+        if not records:
+            raise DataError(f"{self.folder}: no learned vectors. Run `dinv invert DATA --out {self.folder.parent}` first.")
+        ids: list[str] = []
+        parts: dict[str, list[Tensor]] = {"labels": [], "vectors": [], "losses": [], "null_losses": []}
+        for record in records:
+            path = self.folder / str(record["file"])
+            try:
+                with safe_open(path, "pt") as handle:
+                    shard = {key: handle.get_tensor(key) for key in parts}
+                    found = json.loads(handle.metadata()["ids"])
+            except (OSError, SafetensorError, KeyError, ValueError) as error:
+                raise DataError(f"{path}: cannot be read ({error}). Delete {self.folder} and invert again.") from error
+            if found != record["ids"] or not torch.isfinite(shard["vectors"]).all():
+                raise DataError(f"{path}: not what the manifest lists. Delete {self.folder} and invert again.")
+            ids += found
+            for key, value in shard.items():
+                parts[key].append(value)
+        head = records[0]
+        return Embeddings(
+            ids=tuple(ids),
+            labels=torch.cat(parts["labels"]),
+            class_names=tuple(head["class_names"]),
+            steps=tuple(head["steps"]),
+            vectors=torch.cat(parts["vectors"], dim=1),
+            curve_steps=tuple(head["curve_steps"]),
+            losses=torch.cat(parts["losses"], dim=1),
+            null_losses=torch.cat(parts["null_losses"]),
+            generator_hash=head["generator_hash"],
+            resolution=head["resolution"],
+            image_size=head["image_size"],
+        )
+
+
+def read_embeddings(run: str | Path) -> Embeddings:
+    """The learned vectors of a run folder. Raises DataError where there are none or a shard is damaged."""
+    return EmbeddingStore(Path(run)).read()

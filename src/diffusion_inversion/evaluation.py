@@ -1,0 +1,255 @@
+"""How good a classifier is on real images, and whether synthetic images helped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .classifiers import Classifier
+from .errors import DataError, UsageError
+from .images import LabelledImages
+
+Outcome = Literal["helps", "does not help", "not enough evidence"]
+BASELINE = "real"
+SMALLEST_EFFECT = 0.005
+MIN_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A classifier's result on n test images; every rate is in [0, 1]."""
+
+    n: int
+    accuracy: float
+    balanced_accuracy: float  # mean of `per_class` over the classes that the test images have
+    per_class: tuple[float | None, ...]  # share of each class's images that were recognised; None where it has none
+    confusion: Tensor  # (classes, classes) int64, row = true class, column = predicted class
+    predictions: Tensor  # (n,) int64, in the order of the test images
+
+
+def score(labels: Tensor, predictions: Tensor, classes: int) -> Evaluation:
+    """Compare predicted with true classes, both (n,) int64 in 0..classes-1. Raises DataError when n is 0 or differs."""
+    from sklearn.metrics import accuracy_score, confusion_matrix
+
+    if len(labels) == 0 or len(labels) != len(predictions):
+        raise DataError(f"{len(labels)} labels, {len(predictions)} predictions: give as many of both, at least one.")
+    confusion = torch.from_numpy(confusion_matrix(labels.numpy(), predictions.numpy(), labels=range(classes)))
+    per_class = [int(row[k]) / int(row.sum()) if row.sum() else None for k, row in enumerate(confusion)]
+    present = [rate for rate in per_class if rate is not None]
+    return Evaluation(
+        n=len(labels),
+        accuracy=float(accuracy_score(labels.numpy(), predictions.numpy())),
+        balanced_accuracy=math.fsum(present) / len(present),
+        per_class=tuple(per_class),
+        confusion=confusion,
+        predictions=predictions,
+    )
+
+
+@torch.inference_mode()
+def predict(classifier: Classifier, images: LabelledImages, batch_size: int = 500) -> Tensor:
+    """Predicted classes (N,) int64 on the CPU; computed in float32 on the classifier's device, in eval mode."""
+    device = next(classifier.parameters()).device
+    was_training = classifier.training
+    classifier.eval()
+    try:
+        batches = [classifier(batch.to(device)).argmax(1).cpu() for batch in images.images.split(batch_size)]
+    finally:
+        classifier.train(was_training)
+    return torch.cat(batches)
+
+
+def evaluate(classifier: Classifier, images: LabelledImages, batch_size: int = 500) -> Evaluation:
+    """Measure a classifier on labelled images of its own side. `batch_size` sets memory, not results.
+
+    Raises DataError when there are no images or their classes are not the classifier's, UsageError when their
+    side is another.
+    """
+    if len(images) == 0:
+        raise DataError(f"{images.name}: no images to evaluate on; give a test set with at least one.")
+    if classifier.class_names != images.class_names:
+        raise DataError(
+            f"{images.name}: its classes are {list(images.class_names)}, "
+            f"the classifier's are {list(classifier.class_names)}. Give images of the same classes in the same order."
+        )
+    return score(images.labels, predict(classifier, images, batch_size), len(images.class_names))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the baseline: differences are arm minus baseline, in accuracy (0.01 = one point)."""
+
+    arm: str
+    baseline: str
+    differences: tuple[float, ...]  # one per seed
+    difference: float  # their mean
+    seed_error: float | None  # standard error from the spread over seeds, None with one seed
+    test_error: float | None  # standard error from the choice of test images, None where it was not measured
+    seed_interval: tuple[float, float] | None  # t interval of the mean at `confidence`, seeds alone
+    interval: tuple[float, float] | None  # both errors, at `simultaneous_confidence`: what the verdict reads
+    confidence: float
+    simultaneous_confidence: float
+
+    @property
+    def summary(self) -> str:
+        """One line with the mean difference and the interval that the verdict reads, in points."""
+        text = f"{self.arm} - {self.baseline}: {100 * self.difference:+.2f} points"
+        if self.interval is not None:
+            low, high = (f"{100 * bound:+.2f}" for bound in self.interval)
+            text += f", {100 * self.simultaneous_confidence:.4g} % interval [{low}, {high}]"
+        return f"{text} (n={len(self.differences)} seeds)"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether synthetic images helped, and what that rests on."""
+
+    outcome: Outcome
+    reason: str
+    comparisons: tuple[Comparison, ...]
+    smallest_effect: float  # in accuracy: gains below it count as no help
+
+
+def compare(
+    arm: str,
+    accuracies: Mapping[str, Sequence[float]],
+    *,
+    correct: Mapping[str, Tensor] | None = None,
+    baseline: str = BASELINE,
+    confidence: float = 0.95,
+    comparisons: int = 1,
+) -> Comparison:
+    """Compare an arm with the baseline, paired over n seeds (same position = same seed).
+
+    With d_s the difference of the two accuracies at seed s, and, from `correct` (arm to (n, n_test) bool, the
+    recognised test images of every seed), e_i = mean over s of (correct_arm[s, i] - correct_baseline[s, i]):
+
+        total variance = var_s(d_s) / n + var_i(e_i) / n_test
+        interval       = mean_s(d_s) -+ t(level, df) * sqrt(total variance)
+
+    with unbiased variances, level = 1 - (1 - confidence) / comparisons (Bonferroni), and Welch-Satterthwaite's
+    degrees of freedom, which are at least n - 1. The noise of single predictions is in both terms, so the interval
+    errs on the wide side. As in McNemar's test the second term comes from the images on which the arms disagree; it is
+    never taken below that of one such image, 1 / n_test^2. Without `correct` it is left out, and the interval
+    speaks of these test images alone.
+
+    Raises UsageError for a missing arm, lists of different length, or no seed.
+    """
+    from scipy.stats import t
+
+    ours, theirs = _paired(arm, baseline, accuracies)
+    n = len(ours)
+    differences = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs, dtype=torch.float64)
+    mean = float(differences.mean())
+    simultaneous = 1 - (1 - confidence) / comparisons
+
+    def around(variance: float, freedom: float, level: float) -> tuple[float, float]:
+        half = float(t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
+        return (mean - half, mean + half)
+
+    test_variance, n_test = (None, 0) if correct is None else _test_variance(arm, baseline, correct, n)
+    seed_variance = seed_interval = interval = None
+    if n > 1:
+        seed_variance = float(differences.var(correction=1)) / n
+        total, freedom = seed_variance, float(n - 1)
+        if test_variance is not None:
+            total += test_variance
+            freedom = total**2 / (seed_variance**2 / (n - 1) + test_variance**2 / max(n_test - 1, 1))
+        seed_interval = around(seed_variance, n - 1, confidence)
+        interval = around(total, freedom, simultaneous)
+    return Comparison(
+        arm=arm,
+        baseline=baseline,
+        differences=tuple(differences.tolist()),
+        difference=mean,
+        seed_error=None if seed_variance is None else math.sqrt(seed_variance),
+        test_error=None if test_variance is None else math.sqrt(test_variance),
+        seed_interval=seed_interval,
+        interval=interval,
+        confidence=confidence,
+        simultaneous_confidence=simultaneous,
+    )
+
+
+def _paired(
+    arm: str, baseline: str, accuracies: Mapping[str, Sequence[float]]
+) -> tuple[Sequence[float], Sequence[float]]:
+    missing = [name for name in (arm, baseline) if name not in accuracies]
+    if missing:
+        raise UsageError(
+            f"accuracies: no arm {', '.join(missing)}; it has {', '.join(accuracies) or 'none'}. Train the missing arm."
+        )
+    ours, theirs = accuracies[arm], accuracies[baseline]
+    if len(ours) != len(theirs) or not ours:
+        raise UsageError(
+            f"accuracies: {len(ours)} seeds of {arm}, {len(theirs)} of {baseline}. "
+            "The comparison is paired: give the same seeds, at least one."
+        )
+    return ours, theirs
+
+
+def _test_variance(arm: str, baseline: str, correct: Mapping[str, Tensor], seeds: int) -> tuple[float, int]:
+    """Return var_i(e_i) / n_test and n_test, in the words of `compare`."""
+    if arm not in correct or baseline not in correct:
+        raise UsageError(f"correct: has {', '.join(correct) or 'no arm'}; {arm} and {baseline} are needed.")
+    ours, theirs = correct[arm].double(), correct[baseline].double()
+    if ours.shape != theirs.shape or ours.ndim != 2 or ours.shape[0] != seeds:
+        raise UsageError(
+            f"correct: {arm} has shape {tuple(ours.shape)}, {baseline} {tuple(theirs.shape)}; "
+            f"both must be ({seeds} seeds, test images)."
+        )
+    n_test = ours.shape[1]
+    per_image = (ours - theirs).mean(0)
+    variance = float(per_image.var(correction=1)) / n_test if n_test > 1 else 0.0
+    return max(variance, 1 / n_test**2), n_test
+
+
+def verdict(
+    accuracies: Mapping[str, Sequence[float]],
+    *,
+    correct: Mapping[str, Tensor] | None = None,
+    baseline: str = BASELINE,
+    smallest_effect: float = SMALLEST_EFFECT,
+    confidence: float = 0.95,
+) -> Verdict:
+    """Say whether synthetic images helped: every other arm is compared with `baseline`, paired over seeds.
+
+    `accuracies` maps arms to accuracies in [0, 1] in seed order; `correct` maps them to (seeds, n_test) bool. The
+    intervals are those of `compare`, Bonferroni-corrected over the arms compared: all hold together at `confidence`.
+
+    - "helps": some arm's lower bound is above 0;
+    - "does not help": every arm's upper bound is below `smallest_effect` (default half a point);
+    - "not enough evidence": anything else, and always with fewer than 3 seeds or nothing to compare.
+    """
+    arms = [name for name in accuracies if name != baseline]
+    if not arms or baseline not in accuracies:
+        trained = ", ".join(accuracies) or "nothing"
+        return Verdict("not enough evidence", f"only {trained} was trained: nothing to compare", (), smallest_effect)
+    comparisons = tuple(
+        compare(name, accuracies, correct=correct, baseline=baseline, confidence=confidence, comparisons=len(arms))
+        for name in arms
+    )
+    seeds = len(accuracies[baseline])
+    bounds = [(c, *c.interval) for c in comparisons if c.interval is not None]
+    if seeds < MIN_SEEDS:
+        reason = f"{seeds} of the at least {MIN_SEEDS} seeds that a verdict needs"
+        return Verdict("not enough evidence", reason, comparisons, smallest_effect)
+    surest, low, _ = max(bounds, key=lambda b: b[1])
+    widest, _, high = max(bounds, key=lambda b: b[2])
+    effect = f"{100 * smallest_effect:g} points"
+    outcome: Outcome
+    if low > 0:
+        outcome, reason = "helps", f"the interval is above zero: {surest.summary}"
+    elif high < smallest_effect:
+        outcome, reason = "does not help", f"a gain of {effect} is excluded for every arm: {widest.summary}"
+    else:
+        outcome = "not enough evidence"
+        reason = f"neither no gain nor one of {effect} is excluded: {widest.summary}"
+    if correct is None:
+        reason += "; on these test images alone"
+    return Verdict(outcome, reason, comparisons, smallest_effect)

@@ -1,0 +1,16 @@
+"""Classifier-free guidance (arXiv 2207.12598)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, guidance_scale: Tensor | float) -> Tensor:
+    """u + s (c - u), for predictions of any one kind (noise or v), each (B, ...); s is a number or (B,).
+
+    `guidance_scale` follows diffusers: 1 gives the conditional prediction, 0 the unconditional one. The
+    paper's w (section 3.2: (1 + w) c - w u) is guidance_scale - 1.
+    """
+    if isinstance(guidance_scale, Tensor):
+        guidance_scale = guidance_scale.view(-1, *[1] * (conditional.ndim - 1))
+    return unconditional + guidance_scale * (conditional - unconditional)

@@ -1,0 +1,190 @@
+"""Stage `figures`: the numbers of mini's card, measured on a target data set it was never trained on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..classifiers import Classifier
+from ..config import InvertSettings, SampleSettings, TrainSettings
+from ..datasets import load_images
+from ..engine.progress import track
+from ..engine.store import commit_bytes
+from ..errors import UsageError
+from ..evaluation import evaluate
+from ..features import load_lite0
+from ..generator import Generator
+from ..images import LabelledImages
+from ..inversion import invert, to_model_range
+from ..sampling import denoise, reconstruct, to_uint8
+from ..training import train
+from .corpus import Corpus
+
+PROMPTED_SAMPLES, INVERTED_IMAGES = 10_000, 500
+PROMPT_GUIDANCE, INFERENCE_STEPS = 2.0, 16
+CLASSIFIER = TrainSettings(architecture="resnet20", steps=4000)
+FILE = "figures.json"
+
+
+def measure(folder: Path, validation: Corpus, target_train: Path, target_test: Path) -> dict[str, Any]:
+    """Measure folder/mini and write folder/figures.json; a figure already there for the same weights is kept.
+
+    The ResNet-20 is trained on all of `target_train` (4,000 steps of 128) and kept in `folder`. Nothing is
+    selected on `target_test`. Raises UsageError without torchmetrics (extra `metrics`).
+    """
+    generator = Generator.load(folder / "mini")
+    path = folder / FILE
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if found.get("generator_hash") != generator.hash:
+        found = {"generator_hash": generator.hash, "summary": {}}
+    real, test = load_images(target_train), load_images(target_test)
+    classifier = _classifier(folder, real)
+
+    def keep(name: str, compute: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> None:
+        if name not in found:
+            started = time.monotonic()
+            found[name] = compute() | {"seconds": round(time.monotonic() - started)}
+        found["summary"][name] = describe(found[name])
+        commit_bytes(path, (json.dumps(found, indent=2) + "\n").encode())
+
+    keep(
+        "autoencoder",
+        lambda: autoencoder_figures(generator, classifier, test),
+        lambda f: (
+            f"PSNR {f['psnr_db']:.2f} dB on {f['n']:,} CIFAR-10 test images; ResNet-20 accuracy {100 * f['accuracy']:.1f} % on "
+            f"originals, {100 * f['accuracy_autoencoded']:.1f} % on autoencoded (the same classifier)"
+        ),
+    )
+    keep(
+        "inversion",
+        lambda: inversion_figures(generator, classifier, real, folder / "inversion"),
+        lambda f: (
+            f"source's label given to {100 * f['agreement']:.1f} % of {f['n']:,} reconstructions at guidance "
+            f"{f['guidance_scale']:g} ({100 * f['agreement_unguided']:.1f} % at 1; {100 * f['agreement_source']:.1f} % of the "
+            f"sources themselves); bank loss empty {f['null_loss']:.3f}, adapter {f['loss_initial']:.3f}, "
+            f"{f['steps']} steps {f['loss_final']:.3f}"
+        ),
+    )
+    keep(
+        "fid_lite0",
+        lambda: fid_figures(generator, validation),
+        lambda f: (
+            f"{f['fid_lite0']:.4g} for {f['n']:,} prompted samples (guidance {f['guidance_scale']:g}, {f['inference_steps']} "
+            f"DPM-Solver++ steps) against {f['n_real']:,} validation images"
+        ),
+    )
+    return found
+
+
+def autoencoder_figures(generator: Generator, classifier: Classifier, test: LabelledImages) -> dict[str, Any]:
+    """PSNR in dB of decode(encode(x)), and the classifier's accuracy on x and on it."""
+    decoded = []
+    with track("autoencode", len(test)) as advance:
+        for chunk in test.images.split(250):
+            decoded.append(to_uint8(generator.decode(generator.encode(to_model_range(chunk)).mean)).cpu())
+            advance(len(chunk))
+    autoencoded = _with_pixels(test, torch.cat(decoded))
+    mse = (autoencoded.images.float() - test.images.float()).square().mean(dim=(1, 2, 3))
+    return {
+        "n": len(test),
+        "psnr_db": float((10 * torch.log10(255**2 / mse)).mean()),
+        "accuracy": evaluate(classifier, test).accuracy,
+        "accuracy_autoencoded": evaluate(classifier, autoencoded).accuracy,
+    }
+
+
+def inversion_figures(
+    generator: Generator, classifier: Classifier, real: LabelledImages, folder: Path
+) -> dict[str, Any]:
+    """Share of reconstructions (lambda = alpha = 0) to which the classifier gives their source's label."""
+    per_class = INVERTED_IMAGES // len(real.class_names)
+    rows = [row for label in range(len(real.class_names)) for row in (real.labels == label).nonzero()[:per_class, 0].tolist()]
+    sources = real.subset(rows)
+    settings = InvertSettings()
+    embeddings = invert(sources, generator, folder / generator.hash[:12], settings)
+    agreement = {}
+    for scale in (SampleSettings().guidance_scales[0], 1.0):
+        drawn = reconstruct(embeddings, generator, SampleSettings(guidance_scales=(scale,)))
+        agreement[scale] = evaluate(classifier, _with_pixels(sources, drawn)).accuracy
+    guided = SampleSettings().guidance_scales[0]
+    return {
+        "n": len(sources),
+        "steps": settings.steps,
+        "guidance_scale": guided,
+        "agreement": agreement[guided],
+        "agreement_unguided": agreement[1.0],
+        "agreement_source": evaluate(classifier, sources).accuracy,
+        "null_loss": float(embeddings.null_losses.mean()),
+        "loss_initial": float(embeddings.losses[0].mean()),
+        "loss_final": float(embeddings.losses[-1].mean()),
+    }
+
+
+def fid_figures(generator: Generator, validation: Corpus) -> dict[str, Any]:
+    """Frechet distance on pooled Lite0 features, not the standard FID, between prompted samples and real images."""
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+    except ImportError as error:
+        raise UsageError("the stage figures needs torchmetrics. Install the extra: diffusion-inversion[metrics].") from error
+
+    metric = FrechetInceptionDistance(feature=_PooledLite0(), normalize=False, input_img_size=(3, 32, 32))
+    with track("real features", len(validation.images)) as advance:
+        for chunk in validation.images.split(100):
+            metric.update(chunk, real=True)
+            advance(len(chunk))
+    names = [validation.names[i % len(validation.names)] for i in range(PROMPTED_SAMPLES)]
+    empty = generator.text_tokens([""])
+    stream = torch.Generator().manual_seed(0)
+    side = generator.resolution // generator.vae_factor
+    with track("prompted samples", PROMPTED_SAMPLES) as advance:
+        for start in range(0, PROMPTED_SAMPLES, 200):
+            tokens = generator.text_tokens([f"a photo of a {name}" for name in names[start : start + 200]])
+            noise = torch.randn(len(tokens), generator.latent_channels, side, side, generator=stream)
+            scales = torch.full((len(tokens),), PROMPT_GUIDANCE)
+            latents = denoise(generator, noise, tokens, empty.expand_as(tokens), scales, "dpm++", INFERENCE_STEPS)
+            metric.update(to_uint8(generator.decode(latents)).cpu(), real=False)
+            advance(len(tokens))
+    return {
+        "n": PROMPTED_SAMPLES,
+        "n_real": len(validation.images),
+        "guidance_scale": PROMPT_GUIDANCE,
+        "inference_steps": INFERENCE_STEPS,
+        "fid_lite0": float(metric.compute()),
+    }
+
+
+class _PooledLite0(nn.Module):
+    """uint8 (B, 3, 32, 32) to pooled Lite0 features (B, 1280) at 128 px."""
+
+    num_features = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lite0 = load_lite0()
+
+    def forward(self, images: Tensor) -> Tensor:
+        from ..features import profile
+
+        return profile(self.lite0, to_model_range(images))[:, -self.num_features :]
+
+
+def _classifier(folder: Path, real: LabelledImages) -> Classifier:
+    """The ResNet-20 that judges: trained once on all real target images."""
+    path = folder / "judge.safetensors"
+    if not path.is_file():
+        with track("train the judge", CLASSIFIER.steps, "steps") as advance:
+            train(real, settings=CLASSIFIER, on_step=lambda step, loss: advance(1)).save(path)
+    return Classifier.load(path)
+
+
+def _with_pixels(images: LabelledImages, pixels: Tensor) -> LabelledImages:
+    """The same labels and ids over other pixels."""
+    from dataclasses import replace
+
+    return replace(images, images=pixels)

@@ -1,0 +1,196 @@
+"""Stage 2 (paper, section 3.2): draw variants around the learned vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .config import SampleSettings
+from .embeddings import Embeddings
+from .engine.progress import track
+from .engine.store import claim_run
+from .errors import ConfigMismatchError, UsageError
+from .generator import Generator, SchedulerName
+from .guidance import classifier_free_guidance
+from .images import LabelledImages, resize
+from .perturb import add_gaussian_noise, choose_partner, interpolate
+from .randomness import generator_for
+from .synthetic import SCHEMA, SyntheticStore
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one synthetic image is made from; it depends on (run seed, source id, variant) alone."""
+
+    source: int
+    variant: int
+    partner: int
+    step: int
+    guidance_scale: float
+    embedding: Tensor
+    initial_noise: Tensor
+
+
+def sample(
+    embeddings: Embeddings, generator: Generator, out: str | Path, settings: SampleSettings | None = None
+) -> LabelledImages:
+    """Draw `settings.variants` images per learned vector, store them below `out`/synthetic and return them.
+
+    Each is eps = u + s (c_hat - u) with u from the mean of all vectors and c_hat the perturbed vector. Images already
+    there are not drawn again, so a killed call goes on, and a call with more variants adds the missing ones.
+
+    Raises UsageError (an option does not fit the generator), ConfigMismatchError (`out` or the vectors were made
+    with another generator or settings), DataError (a step was not kept), DiskError.
+    """
+    settings = settings or SampleSettings()
+    if embeddings.generator_hash != generator.hash:
+        raise ConfigMismatchError(
+            f"{generator.name}: the vectors were learned on other weights ({embeddings.generator_hash[:12]}, these are "
+            f"{generator.hash[:12]}). Load the generator they were learned on, or invert again."
+        )
+    image_size = settings.image_size or min(embeddings.image_size, embeddings.resolution)
+    if image_size > embeddings.resolution:
+        raise UsageError(f"image_size={image_size}: larger than the {embeddings.resolution} px that are generated.")
+    out = Path(out)
+    claim_run(out, "sample", fingerprint(embeddings, generator, settings, image_size))
+    store = SyntheticStore(out, embeddings.class_names)
+    done = store.done()
+    jobs = [(row, variant) for variant in range(settings.variants) for row in range(len(embeddings))]
+    todo = [(row, variant) for row, variant in jobs if (embeddings.ids[row], variant) not in done]
+    with track("sample", len(todo)) as advance:
+        for start in range(0, len(todo), settings.batch_size):
+            plans = [
+                plan_variant(embeddings, generator, settings, row, variant)
+                for row, variant in todo[start : start + settings.batch_size]
+            ]
+            images = resize(to_uint8(draw_images(embeddings, generator, plans, settings)), image_size)
+            rows = [metadata_row(embeddings, generator, settings, plan) for plan in plans]
+            store.commit(images, rows)
+            advance(len(plans))
+    return store.finish(variants=settings.variants)
+
+
+def reconstruct(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, rows: Sequence[int] | None = None
+) -> Tensor:
+    """One image per learned vector, or per vector of `rows`, without perturbation (lambda = alpha = 0).
+
+    Returns uint8 (N, 3, R, R) at the side R that the vectors were learned at.
+    """
+    plain = settings.model_copy(update={"noise_strength": 0.0, "interpolation": 0.0, "variants": 1})
+    found = []
+    rows = range(len(embeddings)) if rows is None else rows
+    with track("reconstruct", len(rows)) as advance:
+        for start in range(0, len(rows), settings.batch_size):
+            batch = rows[start : start + settings.batch_size]
+            plans = [plan_variant(embeddings, generator, plain, row, 0) for row in batch]
+            found.append(to_uint8(draw_images(embeddings, generator, plans, plain)))
+            advance(len(plans))
+    return torch.cat(found)
+
+
+def plan_variant(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, row: int, variant: int
+) -> Plan:
+    """Decide everything random about one variant, from its own stream."""
+    stream = generator_for(settings.seed, "sample", embeddings.ids[row], variant)
+    steps = settings.kept_steps or embeddings.steps[-1:]
+    step = steps[int(torch.randint(len(steps), (1,), generator=stream))]
+    scales = settings.guidance_scales
+    guidance_scale = scales[int(torch.randint(len(scales), (1,), generator=stream))]
+    partner = choose_partner(row, embeddings.labels.tolist(), stream)
+    vectors = embeddings.at(step)
+    embedding = interpolate(vectors[row], vectors[partner], settings.interpolation)
+    embedding = add_gaussian_noise(embedding, settings.noise_strength, stream)
+    side = embeddings.resolution // generator.vae_factor
+    initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
+    return Plan(row, variant, partner, step, guidance_scale, embedding, initial_noise)
+
+
+def draw_images(embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings) -> Tensor:
+    """Denoise and decode a batch of plans: (B, 3, R, R) float32 in [-1, 1]."""
+    means = {step: embeddings.mean(step) for step in {plan.step for plan in plans}}
+    latents = denoise(
+        generator,
+        torch.stack([plan.initial_noise for plan in plans]),
+        torch.stack([plan.embedding for plan in plans]),
+        torch.stack([means[plan.step] for plan in plans]),
+        torch.tensor([plan.guidance_scale for plan in plans]),
+        settings.scheduler,
+        settings.inference_steps,
+    )
+    return generator.decode(latents).cpu()
+
+
+@torch.no_grad()
+def denoise(
+    generator: Generator,
+    initial_noise: Float[Tensor, "batch channels height width"],
+    conditional: Float[Tensor, "batch tokens width"],
+    unconditional: Float[Tensor, "batch tokens width"],
+    guidance_scale: Float[Tensor, " batch"],
+    scheduler_name: SchedulerName,
+    inference_steps: int,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Float[Tensor, "batch channels height width"]:
+    """Run the reverse process from standard normal noise to scaled latents, float32.
+
+    Same arithmetic as StableDiffusionPipeline with prompt_embeds, negative_prompt_embeds and latents.
+    """
+    scheduler = generator.scheduler(scheduler_name, inference_steps)
+    device = generator.device
+    latents = initial_noise.to(device) * scheduler.init_noise_sigma
+    conditional, unconditional = conditional.to(device), unconditional.to(device)
+    guidance_scale = guidance_scale.to(device)
+    guided = bool((guidance_scale != 1).any())
+    tokens = torch.cat([unconditional, conditional]) if guided else conditional
+    for index, timestep in enumerate(scheduler.timesteps):
+        model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+        prediction = generator.predict(model_input, timestep.expand(len(model_input)), tokens)
+        if guided:
+            prediction = classifier_free_guidance(*prediction.chunk(2)[::-1], guidance_scale)
+        latents = scheduler.step(prediction, timestep, latents).prev_sample
+        on_step(index)
+    return latents
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [-1, 1] => uint8 [0, 255], rounded."""
+    return ((images + 1) * 127.5).round().to(torch.uint8)
+
+
+def fingerprint(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, image_size: int
+) -> dict[str, Any]:
+    """Everything an image depends on, as JSON data; `variants` is left out, so that more can be added later."""
+    return {
+        "schema": SCHEMA,
+        "settings": settings.model_dump(mode="json", exclude={"variants"}) | {"image_size": image_size},
+        "embeddings": {"images": len(embeddings), "steps": list(embeddings.steps), "resolution": embeddings.resolution},
+        "generator": generator.record,
+    }
+
+
+def metadata_row(embeddings: Embeddings, generator: Generator, settings: SampleSettings, plan: Plan) -> dict[str, Any]:
+    """How one image was made; see `synthetic.COLUMNS`."""
+    return {
+        "source_id": embeddings.ids[plan.source],
+        "variant": plan.variant,
+        "label": int(embeddings.labels[plan.source]),
+        "partner_id": embeddings.ids[plan.partner],
+        "interpolation": settings.interpolation,
+        "noise_strength": settings.noise_strength,
+        "guidance_scale": plan.guidance_scale,
+        "inversion_step": plan.step,
+        "scheduler": settings.scheduler,
+        "inference_steps": settings.inference_steps,
+        "seed": settings.seed,
+        "generator": generator.name,
+        "generator_hash": generator.hash,
+    }

@@ -1,0 +1,362 @@
+"""Work that is committed survives; work that is not committed is never read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import diffusion_inversion
+from diffusion_inversion.engine import progress
+from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.engine.store import (
+    PARTIAL_PREFIX,
+    Manifest,
+    claim_run,
+    commit_bytes,
+    commit_file,
+    remove_partials,
+)
+from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError, LockedError
+
+SOURCE = str(Path(diffusion_inversion.__path__[0]).parent)
+
+
+def python(code: str, *arguments: object, **kwargs: object) -> subprocess.Popen[str]:
+    """Start a Python process that imports our package."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": SOURCE, "TERM": "xterm"}
+    return subprocess.Popen(command, env=environment, text=True, **kwargs)  # type: ignore[call-overload,no-any-return]
+
+
+@contextmanager
+def umask(value: int) -> Iterator[None]:
+    old = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+# --- commit -----------------------------------------------------------------------------------------------------------
+
+
+def test_commit_bytes_makes_folders_and_returns_the_hash(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "c.bin"
+    assert commit_bytes(path, b"abc") == hashlib.sha256(b"abc").hexdigest()
+    assert path.read_bytes() == b"abc"
+    assert [p.name for p in path.parent.iterdir()] == ["c.bin"]
+
+
+def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    commit_bytes(path, b"old")
+
+    def half(partial: Path) -> None:
+        partial.write_bytes(b"ne")
+        assert path.read_bytes() == b"old"  # never visible while it is being written
+        raise RuntimeError("writer broke")
+
+    with pytest.raises(RuntimeError, match="writer broke"):
+        commit_file(path, half)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_writer_leaves_the_old_file_and_the_rest_is_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.bin"
+    commit_bytes(path, b"old")
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from diffusion_inversion.engine.store import commit_file
+        def write(partial):
+            partial.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit_file(Path(sys.argv[1]), write)
+    """
+    process = python(code, path)
+    assert process.wait(30) == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    left = [p.name for p in path.parent.iterdir() if p != path]
+    assert len(left) == 1 and left[0].startswith(PARTIAL_PREFIX) and left[0].endswith(".bin")
+    remove_partials(tmp_path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_mode_is_the_umasks_even_where_safetensors_writes_0600(tmp_path: Path, mask: int, mode: int) -> None:
+    tensors = {"c": torch.arange(6.0).reshape(2, 3)}
+    path, plain = tmp_path / "shard.safetensors", tmp_path / "plain.txt"
+    with umask(mask):
+        digest = commit_file(path, lambda partial: save_file(tensors, partial))
+        commit_bytes(plain, b"x")
+    assert path.stat().st_mode & 0o777 == mode
+    assert plain.stat().st_mode & 0o777 == mode
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert torch.equal(load_file(path)["c"], tensors["c"])
+
+
+def test_a_full_disk_is_a_disk_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    commit_bytes(path, b"old")
+
+    def write(partial: Path) -> None:
+        with open("/dev/full", "wb") as full:  # the kernel's own ENOSPC
+            full.write(b"x")
+
+    with pytest.raises(DiskError, match=r"x\.bin.*No space left.*free some space") as caught:
+        commit_file(path, write)
+    assert caught.value.exit_code == 7
+    assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_safetensors_own_error_for_a_refused_write_is_a_disk_error(tmp_path: Path) -> None:
+    code = """
+        import resource, sys
+        from pathlib import Path
+        import torch
+        from safetensors.torch import save_file
+        from diffusion_inversion.engine.store import Manifest, commit_bytes, commit_file
+        from diffusion_inversion.errors import DiskError
+        folder = Path(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        manifest = Manifest(folder / "manifest.jsonl")
+        manifest.append({"n": 1})
+        for work in (
+            lambda: commit_file(folder / "t.safetensors", lambda p: save_file({"t": torch.zeros(9999)}, p)),
+            lambda: commit_bytes(folder / "b.bin", bytes(2000)),
+            lambda: manifest.append({"long": "x" * 2000}),
+        ):
+            try:
+                work()
+            except DiskError as error:
+                print(error)
+        manifest.append({"n": 2})
+    """
+    process = python(code, tmp_path, stdout=subprocess.PIPE)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    lines = output.splitlines()
+    assert [Path(line.split(":")[0]).name for line in lines] == ["t.safetensors", "b.bin", "manifest.jsonl"]
+    assert Manifest(tmp_path / "manifest.jsonl").records() == [{"n": 1}, {"n": 2}]  # the torn line between was cut
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.jsonl"]
+
+
+def test_a_file_where_a_folder_is_needed_is_a_disk_error(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(DiskError, match=r"x\.bin.*choose another"):
+        commit_bytes(tmp_path / "run" / "x.bin", b"x")
+
+
+# --- manifest ---------------------------------------------------------------------------------------------------------
+
+
+def test_manifest_gives_back_what_was_appended(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "manifest.jsonl"
+    records = [{"id": "a/1.png", "loss": 0.5}, {"id": "ü\n\udcff.png", "steps": [1, 2]}]
+    assert Manifest(path).records() == []
+    for record in records:
+        Manifest(path).append(record)
+    assert Manifest(path).records() == records
+
+
+@pytest.mark.parametrize("torn", [b'{"n": 3', b'{"n": 3}', b"{", b"\0\0\0\0", b"\0\r\0\n", b"3\n"])
+def test_a_torn_last_line_is_ignored_and_cut_by_the_next_append(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "manifest.jsonl"
+    first = Manifest(path)
+    first.append({"n": 1})
+    first.append({"n": 2})
+    with path.open("ab") as file:
+        file.write(torn)
+    assert Manifest(path).records() == [{"n": 1}, {"n": 2}]
+    first.append({"n": 4})  # an object that appended before sees the foreign bytes as well
+    with path.open("ab") as file:
+        file.write(torn)
+    Manifest(path).append({"n": 5})
+    assert path.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 4}\n{"n": 5}\n'
+
+
+def test_every_cut_of_a_manifest_keeps_a_prefix_of_its_records(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    records = [{"n": n, "id": f"class/{n}.png"} for n in range(3)]
+    for record in records:
+        Manifest(path).append(record)
+    content = path.read_bytes()
+    for size in range(len(content) + 1):
+        path.write_bytes(content[:size])
+        assert Manifest(path).records() == records[: content[:size].count(b"\n")]
+
+
+def test_damage_before_the_last_line_is_an_error_not_a_shorter_run(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": \n{"n": 3}\n')
+    with pytest.raises(DataError, match=r"manifest\.jsonl, line 2"):
+        Manifest(path).records()
+    with pytest.raises(DataError):
+        Manifest(path).append({"n": 4})
+    assert path.read_bytes().endswith(b'{"n": 3}\n')
+
+
+def test_manifest_refuses_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Manifest(tmp_path / "manifest.jsonl").append({"loss": float("nan")})
+    assert Manifest(tmp_path / "manifest.jsonl").records() == []
+
+
+# --- claim ------------------------------------------------------------------------------------------------------------
+
+
+def test_claim_accepts_the_same_settings_again(tmp_path: Path) -> None:
+    settings = {"steps": 150, "keep": (1, 2), "data": {"name": "digits"}}
+    claim_run(tmp_path, "invert", settings)
+    before = (tmp_path / "invert.config.json").read_bytes()
+    claim_run(tmp_path, "invert", settings)
+    assert (tmp_path / "invert.config.json").read_bytes() == before
+    assert json.loads(before)["keep"] == [1, 2]
+    claim_run(tmp_path, "sample", {"steps": 16})  # stages do not share settings
+
+
+def test_claim_shows_what_differs_and_only_that(tmp_path: Path) -> None:
+    old = {"steps": 150, "seed": 0, "data": {"name": "digits", "ids": list(range(50))}, "gone": None, "note": "x" * 500}
+    new = {
+        "steps": 200,
+        "seed": 0,
+        "data": {"name": "elpv", "ids": [*range(49), 99]},
+        "made": [1, 2],
+        "note": "x" * 500,
+    }
+    claim_run(tmp_path, "invert", old)
+    with pytest.raises(ConfigMismatchError) as caught:
+        claim_run(tmp_path, "invert", new)
+    assert caught.value.exit_code == 5
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  steps: was 150, now 200",
+        '  data.name: was "digits", now "elpv"',
+        "  data.ids[49]: was 49, now 99",
+        "  gone: was null, now absent",
+        "  made: was absent, now [1, 2]",
+    ]
+    assert json.loads((tmp_path / "invert.config.json").read_text()) == old
+
+
+def test_claim_diff_stays_short(tmp_path: Path) -> None:
+    claim_run(tmp_path, "invert", {"ids": [f"a/{n}" for n in range(1000)], "text": "a" * 500})
+    with pytest.raises(ConfigMismatchError) as caught:
+        claim_run(tmp_path, "invert", {"ids": [f"b/{n}" for n in range(1000)], "text": "b" * 500})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 23 and lines[21] == "  and 981 more"
+    with pytest.raises(ConfigMismatchError, match="ids: was 1000 entries, now 3"):
+        claim_run(tmp_path, "invert", {"ids": [1, 2, 3], "text": "a" * 500})
+
+
+# --- lock -------------------------------------------------------------------------------------------------------------
+
+HOLD = """
+    import sys, time
+    from pathlib import Path
+    from diffusion_inversion.engine.lock import run_lock
+    with run_lock(Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_lock_excludes_another_process_names_it_and_is_freed_by_a_kill(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    holder = python(HOLD, folder, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(LockedError, match=rf"process {holder.pid} on {os.uname().nodename}") as caught,
+            run_lock(folder),
+        ):
+            pytest.fail("two processes hold the lock")
+        assert caught.value.exit_code == 6
+        (folder / f"{PARTIAL_PREFIX}x.bin").touch()
+    finally:
+        holder.kill()
+        holder.communicate()
+    with run_lock(folder):
+        assert not (folder / f"{PARTIAL_PREFIX}x.bin").exists()
+        assert json.loads((folder / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_lock_is_free_after_the_block_and_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stage broke"), run_lock(tmp_path):
+        raise RuntimeError("stage broke")
+    with run_lock(tmp_path), pytest.raises(LockedError), run_lock(tmp_path):
+        pytest.fail("the lock is not exclusive")
+    with run_lock(tmp_path):
+        pass
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+WORK = """
+    from diffusion_inversion.engine.progress import track
+    with track("invert [a]", 200) as advance:
+        for _ in range(20):
+            advance(10)
+"""
+
+
+def test_without_a_terminal_progress_is_plain_lines_on_stderr() -> None:
+    output, errors = python(WORK, stdout=subprocess.PIPE, stderr=subprocess.PIPE).communicate(timeout=30)
+    assert output == ""
+    assert errors.startswith("invert [a]: 200/200 images, ")
+    assert errors.endswith("images/s, done after 0 s\n")
+    assert errors.count("\n") == 1 and "\x1b" not in errors
+
+
+def test_on_a_terminal_progress_is_a_bar_on_stderr() -> None:
+    controller, terminal = pty.openpty()
+    process = python(WORK, stdout=subprocess.PIPE, stderr=terminal)
+    output, _ = process.communicate(timeout=30)
+    os.close(terminal)
+    shown = os.read(controller, 1 << 16).decode()
+    os.close(controller)
+    assert output == ""
+    assert "\x1b[" in shown and "invert [a]" in shown and "200/200" in shown
+
+
+def test_plain_lines_come_at_the_interval_and_estimate_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_PLAIN_INTERVAL", 0.0)
+    with progress.track("sample", 3, "variants") as advance:
+        for _ in range(3):
+            advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" variants")[0] for line in lines] == ["sample: 1/3", "sample: 2/3", "sample: 3/3"]
+    assert all(line.endswith(" left") for line in lines[:2]) and "done after" in lines[2]
+
+
+def test_an_error_shows_where_the_work_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), progress.track("train", 100, "steps") as advance:
+        advance(40)
+        raise RuntimeError
+    line = capsys.readouterr().err
+    assert line.startswith("train: 40/100 steps") and "stopped after" in line
+    with progress.track("nothing", 0):
+        pass
+    assert "nothing: 0/0 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1:00"), (187, "3:07"), (7387, "2:03:07")])
+def test_durations(seconds: float, text: str) -> None:
+    assert progress._duration(seconds) == text
