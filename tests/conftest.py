@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy import MINI_SCHEDULER, SD14_SCHEDULER, build_checkpoint
 
 from diffusion_inversion.generator import Generator
+from toy import MINI_SCHEDULER, SD14_SCHEDULER, build_checkpoint
 
 
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])

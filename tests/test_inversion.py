@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import WIDTH, toy_images
 
 from diffusion_inversion.config import InvertSettings
 from diffusion_inversion.embeddings import EmbeddingStore, read_embeddings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.inversion import invert, invert_batch, stage1_loss, to_model_range
+from toy import WIDTH, toy_images
 
 SETTINGS = InvertSettings(steps=3, init="random", batch_size=2, eval_draws=2)
 
@@ -97,7 +97,7 @@ def test_kept_steps_are_the_ends_of_shorter_runs(generator: Generator, tmp_path:
 
 def test_a_run_made_otherwise_is_refused(generator: Generator, tmp_path: Path) -> None:
     invert(toy_images(2), generator, tmp_path, SETTINGS)
-    with pytest.raises(ConfigMismatchError, match="learning_rate: was 0.03, now 0.01"):
+    with pytest.raises(ConfigMismatchError, match=r"learning_rate: was 0\.03, now 0\.01"):
         invert(toy_images(2), generator, tmp_path, SETTINGS.model_copy(update={"learning_rate": 0.01}))
     with pytest.raises(ConfigMismatchError, match="images: was 2, now 4"):
         invert(toy_images(4), generator, tmp_path, SETTINGS)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toy import WIDTH, toy_images
 
 from diffusion_inversion.config import InvertSettings, SampleSettings
 from diffusion_inversion.embeddings import Embeddings
@@ -16,6 +15,7 @@ from diffusion_inversion.generator import Generator
 from diffusion_inversion.inversion import invert
 from diffusion_inversion.sampling import denoise, plan_variant, reconstruct, sample
 from diffusion_inversion.synthetic import COLUMNS, SyntheticStore, file_name, read_synthetic
+from toy import WIDTH, toy_images
 
 SETTINGS = SampleSettings(variants=2, inference_steps=3, batch_size=3, guidance_scales=(1.5, 3.0))
 
@@ -102,7 +102,9 @@ def test_store_opens_with_hugging_face_datasets(generator: Generator, embeddings
     opened = load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(opened) == 8 and set(COLUMNS) - {"file_name"} <= set(opened.column_names)
     assert opened[0]["image"].size == (images.size, images.size)
-    table = load_dataset("parquet", data_files=str(folder / "metadata.parquet"), split="train", cache_dir=str(tmp_path / "c"))
+    table = load_dataset(
+        "parquet", data_files=str(folder / "metadata.parquet"), split="train", cache_dir=str(tmp_path / "c")
+    )
     assert table.column_names == list(COLUMNS)
     rows = pq.read_table(folder / "metadata.parquet").to_pylist()
     assert {row["source_id"] for row in rows} == set(embeddings.ids)
@@ -124,9 +126,11 @@ def test_resumed_and_extended_equal_uninterrupted(generator: Generator, embeddin
     assert int((again.images.int() - whole.images.int()).abs().max()) <= 1  # batches differ: rounding only
 
 
-def test_settings_that_change_an_image_are_refused(generator: Generator, embeddings: Embeddings, tmp_path: Path) -> None:
+def test_settings_that_change_an_image_are_refused(
+    generator: Generator, embeddings: Embeddings, tmp_path: Path
+) -> None:
     sample(embeddings, generator, tmp_path, SETTINGS)
-    with pytest.raises(ConfigMismatchError, match="noise_strength: was 0.1, now 0.2"):
+    with pytest.raises(ConfigMismatchError, match=r"noise_strength: was 0\.1, now 0\.2"):
         sample(embeddings, generator, tmp_path, SETTINGS.model_copy(update={"noise_strength": 0.2}))
 
 

@@ -43,5 +43,7 @@ def load_adapter(folder: Path) -> Adapter:
     """Read what `Adapter.save` wrote, in float32, frozen, eval mode."""
     adapter = Adapter(**json.loads((folder / "config.json").read_text()))
     weights = load_file(folder / "model.safetensors")
-    adapter.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+    adapter.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    )
     return adapter.eval().requires_grad_(False)

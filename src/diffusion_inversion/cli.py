@@ -38,8 +38,12 @@ GeneratorName = Annotated[str, typer.Option("--generator", help="mini, a diffuse
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: arithmetic of the UNet.")]
-Preset = Annotated[str, typer.Option(help="default, or paper (3,000 steps, 45 variants, DDIM with 100 steps, ResNet18).")]
-Test = Annotated[str | None, typer.Option(help="Test images, as DATA. [default: the data set's own, else 20 % held out]")]
+Preset = Annotated[
+    str, typer.Option(help="default, or paper (3,000 steps, 45 variants, DDIM with 100 steps, ResNet18).")
+]
+Test = Annotated[
+    str | None, typer.Option(help="Test images, as DATA. [default: the data set's own, else 20 % held out]")
+]
 Limit = Annotated[int | None, typer.Option(help="Use a stratified subset of the training images.")]
 TestLimit = Annotated[int | None, typer.Option(help="Use a stratified subset of the test images.")]
 Holdout = Annotated[float | None, typer.Option(help="Share to hold out where there is no test split. [default: 0.2]")]
@@ -66,7 +70,7 @@ ImageSize = Annotated[int | None, typer.Option(help="Side of the images in px. [
 SampleBatch = Annotated[int | None, typer.Option("--sample-batch-size", help="Images side by side. [default: 100]")]
 Seed = Annotated[int | None, typer.Option(help="Run seed of stages 1 and 2. [default: 0]")]
 Architecture = Annotated[str | None, typer.Option(help="auto, resnet20 or resnet18. [default: auto]")]
-TrainSteps = Annotated[int | None, typer.Option(help="Optimizer steps of every arm. [default: 1000]")]
+TrainSteps = Annotated[int | None, typer.Option("--train-steps", help="Optimizer steps of every arm. [default: 1000]")]
 TrainBatch = Annotated[int | None, typer.Option("--train-batch-size", help="Images per step. [default: 128]")]
 TrainRate = Annotated[float | None, typer.Option("--train-learning-rate", help="Peak of the cosine. [default: 0.1]")]
 RealFraction = Annotated[float | None, typer.Option(help="Real share of real+synthetic batches. [default: 0.5]")]
@@ -90,9 +94,7 @@ def invert(
         from .engine.lock import run_lock
         from .pipeline import invert_stage, open_splits
 
-        source = _data_settings(
-            data, test, limit, test_limit, holdout, data_seed, root, drop_test_duplicates
-        )
+        source = _data_settings(data, test, limit, test_limit, holdout, data_seed, root, drop_test_duplicates)
         settings = _settings(
             InvertSettings, preset, "invert", steps=steps, keep_steps=_integers(keep_steps), init=init, tokens=tokens,
             learning_rate=learning_rate, resolution=resolution, batch_size=batch_size, seed=seed,
@@ -123,7 +125,8 @@ def sample(
         settings = _settings(
             SampleSettings, preset, "sample", variants=variants, guidance_scales=_numbers(guidance_scales),
             kept_steps=_integers(kept_steps), noise_strength=noise_strength, interpolation=interpolation,
-            scheduler=scheduler, inference_steps=inference_steps, image_size=image_size, batch_size=batch_size, seed=seed,
+            scheduler=scheduler, inference_steps=inference_steps, image_size=image_size,
+            batch_size=batch_size, seed=seed,
         )  # fmt: skip
         with run_lock(run):
             count = sample_stage(run, _load(generator or inverted_with(run), revision, device, dtype), settings)
@@ -240,7 +243,9 @@ def generators(
         found = available()
         if name is not None:
             if name not in found:
-                raise UsageError(f"{name}: not found here. Known: {', '.join(found)}. A hub id is fetched when it is used.")
+                raise UsageError(
+                    f"{name}: not found here. Known: {', '.join(found)}. A hub id is fetched when it is used."
+                )
             found = {name: found[name]}
         summary["generators"] = {key: str(value) for key, value in found.items()}
         lines = [str(value) if path else f"{key}\t{value}" for key, value in found.items()]

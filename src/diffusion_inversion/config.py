@@ -26,7 +26,9 @@ class InvertSettings(Settings):
     )
     batch_size: int = Field(100, ge=1, description="images optimised side by side; each on its own all the same")
     eval_draws: int = Field(8, ge=1, description="fixed (timestep, noise) draws that measure each image's loss")
-    resolution: int | None = Field(None, ge=8, description="side in px at which images are learned; default: the generator's")
+    resolution: int | None = Field(
+        None, ge=8, description="side in px at which images are learned; default: the generator's"
+    )
     seed: int = Field(0, ge=0, description="run seed; every image derives its own from it and its id")
 
     @model_validator(mode="after")
@@ -47,33 +49,42 @@ class SampleSettings(Settings):
 
     variants: int = Field(10, ge=1, description="images per learned vector (paper: 45)")
     guidance_scales: tuple[float, ...] = Field(
-        (2.0,), min_length=1, description="diffusers' convention, 1 = off; the paper's w is this minus 1; one is drawn per image"
+        (2.0,),
+        min_length=1,
+        description="diffusers' convention, 1 = off; the paper's w is this minus 1; one is drawn per image",
     )
     kept_steps: tuple[int, ...] = Field((), description="stage-1 steps to mix; default: the last one")
     noise_strength: float = Field(0.1, ge=0, description="lambda: standard deviation of the Gaussian noise added to c")
     interpolation: float = Field(0.1, ge=0, le=1, description="alpha: weight of a same-class partner's vector")
     scheduler: Literal["ddim", "dpm++"] = Field("dpm++", description="DDIM (eta = 0) or DPM-Solver++(2M)")
     inference_steps: int = Field(16, ge=1, le=1000, description="denoising steps (paper: 100 with DDIM)")
-    image_size: int | None = Field(None, ge=4, description="side of the saved PNG in px; default: the data set's own, at most the generator's")
+    image_size: int | None = Field(
+        None, ge=4, description="side of the saved PNG in px; default: the data set's own, at most the generator's"
+    )
     batch_size: int = Field(100, ge=1, description="images denoised side by side")
     seed: int = Field(0, ge=0, description="run seed; every image derives its own from (seed, source id, variant)")
 
 
-ARMS = ("real", "synthetic", "real+synthetic")
+Arm = Literal["real", "synthetic", "real+synthetic"]
+ARMS: tuple[Arm, ...] = ("real", "synthetic", "real+synthetic")
 
 
 class TrainSettings(Settings):
     """Downstream task: one classifier per arm and seed, all with the same number of optimizer steps."""
 
-    architecture: Literal["auto", "resnet20", "resnet18"] = Field("auto", description="auto: resnet20 on CPU, resnet18 on GPU")
+    architecture: Literal["auto", "resnet20", "resnet18"] = Field(
+        "auto", description="auto: resnet20 on CPU, resnet18 on GPU"
+    )
     steps: int = Field(1000, ge=1, description="optimizer steps, the same for every arm")
     batch_size: int = Field(128, ge=2, description="images per step (paper: 128)")
     learning_rate: float = Field(0.1, gt=0, description="peak of the cosine (paper: 0.1)")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
     weight_decay: float = Field(5e-4, ge=0, description="SGD weight decay (paper: 5e-4)")
     real_fraction: float = Field(0.5, gt=0, lt=1, description="share of each real+synthetic batch that is real")
-    arms: tuple[Literal["real", "synthetic", "real+synthetic"], ...] = Field(ARMS, min_length=1, description="what to train on")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one classifier per arm and seed; at least 3 for a verdict")
+    arms: tuple[Arm, ...] = Field(ARMS, min_length=1, description="what to train on")
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2), min_length=1, description="one classifier per arm and seed; at least 3 for a verdict"
+    )
 
 
 class DataSettings(Settings):
@@ -89,7 +100,7 @@ class DataSettings(Settings):
     drop_test_duplicates: bool = Field(False, description="leave out test images that are training images too")
 
 
-# A preset changes these defaults; options given beside it win. `paper` is the text of the paper (sections 3, B.1, B.2.2).
+# A preset changes these defaults; options given beside it win. `paper` is the text (sections 3, B.1, B.2.2).
 PRESETS: dict[str, dict[str, dict[str, object]]] = {
     "default": {"data": {}, "invert": {}, "sample": {}, "train": {}},
     "paper": {

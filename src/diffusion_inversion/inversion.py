@@ -77,8 +77,8 @@ def invert(
                 store.commit(shard, header)
     if bad:
         raise PartialError(
-            f"{len(bad)} of {len(images)} images gave vectors that are not finite (first: {bad[0]}); the others are kept. "
-            "Run again with a lower --learning-rate into another folder, or with --dtype float32."
+            f"{len(bad)} of {len(images)} images gave vectors that are not finite (first: {bad[0]}); the others are "
+            "kept. Run again with a lower --learning-rate into another folder, or with --dtype float32."
         )
     return store.read()
 
@@ -123,13 +123,16 @@ def initial_vectors(
     if generator.adapter is not None:
         if tokens != generator.adapter.tokens:
             raise UsageError(
-                f"tokens={tokens}: {generator.name}'s adapter gives {generator.adapter.tokens}. Use that, or --init random."
+                f"tokens={tokens}: the adapter of {generator.name} gives {generator.adapter.tokens}. "
+                "Use that many, or --init random."
             )
         guesses = torch.cat([generator.image_tokens(chunk).cpu() for chunk in pixels.split(settings.batch_size)])
     else:
         by_class = generator.text_tokens(list(images.class_names)).cpu()
         if tokens > by_class.shape[1]:
-            raise UsageError(f"tokens={tokens}: more than the text encoder's {by_class.shape[1]}. Use fewer, or --init random.")
+            raise UsageError(
+                f"tokens={tokens}: more than the text encoder's {by_class.shape[1]}. Use fewer, or --init random."
+            )
         guesses = by_class[images.labels, :tokens]
     if settings.init == "class-mean":
         for label in images.labels.unique():

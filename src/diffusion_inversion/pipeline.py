@@ -44,7 +44,9 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     recorded = json.loads(path.read_text()) if path.is_file() else None
     if settings is None:
         if recorded is None:
-            raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing). Start with `dinv invert DATA --out {run}`.")
+            raise UsageError(
+                f"{run}: not a run folder ({DATA_FILE} is missing). Start with `dinv invert DATA --out {run}`."
+            )
         settings = DataSettings(**recorded["source"])
     splits = load_splits(
         settings.data,
@@ -64,8 +66,8 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
             if recorded[part]["hashes"] != record[part]["hashes"] or recorded[part]["ids"] != record[part]["ids"]:
                 before, now = len(recorded[part]["ids"]), len(record[part]["ids"])
                 raise ConfigMismatchError(
-                    f"{path}: the {part} images are not those this run began with (recorded {before}, now {now}, or other "
-                    "contents or selection). Restore the data and the options, or choose another run folder."
+                    f"{path}: the {part} images are not those this run began with (recorded {before}, now {now}, or "
+                    "other contents or selection). Restore the data and the options, or choose another run folder."
                 )
     return splits
 
@@ -82,7 +84,7 @@ def sample_stage(run: Path, generator: Generator, settings: SampleSettings) -> i
     with _timed(run, "sample"):
         images = sample(embeddings, generator, run, settings)
         rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
-        shown = {"images": reconstruct(embeddings, generator, settings, rows)}
+        shown = {"images": reconstruct(embeddings, generator, settings, rows).contiguous()}
         commit_file(run / RECONSTRUCTIONS_FILE, lambda path: save_file(shown, path))
     return len(images)
 
@@ -117,9 +119,7 @@ def train_stage(run: Path, splits: Splits, settings: TrainSettings, device: str 
     return results
 
 
-def report_stage(
-    run: Path, splits: Splits, results: ArmResults, settings: TrainSettings, command: str
-) -> RunRecord:
+def report_stage(run: Path, splits: Splits, results: ArmResults, settings: TrainSettings, command: str) -> RunRecord:
     """Write run.json and report.html: what was done, measured and concluded, with pictures."""
     embeddings = read_embeddings(run)
     inverted, sampled = _config(run, "invert"), _config(run, "sample")

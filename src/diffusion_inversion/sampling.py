@@ -145,7 +145,7 @@ def denoise(
     """
     scheduler = generator.scheduler(scheduler_name, inference_steps)
     device = generator.device
-    latents = initial_noise.to(device) * scheduler.init_noise_sigma
+    latents: Tensor = initial_noise.to(device) * scheduler.init_noise_sigma
     conditional, unconditional = conditional.to(device), unconditional.to(device)
     guidance_scale = guidance_scale.to(device)
     guided = bool((guidance_scale != 1).any())
@@ -154,7 +154,8 @@ def denoise(
         model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
         prediction = generator.predict(model_input, timestep.expand(len(model_input)), tokens)
         if guided:
-            prediction = classifier_free_guidance(*prediction.chunk(2)[::-1], guidance_scale)
+            unconditioned, conditioned = prediction.chunk(2)
+            prediction = classifier_free_guidance(conditioned, unconditioned, guidance_scale)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
         on_step(index)
     return latents

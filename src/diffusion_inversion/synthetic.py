@@ -62,7 +62,7 @@ class SyntheticStore:
 
 
 def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledImages:
-    """The committed synthetic images of a run. Raises DataError where there are none or a file is missing or changed."""
+    """The committed synthetic images of a run. DataError where there are none, or a file is missing or changed."""
     store = SyntheticStore(Path(run), class_names)
     rows = sorted(store.rows(), key=lambda row: str(row["file_name"]))
     if not rows:

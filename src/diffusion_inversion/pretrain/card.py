@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from .log import read_log
@@ -12,8 +13,8 @@ A small latent diffusion model in diffusers' folder layout, embedded in diffusio
 
 | part | what |
 |---|---|
-| vae | AutoencoderKL, 32 px, f = 4, 8 latent channels; latents normalised channel by channel; {vae_million:.1f} M parameters |
-| unet | UNet2DConditionModel (64, 128) x 2 layers, cross-attention at both levels, v-prediction, zero terminal SNR; {unet_million:.1f} M |
+| vae | AutoencoderKL, 32 px, f = 4, 8 latent channels, each normalised; {vae_million:.1f} M parameters |
+| unet | UNet2DConditionModel (64, 128) x 2 layers, cross-attention at both levels, v-prediction; {unet_million:.1f} M |
 | text_encoder | CLIPTextModel, 3 layers of width 256, 16 tokens; {text_million:.1f} M |
 | adapter | Lite0 profile of an image to 5 tokens (ours; a plain StableDiffusionPipeline does not need it) |
 
@@ -23,8 +24,8 @@ Conditioning while training: adapter tokens 60 %, class-name prompts 30 %, empty
 | stage | images seen | hours | last figures |
 |---|---|---|---|
 | vae | {vae_samples:,} | {vae_hours:.2f} | L1 {vae_l1}, PSNR on tiny-imagenet-32-val {vae_psnr} dB |
-| unet | {unet_samples:,} | {unet_hours:.2f} | v-loss: adapter {unet_adapter}, name {unet_name}, empty {unet_empty}; on validation images: \
-adapter {unet_val_adapter}, name {unet_val_name}, empty {unet_val_empty} |
+| unet | {unet_samples:,} | {unet_hours:.2f} | v-loss: adapter {unet_adapter}, name {unet_name}, empty {unet_empty}; \
+on validation images: adapter {unet_val_adapter}, name {unet_val_name}, empty {unet_val_empty} |
 
 Measured with `dinv pretrain --stage evaluate` (see `figures.json` for every setting):
 
@@ -42,14 +43,9 @@ def write_card(target: Path, folder: Path) -> None:
 
     def million(path: Path) -> float:
         with safe_open(path, "pt") as handle:
-            shapes = [handle.get_slice(key).get_shape() for key in handle.keys()]  # noqa: SIM118
-        total = 0
-        for shape in shapes:
-            count = 1
-            for side in shape:
-                count *= side
-            total += count
-        return total / 1e6
+            names = list(handle.keys())
+            count: int = sum(math.prod(handle.get_slice(name).get_shape()) for name in names)
+        return count / 1e6
 
     vae, unet = read_log(folder / "vae.log.tsv")[-1], read_log(folder / "unet.log.tsv")[-1]
     figures_path = folder / "figures.json"

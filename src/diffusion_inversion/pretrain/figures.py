@@ -57,8 +57,8 @@ def measure(folder: Path, validation: Corpus, target_train: Path, target_test: P
         "autoencoder",
         lambda: autoencoder_figures(generator, classifier, test),
         lambda f: (
-            f"PSNR {f['psnr_db']:.2f} dB on {f['n']:,} CIFAR-10 test images; ResNet-20 accuracy {100 * f['accuracy']:.1f} % on "
-            f"originals, {100 * f['accuracy_autoencoded']:.1f} % on autoencoded (the same classifier)"
+            f"PSNR {f['psnr_db']:.2f} dB on {f['n']:,} test images; ResNet-20 accuracy {100 * f['accuracy']:.1f} % "
+            f"on originals, {100 * f['accuracy_autoencoded']:.1f} % on autoencoded (the same classifier)"
         ),
     )
     keep(
@@ -66,17 +66,17 @@ def measure(folder: Path, validation: Corpus, target_train: Path, target_test: P
         lambda: inversion_figures(generator, classifier, real, folder / "inversion"),
         lambda f: (
             f"source's label given to {100 * f['agreement']:.1f} % of {f['n']:,} reconstructions at guidance "
-            f"{f['guidance_scale']:g} ({100 * f['agreement_unguided']:.1f} % at 1; {100 * f['agreement_source']:.1f} % of the "
-            f"sources themselves); bank loss empty {f['null_loss']:.3f}, adapter {f['loss_initial']:.3f}, "
-            f"{f['steps']} steps {f['loss_final']:.3f}"
+            f"{f['guidance_scale']:g}, {100 * f['agreement_unguided']:.1f} % at 1, "
+            f"{100 * f['agreement_source']:.1f} % of the sources themselves; bank loss: empty {f['null_loss']:.3f}, "
+            f"adapter {f['loss_initial']:.3f}, {f['steps']} steps {f['loss_final']:.3f}"
         ),
     )
     keep(
         "fid_lite0",
         lambda: fid_figures(generator, validation),
         lambda f: (
-            f"{f['fid_lite0']:.4g} for {f['n']:,} prompted samples (guidance {f['guidance_scale']:g}, {f['inference_steps']} "
-            f"DPM-Solver++ steps) against {f['n_real']:,} validation images"
+            f"{f['fid_lite0']:.4g} for {f['n']:,} prompted samples (guidance {f['guidance_scale']:g}, "
+            f"{f['inference_steps']} DPM-Solver++ steps) against {f['n_real']:,} validation images"
         ),
     )
     return found
@@ -104,7 +104,11 @@ def inversion_figures(
 ) -> dict[str, Any]:
     """Share of reconstructions (lambda = alpha = 0) to which the classifier gives their source's label."""
     per_class = INVERTED_IMAGES // len(real.class_names)
-    rows = [row for label in range(len(real.class_names)) for row in (real.labels == label).nonzero()[:per_class, 0].tolist()]
+    rows = [
+        row
+        for label in range(len(real.class_names))
+        for row in (real.labels == label).nonzero()[:per_class, 0].tolist()
+    ]
     sources = real.subset(rows)
     settings = InvertSettings()
     embeddings = invert(sources, generator, folder / generator.hash[:12], settings)
@@ -131,7 +135,9 @@ def fid_figures(generator: Generator, validation: Corpus) -> dict[str, Any]:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
-        raise UsageError("the stage figures needs torchmetrics. Install the extra: diffusion-inversion[metrics].") from error
+        raise UsageError(
+            "the stage figures needs torchmetrics. Install the extra: diffusion-inversion[metrics]."
+        ) from error
 
     metric = FrechetInceptionDistance(feature=_PooledLite0(), normalize=False, input_img_size=(3, 32, 32))
     with track("real features", len(validation.images)) as advance:

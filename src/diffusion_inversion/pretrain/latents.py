@@ -1,4 +1,4 @@
-"""Stage `latents`: what the UNet stage reads of every image, computed once: latents of both mirrorings, Lite0 profile."""
+"""Stage `latents`: what the UNet stage reads of every image, computed once: latents, plain and mirrored; profile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def cache_latents(vae: nn.Module, corpus: Corpus, path: Path, batch_size: int = 
     """Compute the cache of `corpus` with a normalised VAE, or read it from `path` where it is complete."""
     if not path.is_file():
         lite0 = load_lite0()
-        plain, mirrored, profiles = [], [], []
+        plain: list[Tensor] = []
+        mirrored: list[Tensor] = []
+        profiles: list[Tensor] = []
         with track(f"latents {path.stem}", len(corpus.images)) as advance:
             for chunk in corpus.images.split(batch_size):
                 images = to_float(chunk)

@@ -15,7 +15,8 @@ WARMUP_STEPS = 200
 
 def make_optimizer(model: nn.Module, name: str, lr: float) -> dict[str, Optimizer]:
     """`adamw`, or `muon`: timm's Muon for matrices and convolutions, AdamW for vectors and embeddings."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for key, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and "embedding" not in key
         (matrices if name == "muon" and is_matrix else others).append(parameter)

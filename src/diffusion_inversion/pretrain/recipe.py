@@ -70,7 +70,9 @@ def pretrain(
 def run_vae(corpus: Corpus, validation: Corpus, folder: Path, *, samples: int, seed: int = 0) -> None:
     """Train the autoencoder (Muon, lr 2e-3, batch 32) and save it with normalised latents."""
     vae = initialise(ARCHITECTURE, seed)["vae"]
-    vae = train_vae(vae, corpus, validation, folder, samples=samples, batch_size=32, lr=2e-3, optimizer="muon", seed=seed)
+    vae = train_vae(
+        vae, corpus, validation, folder, samples=samples, batch_size=32, lr=2e-3, optimizer="muon", seed=seed
+    )
     normalise_latents(vae, corpus.images[:: max(1, len(corpus.images) // 10_000)])
     save_file(vae.state_dict(), folder / NORMALISED_VAE)
 
@@ -96,7 +98,9 @@ def run_unet(corpus: Corpus, validation: Corpus, folder: Path, *, samples: int, 
     adapter.normalise.running_var.copy_(profiles.var(0))
     model.eval()  # nothing here has dropout; the batch norm only standardises the profiles
     tokenizer = train_tokenizer(_texts(corpus.names))
-    model = train_unet(model, tokenizer, train_cache, validation_cache, corpus.names, folder, samples=samples, seed=seed)
+    model = train_unet(
+        model, tokenizer, train_cache, validation_cache, corpus.names, folder, samples=samples, seed=seed
+    )
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / DENOISER)
 
 
@@ -113,7 +117,9 @@ def export(corpus: Corpus, folder: Path) -> None:
     save_checkpoint(target, modules, train_tokenizer(_texts(corpus.names)), scheduler_config)
     # Stored in half precision, computed in single: transformers reads the dtype to compute in from here.
     text_config = json.loads((target / "text_encoder" / "config.json").read_text())
-    (target / "text_encoder" / "config.json").write_text(json.dumps(text_config | {"dtype": "float32"}, indent=2) + "\n")
+    (target / "text_encoder" / "config.json").write_text(
+        json.dumps(text_config | {"dtype": "float32"}, indent=2) + "\n"
+    )
     model.adapter.save(target / "adapter")
     write_card(target, folder)
 

@@ -25,7 +25,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> CLIPTokeniz
     backend = CLIPTokenizer({BOS: 0, EOS: 1}, []).backend_tokenizer
     backend.model = BPE(end_of_word_suffix="</w>")
     backend.train_from_iterator(
-        texts, BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+        texts,
+        BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False),
     )
     import json
 

@@ -40,7 +40,7 @@ class Denoiser(nn.Module):
         assert isinstance(self.alphas_cumprod, Tensor)
         alpha_bar = self.alphas_cumprod[timesteps][:, None, None, None]
         signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        predicted = self.unet(signal * latents + sigma * noise, timesteps, encoder_hidden_states=tokens).sample
+        predicted: Tensor = self.unet(signal * latents + sigma * noise, timesteps, encoder_hidden_states=tokens).sample
         return (predicted.float() - (signal * noise - sigma * latents)).square().mean(dim=(1, 2, 3))
 
 
@@ -57,13 +57,17 @@ def stratified_timesteps(count: int, total: int, generator: torch.Generator) -> 
 
 
 @torch.no_grad()
-def validation_loss(model: Denoiser, tokenizer: CLIPTokenizer, cache: LatentCache, names: tuple[str, ...]) -> dict[str, float]:
+def validation_loss(
+    model: Denoiser, tokenizer: CLIPTokenizer, cache: LatentCache, names: tuple[str, ...]
+) -> dict[str, float]:
     """Loss on fixed images, timesteps and noise, given the image's adapter tokens, its class name, or nothing."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(len(cache.labels), generator=generator)[:VALIDATION_IMAGES]
     tokens = {
         "val_adapter": model.adapter(cache.profiles[rows].float()),
-        "val_name": model.text_encoder(tokenize(tokenizer, [f"a photo of a {names[c]}" for c in cache.labels[rows]]))[0],
+        "val_name": model.text_encoder(tokenize(tokenizer, [f"a photo of a {names[c]}" for c in cache.labels[rows]]))[
+            0
+        ],
         "val_empty": model.text_encoder(tokenize(tokenizer, [""]))[0].expand(len(rows), -1, -1),
     }
     sums = dict.fromkeys(tokens, 0.0)
@@ -100,7 +104,9 @@ def train_unet(
     optimizers = make_optimizer(model, optimizer, lr)
     state = folder / "unet.state.safetensors"
     progress = checkpoint.restore(state, {"model": model, "ema": ema}, optimizers)
-    log = TrainingLog(folder / "unet.log.tsv", ("lr", "adapter", "name", "empty", "val_adapter", "val_name", "val_empty"))
+    log = TrainingLog(
+        folder / "unet.log.tsv", ("lr", "adapter", "name", "empty", "val_adapter", "val_name", "val_empty")
+    )
     total_steps = samples // batch_size
     n_adapter, n_name = round(ADAPTER_SHARE * batch_size), round(NAME_SHARE * batch_size)
     kinds = ("adapter", "name", "empty")
@@ -122,12 +128,13 @@ def train_unet(
                 group["lr"] = current_lr
         losses = []
         # Two passes, since adapter tokens and text tokens differ in number.
-        for part, tokens_of in (
-            (slice(0, n_adapter), lambda: model.adapter(profiles[:n_adapter])),
-            (slice(n_adapter, None), lambda: model.text_encoder(tokenize(tokenizer, prompts))[0]),
-        ):
+        for part in (slice(0, n_adapter), slice(n_adapter, None)):
             with torch.autocast("cpu", torch.bfloat16):
-                loss = model.loss(latents[part], noise[part], timesteps[part], tokens_of())
+                if part.start == 0:
+                    tokens = model.adapter(profiles[part])
+                else:
+                    tokens = model.text_encoder(tokenize(tokenizer, prompts))[0]
+                loss = model.loss(latents[part], noise[part], timesteps[part], tokens)
             (loss.sum() / batch_size).backward()
             losses.append(loss.detach())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,106 @@
+"""The schema of `run.json`, which is JSON data alone: what a run did, measured and concluded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
+
+class ProblemRecord(TypedDict):
+    """A file that was left out (`fatal`) or used with a remark."""
+
+    file: str
+    cause: str
+    remedy: str
+    fatal: bool
+
+
+class DataRecord(TypedDict):
+    name: str
+    n_train: int
+    n_test: int
+    how: str  # where the test images come from: own, given or holdout
+    class_names: list[str]
+    licence: str  # "" where the data set names none
+    problems: list[ProblemRecord]
+
+
+class GeneratorRecord(TypedDict):
+    name: str
+    hash: str  # SHA-256 of the weights in hex
+    resolution: int  # side in px
+    prediction_type: str  # epsilon or v_prediction
+
+
+class InvertRecord(TypedDict):
+    seconds: float
+    loss_initial: float  # mean over images on the fixed evaluation bank, before the first step
+    loss_final: float
+    null_loss: NotRequired[float]  # the same with the empty prompt
+
+
+class SampleRecord(TypedDict):
+    seconds: float
+    images: int
+
+
+class TrainRecord(TypedDict):
+    seconds: float  # all arms and seeds
+
+
+class StagesRecord(TypedDict):
+    invert: InvertRecord
+    sample: SampleRecord
+    train: TrainRecord
+
+
+class CurveRecord(TypedDict):
+    """Loss of stage 1 over the images at every measured step; all lists have one length."""
+
+    steps: list[int]
+    mean: list[float]
+    p10: list[float]  # 10th percentile over images
+    p90: list[float]
+
+
+class ArmRecord(TypedDict):
+    """Test accuracies in [0, 1], one per seed."""
+
+    accuracies: list[float]
+    mean: float
+    std: float | None  # over seeds, n - 1 in the denominator; None with one seed
+    n: int  # seeds
+
+
+class ComparisonRecord(TypedDict):
+    """An arm minus `real`, in accuracy (0.01 = one point), with the interval that the verdict reads."""
+
+    arm: str
+    difference: float
+    low: float | None  # None where it cannot be computed (one seed)
+    high: float | None
+    confidence: NotRequired[float]  # of the interval, in (0, 1)
+
+
+class VerdictRecord(TypedDict):
+    outcome: Literal["helps", "does not help", "not enough evidence"]
+    sentence: str  # one plain sentence with numbers and n
+    comparisons: list[ComparisonRecord]
+
+
+class RunRecord(TypedDict):
+    """All of `run.json`."""
+
+    name: str
+    created: str  # ISO 8601
+    command: str  # the command that makes this run again
+    versions: dict[str, str]  # package to version
+    data: DataRecord
+    generator: GeneratorRecord
+    settings: dict[str, dict[str, Any]]  # invert, sample, train: the settings models as JSON
+    stages: StagesRecord
+    inversion_curve: CurveRecord
+    arms: dict[str, ArmRecord]  # in the order in which they are shown
+    verdict: VerdictRecord
