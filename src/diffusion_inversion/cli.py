@@ -44,6 +44,7 @@ Preset = Annotated[
 Test = Annotated[
     str | None, typer.Option(help="Test images, as DATA. [default: the data set's own, else 20 % held out]")
 ]
+Size = Annotated[int | None, typer.Option(help="Side in px to load at. [default: the data set's own, at most 512]")]
 Limit = Annotated[int | None, typer.Option(help="Use a stratified subset of the training images.")]
 TestLimit = Annotated[int | None, typer.Option(help="Use a stratified subset of the test images.")]
 Holdout = Annotated[float | None, typer.Option(help="Share to hold out where there is no test split. [default: 0.2]")]
@@ -82,7 +83,7 @@ Seeds = Annotated[str | None, typer.Option(help="Seeds of the classifiers. [defa
 def invert(
     data: Data, out: Annotated[Path, typer.Option(help="Run folder.")], generator: GeneratorName = "mini",
     revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = "default",
-    test: Test = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
+    test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
     data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
     steps: Steps = None, keep_steps: KeepSteps = None, init: Init = None, tokens: Tokens = None,
     learning_rate: InvertRate = None, resolution: Resolution = None, batch_size: InvertBatch = None,
@@ -94,7 +95,7 @@ def invert(
         from .engine.lock import run_lock
         from .pipeline import invert_stage, open_splits
 
-        source = _data_settings(data, test, limit, test_limit, holdout, data_seed, root, drop_test_duplicates)
+        source = _data_settings(data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates)
         settings = _settings(
             InvertSettings, preset, "invert", steps=steps, keep_steps=_integers(keep_steps), init=init, tokens=tokens,
             learning_rate=learning_rate, resolution=resolution, batch_size=batch_size, seed=seed,
@@ -161,8 +162,8 @@ def train(
 def run(
     data: Data, out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/<name of DATA>]")] = None,
     generator: GeneratorName = "mini", revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto",
-    preset: Preset = "default", test: Test = None, limit: Limit = None, test_limit: TestLimit = None,
-    holdout: Holdout = None, data_seed: DataSeed = None, root: Root = None,
+    preset: Preset = "default", test: Test = None, size: Size = None, limit: Limit = None,
+    test_limit: TestLimit = None, holdout: Holdout = None, data_seed: DataSeed = None, root: Root = None,
     drop_test_duplicates: DropDuplicates = False, steps: Steps = None, keep_steps: KeepSteps = None,
     init: Init = None, tokens: Tokens = None, learning_rate: InvertRate = None, resolution: Resolution = None,
     invert_batch_size: InvertBatch = None, variants: Variants = None, guidance_scales: Guidance = None,
@@ -179,7 +180,7 @@ def run(
         from .pipeline import run_all
 
         folder = out or Path("runs") / (Path(data.rpartition(":")[2]).stem or "run")
-        source = _data_settings(data, test, limit, test_limit, holdout, data_seed, root, drop_test_duplicates)
+        source = _data_settings(data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates)
         inverting = _settings(
             InvertSettings, preset, "invert", steps=steps, keep_steps=_integers(keep_steps), init=init, tokens=tokens,
             learning_rate=learning_rate, resolution=resolution, batch_size=invert_batch_size, seed=seed,
@@ -332,14 +333,14 @@ def _settings(model: type[Model], preset: str, stage: str, **given: Any) -> Mode
 
 
 def _data_settings(
-    data: str, test: str | None, limit: int | None, test_limit: int | None, holdout: float | None,
+    data: str, test: str | None, size: int | None, limit: int | None, test_limit: int | None, holdout: float | None,
     seed: int | None, root: str | None, drop_test_duplicates: bool,
 ) -> DataSettings:  # fmt: skip
     from .config import DataSettings
 
     return _settings(
-        DataSettings, "default", "data", data=data, test=test, limit=limit, test_limit=test_limit, holdout=holdout,
-        seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
+        DataSettings, "default", "data", data=data, test=test, size=size, limit=limit, test_limit=test_limit,
+        holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
     )  # fmt: skip
 
 

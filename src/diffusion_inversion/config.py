@@ -92,6 +92,7 @@ class DataSettings(Settings):
 
     data: str = Field(description="folder of class folders, parquet file, hf:<id>, or a built-in name")
     test: str | None = Field(None, description="test images, as DATA; default: the data set's own, else a hold-out")
+    size: int | None = Field(None, ge=4, description="side in px to load at; default: the data set's own, at most 512")
     limit: int | None = Field(None, ge=2, description="stratified subset of the training images")
     test_limit: int | None = Field(None, ge=2, description="stratified subset of the test images")
     holdout: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no test split")
@@ -119,7 +120,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
 # What `dinv demo` runs, sized for 2 CPU cores: elpv in at most 10 minutes, digits in at most 4.
 DEMOS: dict[str, dict[str, dict[str, object]]] = {
     "elpv": {
-        "data": {"limit": 200, "test_limit": 1000},
+        "data": {"limit": 200, "test_limit": 1000, "holdout": 0.4},
         "invert": {"steps": 100},
         "sample": {"variants": 10, "image_size": 32},
         "train": {"steps": 300},

@@ -51,6 +51,7 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     splits = load_splits(
         settings.data,
         test=settings.test,
+        size=settings.size,
         limit=settings.limit,
         test_limit=settings.test_limit,
         holdout=settings.holdout,

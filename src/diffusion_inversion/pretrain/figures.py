@@ -26,16 +26,17 @@ from ..sampling import denoise, reconstruct, to_uint8
 from ..training import train
 from .corpus import Corpus
 
-PROMPTED_SAMPLES, INVERTED_IMAGES = 10_000, 500
+PROMPTED_SAMPLES, INVERTED_IMAGES = 10_000, 250
+INVERTED_STEPS, GUIDANCE_SCALES = (25, 50, 100, 200), (1.0, 1.5, 2.0, 3.0)
 PROMPT_GUIDANCE, INFERENCE_STEPS = 2.0, 16
-CLASSIFIER = TrainSettings(architecture="resnet20", steps=4000)
+CLASSIFIER = TrainSettings(architecture="resnet20", steps=2500)
 FILE = "figures.json"
 
 
 def measure(folder: Path, validation: Corpus, target_train: Path, target_test: Path) -> dict[str, Any]:
     """Measure folder/mini and write folder/figures.json; a figure already there for the same weights is kept.
 
-    The ResNet-20 is trained on all of `target_train` (4,000 steps of 128) and kept in `folder`. Nothing is
+    The ResNet-20 is trained on all of `target_train` (2,500 steps of 128) and kept in `folder`. Nothing is
     selected on `target_test`. Raises UsageError without torchmetrics (extra `metrics`).
     """
     generator = Generator.load(folder / "mini")
@@ -64,12 +65,7 @@ def measure(folder: Path, validation: Corpus, target_train: Path, target_test: P
     keep(
         "inversion",
         lambda: inversion_figures(generator, classifier, real, folder / "inversion"),
-        lambda f: (
-            f"source's label given to {100 * f['agreement']:.1f} % of {f['n']:,} reconstructions at guidance "
-            f"{f['guidance_scale']:g}, {100 * f['agreement_unguided']:.1f} % at 1, "
-            f"{100 * f['agreement_source']:.1f} % of the sources themselves; bank loss: empty {f['null_loss']:.3f}, "
-            f"adapter {f['loss_initial']:.3f}, {f['steps']} steps {f['loss_final']:.3f}"
-        ),
+        _describe_inversion,
     )
     keep(
         "fid_lite0",
@@ -102,32 +98,44 @@ def autoencoder_figures(generator: Generator, classifier: Classifier, test: Labe
 def inversion_figures(
     generator: Generator, classifier: Classifier, real: LabelledImages, folder: Path
 ) -> dict[str, Any]:
-    """Share of reconstructions (lambda = alpha = 0) to which the classifier gives their source's label."""
+    """Share of reconstructions (lambda = alpha = 0) to which the classifier gives their source's label.
+
+    At every kept step and guidance scale: the table from which the defaults of `--steps` and `--guidance-scales` were
+    chosen. Its images are training images of the target, never test images.
+    """
     per_class = INVERTED_IMAGES // len(real.class_names)
-    rows = [
-        row
-        for label in range(len(real.class_names))
-        for row in (real.labels == label).nonzero()[:per_class, 0].tolist()
-    ]
+    rows = [row for k in range(len(real.class_names)) for row in (real.labels == k).nonzero()[:per_class, 0].tolist()]
     sources = real.subset(rows)
-    settings = InvertSettings()
+    settings = InvertSettings(steps=INVERTED_STEPS[-1], keep_steps=INVERTED_STEPS)
     embeddings = invert(sources, generator, folder / generator.hash[:12], settings)
-    agreement = {}
-    for scale in (SampleSettings().guidance_scales[0], 1.0):
-        drawn = reconstruct(embeddings, generator, SampleSettings(guidance_scales=(scale,)))
-        agreement[scale] = evaluate(classifier, _with_pixels(sources, drawn)).accuracy
-    guided = SampleSettings().guidance_scales[0]
+    agreement: dict[str, dict[str, float]] = {}
+    for step in INVERTED_STEPS:
+        agreement[str(step)] = {}
+        for scale in GUIDANCE_SCALES:
+            drawn = reconstruct(embeddings, generator, SampleSettings(guidance_scales=(scale,), kept_steps=(step,)))
+            agreement[str(step)][f"{scale:g}"] = evaluate(classifier, _with_pixels(sources, drawn)).accuracy
+    losses = dict(zip(map(str, embeddings.curve_steps), embeddings.losses.mean(1).tolist(), strict=True))
     return {
         "n": len(sources),
-        "steps": settings.steps,
-        "guidance_scale": guided,
-        "agreement": agreement[guided],
-        "agreement_unguided": agreement[1.0],
+        "agreement": agreement,
         "agreement_source": evaluate(classifier, sources).accuracy,
         "null_loss": float(embeddings.null_losses.mean()),
-        "loss_initial": float(embeddings.losses[0].mean()),
-        "loss_final": float(embeddings.losses[-1].mean()),
+        "loss": losses,
+        "steps": InvertSettings().steps,
+        "guidance_scale": SampleSettings().guidance_scales[0],
     }
+
+
+def _describe_inversion(found: dict[str, Any]) -> str:
+    step, scale = str(found["steps"]), f"{found['guidance_scale']:g}"
+    table = found["agreement"]
+    best_step, best_scale = max(((s, g) for s in table for g in table[s]), key=lambda key: table[key[0]][key[1]])
+    return (
+        f"source's label given to {100 * table[step][scale]:.1f} % of {found['n']:,} reconstructions at the defaults "
+        f"({step} steps, guidance {scale}), {100 * table[best_step][best_scale]:.1f} % at best ({best_step} steps, "
+        f"guidance {best_scale}), {100 * found['agreement_source']:.1f} % of the sources themselves; bank loss: empty "
+        f"{found['null_loss']:.3f}, adapter {found['loss']['0']:.3f}, {step} steps {found['loss'][step]:.3f}"
+    )
 
 
 def fid_figures(generator: Generator, validation: Corpus) -> dict[str, Any]:
