@@ -46,9 +46,9 @@ def test_gaussian_noise_has_mean_zero_and_standard_deviation_lambda() -> None:
 
 
 def test_partners_are_others_of_the_same_class_all_equally_often() -> None:
-    labels = [0, 1, 0, 0, 1, 2]
     stream = torch.Generator().manual_seed(0)
-    drawn = [choose_partner(0, labels, stream) for _ in range(2000)]
-    assert set(drawn) == {2, 3}
-    assert 900 < drawn.count(2) < 1100
-    assert choose_partner(5, labels, stream) == 5
+    for source, others in ((0, {2, 3}), (2, {0, 3}), (3, {0, 2})):
+        drawn = [choose_partner(source, (0, 2, 3), stream) for _ in range(2000)]
+        assert set(drawn) == others
+        assert all(900 < drawn.count(other) < 1100 for other in others)
+    assert choose_partner(5, (5,), stream) == 5

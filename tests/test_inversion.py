@@ -11,7 +11,8 @@ from diffusion_inversion.config import InvertSettings
 from diffusion_inversion.embeddings import EmbeddingStore, read_embeddings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.generator import Generator
-from diffusion_inversion.inversion import invert, invert_batch, stage1_loss, to_model_range
+from diffusion_inversion.images import to_model_range
+from diffusion_inversion.inversion import invert, invert_batch, stage1_loss
 from toy import WIDTH, toy_images
 
 SETTINGS = InvertSettings(steps=3, init="random", batch_size=2, eval_draws=2)

@@ -139,7 +139,7 @@ def test_bad_requests_name_the_remedy(generator: Generator, embeddings: Embeddin
         sample(embeddings, generator, tmp_path, SETTINGS.model_copy(update={"image_size": 99}))
     with pytest.raises(DataError, match="--keep-steps 7"):
         sample(embeddings, generator, tmp_path, SETTINGS.model_copy(update={"kept_steps": (7,)}))
-    with pytest.raises(DataError, match="dinv sample"):
+    with pytest.raises(UsageError, match="dinv sample"):
         read_synthetic(tmp_path / "none", embeddings.class_names)
 
 

@@ -76,6 +76,7 @@ TrainBatch = Annotated[int | None, typer.Option("--train-batch-size", help="Imag
 TrainRate = Annotated[float | None, typer.Option("--train-learning-rate", help="Peak of the cosine. [default: 0.1]")]
 RealFraction = Annotated[float | None, typer.Option(help="Real share of real+synthetic batches. [default: 0.5]")]
 Arms = Annotated[str | None, typer.Option(help="[default: real,synthetic,real+synthetic]")]
+Restart = Annotated[bool, typer.Option(help="Delete what this stage and later ones made here, and begin anew.")]
 Seeds = Annotated[str | None, typer.Option(help="Seeds of the classifiers. [default: 0,1,2]")]
 
 
@@ -100,9 +101,9 @@ def invert(
             InvertSettings, preset, "invert", steps=steps, keep_steps=_integers(keep_steps), init=init, tokens=tokens,
             learning_rate=learning_rate, resolution=resolution, batch_size=batch_size, seed=seed,
         )  # fmt: skip
+        loaded = _load(generator, revision, device, dtype)
         with run_lock(out):
-            splits = open_splits(out, source)
-            embeddings = invert_stage(out, splits, _load(generator, revision, device, dtype), settings)
+            embeddings = invert_stage(out, open_splits(out, source), loaded, settings)
         first, last = float(embeddings.losses[0].mean()), float(embeddings.losses[-1].mean())
         summary |= {"run": str(out), "images": len(embeddings), "loss_initial": first, "loss_final": last}
         summary["text"] = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
@@ -115,13 +116,14 @@ def sample(
     variants: Variants = None, guidance_scales: Guidance = None, kept_steps: KeptSteps = None,
     noise_strength: NoiseStrength = None, interpolation: Interpolation = None, scheduler: Scheduler = None,
     inference_steps: InferenceSteps = None, image_size: ImageSize = None, batch_size: SampleBatch = None,
-    seed: Seed = None, as_json: Json = False,
+    seed: Seed = None, restart: Restart = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Stage 2: draw variants around the learned vectors of RUN."""
     with _command(as_json) as summary:
         from .config import SampleSettings
         from .engine.lock import run_lock
         from .pipeline import inverted_with, sample_stage
+        from .pipeline import restart as restart_stage
 
         settings = _settings(
             SampleSettings, preset, "sample", variants=variants, guidance_scales=_numbers(guidance_scales),
@@ -129,8 +131,12 @@ def sample(
             scheduler=scheduler, inference_steps=inference_steps, image_size=image_size,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
+        recorded, its_revision = inverted_with(run) if generator is None else (generator, revision)
+        loaded = _load(recorded, revision or its_revision, device, dtype)
         with run_lock(run):
-            count = sample_stage(run, _load(generator or inverted_with(run), revision, device, dtype), settings)
+            if restart:
+                restart_stage(run, "sample")
+            count = sample_stage(run, loaded, settings)
         summary |= {"run": str(run), "images": count, "folder": str(run / "synthetic")}
         summary["text"] = f"{count} images in {run / 'synthetic'}. Next: dinv train {run}"
 
@@ -139,19 +145,23 @@ def sample(
 def train(
     run: Run, device: Device = "auto", preset: Preset = "default", architecture: Architecture = None,
     steps: TrainSteps = None, batch_size: TrainBatch = None, learning_rate: TrainRate = None,
-    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, as_json: Json = False,
+    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, restart: Restart = False,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
     with _command(as_json) as summary:
         from .config import TrainSettings
         from .engine.lock import run_lock
         from .pipeline import open_splits, report_stage, train_stage
+        from .pipeline import restart as restart_stage
 
         settings = _settings(
             TrainSettings, preset, "train", architecture=architecture, steps=steps, batch_size=batch_size,
             learning_rate=learning_rate, real_fraction=real_fraction, arms=_words(arms), seeds=_integers(seeds),
         )  # fmt: skip
         with run_lock(run):
+            if restart:
+                restart_stage(run, "train")
             splits = open_splits(run)
             results = train_stage(run, splits, settings, device)
             record = report_stage(run, splits, results, settings, _command_line())
@@ -297,9 +307,18 @@ def _command(as_json: bool) -> Iterator[dict[str, Any]]:
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         typer.echo(f"interrupted; what was committed is kept. Go on with: {_command_line()}", err=True)
+        if as_json:
+            typer.echo(json.dumps({"ok": False, "exit_code": INTERRUPTED, "error": "interrupted"}))
         raise typer.Exit(INTERRUPTED) from error
     text = summary.pop("text")
     typer.echo(json.dumps({"ok": True, **summary}) if as_json else text)
+
+
+def _absolute(data: str | None) -> str | None:
+    """An existing path made absolute, so that a run goes on from any folder; other names as they are."""
+    from .sources import BUILTINS
+
+    return str(Path(data).resolve()) if data is not None and data not in BUILTINS and Path(data).exists() else data
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -339,8 +358,8 @@ def _data_settings(
     from .config import DataSettings
 
     return _settings(
-        DataSettings, "default", "data", data=data, test=test, size=size, limit=limit, test_limit=test_limit,
-        holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
+        DataSettings, "default", "data", data=_absolute(data), test=_absolute(test), size=size, limit=limit,
+        test_limit=test_limit,        holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
     )  # fmt: skip
 
 

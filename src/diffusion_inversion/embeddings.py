@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .engine.store import Manifest, commit_file
-from .errors import DataError
+from .engine.store import Manifest, commit_bytes, commit_file
+from .errors import DataError, UsageError
 
-FOLDER = "embeddings"
+FOLDER, COMPLETE = "embeddings", "complete.json"
 SCHEMA = 1
 
 
@@ -30,13 +33,13 @@ class Embeddings:
     """
 
     ids: tuple[str, ...]
-    labels: Tensor
+    labels: Int64[Tensor, " images"]
     class_names: tuple[str, ...]
     steps: tuple[int, ...]
-    vectors: Tensor
+    vectors: Float32[Tensor, "steps images tokens features"]
     curve_steps: tuple[int, ...]
-    losses: Tensor
-    null_losses: Tensor
+    losses: Float32[Tensor, "points images"]
+    null_losses: Float32[Tensor, " images"]
     generator_hash: str
     resolution: int
     image_size: int
@@ -44,7 +47,7 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def at(self, step: int | None = None) -> Tensor:
+    def at(self, step: int | None = None) -> Float32[Tensor, "images tokens features"]:
         """Vectors (N, tokens, width) at a kept step, by default the last; DataError for a step that was not kept."""
         if step is None:
             return self.vectors[-1]
@@ -54,9 +57,30 @@ class Embeddings:
             )
         return self.vectors[self.steps.index(step)]
 
-    def mean(self, step: int | None = None) -> Tensor:
+    @cached_property
+    def digest(self) -> str:
+        """sha256 hex of ids, labels, class names and vectors: what stage 2 draws from."""
+        digest = hashlib.sha256(json.dumps([self.ids, self.labels.tolist(), self.class_names, self.steps]).encode())
+        digest.update(self.vectors.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    @cached_property
+    def class_rows(self) -> tuple[tuple[int, ...], ...]:
+        """Rows of each class, by image id, so that they do not depend on the order of learning."""
+        labels = self.labels.tolist()
+        found: list[list[int]] = [[] for _ in self.class_names]
+        for row in sorted(range(len(self)), key=lambda row: self.ids[row]):
+            found[labels[row]].append(row)
+        return tuple(tuple(rows) for rows in found)
+
+    def mean(self, step: int | None = None) -> Float32[Tensor, "tokens features"]:
         """Mean over ALL images (tokens, width): the paper's unconditional vector (section 3.2)."""
-        return self.at(step).mean(dim=0)
+        self.at(step)
+        return self._means[-1 if step is None else self.steps.index(step)]
+
+    @cached_property
+    def _means(self) -> Float32[Tensor, "steps tokens features"]:
+        return self.vectors.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -64,10 +88,10 @@ class Shard:
     """One committed unit of stage 1; see `Embeddings` for the shapes."""
 
     ids: tuple[str, ...]
-    labels: Tensor
-    vectors: Tensor
-    losses: Tensor
-    null_losses: Tensor
+    labels: Int64[Tensor, " images"]
+    vectors: Float32[Tensor, "steps images tokens features"]
+    losses: Float32[Tensor, "points images"]
+    null_losses: Float32[Tensor, " images"]
 
 
 class EmbeddingStore:
@@ -80,6 +104,23 @@ class EmbeddingStore:
     def done(self) -> set[str]:
         """Ids of every committed image."""
         return {image_id for record in self.manifest.records() for image_id in record["ids"]}
+
+    def finish(self, failed: list[str]) -> None:
+        """Mark the stage as complete; `failed` are ids whose vectors are not finite, which are not tried again."""
+        commit_bytes(
+            self.folder / COMPLETE, (json.dumps({"count": len(self.done()), "failed": failed}) + "\n").encode()
+        )
+
+    def failed(self) -> list[str]:
+        """Ids that gave no finite vectors; empty before the stage is complete."""
+        path = self.folder / COMPLETE
+        return list(json.loads(path.read_text())["failed"]) if path.is_file() else []
+
+    def require_complete(self) -> None:
+        """Raise UsageError unless stage 1 went through: means and partners need every vector."""
+        path = self.folder / COMPLETE
+        if not path.is_file() or json.loads(path.read_text())["count"] != len(self.done()):
+            raise UsageError(f"{self.folder}: stage 1 is not finished. Run the same `dinv invert` command again first.")
 
     def commit(self, shard: Shard, header: dict[str, Any]) -> None:
         """Write a shard durably, then list it in the manifest."""
@@ -135,5 +176,11 @@ class EmbeddingStore:
 
 
 def read_embeddings(run: str | Path) -> Embeddings:
-    """The learned vectors of a run folder. Raises DataError where there are none or a shard is damaged."""
-    return EmbeddingStore(Path(run)).read()
+    """The learned vectors of a run folder.
+
+    Raises DataError where there are none or a shard is damaged, UsageError where stage 1 was not finished.
+    """
+    store = EmbeddingStore(Path(run))
+    found = store.read()
+    store.require_complete()
+    return found

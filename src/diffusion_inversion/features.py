@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .device import bfloat16_is_fast
+
 INPUT_SIZE = 128
 # (index into timm's feature list, pooled side): stride 8 keeps layout, stride 16 parts.
 _POOLED_STAGES = ((2, 4), (3, 2))
@@ -45,7 +47,7 @@ def profile(lite0: nn.Module, images: Tensor) -> Tensor:
     and the pooled last layer are concatenated. This is the input of `mini`'s adapter.
     """
     resized = F.interpolate(images, size=(INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16_is_fast(images.device)):
         final, maps = lite0.forward_intermediates(resized, indices=[s for s, _ in _POOLED_STAGES])  # type: ignore[operator]
         head = lite0.forward_head(final, pre_logits=True)  # type: ignore[operator]
     grids = [

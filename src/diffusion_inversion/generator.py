@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .adapter import Adapter, load_adapter
+from .device import bfloat16_is_fast, resolve_device
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +25,19 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 MINI = Path(__file__).parent / "weights" / "mini"
+PLAIN_ATTENTION_SIDE = 32  # latent cells; above it the full score matrix costs more memory than it saves time
+VAE_PIXELS = 2**21  # pixels that the VAE sees at once: 2,048 images of 32 px, 8 of 512 px
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+WEIGHT_FILES = {
+    "vae": "diffusion_pytorch_model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
 SchedulerName = Literal["ddim", "dpm++"]
+Images: TypeAlias = Float[Tensor, "batch 3 height width"]
+Latents: TypeAlias = Float[Tensor, "batch channels height width"]
+Tokens: TypeAlias = Float[Tensor, "batch tokens features"]
+Timesteps: TypeAlias = Int[Tensor, " batch"]
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,10 +45,10 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "f
 class LatentDistribution:
     """What the encoder says of images: scaled latents' mean and log-variance, each (B, C, H/f, W/f) float32."""
 
-    mean: Tensor
-    logvar: Tensor
+    mean: Latents
+    logvar: Latents
 
-    def sample(self, noise: Tensor) -> Tensor:
+    def sample(self, noise: Latents) -> Latents:
         """mean + exp(logvar / 2) * noise; noise is standard normal of the same shape."""
         return self.mean + (0.5 * self.logvar).exp() * noise
 
@@ -43,7 +56,8 @@ class LatentDistribution:
 class Generator:
     """A frozen latent diffusion model. Make one with `Generator.load`.
 
-    Attributes: name; hash (sha256 over all weight files); resolution (native side in px); vae_factor (pixels
+    Attributes: name; source and revision (what `load` takes again); hash (sha256 over all weight files);
+    resolution (native side in px); vae_factor (pixels
     per latent cell); latent_channels; text_width; prediction_type ("epsilon" or "v_prediction"); device;
     dtype (of the UNet; the VAE, the embeddings and every loss stay float32); adapter (mini only, else None).
     """
@@ -51,6 +65,8 @@ class Generator:
     def __init__(
         self,
         name: str,
+        source: str,
+        revision: str | None,
         weights_hash: str,
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
@@ -63,7 +79,8 @@ class Generator:
     ) -> None:
         from diffusers import DDPMScheduler
 
-        self.name, self.hash, self.device, self.dtype = name, weights_hash, device, dtype
+        self.name, self.source, self.revision = name, source, revision
+        self.hash, self.device, self.dtype = weights_hash, device, dtype
         self.vae = _freeze(vae.to(device))
         self.unet = _freeze(unet.to(device))
         self.text_encoder = _freeze(text_encoder.to(device))
@@ -77,7 +94,7 @@ class Generator:
         self.text_width: int = unet.config.cross_attention_dim
         self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.resolution: int = unet.config.sample_size * self.vae_factor
-        if device.type == "cpu":
+        if device.type == "cpu" and unet.config.sample_size <= PLAIN_ATTENTION_SIDE:
             use_plain_attention(unet, vae)
 
     @classmethod
@@ -108,7 +125,9 @@ class Generator:
             text = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         return cls(
-            name=str(name_or_path),
+            name=folder.name if Path(name_or_path).is_dir() else str(name_or_path),
+            source=str(folder.resolve()) if Path(name_or_path).is_dir() else str(name_or_path),
+            revision=revision,
             weights_hash=hash_weights(folder),
             vae=vae,
             unet=unet,
@@ -121,26 +140,21 @@ class Generator:
         )
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDistribution:
+    def encode(self, images: Images) -> LatentDistribution:
         """Encode images in [-1, 1], sides divisible by vae_factor, to the distribution of their scaled latents."""
-        import math
-
         scale: float = self.vae.config.scaling_factor
-        latent_dist = self.vae.encode(images.to(self.device)).latent_dist
-        return LatentDistribution(latent_dist.mean * scale, latent_dist.logvar + 2 * math.log(scale))
+        chunks = [self.vae.encode(chunk.to(self.device)).latent_dist for chunk in images.split(_vae_batch(images))]
+        mean, logvar = torch.cat([d.mean for d in chunks]), torch.cat([d.logvar for d in chunks])
+        return LatentDistribution(mean * scale, logvar + 2 * math.log(scale))
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "batch channels height width"]) -> Tensor:
+    def decode(self, latents: Latents) -> Float[Tensor, "batch 3 image_height image_width"]:
         """Decode scaled latents to images (B, 3, H, W) float32, clamped to [-1, 1]."""
-        images: Tensor = self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
-        return images.clamp(-1, 1)
+        scaled = latents.float() / self.vae.config.scaling_factor
+        batch = _vae_batch(latents, self.vae_factor)
+        return torch.cat([self.vae.decode(chunk).sample for chunk in scaled.split(batch)]).clamp(-1, 1)
 
-    def predict(
-        self,
-        noisy_latents: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, " batch"],
-        embeddings: Float[Tensor, "batch tokens width"],
-    ) -> Tensor:
+    def predict(self, noisy_latents: Latents, timesteps: Timesteps, embeddings: Tokens) -> Latents:
         """The UNet's own output (noise or v, see prediction_type), float32, same shape as the latents.
 
         Gradients flow to `embeddings`; the weights are frozen.
@@ -150,7 +164,7 @@ class Generator:
         )[0]
         return output.float()
 
-    def predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+    def predict_noise(self, noisy_latents: Latents, timesteps: Timesteps, embeddings: Tokens) -> Latents:
         """The noise prediction eps_theta(z_t, t, c), whatever the network was trained to predict."""
         output = self.predict(noisy_latents, timesteps, embeddings)
         if self.prediction_type == "epsilon":
@@ -158,12 +172,12 @@ class Generator:
         signal, noise = self._coefficients(timesteps)
         return signal * output + noise * noisy_latents
 
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         """z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) eps (DDPM, arXiv 2006.11239, eq. 4)."""
         signal_scale, noise_scale = self._coefficients(timesteps)
         return signal_scale * latents + noise_scale * noise
 
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         """What `predict` should return: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z (arXiv 2202.00512)."""
         if self.prediction_type == "epsilon":
             return noise
@@ -172,9 +186,8 @@ class Generator:
 
     @property
     def record(self) -> dict[str, str]:
-        """What identifies the generator in a run: name, weight hash, precision, prediction type."""
+        """What an image depends on: weight hash, precision, prediction type. Not the name: folders move."""
         return {
-            "name": self.name,
             "hash": self.hash,
             "dtype": str(self.dtype).removeprefix("torch."),
             "prediction_type": self.prediction_type,
@@ -186,19 +199,19 @@ class Generator:
         return len(self.alphas_cumprod)
 
     @torch.no_grad()
-    def text_tokens(self, prompts: list[str]) -> Tensor:
+    def text_tokens(self, prompts: list[str]) -> Float[Tensor, "prompts tokens features"]:
         """Encode prompts to (B, model_max_length, width) float32, padded and cut as StableDiffusionPipeline does."""
         ids = tokenize(self.tokenizer, prompts).to(self.device)
         tokens: Tensor = self.text_encoder(ids)[0]
         return tokens
 
     @torch.no_grad()
-    def image_tokens(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
+    def image_tokens(self, images: Images) -> Tokens:
         """The adapter's tokens (B, 5, width) float32 for images in [-1, 1]; UsageError where there is no adapter."""
         from .features import profile
 
         if self.adapter is None:
-            raise UsageError(f"{self.name}: has no image adapter, so no warm start. Use --init random or class-mean.")
+            raise UsageError(f"{self.name}: has no image adapter, so it cannot describe images by tokens.")
         tokens: Tensor = self.adapter(profile(self._lite0, images.to(self.device)))
         return tokens
 
@@ -226,7 +239,7 @@ class Generator:
 
         return load_lite0().to(self.device)
 
-    def _coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def _coefficients(self, timesteps: Timesteps) -> tuple[Float[Tensor, "batch 1 1 1"], Float[Tensor, "batch 1 1 1"]]:
         alpha_bar = self.alphas_cumprod[timesteps][:, None, None, None]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
@@ -243,8 +256,11 @@ def available() -> dict[str, Path]:
         return found
     for repository in sorted(repositories, key=lambda r: r.repo_id):
         for revision in repository.revisions:
-            if all((revision.snapshot_path / part).is_dir() for part in PARTS):
-                found[repository.repo_id] = revision.snapshot_path
+            try:
+                _check_parts(revision.snapshot_path)
+            except (UsageError, OSError, ValueError):
+                continue
+            found[repository.repo_id] = revision.snapshot_path
     return found
 
 
@@ -261,7 +277,7 @@ def initialise(architecture: Path, seed: int) -> dict[str, nn.Module]:
     return {"vae": vae, "unet": unet, "text_encoder": CLIPTextModel(text_config)}
 
 
-def noise_schedule(architecture: Path) -> Tensor:
+def noise_schedule(architecture: Path) -> Float[Tensor, " timesteps"]:
     """alpha_bar (T,) float32 of the scheduler config below `architecture`."""
     from diffusers import DDPMScheduler
 
@@ -296,7 +312,7 @@ def use_plain_attention(*modules: nn.Module) -> None:
         module.set_attn_processor(AttnProcessor())  # type: ignore[operator]
 
 
-def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "prompts tokens"]:
     """Token ids (B, model_max_length) int64, padded and truncated as StableDiffusionPipeline does."""
     ids: Tensor = tokenizer(
         prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
@@ -304,25 +320,26 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
     return ids
 
 
-def resolve_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; anything else goes to torch, with a clear error."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device={device!r}: not usable here ({error}). Use auto, cpu or cuda.") from error
-
-
 def hash_weights(folder: Path) -> str:
-    """sha256 hex over the names and contents of every weight and config file below `folder`, in name order."""
+    """sha256 hex over the names and contents of the weight and config files of all parts, in name order."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json"} and p.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with path.open("rb") as handle:
-            while chunk := handle.read(1 << 20):
-                digest.update(chunk)
+    for part in (*PARTS, "adapter"):
+        for path in sorted(p for p in (folder / part).glob("*") if _is_part_file(p)):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            with path.open("rb") as handle:
+                while chunk := handle.read(1 << 20):
+                    digest.update(chunk)
     return digest.hexdigest()
+
+
+def _is_part_file(path: Path) -> bool:
+    """Whether a file decides what the model computes: configs, vocabularies, and the weights that are loaded."""
+    return path.suffix in (".json", ".txt") or path.name in WEIGHT_FILES.values()
+
+
+def _vae_batch(tensor: Tensor, factor: int = 1) -> int:
+    """How many images or latents of this size the VAE takes at once, so that its memory stays bounded."""
+    return max(1, VAE_PIXELS // (tensor.shape[-1] * tensor.shape[-2] * factor**2))
 
 
 def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -331,14 +348,14 @@ def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     chosen = DTYPES[dtype]
     if chosen is not None:
         return chosen
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
 
 
 def _locate(name: str, revision: str | None) -> Path:
     """The local folder of a generator; hub ids are downloaded, safetensors and configs only."""
     if name == "mini":
+        if not MINI.is_dir():
+            raise UsageError(f"mini: its weights are not in {MINI}. Install the package again, or run `dinv pretrain`.")
         return MINI
     if Path(name).is_dir():
         return Path(name)
@@ -348,7 +365,8 @@ def _locate(name: str, revision: str | None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", *(f"{part}/*model.safetensors" for part in PARTS)]
+    patterns = [f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "txt")]
+    patterns += [f"{part}/{name}" for part, name in WEIGHT_FILES.items()]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
@@ -367,12 +385,27 @@ def _check_parts(folder: Path) -> None:
         raise UsageError(
             f"{folder}: looks like SDXL (text_encoder_2). Only Stable Diffusion 1.x and 2.x are supported."
         )
-    for part in ("vae", "unet", "text_encoder"):
-        if not list((folder / part).glob("*.safetensors")):
+    for part, name in WEIGHT_FILES.items():
+        if not (folder / part / name).is_file():
             raise UsageError(
-                f"{folder / part}: no safetensors weights (pickles are never loaded). Convert the checkpoint with "
-                "`StableDiffusionPipeline.from_pretrained(...).save_pretrained(folder, safe_serialization=True)`."
+                f"{folder / part}: no safetensors weights, {name} is missing (pickles are never loaded). Convert the "
+                "checkpoint: `StableDiffusionPipeline.from_pretrained(...).save_pretrained(folder, "
+                "safe_serialization=True)`."
             )
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    found = {
+        "unet.in_channels": (unet.get("in_channels", 4), vae.get("latent_channels", 4)),
+        "unet.class_embed_type": (unet.get("class_embed_type"), None),
+        "unet.addition_embed_type": (unet.get("addition_embed_type"), None),
+    }
+    wrong = [f"{key}={value!r}, expected {expected!r}" for key, (value, expected) in found.items() if value != expected]
+    prediction_type = scheduler.get("prediction_type", "epsilon")
+    if prediction_type not in ("epsilon", "v_prediction"):
+        wrong.append(f"scheduler.prediction_type={prediction_type!r}, expected epsilon or v_prediction")
+    if wrong:
+        raise UsageError(f"{folder}: not a text-to-image Stable Diffusion 1.x or 2.x: {'; '.join(wrong)}.")
 
 
 @contextmanager

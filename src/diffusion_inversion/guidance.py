@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 
 
-def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, guidance_scale: Tensor | float) -> Tensor:
+def classifier_free_guidance(
+    conditional: Float[Tensor, " batch *rest"],
+    unconditional: Float[Tensor, " batch *rest"],
+    guidance_scale: Float[Tensor, " batch"] | float,
+) -> Float[Tensor, " batch *rest"]:
     """u + s (c - u), for predictions of any one kind (noise or v), each (B, ...); s is a number or (B,).
 
     `guidance_scale` follows diffusers: 1 gives the conditional prediction, 0 the unconditional one. The

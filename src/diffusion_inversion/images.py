@@ -86,6 +86,12 @@ class LabelledImages:
         """Side S of the images in px."""
         return int(self.images.shape[-1])
 
+    @property
+    def digest(self) -> str:
+        """sha256 hex of what is learned from: ids, contents and labels of all images, and the class names."""
+        rows = [f"{i} {h} {k}" for i, h, k in zip(self.ids, self.hashes, self.labels.tolist(), strict=True)]
+        return hashlib.sha256("\n".join([*self.class_names, "", *rows]).encode()).hexdigest()
+
     def resized(self, size: int) -> LabelledImages:
         """The same images at `size` px (antialiased bicubic); self where they have that size already."""
         if size == self.size:
@@ -102,6 +108,16 @@ class LabelledImages:
             labels=self.labels[index],
             images=self.images[index],
         )
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 [0, 255] => float32 [-1, 1], any shape."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [-1, 1] => uint8 [0, 255], rounded and clamped, any shape."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

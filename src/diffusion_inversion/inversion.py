@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from .config import InvertSettings
@@ -16,8 +16,8 @@ from .embeddings import SCHEMA, Embeddings, EmbeddingStore, Shard
 from .engine.progress import track
 from .engine.store import claim_run
 from .errors import PartialError, UsageError
-from .generator import Generator, LatentDistribution
-from .images import LabelledImages
+from .generator import Generator, Images, LatentDistribution, Latents, Timesteps, Tokens
+from .images import LabelledImages, to_model_range
 from .randomness import generator_for
 
 CURVE_POINTS = 4
@@ -37,62 +37,80 @@ def invert(
     (vectors of some images are not finite; the rest is kept), DiskError.
     """
     settings = settings or InvertSettings()
-    out = Path(out)
     resolution = settings.resolution or generator.resolution
-    if resolution % generator.vae_factor:
-        raise UsageError(f"resolution={resolution}: not a multiple of {generator.vae_factor}, which the VAE needs.")
-    claim_run(out, "invert", fingerprint(images, generator, settings, resolution))
-    store = EmbeddingStore(out)
+    check(generator, settings, resolution)
+    store = EmbeddingStore(Path(out))
     done = store.done()
-    todo = [row for row in range(len(images)) if images.ids[row] not in done]
-    points = curve_steps(settings)
+    claim_run(Path(out), "invert", fingerprint(images, generator, settings, resolution), begun=bool(done))
+    skipped = {*done, *store.failed()}
+    todo = [row for row in range(len(images)) if images.ids[row] not in skipped]
     header: dict[str, Any] = {
         "schema": SCHEMA,
         "class_names": list(images.class_names),
         "steps": list(settings.checkpoints),
-        "curve_steps": list(points),
+        "curve_steps": list(curve_steps(settings)),
         "generator_hash": generator.hash,
         "resolution": resolution,
-        "image_size": images.native_size,
+        "image_size": images.size,
     }
-    bad: list[str] = []
-    pixels = to_model_range(images.resized(resolution).images)
-    initial = initial_vectors(images, pixels, generator, settings)
+    failed = store.failed()
+    means = class_means(images, generator, settings, resolution) if todo and settings.init == "class-mean" else None
     with track("invert", len(todo) * max(1, settings.steps), "image-steps") as advance:
         for start in range(0, len(todo), settings.batch_size):
-            rows = todo[start : start + settings.batch_size]
-            ids = tuple(images.ids[row] for row in rows)
-            result = invert_batch(generator, pixels[rows], initial[rows], ids, settings, advance)
+            batch = images.subset(todo[start : start + settings.batch_size])
+            pixels = to_model_range(batch.resized(resolution).images)
+            initial = means[batch.labels] if means is not None else guesses(batch, pixels, generator, settings)
+            result = invert_batch(generator, pixels, initial, batch.ids, settings, advance)
             finite = result.vectors.isfinite().all(dim=-1).all(dim=-1).all(dim=0)
-            keep = finite.nonzero()[:, 0].tolist()
-            bad += [ids[i] for i in range(len(ids)) if i not in set(keep)]
-            if keep:
+            failed += [image_id for image_id, ok in zip(batch.ids, finite.tolist(), strict=True) if not ok]
+            if finite.any():
+                kept = tuple(image_id for image_id, ok in zip(batch.ids, finite.tolist(), strict=True) if ok)
                 shard = Shard(
-                    tuple(ids[i] for i in keep),
-                    images.labels[rows][keep],
-                    result.vectors[:, keep],
-                    result.losses[:, keep],
-                    result.null_losses[keep],
+                    kept,
+                    batch.labels[finite],
+                    result.vectors[:, finite],
+                    result.losses[:, finite],
+                    result.null_losses[finite],
                 )
                 store.commit(shard, header)
-    if bad:
+    if todo:
+        store.finish(failed)
+    if todo and failed:
         raise PartialError(
-            f"{len(bad)} of {len(images)} images gave vectors that are not finite (first: {bad[0]}); the others are "
-            "kept. Run again with a lower --learning-rate into another folder, or with --dtype float32."
+            f"{len(failed)} of {len(images)} images gave vectors that are not finite (first: {failed[0]}); the others "
+            "are kept. Run the same command again to go on without them, or begin another folder with a lower "
+            "--invert-learning-rate or --dtype float32."
         )
     return store.read()
+
+
+def check(generator: Generator, settings: InvertSettings, resolution: int) -> None:
+    """Raise UsageError for settings that this generator cannot do, before anything is computed or claimed."""
+    if resolution % generator.vae_factor:
+        raise UsageError(f"resolution={resolution}: not a multiple of {generator.vae_factor}, which the VAE needs.")
+    if settings.init == "random":
+        return
+    if generator.adapter is not None and settings.tokens != generator.adapter.tokens:
+        raise UsageError(
+            f"tokens={settings.tokens}: the adapter of {generator.name} gives {generator.adapter.tokens}. "
+            "Use that many, or --init random."
+        )
+    if settings.tokens > generator.tokenizer.model_max_length:
+        raise UsageError(
+            f"tokens={settings.tokens}: more than the text encoder's {generator.tokenizer.model_max_length}. "
+            "Use fewer, or --init random."
+        )
 
 
 def fingerprint(
     images: LabelledImages, generator: Generator, settings: InvertSettings, resolution: int
 ) -> dict[str, Any]:
     """Everything the learned vectors depend on, as JSON data."""
-    data = hashlib.sha256("\n".join(f"{i} {h}" for i, h in zip(images.ids, images.hashes, strict=True)).encode())
     return {
         "schema": SCHEMA,
         "settings": settings.model_dump(mode="json"),
         "resolution": resolution,
-        "data": {"images": len(images), "sha256": data.hexdigest()},
+        "data": {"images": len(images), "sha256": images.digest},
         "generator": generator.record,
     }
 
@@ -103,59 +121,52 @@ def curve_steps(settings: InvertSettings) -> tuple[int, ...]:
     return tuple(sorted(quarters | set(settings.checkpoints)))
 
 
-def to_model_range(images: Tensor) -> Tensor:
-    """uint8 [0, 255] => float32 [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def initial_vectors(
-    images: LabelledImages, pixels: Tensor, generator: Generator, settings: InvertSettings
-) -> Float[Tensor, "images tokens width"]:
-    """Starting vectors (N, tokens, width) on the CPU, by `settings.init`.
+def guesses(
+    images: LabelledImages, pixels: Images, generator: Generator, settings: InvertSettings
+) -> Float32[Tensor, "images tokens features"]:
+    """Starting vectors (N, tokens, width) on the CPU for one batch.
 
     warm: the adapter's tokens of the image, or the class name's text tokens where the generator has no adapter;
-    class-mean: the class's mean of those; random: uniform in +-0.1 (the reference code's +-1 / sqrt(100)).
+    random: uniform in +-0.1 (the reference code's +-1 / sqrt(100)).
     """
-    tokens, width = settings.tokens, generator.text_width
     if settings.init == "random":
-        draws = [torch.rand(tokens, width, generator=generator_for(settings.seed, "init", i)) for i in images.ids]
+        shape = (settings.tokens, generator.text_width)
+        draws = [torch.rand(shape, generator=generator_for(settings.seed, "init", i)) for i in images.ids]
         return 0.2 * torch.stack(draws) - 0.1
     if generator.adapter is not None:
-        if tokens != generator.adapter.tokens:
-            raise UsageError(
-                f"tokens={tokens}: the adapter of {generator.name} gives {generator.adapter.tokens}. "
-                "Use that many, or --init random."
-            )
-        guesses = torch.cat([generator.image_tokens(chunk).cpu() for chunk in pixels.split(settings.batch_size)])
-    else:
-        by_class = generator.text_tokens(list(images.class_names)).cpu()
-        if tokens > by_class.shape[1]:
-            raise UsageError(
-                f"tokens={tokens}: more than the text encoder's {by_class.shape[1]}. Use fewer, or --init random."
-            )
-        guesses = by_class[images.labels, :tokens]
-    if settings.init == "class-mean":
-        for label in images.labels.unique():
-            guesses[images.labels == label] = guesses[images.labels == label].mean(0)
-    return guesses
+        return generator.image_tokens(pixels).cpu()
+    return generator.text_tokens(list(images.class_names)).cpu()[images.labels, : settings.tokens]
+
+
+def class_means(
+    images: LabelledImages, generator: Generator, settings: InvertSettings, resolution: int
+) -> Float32[Tensor, "classes tokens features"]:
+    """Mean of the warm guesses over each class (class-mean start); zero for a class without images."""
+    sums = torch.zeros(len(images.class_names), settings.tokens, generator.text_width)
+    for start in range(0, len(images), settings.batch_size):
+        batch = images.subset(range(start, min(start + settings.batch_size, len(images))))
+        pixels = to_model_range(batch.resized(resolution).images)
+        sums.index_add_(0, batch.labels, guesses(batch, pixels, generator, settings))
+    counts = torch.bincount(images.labels, minlength=len(images.class_names)).clamp(min=1)
+    return sums / counts[:, None, None]
 
 
 @dataclass(frozen=True)
 class BatchResult:
     """vectors (S, B, tokens, width), losses (P, B), null_losses (B,), all float32 on the CPU."""
 
-    vectors: Tensor
-    losses: Tensor
-    null_losses: Tensor
+    vectors: Float32[Tensor, "steps batch tokens features"]
+    losses: Float32[Tensor, "points batch"]
+    null_losses: Float32[Tensor, " batch"]
 
 
 def invert_batch(
     generator: Generator,
-    pixels: Float[Tensor, "batch 3 height width"],
-    initial: Float[Tensor, "batch tokens width"],
+    pixels: Images,
+    initial: Tokens,
     ids: tuple[str, ...],
     settings: InvertSettings,
-    advance: Any = lambda n: None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> BatchResult:
     """Optimise the vectors of a batch side by side. They share nothing: AdamW works element by element."""
     latent_dist = generator.encode(pixels)  # once; a fresh sample at every step
@@ -182,7 +193,9 @@ def invert_batch(
     return BatchResult(torch.stack(kept), torch.stack(losses), bank.loss(generator, empty))
 
 
-def stage1_loss(generator: Generator, latents: Tensor, noise: Tensor, timesteps: Tensor, vectors: Tensor) -> Tensor:
+def stage1_loss(
+    generator: Generator, latents: Latents, noise: Latents, timesteps: Timesteps, vectors: Tokens
+) -> Float[Tensor, " batch"]:
     """Denoising loss of each image (B,): mean squared error of the model's own training target (section 3.1)."""
     noisy_latents = generator.add_noise(latents, noise, timesteps)
     prediction = generator.predict(noisy_latents, timesteps, vectors)
@@ -191,7 +204,7 @@ def stage1_loss(generator: Generator, latents: Tensor, noise: Tensor, timesteps:
 
 def draw(
     generator: Generator, latent_dist: LatentDistribution, streams: list[torch.Generator]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Latents, Latents, Timesteps]:
     """Latents sampled from the encoder's distribution, noise and a uniform timestep, each image from its own stream."""
     shape = latent_dist.mean.shape[1:]
     normal = torch.stack([torch.randn(2, *shape, generator=stream) for stream in streams]).to(generator.device)
@@ -206,9 +219,9 @@ class EvaluationBank:
     Timesteps are stratified over the schedule, so that K = 8 draws already cover it.
     """
 
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
+    latents: Float[Tensor, "draws batch channels height width"]
+    noise: Float[Tensor, "draws batch channels height width"]
+    timesteps: Int[Tensor, "draws batch"]
 
     @classmethod
     def draw(
@@ -226,7 +239,7 @@ class EvaluationBank:
         return cls(torch.stack(latents), torch.stack(noise), torch.stack(timesteps).to(generator.device))
 
     @torch.no_grad()
-    def loss(self, generator: Generator, vectors: Tensor) -> Tensor:
+    def loss(self, generator: Generator, vectors: Tokens) -> Float32[Tensor, " batch"]:
         """Mean loss of each image over the bank: (B,) float32 on the CPU."""
         rows = [
             stage1_loss(generator, z, eps, t, vectors)

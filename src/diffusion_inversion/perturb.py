@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def interpolate(embedding: Tensor, partner: Tensor, interpolation: Tensor | float) -> Tensor:
+def interpolate(
+    embedding: Float[Tensor, "*shape"], partner: Float[Tensor, "*shape"], interpolation: Tensor | float
+) -> Float[Tensor, "*shape"]:
     """alpha * partner + (1 - alpha) * embedding, any shape; alpha in [0, 1], 0 keeps the embedding.
 
     The paper writes alpha c_1 + (1 - alpha) c_2; with its default 0.1 the source is c_2 (tables 5 and 8: alpha = 0
@@ -15,14 +20,16 @@ def interpolate(embedding: Tensor, partner: Tensor, interpolation: Tensor | floa
     return embedding + interpolation * (partner - embedding)
 
 
-def add_gaussian_noise(embedding: Tensor, noise_strength: float, generator: torch.Generator) -> Tensor:
+def add_gaussian_noise(
+    embedding: Float[Tensor, "*shape"], noise_strength: float, generator: torch.Generator
+) -> Float[Tensor, "*shape"]:
     """c + lambda * N(0, I) on the CPU, same shape; lambda >= 0 is the noise's standard deviation."""
     return embedding + noise_strength * torch.randn(embedding.shape, generator=generator)
 
 
-def choose_partner(source: int, labels: list[int], generator: torch.Generator) -> int:
-    """Row of a random other vector of the same class; the source's own row where it is alone in its class."""
-    candidates = [row for row, label in enumerate(labels) if label == labels[source] and row != source]
-    if not candidates:
+def choose_partner(source: int, class_rows: Sequence[int], generator: torch.Generator) -> int:
+    """A random other row of `class_rows`, which holds `source`; the source itself where it is alone in its class."""
+    if len(class_rows) == 1:
         return source
-    return candidates[int(torch.randint(len(candidates), (1,), generator=generator))]
+    drawn = int(torch.randint(len(class_rows) - 1, (1,), generator=generator))
+    return class_rows[drawn if drawn < class_rows.index(source) else drawn + 1]

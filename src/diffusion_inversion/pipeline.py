@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from .config import DataSettings, InvertSettings, SampleSettings, TrainSettings
 from .datasets import Splits, data_record, load_splits
-from .embeddings import Embeddings, read_embeddings
+from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.progress import track
 from .engine.store import commit_bytes, commit_file
 from .errors import ConfigMismatchError, UsageError
@@ -30,7 +31,7 @@ from .synthetic import SyntheticStore, read_rows, read_synthetic
 from .training import ArmResults, train_arms
 
 DATA_FILE, RUN_FILE, REPORT_FILE = "data.json", "run.json", "report.html"
-RECONSTRUCTIONS_FILE = "reconstructions.safetensors"
+GENERATOR_FILE, RECONSTRUCTIONS_FILE = "generator.json", "reconstructions.safetensors"
 REPORT_ROWS, REPORT_VARIANTS = 8, 6
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
 
@@ -41,7 +42,8 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     Raises UsageError where neither is there, ConfigMismatchError where the images are not those recorded.
     """
     path = run / DATA_FILE
-    recorded = json.loads(path.read_text()) if path.is_file() else None
+    begun = bool(EmbeddingStore(run).done())
+    recorded = json.loads(path.read_text()) if path.is_file() and (begun or settings is None) else None
     if settings is None:
         if recorded is None:
             raise UsageError(
@@ -64,41 +66,60 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
         commit_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     else:
         for part in ("train", "test"):
-            if recorded[part]["hashes"] != record[part]["hashes"] or recorded[part]["ids"] != record[part]["ids"]:
+            same = all(recorded[part][key] == record[part][key] for key in ("ids", "hashes", "labels"))
+            if not same or recorded["class_names"] != record["class_names"] or recorded["size"] != record["size"]:
                 before, now = len(recorded[part]["ids"]), len(record[part]["ids"])
                 raise ConfigMismatchError(
                     f"{path}: the {part} images are not those this run began with (recorded {before}, now {now}, or "
-                    "other contents or selection). Restore the data and the options, or choose another run folder."
+                    "other contents, labels or selection). Restore data and options, or choose another run folder."
                 )
     return splits
 
 
 def invert_stage(run: Path, splits: Splits, generator: Generator, settings: InvertSettings) -> Embeddings:
-    """Stage 1 over the training images; adds up its time in invert.json."""
+    """Stage 1 over the training images; adds up its time in invert.seconds and notes the generator to load again."""
     with _timed(run, "invert"):
-        return invert(splits.train, generator, run, settings)
+        found = invert(splits.train, generator, run, settings)
+    source = {"name": generator.name, "source": generator.source, "revision": generator.revision, **generator.record}
+    commit_bytes(run / GENERATOR_FILE, (json.dumps(source, indent=2) + "\n").encode())
+    return found
 
 
 def sample_stage(run: Path, generator: Generator, settings: SampleSettings) -> int:
-    """Stage 2 over the stored vectors; adds up its time in sample.json and returns how many images there are."""
+    """Stage 2 over the stored vectors; adds up its time in sample.seconds and returns how many images there are."""
     embeddings = read_embeddings(run)
     with _timed(run, "sample"):
         images = sample(embeddings, generator, run, settings)
-        rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
-        shown = {"images": reconstruct(embeddings, generator, settings, rows).contiguous()}
-        commit_file(run / RECONSTRUCTIONS_FILE, lambda path: save_file(shown, path))
+        if not (run / RECONSTRUCTIONS_FILE).is_file():
+            rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
+            shown = {"images": reconstruct(embeddings, generator, settings, rows).contiguous()}
+            commit_file(run / RECONSTRUCTIONS_FILE, lambda path: save_file(shown, path))
     return len(images)
 
 
-def inverted_with(run: Path) -> str:
-    """Name or path of the generator a run was inverted with. Raises UsageError where it was not inverted."""
-    if not (run / "invert.config.json").is_file():
+def inverted_with(run: Path) -> tuple[str, str | None]:
+    """Path or hub id, and revision, of the generator a run was inverted with; UsageError where it was not inverted."""
+    path = run / GENERATOR_FILE
+    if not path.is_file():
         raise UsageError(f"{run}: not inverted yet. Start with `dinv invert DATA --out {run}`.")
-    return str(_config(run, "invert")["generator"]["name"])
+    found = json.loads(path.read_text())
+    return found["source"], found["revision"]
+
+
+def restart(run: Path, stage: str) -> None:
+    """Delete what `stage` ("sample" or "train") made, and what was made from it, so that it can be done otherwise."""
+    stages = {"sample": ("sample", "train"), "train": ("train",)}[stage]
+    outputs = {
+        "sample": ("synthetic", RECONSTRUCTIONS_FILE, "sample.config.json", "sample.seconds"),
+        "train": ("classifiers", "train.jsonl", "train.config.json", "train.seconds", RUN_FILE, REPORT_FILE),
+    }
+    for name in (name for part in stages for name in outputs[part]):
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def train_stage(run: Path, splits: Splits, settings: TrainSettings, device: str = "auto") -> ArmResults:
-    """Train and test every arm and seed; adds up its time in train.json."""
+    """Train and test every arm and seed; adds up its time in train.seconds."""
     synthetic = read_synthetic(run, splits.train.class_names)
     side = synthetic.size
     total = settings.steps * len(settings.arms) * len(settings.seeds)
@@ -124,6 +145,8 @@ def report_stage(run: Path, splits: Splits, results: ArmResults, settings: Train
     """Write run.json and report.html: what was done, measured and concluded, with pictures."""
     embeddings = read_embeddings(run)
     inverted, sampled = _config(run, "invert"), _config(run, "sample")
+    generator = json.loads((run / GENERATOR_FILE).read_text())
+    variants = SyntheticStore(run, embeddings.class_names).variants()
     losses = embeddings.losses
     curve: CurveRecord = {
         "steps": list(embeddings.curve_steps),
@@ -147,14 +170,14 @@ def report_stage(run: Path, splits: Splits, results: ArmResults, settings: Train
             "problems": [{"file": p.file, "cause": p.cause, "remedy": p.remedy, "fatal": p.fatal} for p in problems],
         },
         "generator": {
-            "name": inverted["generator"]["name"],
-            "hash": inverted["generator"]["hash"],
+            "name": generator["name"],
+            "hash": generator["hash"],
             "resolution": embeddings.resolution,
-            "prediction_type": inverted["generator"]["prediction_type"],
+            "prediction_type": generator["prediction_type"],
         },
         "settings": {
             "invert": inverted["settings"],
-            "sample": sampled["settings"],
+            "sample": {"variants": variants, **sampled["settings"]},
             "train": settings.model_dump(mode="json"),
         },
         "stages": {
@@ -166,7 +189,7 @@ def report_stage(run: Path, splits: Splits, results: ArmResults, settings: Train
             },
             "sample": {
                 "seconds": _seconds(run, "sample"),
-                "images": len(SyntheticStore(run, embeddings.class_names).rows()),
+                "images": variants * len(embeddings),
             },
             "train": {"seconds": _seconds(run, "train")},
         },
@@ -174,7 +197,7 @@ def report_stage(run: Path, splits: Splits, results: ArmResults, settings: Train
         "arms": {arm: _arm(accuracies) for arm, accuracies in results.accuracies().items()},
         "verdict": _verdict(results.verdict()),
     }
-    commit_bytes(run / RUN_FILE, (json.dumps(record, indent=2) + "\n").encode())
+    commit_bytes(run / RUN_FILE, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     write_report(record, _report_images(run, splits, embeddings), run / REPORT_FILE)
     return record
 
@@ -200,10 +223,11 @@ def run_all(
 def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportImages:
     """A few real images, spread over the classes, beside their reconstructions and variants."""
     store = SyntheticStore(run, embeddings.class_names)
+    shown = min(REPORT_VARIANTS, store.variants())
     rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
     variants: dict[str, list[dict[str, Any]]] = {embeddings.ids[row]: [] for row in rows}
     for entry in sorted(store.rows(), key=lambda entry: int(entry["variant"])):
-        if len(variants.get(entry["source_id"], [None] * REPORT_VARIANTS)) < REPORT_VARIANTS:
+        if entry["source_id"] in variants and entry["variant"] < shown:
             variants[entry["source_id"]].append(entry)
     drawn = read_rows(store.folder, [entry for found in variants.values() for entry in found], embeddings.class_names)
     row_of = {image_id: row for row, image_id in enumerate(splits.train.ids)}
@@ -211,7 +235,7 @@ def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportI
     return ReportImages(
         real=real.images,
         reconstruction=resize(load_file(run / RECONSTRUCTIONS_FILE)["images"], drawn.size),
-        variants=drawn.images.unflatten(0, (len(rows), -1)),
+        variants=drawn.images.unflatten(0, (len(rows), shown)),
         labels=embeddings.labels[rows],
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .config import SampleSettings
@@ -16,9 +16,9 @@ from .embeddings import Embeddings
 from .engine.progress import track
 from .engine.store import claim_run
 from .errors import ConfigMismatchError, UsageError
-from .generator import Generator, SchedulerName
+from .generator import Generator, Latents, SchedulerName, Tokens
 from .guidance import classifier_free_guidance
-from .images import LabelledImages, resize
+from .images import LabelledImages, resize, to_uint8
 from .perturb import add_gaussian_noise, choose_partner, interpolate
 from .randomness import generator_for
 from .synthetic import SCHEMA, SyntheticStore
@@ -33,8 +33,8 @@ class Plan:
     partner: int
     step: int
     guidance_scale: float
-    embedding: Tensor
-    initial_noise: Tensor
+    embedding: Float[Tensor, "tokens features"]
+    initial_noise: Float[Tensor, "channels height width"]
 
 
 def sample(
@@ -57,10 +57,12 @@ def sample(
     image_size = settings.image_size or min(embeddings.image_size, embeddings.resolution)
     if image_size > embeddings.resolution:
         raise UsageError(f"image_size={image_size}: larger than the {embeddings.resolution} px that are generated.")
-    out = Path(out)
-    claim_run(out, "sample", fingerprint(embeddings, generator, settings, image_size))
-    store = SyntheticStore(out, embeddings.class_names)
+    for step in settings.kept_steps:
+        embeddings.at(step)
+    generator.scheduler(settings.scheduler, settings.inference_steps)
+    store = SyntheticStore(Path(out), embeddings.class_names)
     done = store.done()
+    claim_run(Path(out), "sample", fingerprint(embeddings, generator, settings, image_size), begun=bool(done))
     jobs = [(row, variant) for variant in range(settings.variants) for row in range(len(embeddings))]
     todo = [(row, variant) for row, variant in jobs if (embeddings.ids[row], variant) not in done]
     with track("sample", len(todo)) as advance:
@@ -78,7 +80,7 @@ def sample(
 
 def reconstruct(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, rows: Sequence[int] | None = None
-) -> Tensor:
+) -> UInt8[Tensor, "images 3 side side"]:
     """One image per learned vector, or per vector of `rows`, without perturbation (lambda = alpha = 0).
 
     Returns uint8 (N, 3, R, R) at the side R that the vectors were learned at.
@@ -104,7 +106,7 @@ def plan_variant(
     step = steps[int(torch.randint(len(steps), (1,), generator=stream))]
     scales = settings.guidance_scales
     guidance_scale = scales[int(torch.randint(len(scales), (1,), generator=stream))]
-    partner = choose_partner(row, embeddings.labels.tolist(), stream)
+    partner = choose_partner(row, embeddings.class_rows[int(embeddings.labels[row])], stream)
     vectors = embeddings.at(step)
     embedding = interpolate(vectors[row], vectors[partner], settings.interpolation)
     embedding = add_gaussian_noise(embedding, settings.noise_strength, stream)
@@ -113,14 +115,15 @@ def plan_variant(
     return Plan(row, variant, partner, step, guidance_scale, embedding, initial_noise)
 
 
-def draw_images(embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings) -> Tensor:
+def draw_images(
+    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings
+) -> Float[Tensor, "batch 3 side side"]:
     """Denoise and decode a batch of plans: (B, 3, R, R) float32 in [-1, 1]."""
-    means = {step: embeddings.mean(step) for step in {plan.step for plan in plans}}
     latents = denoise(
         generator,
         torch.stack([plan.initial_noise for plan in plans]),
         torch.stack([plan.embedding for plan in plans]),
-        torch.stack([means[plan.step] for plan in plans]),
+        torch.stack([embeddings.mean(plan.step) for plan in plans]),
         torch.tensor([plan.guidance_scale for plan in plans]),
         settings.scheduler,
         settings.inference_steps,
@@ -131,14 +134,14 @@ def draw_images(embeddings: Embeddings, generator: Generator, plans: list[Plan],
 @torch.no_grad()
 def denoise(
     generator: Generator,
-    initial_noise: Float[Tensor, "batch channels height width"],
-    conditional: Float[Tensor, "batch tokens width"],
-    unconditional: Float[Tensor, "batch tokens width"],
+    initial_noise: Latents,
+    conditional: Tokens,
+    unconditional: Tokens,
     guidance_scale: Float[Tensor, " batch"],
     scheduler_name: SchedulerName,
     inference_steps: int,
     on_step: Callable[[int], None] = lambda step: None,
-) -> Float[Tensor, "batch channels height width"]:
+) -> Latents:
     """Run the reverse process from standard normal noise to scaled latents, float32.
 
     Same arithmetic as StableDiffusionPipeline with prompt_embeds, negative_prompt_embeds and latents.
@@ -161,11 +164,6 @@ def denoise(
     return latents
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """float [-1, 1] => uint8 [0, 255], rounded."""
-    return ((images + 1) * 127.5).round().to(torch.uint8)
-
-
 def fingerprint(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, image_size: int
 ) -> dict[str, Any]:
@@ -173,7 +171,7 @@ def fingerprint(
     return {
         "schema": SCHEMA,
         "settings": settings.model_dump(mode="json", exclude={"variants"}) | {"image_size": image_size},
-        "embeddings": {"images": len(embeddings), "steps": list(embeddings.steps), "resolution": embeddings.resolution},
+        "embeddings": {"images": len(embeddings), "sha256": embeddings.digest},
         "generator": generator.record,
     }
 

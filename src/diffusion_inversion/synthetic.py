@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from .engine.store import Manifest, commit_bytes, commit_file
-from .errors import DataError
+from .errors import DataError, UsageError
 from .images import LabelledImages
 
-FOLDER = "synthetic"
+FOLDER, COMPLETE = "synthetic", "complete.json"
 SCHEMA = 1
 COLUMNS = (
     "file_name", "class_name", "label", "source_id", "partner_id", "variant", "interpolation", "noise_strength",
@@ -51,23 +52,36 @@ class SyntheticStore:
         self.manifest.append({"count": len(named), "rows": named})
 
     def finish(self, variants: int) -> LabelledImages:
-        """Write metadata.parquet from the manifest and return the images of the first `variants` variants."""
+        """Write metadata.parquet from the manifest, mark `variants` a source as complete, and return those images."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         rows = sorted(self.rows(), key=lambda row: row["file_name"])
         table = pa.Table.from_pylist([{column: row[column] for column in COLUMNS} for row in rows])
         commit_file(self.folder / "metadata.parquet", lambda path: pq.write_table(table, path))
-        return read_rows(self.folder, [row for row in rows if row["variant"] < variants], self.class_names)
+        commit_bytes(self.folder / COMPLETE, (json.dumps({"variants": variants}) + "\n").encode())
+        return self.read()
+
+    def variants(self) -> int:
+        """Variants a source that the last finished call asked for. Raises UsageError where none has finished."""
+        path = self.folder / COMPLETE
+        if not path.is_file():
+            raise UsageError(f"{self.folder}: stage 2 is not finished. Run `dinv sample {self.folder.parent}` first.")
+        return int(json.loads(path.read_text())["variants"])
+
+    def read(self) -> LabelledImages:
+        """The images of a finished stage 2, without further variants of an earlier, larger call."""
+        variants = self.variants()
+        rows = sorted((row for row in self.rows() if row["variant"] < variants), key=lambda row: str(row["file_name"]))
+        return read_rows(self.folder, rows, self.class_names)
 
 
 def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledImages:
-    """The committed synthetic images of a run. DataError where there are none, or a file is missing or changed."""
-    store = SyntheticStore(Path(run), class_names)
-    rows = sorted(store.rows(), key=lambda row: str(row["file_name"]))
-    if not rows:
-        raise DataError(f"{store.folder}: no synthetic images. Run `dinv sample {run}` first.")
-    return read_rows(store.folder, rows, class_names)
+    """The synthetic images of a run.
+
+    Raises UsageError where stage 2 has not finished, DataError where a file is missing or changed.
+    """
+    return SyntheticStore(Path(run), class_names).read()
 
 
 def read_rows(folder: Path, rows: Iterable[dict[str, Any]], class_names: tuple[str, ...]) -> LabelledImages:

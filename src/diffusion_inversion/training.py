@@ -17,10 +17,10 @@ from torch import Tensor
 from .augment import augment
 from .classifiers import Classifier, choose_architecture
 from .config import TrainSettings
+from .device import bfloat16_is_fast, resolve_device
 from .engine.store import Manifest, claim_run
 from .errors import DataError, DinvError, UsageError
 from .evaluation import SMALLEST_EFFECT, Evaluation, Verdict, evaluate, score, verdict
-from .generator import resolve_device
 from .images import LabelledImages
 from .randomness import generator_for
 
@@ -101,7 +101,7 @@ def training_precision(device: torch.device) -> torch.dtype:
     # ResNet-20, batch 128, 32 px, images/s on one thread of an AVX512-BF16 CPU, forward + backward + SGD:
     # float32 contiguous 393, channels_last 475; bfloat16 contiguous 560-700, channels_last 460-730.
     # So bfloat16, and no memory format of its own. On other CPUs bfloat16 is emulated; GPUs were not measured.
-    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    fast = device.type == "cpu" and bfloat16_is_fast(device)
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -235,8 +235,9 @@ def train_arms(
     done: dict[tuple[str, int], dict[str, Any]] = {}
     if folder is not None:
         measured_on = {"name": test.name, "count": len(test), "sha256": fingerprint(test)}
-        claim_run(folder, "train", {**provenance(real, synthetic, settings, where), "test": measured_on})
         manifest = Manifest(folder / "train.jsonl")
+        described = {**provenance(real, synthetic, settings, where), "test": measured_on}
+        claim_run(folder, "train", described, begun=bool(manifest.records()))
         done = {(r["arm"], r["seed"]): r for r in manifest.records() if (folder / r["classifier"]).is_file()}
 
     runs: list[ArmRun] = []

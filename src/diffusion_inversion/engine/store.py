@@ -197,17 +197,20 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[str]:
         yield f"{key}: was {_show(old)}, now {_show(new)}"
 
 
-def claim_run(folder: Path, stage: str, settings: dict[str, Any]) -> None:
+def claim_run(folder: Path, stage: str, settings: dict[str, Any], *, begun: bool = True) -> None:
     """Write `<folder>/<stage>.config.json` the first time; later make sure that the settings are the same.
 
+    `begun` says whether the stage has committed anything yet; until then settings may still change and are replaced.
     `settings` is JSON data, with everything that the stage's result depends on. Call it inside `run_lock`.
     Raises ConfigMismatchError, which lists every setting that differs, and DiskError.
     """
     path = folder / f"{stage}.config.json"
     text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
     try:
-        stored = path.read_bytes()
+        stored = path.read_bytes() if begun else None
     except FileNotFoundError:
+        stored = None
+    if stored is None:
         commit_bytes(path, text.encode())
         return
     try:

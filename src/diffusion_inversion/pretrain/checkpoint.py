@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from ..engine.store import commit_file
 
 
 @dataclass
@@ -31,15 +32,9 @@ def save(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimi
         for index, moments in optimizer.state_dict()["state"].items():
             for key, value in moments.items():
                 tensors[f"optimizer/{name}/{index}/{key}"] = torch.as_tensor(value)
-    temporary = path.with_suffix(".tmp")
-    save_file(
-        {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()},
-        temporary,
-        metadata={"progress": json.dumps(asdict(progress))},
-    )
-    with open(temporary, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    metadata = {"progress": json.dumps(asdict(progress))}
+    commit_file(path, lambda partial: save_file(copies, partial, metadata=metadata))
 
 
 def restore(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> Progress:

@@ -44,19 +44,19 @@ def load_corpus(path: Path, size: int = 32) -> Corpus:
     return Corpus(pixels, torch.from_numpy(labels), tuple(table.features["label"].names))
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 [0, 255] => float32 [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
 def epoch_order(count: int, epoch: int, seed: int) -> Tensor:
     """A permutation of range(count) that depends on (seed, epoch) alone, so that a resumed run repeats it."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """The row numbers of training step `step`: epochs without replacement, remainders dropped."""
+    """The row numbers of training step `step`: epochs without replacement, remainders dropped.
+
+    Raises DataError where there are fewer rows than a batch takes.
+    """
     per_epoch = count // batch_size
+    if per_epoch == 0:
+        raise DataError(f"corpus: {count} images, fewer than a batch of {batch_size}. Give a larger corpus.")
     epoch, position = divmod(step, per_epoch)
     order = epoch_order(count, epoch, seed)
     return order[position * batch_size : (position + 1) * batch_size]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from ..errors import UsageError
 from ..evaluation import evaluate
 from ..features import load_lite0
 from ..generator import Generator
-from ..images import LabelledImages
-from ..inversion import invert, to_model_range
-from ..sampling import denoise, reconstruct, to_uint8
+from ..images import LabelledImages, to_model_range, to_uint8
+from ..inversion import invert
+from ..sampling import denoise, reconstruct
 from ..training import train
 from .corpus import Corpus
+from .vae import image_psnr
 
 PROMPTED_SAMPLES, INVERTED_IMAGES = 10_000, 250
 INVERTED_STEPS, GUIDANCE_SCALES = (25, 50, 100, 200), (1.0, 1.5, 2.0, 3.0)
@@ -41,10 +43,17 @@ def measure(folder: Path, validation: Corpus, target_train: Path, target_test: P
     """
     generator = Generator.load(folder / "mini")
     path = folder / FILE
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if found.get("generator_hash") != generator.hash:
-        found = {"generator_hash": generator.hash, "summary": {}}
     real, test = load_images(target_train), load_images(target_test)
+    made_from = {
+        "generator_hash": generator.hash,
+        "target_train": real.digest,
+        "target_test": test.digest,
+        "constants": [PROMPTED_SAMPLES, INVERTED_IMAGES, INVERTED_STEPS, GUIDANCE_SCALES, PROMPT_GUIDANCE],
+        "judge": CLASSIFIER.model_dump(mode="json"),
+    }
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if found.get("made_from") != json.loads(json.dumps(made_from)):
+        found = {"made_from": made_from, "summary": {}}
     classifier = _classifier(folder, real)
 
     def keep(name: str, compute: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> None:
@@ -86,10 +95,9 @@ def autoencoder_figures(generator: Generator, classifier: Classifier, test: Labe
             decoded.append(to_uint8(generator.decode(generator.encode(to_model_range(chunk)).mean)).cpu())
             advance(len(chunk))
     autoencoded = _with_pixels(test, torch.cat(decoded))
-    mse = (autoencoded.images.float() - test.images.float()).square().mean(dim=(1, 2, 3))
     return {
         "n": len(test),
-        "psnr_db": float((10 * torch.log10(255**2 / mse)).mean()),
+        "psnr_db": float(image_psnr(autoencoded.images, test.images).mean()),
         "accuracy": evaluate(classifier, test).accuracy,
         "accuracy_autoencoded": evaluate(classifier, autoencoded).accuracy,
     }
@@ -153,17 +161,12 @@ def fid_figures(generator: Generator, validation: Corpus) -> dict[str, Any]:
             metric.update(chunk, real=True)
             advance(len(chunk))
     names = [validation.names[i % len(validation.names)] for i in range(PROMPTED_SAMPLES)]
-    empty = generator.text_tokens([""])
     stream = torch.Generator().manual_seed(0)
-    side = generator.resolution // generator.vae_factor
     with track("prompted samples", PROMPTED_SAMPLES) as advance:
         for start in range(0, PROMPTED_SAMPLES, 200):
-            tokens = generator.text_tokens([f"a photo of a {name}" for name in names[start : start + 200]])
-            noise = torch.randn(len(tokens), generator.latent_channels, side, side, generator=stream)
-            scales = torch.full((len(tokens),), PROMPT_GUIDANCE)
-            latents = denoise(generator, noise, tokens, empty.expand_as(tokens), scales, "dpm++", INFERENCE_STEPS)
-            metric.update(to_uint8(generator.decode(latents)).cpu(), real=False)
-            advance(len(tokens))
+            batch = names[start : start + 200]
+            metric.update(prompted(generator, batch, stream), real=False)
+            advance(len(batch))
     return {
         "n": PROMPTED_SAMPLES,
         "n_real": len(validation.images),
@@ -171,6 +174,26 @@ def fid_figures(generator: Generator, validation: Corpus) -> dict[str, Any]:
         "inference_steps": INFERENCE_STEPS,
         "fid_lite0": float(metric.compute()),
     }
+
+
+def prompted(generator: Generator, names: Sequence[str], stream: torch.Generator) -> Tensor:
+    """One image per class name, drawn from "a photo of a <name>": uint8 (B, 3, R, R)."""
+    tokens = generator.text_tokens([f"a photo of a {name}" for name in names])
+    side = generator.resolution // generator.vae_factor
+    noise = torch.randn(len(tokens), generator.latent_channels, side, side, generator=stream)
+    scales = torch.full((len(tokens),), PROMPT_GUIDANCE)
+    empty = generator.text_tokens([""]).expand_as(tokens)
+    latents = denoise(generator, noise, tokens, empty, scales, "dpm++", INFERENCE_STEPS)
+    return to_uint8(generator.decode(latents)).cpu()
+
+
+def prompt_grid(generator: Generator, names: Sequence[str], rows: int = 5) -> Tensor:
+    """`rows` draws of every name, one name a column, enlarged twice: uint8 (3, H, W)."""
+    from torchvision.utils import make_grid
+
+    drawn = prompted(generator, [name for _ in range(rows) for name in names], torch.Generator().manual_seed(0))
+    grid: Tensor = make_grid(drawn, nrow=len(names), padding=2, pad_value=255)
+    return grid.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
 class _PooledLite0(nn.Module):
@@ -190,7 +213,7 @@ class _PooledLite0(nn.Module):
 
 def _classifier(folder: Path, real: LabelledImages) -> Classifier:
     """The ResNet-20 that judges: trained once on all real target images."""
-    path = folder / "judge.safetensors"
+    path = folder / f"judge-{real.digest[:8]}-{CLASSIFIER.steps}.safetensors"
     if not path.is_file():
         with track("train the judge", CLASSIFIER.steps, "steps") as advance:
             train(real, settings=CLASSIFIER, on_step=lambda step, loss: advance(1)).save(path)
@@ -199,6 +222,4 @@ def _classifier(folder: Path, real: LabelledImages) -> Classifier:
 
 def _with_pixels(images: LabelledImages, pixels: Tensor) -> LabelledImages:
     """The same labels and ids over other pixels."""
-    from dataclasses import replace
-
     return replace(images, images=pixels)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..engine.progress import track
+from ..engine.store import commit_file
 from ..features import flip_profile, load_lite0, profile
-from .corpus import Corpus, to_float
+from ..images import to_model_range
+from .corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,16 @@ class LatentCache:
 
 @torch.no_grad()
 def cache_latents(vae: nn.Module, corpus: Corpus, path: Path, batch_size: int = 100) -> LatentCache:
-    """Compute the cache of `corpus` with a normalised VAE, or read it from `path` where it is complete."""
-    if not path.is_file():
+    """Compute the cache of `corpus` with a normalised VAE, or read it from `path` where it was made from the same."""
+    made_from = _origin(vae, corpus)
+    if not _is_from(path, made_from):
         lite0 = load_lite0()
         plain: list[Tensor] = []
         mirrored: list[Tensor] = []
         profiles: list[Tensor] = []
         with track(f"latents {path.stem}", len(corpus.images)) as advance:
             for chunk in corpus.images.split(batch_size):
-                images = to_float(chunk)
+                images = to_model_range(chunk)
                 for found, view in ((plain, images), (mirrored, images.flip(-1))):
                     with torch.autocast("cpu", torch.bfloat16):
                         latent_dist = vae.encode(view).latent_dist  # type: ignore[operator]
@@ -51,7 +55,22 @@ def cache_latents(vae: nn.Module, corpus: Corpus, path: Path, batch_size: int = 
                 profiles.append(profile(lite0, images).half())
                 advance(len(chunk))
         latents = torch.stack([torch.cat(plain), torch.cat(mirrored)]).contiguous()
-        temporary = path.with_suffix(".tmp")
-        save_file({"latents": latents, "profiles": torch.cat(profiles), "labels": corpus.labels}, temporary)
-        os.replace(temporary, path)
+        tensors = {"latents": latents, "profiles": torch.cat(profiles), "labels": corpus.labels}
+        commit_file(path, lambda partial: save_file(tensors, partial, metadata=made_from))
     return LatentCache(**load_file(path))
+
+
+def _origin(vae: nn.Module, corpus: Corpus) -> dict[str, str]:
+    """What a cache is made from: hashes of the autoencoder's weights and of the corpus."""
+    weights = hashlib.sha256()
+    for value in vae.state_dict().values():
+        weights.update(value.contiguous().numpy().data)
+    images = hashlib.sha256(corpus.images.contiguous().numpy().data)
+    return {"vae": weights.hexdigest(), "corpus": images.hexdigest()}
+
+
+def _is_from(path: Path, made_from: dict[str, str]) -> bool:
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as handle:
+        return bool(handle.metadata() == made_from)

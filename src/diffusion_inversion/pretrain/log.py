@@ -5,14 +5,20 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from ..engine.store import commit_bytes
+
 
 class TrainingLog:
-    """Append records to `path` and echo them; the first line names the columns."""
+    """Append records to `path` and echo them; the first line names the columns.
 
-    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+    Records after `step`, from which training goes on, are dropped: a killed run logged them but did not save.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], step: int) -> None:
         self.path, self.columns = path, ("time", "step", "samples", "seconds", *columns)
-        if not path.exists():
-            path.write_text("\t".join(self.columns) + "\n")
+        kept = [record for record in read_log(path) if int(record["step"]) <= step] if path.exists() else []
+        lines = ["\t".join(self.columns), *("\t".join(record.values()) for record in kept)]
+        commit_bytes(path, ("\n".join(lines) + "\n").encode())
 
     def write(self, step: int, samples: int, seconds: float, **values: float) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,11 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..adapter import Adapter
+from ..engine.store import commit_bytes, commit_file
 from ..errors import UsageError
-from ..generator import initialise, noise_schedule, save_checkpoint, use_plain_attention
+from ..generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
+from ..synthetic import encode_png
 from .card import write_card
 from .corpus import Corpus, load_corpus
-from .figures import measure
+from .figures import FILE as FIGURES
+from .figures import measure, prompt_grid
 from .latents import cache_latents
 from .tokenizer import train_tokenizer
 from .unet import TEMPLATES, Denoiser, train_unet
@@ -24,6 +28,7 @@ ARCHITECTURE = Path(__file__).parent / "architecture"
 STAGES = ("vae", "latents", "unet", "export", "figures")
 NORMALISED_VAE = "vae.safetensors"
 DENOISER = "denoiser.safetensors"
+GRID_CLASSES = 10
 
 
 def pretrain(
@@ -63,7 +68,8 @@ def pretrain(
             export(corpus, folder)
         elif target_train is not None and target_test is not None:
             measure(folder, validation, target_train, target_test)
-            write_card(folder / "mini", folder)
+            shutil.copyfile(folder / FIGURES, folder / "mini" / FIGURES)
+            write_card(folder / "mini", folder, _shown(corpus.names))
     return folder / "mini"
 
 
@@ -74,7 +80,7 @@ def run_vae(corpus: Corpus, validation: Corpus, folder: Path, *, samples: int, s
         vae, corpus, validation, folder, samples=samples, batch_size=32, lr=2e-3, optimizer="muon", seed=seed
     )
     normalise_latents(vae, corpus.images[:: max(1, len(corpus.images) // 10_000)])
-    save_file(vae.state_dict(), folder / NORMALISED_VAE)
+    _save(vae, folder / NORMALISED_VAE)
 
 
 def run_latents(corpus: Corpus, validation: Corpus, folder: Path) -> None:
@@ -101,7 +107,7 @@ def run_unet(corpus: Corpus, validation: Corpus, folder: Path, *, samples: int, 
     model = train_unet(
         model, tokenizer, train_cache, validation_cache, corpus.names, folder, samples=samples, seed=seed
     )
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / DENOISER)
+    _save(model, folder / DENOISER)
 
 
 def export(corpus: Corpus, folder: Path) -> None:
@@ -121,7 +127,19 @@ def export(corpus: Corpus, folder: Path) -> None:
         json.dumps(text_config | {"dtype": "float32"}, indent=2) + "\n"
     )
     model.adapter.save(target / "adapter")
-    write_card(target, folder)
+    shown = _shown(corpus.names)
+    commit_bytes(target / "samples.png", encode_png(prompt_grid(Generator.load(target), shown)))
+    write_card(target, folder, shown)
+
+
+def _shown(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names of the card's grid, evenly spaced."""
+    return names[:: max(1, len(names) // GRID_CLASSES)][:GRID_CLASSES]
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
+    commit_file(path, lambda partial: save_file(tensors, partial))
 
 
 def _texts(names: tuple[str, ...]) -> list[str]:

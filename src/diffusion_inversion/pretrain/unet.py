@@ -105,7 +105,9 @@ def train_unet(
     state = folder / "unet.state.safetensors"
     progress = checkpoint.restore(state, {"model": model, "ema": ema}, optimizers)
     log = TrainingLog(
-        folder / "unet.log.tsv", ("lr", "adapter", "name", "empty", "val_adapter", "val_name", "val_empty")
+        folder / "unet.log.tsv",
+        ("lr", "adapter", "name", "empty", "val_adapter", "val_name", "val_empty"),
+        progress.step,
     )
     total_steps = samples // batch_size
     n_adapter, n_name = round(ADAPTER_SHARE * batch_size), round(NAME_SHARE * batch_size)

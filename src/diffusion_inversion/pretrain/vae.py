@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features import load_lite0, stage_maps
+from ..images import to_model_range, to_uint8
 from . import checkpoint
-from .corpus import Corpus, batch_indices, to_float
+from .corpus import Corpus, batch_indices
 from .log import TrainingLog
 from .optim import ema_update, learning_rate, make_optimizer
 
@@ -33,10 +34,14 @@ def psnr(vae: nn.Module, images: Tensor, batch_size: int = 250) -> float:
     """Mean over images of the peak signal-to-noise ratio in dB, pixels rounded to 8 bits as a PNG would."""
     values = []
     for chunk in images.split(batch_size):
-        decoded = ((reconstruct(vae, to_float(chunk)).clamp(-1, 1) + 1) * 127.5).round()
-        mse = (decoded - chunk.float()).square().mean(dim=(1, 2, 3))
-        values.append(10 * torch.log10(255**2 / mse))
+        values.append(image_psnr(to_uint8(reconstruct(vae, to_model_range(chunk))), chunk))
     return float(torch.cat(values).mean())
+
+
+def image_psnr(decoded: Tensor, images: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each image (B,); both uint8 (B, 3, H, W)."""
+    mse = (decoded.float() - images.float()).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(255**2 / mse)
 
 
 def perceptual_distance(lite0: nn.Module, decoded: Tensor, images: Tensor) -> Tensor:
@@ -72,14 +77,15 @@ def train_vae(
     optimizers = make_optimizer(vae, optimizer, lr)
     state = folder / "vae.state.safetensors"
     progress = checkpoint.restore(state, {"model": vae, "ema": ema}, optimizers)
-    log = TrainingLog(folder / "vae.log.tsv", ("lr", "l1", "perceptual", "kl", "val_psnr_db"))
+    log = TrainingLog(folder / "vae.log.tsv", ("lr", "l1", "perceptual", "kl", "val_psnr_db"), progress.step)
     total_steps = samples // batch_size
     sums: dict[str, float] = dict.fromkeys(("l1", "perceptual", "kl"), 0.0)
+    since_log = 0
     started = time.monotonic() - progress.seconds
     while progress.step < total_steps:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + progress.step)
         rows = batch_indices(len(corpus.images), batch_size, progress.step, seed)
-        images = to_float(corpus.images[rows])
+        images = to_model_range(corpus.images[rows])
         flipped = torch.rand(len(images), generator=generator) < 0.5
         images[flipped] = images[flipped].flip(-1)
         current_lr = learning_rate(lr, progress.step, total_steps)
@@ -104,10 +110,11 @@ def train_vae(
         progress.samples += batch_size
         for key, value in (("l1", l1), ("perceptual", perceptual), ("kl", kl)):
             sums[key] += float(value.detach())
+        since_log += 1
         progress.seconds = time.monotonic() - started
         if progress.step % LOG_EVERY == 0 or progress.step == total_steps:
-            means = {key: value / LOG_EVERY for key, value in sums.items()}
-            sums = dict.fromkeys(sums, 0.0)
+            means = {key: value / since_log for key, value in sums.items()}
+            sums, since_log = dict.fromkeys(sums, 0.0), 0
             quality = psnr(ema, validation.images[:1000])
             log.write(progress.step, progress.samples, progress.seconds, lr=current_lr, val_psnr_db=quality, **means)
         if progress.step % SAVE_EVERY == 0 or progress.step == total_steps:
@@ -123,7 +130,7 @@ def normalise_latents(vae: nn.Module, images: Tensor, batch_size: int = 250) -> 
     channel, `scaling_factor` is 1, and decode(encode(x)) is what it was: a plain StableDiffusionPipeline
     needs to know nothing of it.
     """
-    means = torch.cat([vae.encode(to_float(chunk)).latent_dist.mean for chunk in images.split(batch_size)])  # type: ignore[operator]
+    means = torch.cat([vae.encode(to_model_range(chunk)).latent_dist.mean for chunk in images.split(batch_size)])  # type: ignore[operator]
     mu, sigma = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     channels = len(mu)
     quant, post = vae.quant_conv, vae.post_quant_conv
