@@ -137,7 +137,7 @@ def test_interrupt_says_how_to_go_on(data: Path, toy: Path, tmp_path: Path, monk
 
 
 def test_generators_prints_the_folder_of_mini() -> None:
-    from diffusion_inversion.generator import MINI
+    from diffusion_inversion.checkpoints import MINI
 
     assert dinv("generators", "mini", "--path").stdout.strip() == str(MINI)
     assert "mini" in json.loads(dinv("generators", "--json").stdout)["generators"]

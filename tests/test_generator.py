@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion_inversion.checkpoints import MINI, available, hash_weights
 from diffusion_inversion.errors import UsageError
-from diffusion_inversion.generator import MINI, Generator, available
+from diffusion_inversion.generator import Generator
 from toy import LATENT_CHANNELS, RESOLUTION, WIDTH
 
 
@@ -95,8 +96,6 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 
 
 def test_the_hash_is_of_the_contents(checkpoint: Path, tmp_path: Path) -> None:
-    from diffusion_inversion.generator import hash_weights
-
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     assert hash_weights(copy) == hash_weights(checkpoint)
     config = copy / "scheduler" / "scheduler_config.json"

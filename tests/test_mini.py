@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion_inversion.checkpoints import MINI
 from diffusion_inversion.config import InvertSettings, SampleSettings
 from diffusion_inversion.datasets import load_images
-from diffusion_inversion.generator import MINI, Generator
+from diffusion_inversion.generator import Generator
 from diffusion_inversion.images import to_model_range
 from diffusion_inversion.inversion import invert
 from diffusion_inversion.sampling import reconstruct

@@ -147,7 +147,7 @@ def test_the_numbers_are_the_runs(clean: Page) -> None:
         "steps 150 resolution null",
         "guidance_scales [2.0, 3.0]",
         "held out from the data, stratified by class. Classes: zero, one.",
-        "zero/1.png no cut short copy it again",
+        "zero/1.png cut short copy it again",
         "CC BY-NC-SA 4.0",
         "invert 3 min 07 s sample 42.0 s train and evaluate 2 h 05 min torch 2.9.0",
         "dinv run DATA",

@@ -249,7 +249,7 @@ def generators(
 ) -> None:
     """List the generators that can be loaded here: the embedded one and those in the Hugging Face cache."""
     with _command(as_json) as summary:
-        from .generator import available
+        from .checkpoints import available
 
         found = available()
         if name is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .adapter import Adapter, load_adapter
+from .checkpoints import check_parts, hash_weights, locate
 from .device import bfloat16_is_fast, resolve_device
 from .errors import UsageError
 
@@ -24,15 +24,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-MINI = Path(__file__).parent / "weights" / "mini"
 PLAIN_ATTENTION_SIDE = 32  # latent cells; above it the full score matrix costs more memory than it saves time
 VAE_PIXELS = 2**21  # pixels that the VAE sees at once: 2,048 images of 32 px, 8 of 512 px
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
-WEIGHT_FILES = {
-    "vae": "diffusion_pytorch_model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
 SchedulerName = Literal["ddim", "dpm++"]
 Images: TypeAlias = Float[Tensor, "batch 3 height width"]
 Latents: TypeAlias = Float[Tensor, "batch channels height width"]
@@ -113,8 +106,8 @@ class Generator:
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        folder = _locate(str(name_or_path), revision)
-        _check_parts(folder)
+        folder = locate(str(name_or_path), revision)
+        check_parts(folder)
         target = resolve_device(device)
         precision = _resolve_dtype(dtype, target)
         options = {"use_safetensors": True, "low_cpu_mem_usage": False}
@@ -244,26 +237,6 @@ class Generator:
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
-def available() -> dict[str, Path]:
-    """Names and folders of the generators here: `mini`, and complete Stable Diffusion folders in the hub's cache."""
-    found = {"mini": MINI}
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repositories = scan_cache_dir().repos
-    except CacheNotFound:
-        return found
-    for repository in sorted(repositories, key=lambda r: r.repo_id):
-        for revision in repository.revisions:
-            try:
-                _check_parts(revision.snapshot_path)
-            except (UsageError, OSError, ValueError):
-                continue
-            found[repository.repo_id] = revision.snapshot_path
-    return found
-
-
 def initialise(architecture: Path, seed: int) -> dict[str, nn.Module]:
     """Build vae, unet and text_encoder with random weights from the config files below `architecture`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -320,23 +293,6 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "promp
     return ids
 
 
-def hash_weights(folder: Path) -> str:
-    """sha256 hex over the names and contents of the weight and config files of all parts, in name order."""
-    digest = hashlib.sha256()
-    for part in (*PARTS, "adapter"):
-        for path in sorted(p for p in (folder / part).glob("*") if _is_part_file(p)):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            with path.open("rb") as handle:
-                while chunk := handle.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _is_part_file(path: Path) -> bool:
-    """Whether a file decides what the model computes: configs, vocabularies, and the weights that are loaded."""
-    return path.suffix in (".json", ".txt") or path.name in WEIGHT_FILES.values()
-
-
 def _vae_batch(tensor: Tensor, factor: int = 1) -> int:
     """How many images or latents of this size the VAE takes at once, so that its memory stays bounded."""
     return max(1, VAE_PIXELS // (tensor.shape[-1] * tensor.shape[-2] * factor**2))
@@ -349,63 +305,6 @@ def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if chosen is not None:
         return chosen
     return torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
-
-
-def _locate(name: str, revision: str | None) -> Path:
-    """The local folder of a generator; hub ids are downloaded, safetensors and configs only."""
-    if name == "mini":
-        if not MINI.is_dir():
-            raise UsageError(f"mini: its weights are not in {MINI}. Install the package again, or run `dinv pretrain`.")
-        return MINI
-    if Path(name).is_dir():
-        return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(
-            f"generator {name!r}: no such folder, and not a hub id (owner/name). `dinv generators` lists some."
-        )
-    from huggingface_hub import snapshot_download
-
-    patterns = [f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "txt")]
-    patterns += [f"{part}/{name}" for part, name in WEIGHT_FILES.items()]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"generator {name!r}: cannot be fetched from the hub ({type(error).__name__}). "
-            "Check the id, the revision and the network, or give a local folder."
-        ) from error
-
-
-def _check_parts(folder: Path) -> None:
-    """Refuse what is not a safetensors SD 1.x / 2.x checkpoint before anything large is read."""
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise UsageError(f"{folder}: not a diffusers Stable Diffusion folder, {', '.join(missing)} missing.")
-    if (folder / "text_encoder_2").is_dir():
-        raise UsageError(
-            f"{folder}: looks like SDXL (text_encoder_2). Only Stable Diffusion 1.x and 2.x are supported."
-        )
-    for part, name in WEIGHT_FILES.items():
-        if not (folder / part / name).is_file():
-            raise UsageError(
-                f"{folder / part}: no safetensors weights, {name} is missing (pickles are never loaded). Convert the "
-                "checkpoint: `StableDiffusionPipeline.from_pretrained(...).save_pretrained(folder, "
-                "safe_serialization=True)`."
-            )
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    found = {
-        "unet.in_channels": (unet.get("in_channels", 4), vae.get("latent_channels", 4)),
-        "unet.class_embed_type": (unet.get("class_embed_type"), None),
-        "unet.addition_embed_type": (unet.get("addition_embed_type"), None),
-    }
-    wrong = [f"{key}={value!r}, expected {expected!r}" for key, (value, expected) in found.items() if value != expected]
-    prediction_type = scheduler.get("prediction_type", "epsilon")
-    if prediction_type not in ("epsilon", "v_prediction"):
-        wrong.append(f"scheduler.prediction_type={prediction_type!r}, expected epsilon or v_prediction")
-    if wrong:
-        raise UsageError(f"{folder}: not a text-to-image Stable Diffusion 1.x or 2.x: {'; '.join(wrong)}.")
 
 
 @contextmanager

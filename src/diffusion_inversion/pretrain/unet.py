@@ -63,20 +63,18 @@ def validation_loss(
     """Loss on fixed images, timesteps and noise, given the image's adapter tokens, its class name, or nothing."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(len(cache.labels), generator=generator)[:VALIDATION_IMAGES]
-    tokens = {
-        "val_adapter": model.adapter(cache.profiles[rows].float()),
-        "val_name": model.text_encoder(tokenize(tokenizer, [f"a photo of a {names[c]}" for c in cache.labels[rows]]))[
-            0
-        ],
-        "val_empty": model.text_encoder(tokenize(tokenizer, [""]))[0].expand(len(rows), -1, -1),
+    prompts = {
+        "val_name": [f"a photo of a {names[label]}" for label in cache.labels[rows].tolist()],
+        "val_empty": [""] * len(rows),
     }
-    sums = dict.fromkeys(tokens, 0.0)
+    tokens = {key: model.text_encoder(tokenize(tokenizer, texts))[0] for key, texts in prompts.items()}
+    sums = dict.fromkeys(("val_adapter", *prompts), 0.0)
     for _ in range(VALIDATION_DRAWS):
-        latents, _ = cache.batch(rows, generator)
+        latents, profiles = cache.batch(rows, generator)  # mirrored together
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = stratified_timesteps(len(rows), len(model.alphas_cumprod), generator)  # type: ignore[arg-type]
         with torch.autocast("cpu", torch.bfloat16):
-            for key, value in tokens.items():
+            for key, value in (tokens | {"val_adapter": model.adapter(profiles)}).items():
                 sums[key] += float(model.loss(latents, noise, timesteps, value).mean()) / VALIDATION_DRAWS
     return sums
 
