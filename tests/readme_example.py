@@ -1,7 +1,11 @@
-"""Run the first Python example of README.md as a reader would: installed package, empty folder, nothing else."""
+"""Run what README.md shows, as a reader would: installed package, empty folder, nothing else.
+
+The first Python example, then every `dinv` command on the built-in digits, in order.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,17 +15,21 @@ from pathlib import Path
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def main() -> int:
-    """Return the example's exit status."""
-    block = re.search(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    if block is None:
-        raise SystemExit(f"{README}: no ```python block; the README must show the public API")
-    print(block[1], flush=True)
+def main() -> None:
+    """Raise CalledProcessError at the first thing that fails."""
+    text = README.read_text(encoding="utf-8")
+    example = re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    commands = re.findall(r"^(dinv (?:\w+ digits|\w+ runs/small).*?)(?: +#.*)?$", text, re.MULTILINE)
+    if example is None or not commands:
+        raise SystemExit(f"{README}: must show the public API in a ```python block and commands on digits")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "example.py"
-        script.write_text(block[1], encoding="utf-8")
-        return subprocess.run([sys.executable, script.name], cwd=folder, check=False).returncode
+        script.write_text(example[1], encoding="utf-8")
+        for command in (f"python {script.name}", *commands):
+            print(f"$ {command}", flush=True)
+            subprocess.run(command, shell=True, cwd=folder, env=environment, check=True)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -60,7 +60,7 @@ Resolution = Annotated[int | None, typer.Option(help="Side in px to learn at. [d
 InvertBatch = Annotated[int | None, typer.Option("--invert-batch-size", help="Images side by side. [default: 100]")]
 Variants = Annotated[int | None, typer.Option(help="Images per learned vector. [default: 10]")]
 Guidance = Annotated[
-    str | None, typer.Option("--guidance-scales", help="To mix, e.g. 1.5,2,3; 1 = off, paper's w + 1. [default: 2]")
+    str | None, typer.Option("--guidance-scales", help="To mix, e.g. 1.5,2,3; 1 = off, paper's w + 1. [default: 1]")
 ]
 KeptSteps = Annotated[str | None, typer.Option(help="Stage-1 steps to mix. [default: the last one]")]
 NoiseStrength = Annotated[float | None, typer.Option(help="lambda, Gaussian noise on the vector. [default: 0.1]")]

@@ -49,7 +49,7 @@ class SampleSettings(Settings):
 
     variants: int = Field(10, ge=1, description="images per learned vector (paper: 45)")
     guidance_scales: tuple[float, ...] = Field(
-        (2.0,),
+        (1.0,),
         min_length=1,
         description="diffusers' convention, 1 = off; the paper's w is this minus 1; one is drawn per image",
     )

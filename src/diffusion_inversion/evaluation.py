@@ -246,10 +246,10 @@ def verdict(
     if low > 0:
         outcome, reason = "helps", f"the interval is above zero: {surest.summary}"
     elif high < smallest_effect:
-        outcome, reason = "does not help", f"a gain of {effect} is excluded for every arm: {widest.summary}"
+        outcome, reason = "does not help", f"a gain of {effect} is ruled out for every arm: {widest.summary}"
     else:
         outcome = "not enough evidence"
-        reason = f"neither no gain nor one of {effect} is excluded: {widest.summary}"
+        reason = f"both no gain and a gain of {effect} are still possible: {widest.summary}"
     if correct is None:
         reason += "; on these test images alone"
     return Verdict(outcome, reason, comparisons, smallest_effect)

@@ -129,13 +129,11 @@ def inversion_figures(
         "agreement_source": evaluate(classifier, sources).accuracy,
         "null_loss": float(embeddings.null_losses.mean()),
         "loss": losses,
-        "steps": InvertSettings().steps,
-        "guidance_scale": SampleSettings().guidance_scales[0],
     }
 
 
 def _describe_inversion(found: dict[str, Any]) -> str:
-    step, scale = str(found["steps"]), f"{found['guidance_scale']:g}"
+    step, scale = str(InvertSettings().steps), f"{SampleSettings().guidance_scales[0]:g}"
     table = found["agreement"]
     best_step, best_scale = max(((s, g) for s in table for g in table[s]), key=lambda key: table[key[0]][key[1]])
     return (
