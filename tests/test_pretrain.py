@@ -128,6 +128,17 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     assert generator.image_tokens(to_model_range(corpus.images[:2])).shape == (2, 5, 256)
     assert "not measured" in (whole / "mini" / "README.md").read_text()
 
+    # Go on from the export alone: its weights (to half precision), its place in the log, fresh moments.
+    later = tmp_path / "later"
+    later.mkdir()
+    recipe.lay_down(str(whole / "mini"), later)
+    state = load_file(later / "unet.state.safetensors")
+    for key in a:
+        torch.testing.assert_close(state[f"module/ema/{key}"], a[key], rtol=1e-3, atol=1e-3, msg=key)
+    recipe.run_latents(corpus, corpus, later)
+    recipe.run_unet(corpus, corpus, later, samples=24)
+    assert [int(record["step"]) for record in read_log(later / "unet.log.tsv")] == [1, 2, 3, 4, 5, 6]
+
 
 def test_unknown_and_premature_stages_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "none.parquet"

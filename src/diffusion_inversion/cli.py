@@ -273,6 +273,7 @@ def pretrain(
     unet_samples: Annotated[int, typer.Option(help="Images the denoiser sees.")] = 450_000,
     target_train: Annotated[Path | None, typer.Option(help="For stage figures: a target data set, train.")] = None,
     target_test: Annotated[Path | None, typer.Option(help="For stage figures: a target data set, test.")] = None,
+    start_from: Annotated[str | None, typer.Option(help="mini or a folder made here: go on from its weights.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make the embedded generator `mini` again, or go on with it."""
@@ -283,7 +284,7 @@ def pretrain(
         with run_lock(out):
             folder = recipe(
                 corpus, validation, out, stages=_words(stage) or (), vae_samples=vae_samples, unet_samples=unet_samples,
-                target_train=target_train, target_test=target_test,
+                target_train=target_train, target_test=target_test, start_from=start_from,
             )  # fmt: skip
         summary |= {"folder": str(folder), "text": str(folder)}
 

@@ -11,15 +11,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..adapter import Adapter
+from ..checkpoints import locate
 from ..engine.store import commit_bytes, commit_file
 from ..errors import UsageError
 from ..generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
 from ..synthetic import encode_png
+from . import checkpoint
 from .card import write_card
 from .corpus import Corpus, load_corpus
 from .figures import FILE as FIGURES
 from .figures import measure, prompt_grid
 from .latents import cache_latents
+from .log import read_log
 from .tokenizer import train_tokenizer
 from .unet import TEMPLATES, Denoiser, train_unet
 from .vae import normalise_latents, train_vae
@@ -28,6 +31,7 @@ ARCHITECTURE = Path(__file__).parent / "architecture"
 STAGES = ("vae", "latents", "unet", "export", "figures")
 NORMALISED_VAE = "vae.safetensors"
 DENOISER = "denoiser.safetensors"
+LOGS = ("vae.log.tsv", "unet.log.tsv")
 GRID_CLASSES = 10
 
 
@@ -41,14 +45,16 @@ def pretrain(
     unet_samples: int = 450_000,
     target_train: Path | None = None,
     target_test: Path | None = None,
+    start_from: str | None = None,
     seed: int = 0,
 ) -> Path:
     """Run `stages` in order and return `folder`/mini, the finished diffusers folder (after stage `export`).
 
     `corpus_path` and `validation_path` are parquet files with `image` (32 px) and `label`. Every state, log and
     cache lives below `folder`; the same call goes on where a killed one saved. Stage `figures` measures the exported
-    model on a target data set (parquet files too) and writes the card again. Raises UsageError where a stage is unknown
-    or needs an earlier one that was not run, DataError for a bad corpus.
+    model on a target data set (parquet files too) and writes the card again. `start_from` ("mini" or an exported
+    folder) lays its weights and logs into an empty `folder` first, to go on from them. Raises UsageError where a
+    stage is unknown or needs an earlier one that was not run, DataError for a bad corpus.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
@@ -56,6 +62,8 @@ def pretrain(
     if "figures" in stages and (target_train is None or target_test is None):
         raise UsageError("--stage figures: needs --target-train and --target-test, parquet files of a target data set.")
     folder.mkdir(parents=True, exist_ok=True)
+    if start_from is not None:
+        lay_down(start_from, folder)
     corpus, validation = load_corpus(corpus_path), load_corpus(validation_path)
     for stage in stages:
         if stage == "vae":
@@ -71,6 +79,26 @@ def pretrain(
             shutil.copyfile(folder / FIGURES, folder / "mini" / FIGURES)
             write_card(folder / "mini", folder, _shown(corpus.names))
     return folder / "mini"
+
+
+def lay_down(source: str, folder: Path) -> None:
+    """Make `folder` what it was when `source` was exported, but for the optimizer's moments, which begin anew.
+
+    Does nothing where the folder holds a denoiser's state already: that is the later one.
+    """
+    state = folder / "unet.state.safetensors"
+    if state.is_file():
+        return
+    generator = Generator.load(source, device="cpu", dtype="float32")
+    if generator.adapter is None:
+        raise UsageError(f"--start-from {source}: has no adapter, so it was not made by `dinv pretrain`.")
+    for name in LOGS:
+        shutil.copyfile(locate(source, None) / name, folder / name)
+    last = read_log(folder / "unet.log.tsv")[-1]
+    progress = checkpoint.Progress(int(last["step"]), int(last["samples"]), float(last["seconds"]))
+    model = Denoiser(generator.unet, generator.text_encoder, generator.adapter, noise_schedule(ARCHITECTURE))
+    _save(generator.vae, folder / NORMALISED_VAE)
+    checkpoint.save(state, {"model": model, "ema": model}, {}, progress)
 
 
 def run_vae(corpus: Corpus, validation: Corpus, folder: Path, *, samples: int, seed: int = 0) -> None:
@@ -129,6 +157,8 @@ def export(corpus: Corpus, folder: Path) -> None:
     model.adapter.save(target / "adapter")
     shown = _shown(corpus.names)
     commit_bytes(target / "samples.png", encode_png(prompt_grid(Generator.load(target), shown)))
+    for name in LOGS:
+        shutil.copyfile(folder / name, target / name)
     write_card(target, folder, shown)
 
 
