@@ -105,7 +105,7 @@ class DataSettings(Settings):
 PRESETS: dict[str, dict[str, dict[str, object]]] = {
     "default": {"data": {}, "invert": {}, "sample": {}, "train": {}},
     "paper": {
-        "invert": {"steps": 3000, "keep_steps": (1000, 2000, 3000)},
+        "invert": {"steps": 3000, "keep_steps": (1000, 2000, 3000), "init": "random"},
         "sample": {
             "variants": 45,
             "guidance_scales": (3.0, 4.0, 5.0),  # the paper's w in {2, 3, 4}
