@@ -99,6 +99,30 @@ def test_the_stages_one_by_one_equal_the_whole_job(data: Path, toy: Path, tmp_pa
     assert arms[0] == arms[1]
 
 
+def test_restart_replaces_a_stage_and_what_follows_it(data: Path, toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert dinv("run", data, "--out", out, *small(toy)).exit_code == 0
+    vectors = (out / "embeddings" / "shard-00000.safetensors").read_bytes()
+    sampling = ["--dtype", "float32", "--variants", 1, "--inference-steps", 3]
+    refused = dinv("sample", out, *sampling)
+    assert refused.exit_code == 5 and "inference_steps: was 2, now 3" in refused.output
+    assert len(list((out / "synthetic").rglob("*.png"))) == 24
+    assert dinv("sample", out, *sampling, "--restart").exit_code == 0
+    assert len(list((out / "synthetic").rglob("*.png"))) == 12
+    assert not (out / "classifiers").exists() and not (out / "report.html").exists()
+    assert dinv("train", out, "--train-steps", 2, "--train-batch-size", 4).exit_code == 0
+    assert (out / "report.html").is_file()
+    assert (out / "embeddings" / "shard-00000.safetensors").read_bytes() == vectors
+
+
+def test_fewer_variants_train_on_fewer(data: Path, toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert dinv("invert", data, "--out", out, *small(toy)[:6], "--init", "random").exit_code == 0
+    for variants in (3, 1):
+        options = ["--dtype", "float32", "--variants", variants, "--inference-steps", 2]
+        assert json.loads(dinv("sample", out, *options, "--json").stdout)["images"] == 12 * variants
+
+
 def test_exit_codes(data: Path, toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert dinv("invert").exit_code == 2

@@ -9,7 +9,7 @@ import torch
 
 from diffusion_inversion.config import InvertSettings
 from diffusion_inversion.embeddings import EmbeddingStore, read_embeddings
-from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
+from diffusion_inversion.errors import ConfigMismatchError, DataError, PartialError, UsageError
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.images import to_model_range
 from diffusion_inversion.inversion import invert, invert_batch, stage1_loss
@@ -109,6 +109,14 @@ def test_class_mean_starts_every_image_of_a_class_alike(generator: Generator, tm
     found = invert(toy_images(4), generator, tmp_path, settings).at()
     torch.testing.assert_close(found[0], found[2])
     assert not torch.equal(found[0], found[1])
+
+
+def test_vectors_that_are_not_finite_are_named_and_never_stored(generator: Generator, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(PartialError, match="4 of 4 images gave vectors that are not finite"):
+        invert(toy_images(4), generator, tmp_path, settings)
+    assert EmbeddingStore(tmp_path).failed() == list(toy_images(4).ids)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_bad_options_fail_before_any_work(generator: Generator, tmp_path: Path) -> None:
