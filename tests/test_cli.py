@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import subprocess
@@ -70,7 +71,7 @@ def test_the_whole_job_then_nothing_twice(data: Path, toy: Path, tmp_path: Path)
     assert summary["ok"] and set(summary["arms"]) == {"real", "synthetic", "real+synthetic"}
     assert summary["verdict"]["outcome"] in ("helps", "does not help", "not enough evidence")
     expected = {"data.json", "run.json", "report.html", "invert.config.json", "sample.config.json", "train.config.json",
-                "reconstructions.safetensors", "train.jsonl", "embeddings", "synthetic", "classifiers"}  # fmt: skip
+                "reconstructions.safetensors", "manifest.jsonl", "embeddings", "synthetic", "classifiers"}  # fmt: skip
     assert expected <= {path.name for path in out.iterdir()}
     assert len(list((out / "synthetic").rglob("*.png"))) == 24
     record = json.loads((out / "run.json").read_text())
@@ -102,7 +103,7 @@ def test_the_stages_one_by_one_equal_the_whole_job(data: Path, toy: Path, tmp_pa
 def test_restart_replaces_a_stage_and_what_follows_it(data: Path, toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert dinv("run", data, "--out", out, *small(toy)).exit_code == 0
-    vectors = (out / "embeddings" / "shard-00000.safetensors").read_bytes()
+    shards = {path: path.read_bytes() for path in (out / "embeddings").glob("*.safetensors")}
     sampling = ["--dtype", "float32", "--variants", 1, "--inference-steps", 3]
     refused = dinv("sample", out, *sampling)
     assert refused.exit_code == 5 and "inference_steps: was 2, now 3" in refused.output
@@ -112,7 +113,7 @@ def test_restart_replaces_a_stage_and_what_follows_it(data: Path, toy: Path, tmp
     assert not (out / "classifiers").exists() and not (out / "report.html").exists()
     assert dinv("train", out, "--train-steps", 2, "--train-batch-size", 4).exit_code == 0
     assert (out / "report.html").is_file()
-    assert (out / "embeddings" / "shard-00000.safetensors").read_bytes() == vectors
+    assert shards and all(path.read_bytes() == content for path, content in shards.items())
 
 
 def test_fewer_variants_train_on_fewer(data: Path, toy: Path, tmp_path: Path) -> None:
@@ -142,10 +143,9 @@ def test_exit_codes(data: Path, toy: Path, tmp_path: Path) -> None:
     changed = dinv("invert", data, "--steps", 2, *options)
     assert changed.exit_code == 5 and "steps: was 1, now 2" in changed.output
     fewer = dinv("invert", data, "--steps", 1, "--limit", 4, *options)
-    assert fewer.exit_code == 5 and "recorded 12, now 4" in fewer.output
-    from diffusion_inversion.engine.lock import run_lock
-
-    with run_lock(out):
+    assert fewer.exit_code == 5 and "gone, or not selected any more" in fewer.output
+    with (out / ".lock").open() as held:  # as another process would hold it
+        fcntl.flock(held, fcntl.LOCK_EX)
         assert dinv("invert", data, "--steps", 1, *options).exit_code == 6
 
 

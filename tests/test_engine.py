@@ -21,15 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import diffusion_inversion
 from diffusion_inversion.engine import progress
+from diffusion_inversion.engine.claim import claim_run
 from diffusion_inversion.engine.lock import run_lock
-from diffusion_inversion.engine.store import (
-    PARTIAL_PREFIX,
-    Manifest,
-    claim_run,
-    commit_bytes,
-    commit_file,
-    remove_partials,
-)
+from diffusion_inversion.engine.manifest import Manifest
+from diffusion_inversion.engine.store import PARTIAL_PREFIX, commit_bytes, commit_file, remove_partials
 from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError, LockedError
 
 SOURCE = str(Path(diffusion_inversion.__path__[0]).parent)
@@ -131,12 +126,13 @@ def test_safetensors_own_error_for_a_refused_write_is_a_disk_error(tmp_path: Pat
         from pathlib import Path
         import torch
         from safetensors.torch import save_file
-        from diffusion_inversion.engine.store import Manifest, commit_bytes, commit_file
+        from diffusion_inversion.engine.manifest import Manifest
+        from diffusion_inversion.engine.store import commit_bytes, commit_file
         from diffusion_inversion.errors import DiskError
         folder = Path(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         manifest = Manifest(folder / "manifest.jsonl")
-        manifest.append({"n": 1})
+        manifest.append({"event": "x", "n": 1})
         for work in (
             lambda: commit_file(folder / "t.safetensors", lambda p: save_file({"t": torch.zeros(9999)}, p)),
             lambda: commit_bytes(folder / "b.bin", bytes(2000)),
@@ -146,14 +142,17 @@ def test_safetensors_own_error_for_a_refused_write_is_a_disk_error(tmp_path: Pat
                 work()
             except DiskError as error:
                 print(error)
-        manifest.append({"n": 2})
+        manifest.append({"event": "x", "n": 2})
     """
     process = python(code, tmp_path, stdout=subprocess.PIPE)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     lines = output.splitlines()
     assert [Path(line.split(":")[0]).name for line in lines] == ["t.safetensors", "b.bin", "manifest.jsonl"]
-    assert Manifest(tmp_path / "manifest.jsonl").records() == [{"n": 1}, {"n": 2}]  # the torn line between was cut
+    assert Manifest(tmp_path / "manifest.jsonl").records() == [
+        {"event": "x", "n": 1},
+        {"event": "x", "n": 2},
+    ]  # the torn line between was cut
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.jsonl"]
 
 
@@ -168,7 +167,7 @@ def test_a_file_where_a_folder_is_needed_is_a_disk_error(tmp_path: Path) -> None
 
 def test_manifest_gives_back_what_was_appended(tmp_path: Path) -> None:
     path = tmp_path / "run" / "manifest.jsonl"
-    records = [{"id": "a/1.png", "loss": 0.5}, {"id": "ü\n\udcff.png", "steps": [1, 2]}]
+    records = [{"event": "x", "id": "a/1.png", "loss": 0.5}, {"event": "y", "id": "ü\n\udcff.png", "steps": [1, 2]}]
     assert Manifest(path).records() == []
     for record in records:
         Manifest(path).append(record)
@@ -179,21 +178,27 @@ def test_manifest_gives_back_what_was_appended(tmp_path: Path) -> None:
 def test_a_torn_last_line_is_ignored_and_cut_by_the_next_append(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "manifest.jsonl"
     first = Manifest(path)
-    first.append({"n": 1})
-    first.append({"n": 2})
+    first.append({"event": "x", "n": 1})
+    first.append({"event": "x", "n": 2})
     with path.open("ab") as file:
         file.write(torn)
-    assert Manifest(path).records() == [{"n": 1}, {"n": 2}]
-    first.append({"n": 4})  # an object that appended before sees the foreign bytes as well
+    assert Manifest(path).records() == [{"event": "x", "n": 1}, {"event": "x", "n": 2}]
+    first.append({"event": "x", "n": 4})  # an object that appended before sees the foreign bytes as well
     with path.open("ab") as file:
         file.write(torn)
-    Manifest(path).append({"n": 5})
-    assert path.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 4}\n{"n": 5}\n'
+    Manifest(path).append({"event": "x", "n": 5})
+    assert Manifest(path).records() == [
+        {"event": "x", "n": 1},
+        {"event": "x", "n": 2},
+        {"event": "x", "n": 4},
+        {"event": "x", "n": 5},
+    ]
+    assert path.read_bytes().count(b"\n") == 4
 
 
 def test_every_cut_of_a_manifest_keeps_a_prefix_of_its_records(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
-    records = [{"n": n, "id": f"class/{n}.png"} for n in range(3)]
+    records = [{"event": "x", "n": n, "id": f"class/{n}.png"} for n in range(3)]
     for record in records:
         Manifest(path).append(record)
     content = path.read_bytes()
@@ -204,12 +209,14 @@ def test_every_cut_of_a_manifest_keeps_a_prefix_of_its_records(tmp_path: Path) -
 
 def test_damage_before_the_last_line_is_an_error_not_a_shorter_run(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
-    path.write_bytes(b'{"n": 1}\n{"n": \n{"n": 3}\n')
+    for n in (1, 2, 3):
+        Manifest(path).append({"event": "x", "n": n})
+    path.write_bytes(path.read_bytes().replace(b'"n": 2', b'"n": 7'))
     with pytest.raises(DataError, match=r"manifest\.jsonl, line 2"):
         Manifest(path).records()
     with pytest.raises(DataError):
-        Manifest(path).append({"n": 4})
-    assert path.read_bytes().endswith(b'{"n": 3}\n')
+        Manifest(path).append({"event": "x", "n": 4})
+    assert path.read_bytes().count(b"\n") == 3
 
 
 def test_manifest_refuses_nan(tmp_path: Path) -> None:
@@ -299,8 +306,8 @@ def test_lock_excludes_another_process_names_it_and_is_freed_by_a_kill(tmp_path:
 def test_lock_is_free_after_the_block_and_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stage broke"), run_lock(tmp_path):
         raise RuntimeError("stage broke")
-    with run_lock(tmp_path), pytest.raises(LockedError), run_lock(tmp_path):
-        pytest.fail("the lock is not exclusive")
+    with run_lock(tmp_path), run_lock(tmp_path):
+        pass  # the same process may come in again
     with run_lock(tmp_path):
         pass
 

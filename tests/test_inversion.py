@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,8 @@ def test_resumed_equals_uninterrupted(generator: Generator, tmp_path: Path) -> N
     stopped = tmp_path / "stopped"
     invert(images, generator, stopped, SETTINGS)
     # What a kill after the first of three batches leaves: its record, and a shard that no record names.
-    manifest = EmbeddingStore(stopped).manifest.path
-    manifest.write_text(manifest.read_text().splitlines(keepends=True)[0])
+    manifest = EmbeddingStore(stopped).manifest
+    manifest.rewrite([record for record in manifest.records() if record["event"] != "complete"][:2])
     again = invert(images, generator, stopped, SETTINGS)
     assert again.ids == whole.ids
     assert torch.equal(again.vectors, whole.vectors)
@@ -100,8 +101,24 @@ def test_a_run_made_otherwise_is_refused(generator: Generator, tmp_path: Path) -
     invert(toy_images(2), generator, tmp_path, SETTINGS)
     with pytest.raises(ConfigMismatchError, match=r"learning_rate: was 0\.03, now 0\.01"):
         invert(toy_images(2), generator, tmp_path, SETTINGS.model_copy(update={"learning_rate": 0.01}))
-    with pytest.raises(ConfigMismatchError, match="images: was 2, now 4"):
-        invert(toy_images(4), generator, tmp_path, SETTINGS)
+
+
+def test_added_images_are_learned_and_changed_ones_refused(generator: Generator, tmp_path: Path) -> None:
+    four = toy_images(4)
+    first = invert(four.subset([0, 2, 3]), generator, tmp_path, SETTINGS)
+    grown = invert(four, generator, tmp_path, SETTINGS)
+    assert grown.ids == four.ids and torch.equal(grown.labels, four.labels)
+    assert torch.equal(grown.vectors[:, [0, 2, 3]], first.vectors)
+    alone = invert(four.subset([1]), generator, tmp_path / "alone", SETTINGS)
+    torch.testing.assert_close(grown.vectors[:, 1:2], alone.vectors, rtol=1e-3, atol=1e-4)
+    for other, line in (
+        (four.subset([0, 1, 2]), "toy/003.png: not in the data any more"),
+        (replace(four, hashes=("f" * 64, *four.hashes[1:])), "toy/000.png: other pixels"),
+        (replace(four, labels=torch.tensor([1, 1, 0, 1])), "toy/000.png: was of class cat, now another"),
+    ):
+        with pytest.raises(ConfigMismatchError, match=line):
+            invert(other, generator, tmp_path, SETTINGS)
+    assert read_embeddings(tmp_path).ids == four.ids
 
 
 def test_class_mean_starts_every_image_of_a_class_alike(generator: Generator, tmp_path: Path) -> None:
@@ -130,7 +147,7 @@ def test_bad_options_fail_before_any_work(generator: Generator, tmp_path: Path) 
 
 def test_a_damaged_shard_is_named(generator: Generator, tmp_path: Path) -> None:
     invert(toy_images(2), generator, tmp_path, SETTINGS)
-    shard = tmp_path / "embeddings" / "shard-00000.safetensors"
+    (shard,) = (tmp_path / "embeddings").glob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(DataError, match="shard-00000"):
+    with pytest.raises(DataError, match=f"{shard.name}: changed since it was written"):
         read_embeddings(tmp_path)

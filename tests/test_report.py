@@ -16,7 +16,7 @@ import torch
 from jinja2 import UndefinedError
 from PIL import Image
 
-from diffusion_inversion.report import ReportImages, RunRecord, write_report
+from diffusion_inversion.report import ReportImages, RunRecord, render_report
 from diffusion_inversion.report.figures import accuracy_bars, image_grid, loss_curve, png
 from diffusion_inversion.report.html import MOST_PROBLEMS, accuracy, duration, points
 
@@ -107,7 +107,7 @@ class Page(HTMLParser):
 
 
 def page(run: Any, images: ReportImages, folder: Path) -> Page:
-    write_report(run, images, folder / "report.html")
+    (folder / "report.html").write_text(render_report(run, images))
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -214,7 +214,7 @@ def test_a_field_that_is_missing_is_an_error_that_names_it(images: ReportImages,
     run: Any = copy.deepcopy(RUN)
     del run["data"]["licence"]
     with pytest.raises(UndefinedError, match="licence"):
-        write_report(run, images, tmp_path / "report.html")
+        render_report(run, images)
     assert list(tmp_path.iterdir()) == []
 
 

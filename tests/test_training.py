@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 
 from diffusion_inversion import training
+from diffusion_inversion.arms import ArmRun, train_arms
 from diffusion_inversion.classifiers import Classifier
 from diffusion_inversion.config import TrainSettings
-from diffusion_inversion.engine.store import Manifest
+from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError, DinvError, UsageError
 from diffusion_inversion.evaluation import evaluate
 from diffusion_inversion.images import LabelledImages
-from diffusion_inversion.training import ArmRun, draw_rows, fingerprint, real_per_batch, train, train_arms
+from diffusion_inversion.training import RowOrder, fingerprint, real_per_batch, train
 
 TINY = TrainSettings(architecture="resnet20", steps=3, batch_size=8, seeds=(0, 1))
 
@@ -89,13 +89,14 @@ def test_the_optimizer_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_come_in_whole_epochs_and_full_batches() -> None:
     generator = torch.Generator().manual_seed(0)
-    batches = list(islice(draw_rows(10, 4, generator), 10))
+    order = RowOrder(10, generator)
+    batches = [order.draw(4) for _ in range(10)]
     assert all(len(batch) == 4 for batch in batches)
     drawn = torch.cat(batches).tolist()
     epochs = [drawn[k : k + 10] for k in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and len({tuple(e) for e in epochs}) == 4
     # A batch larger than the data set repeats each image as evenly as it can.
-    counts = Counter(next(draw_rows(3, 8, generator)).tolist())
+    counts = Counter(RowOrder(3, generator).draw(8).tolist())
     assert sorted(counts.values()) == [2, 3, 3]
 
 
@@ -221,10 +222,10 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> 
         [sys.executable, "-c", KILLED, killed], env={**os.environ, "PYTHONPATH": paths}, check=False
     )
     assert process.returncode == 9
-    assert [(r["arm"], r["seed"]) for r in Manifest(killed / "train.jsonl").records()] == [
+    assert [(r["arm"], r["seed"]) for r in Manifest(killed / "classifiers" / "manifest.jsonl").records()] == [
         ("real", 0), ("synthetic", 0), ("real+synthetic", 0), ("real", 1),
     ]  # fmt: skip
-    before = {path: path.stat().st_mtime_ns for path in killed.glob("classifiers/*")}
+    before = {path: path.stat().st_mtime_ns for path in killed.glob("classifiers/*.safetensors")}
 
     trained: list[tuple[str, int]] = []
     resumed = run_toy(killed, on_step=lambda arm, seed, step, _: trained.append((arm, seed)) if step == 1 else None)
@@ -237,26 +238,24 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> 
         assert torch.equal(one.evaluation.predictions, other.evaluation.predictions)
         assert one.evaluation.confusion.equal(other.evaluation.confusion)
         assert one.evaluation.per_class == other.evaluation.per_class
-    files = [{p.name: p.read_bytes() for p in (run / "classifiers").iterdir()} for run in (killed, whole)]
+    files = [{p.name: p.read_bytes() for p in run.glob("classifiers/*.safetensors")} for run in (killed, whole)]
     assert files[0] == files[1] and len(files[0]) == 6
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "what was done is not redone"
 
 
-def test_changed_data_or_settings_refuse_and_more_seeds_go_on(tmp_path: Path) -> None:
+def test_changed_settings_refuse_more_seeds_go_on_and_changed_data_trains_anew(tmp_path: Path) -> None:
     one = TrainSettings(architecture="resnet20", steps=2, batch_size=8, seeds=(0,))
     first = run_toy(tmp_path, one)
     real, synthetic, test = toy(20, 0), toy(30, 1, name="synthetic"), toy(12, 2, name="test")
-    for images in ((toy(20, 9), synthetic, test), (real, toy(30, 9), test), (real, synthetic, toy(12, 9))):
-        with pytest.raises(ConfigMismatchError, match="sha256"):
-            train_arms(*images, settings=one, device="cpu", folder=tmp_path)
     with pytest.raises(ConfigMismatchError, match="steps"):
         run_toy(tmp_path, one.model_copy(update={"steps": 4}))
     more = run_toy(tmp_path, one.model_copy(update={"seeds": (1, 0)}))
     assert [run.resumed for run in more.runs] == [False] * 3 + [True] * 3
     assert more.accuracies()["real"][1] == first.accuracies()["real"][0], "accuracies are in seed order"
-    # A classifier file that is gone is trained again, to the same bytes.
-    path = tmp_path / "classifiers" / "real-seed0.safetensors"
-    content = path.read_bytes()
-    path.unlink()
-    assert [run.resumed for run in run_toy(tmp_path, one).runs] == [False, True, True]
-    assert path.read_bytes() == content
+    before = {path.name: path.read_bytes() for path in (tmp_path / "classifiers").glob("*.safetensors")}
+    for images in ((toy(20, 9), synthetic, test), (real, toy(30, 9), test), (real, synthetic, toy(12, 9))):
+        results = train_arms(*images, settings=one, device="cpu", folder=tmp_path)
+        assert [run.resumed for run in results.runs] == [False] * 3
+    assert all((tmp_path / "classifiers" / name).read_bytes() == content for name, content in before.items())
+    assert len(list((tmp_path / "classifiers").glob("*.safetensors"))) == 6 + 3 * 3
+    assert [run.resumed for run in run_toy(tmp_path, one).runs] == [True] * 3

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .checkpoints import building, network_config, read_weights, weight_names
+from .engine.untrusted import specs_of
 from .features import PROFILE_DIM
 
 
@@ -40,10 +43,14 @@ class Adapter(nn.Module):
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read what `Adapter.save` wrote, in float32, frozen, eval mode."""
-    adapter = Adapter(**json.loads((folder / "config.json").read_text()))
-    weights = load_file(folder / "model.safetensors")
+    """Read what `Adapter.save` wrote, in float32, frozen, eval mode. Raises UsageError where it is something else."""
+    path = folder / "model.safetensors"
+    names = weight_names(path)
+    shape = network_config(folder / "config.json", ("tokens", "width", "hidden"), len(names))
+    with building(folder), torch.device("meta"):
+        adapter = Adapter(**shape)
+    weights = read_weights(path, names, specs_of(adapter, any_precision=True))
     adapter.load_state_dict(
-        {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+        {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}, assign=True
     )
     return adapter.eval().requires_grad_(False)

@@ -6,13 +6,16 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from .engine.store import commit_bytes
+from .engine.untrusted import check_record, parse_json, read_header, read_tensors, shown, specs_of
 from .errors import DataError, UsageError
 
 Architecture = Literal["resnet20", "resnet18"]
@@ -21,6 +24,17 @@ SMALL_IMAGE = 64  # px: up to this side ResNet18 keeps the full resolution in it
 # The same constants for every arm and data set, so that no arm brings statistics of its own.
 _PIXEL_MEAN, _PIXEL_STD = 0.5, 0.25
 _FORMAT = "diffusion_inversion.classifier/1"
+MAX_FILE = 2**30  # bytes; a ResNet18 of 10 classes has 4.5e7
+
+
+class _Header(TypedDict):
+    """The metadata of a classifier's file."""
+
+    format: str
+    architecture: Architecture
+    class_names: Annotated[list[str], Field(min_length=2)]
+    image_size: Annotated[int, Field(ge=1, le=2**16)]
+    provenance: dict[str, Any]
 
 
 class ZeroPadShortcut(nn.Module):
@@ -144,20 +158,20 @@ class Classifier(nn.Module):
     @classmethod
     def load(cls, path: Path) -> Classifier:
         """Read what `save` wrote: a classifier on the CPU in eval mode. Raises DataError for a file that is not one."""
-        from safetensors import SafetensorError, safe_open
-
+        again = "Train it again, or name a file that `dinv train` wrote with this version"
         try:
-            with safe_open(path, "pt") as handle:
-                header = json.loads((handle.metadata() or {}).get("classifier", "{}"))
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: cannot be read as a classifier ({error}). Train it again.") from error
-        if header.get("format") != _FORMAT:
-            raise DataError(
-                f"{path}: its format is {header.get('format')!r}, not {_FORMAT!r}. "
-                "Name a file that `dinv train` wrote with this version."
-            )
-        classifier = cls(header["architecture"], header["class_names"], header["image_size"])
-        classifier.network.load_state_dict(tensors)
-        classifier.provenance = header["provenance"]
+            _, metadata = read_header(path, max_bytes=MAX_FILE)
+            header = parse_json(metadata.get("classifier", "{}").encode(), path)
+            found = header.get("format") if isinstance(header, dict) else None
+            if found != _FORMAT:
+                raise DataError(f"its format is {shown(repr(found))}, not {_FORMAT!r}")
+            record = check_record(header, _Header, path)
+            with torch.device("meta"):
+                classifier = cls(record["architecture"], record["class_names"], record["image_size"])
+            tensors, _ = read_tensors(path, specs_of(classifier.network), max_bytes=MAX_FILE)
+        except DataError as error:
+            cause = str(error).removeprefix(f"{path}: ").partition("; ")[0]
+            raise DataError(f"{path}: cannot be read as a classifier: {cause}. {again}.") from error
+        classifier.network.load_state_dict(tensors, assign=True)
+        classifier.provenance = record["provenance"]
         return classifier.eval()

@@ -99,6 +99,7 @@ class DataSettings(Settings):
     seed: int = Field(0, ge=0, description="seed of subset and hold-out")
     root: str | None = Field(None, description="where downloads go; default: $DINV_DATA")
     drop_test_duplicates: bool = Field(False, description="leave out test images that are training images too")
+    allow_near_duplicates: bool = Field(False, description="accept test images that nearly equal training images")
 
 
 # A preset changes these defaults; options given beside it win. `paper` is the text (sections 3, B.1, B.2.2).

@@ -10,16 +10,48 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float32, Int64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from jaxtyping import Bool, Float32, Int64
+from safetensors.torch import save
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from .engine.store import Manifest, commit_bytes, commit_file
+from .engine.manifest import NAME as MANIFEST
+from .engine.manifest import Manifest, Record, Unit
+from .engine.store import commit_bytes
+from .engine.units import unit_name
+from .engine.untrusted import TensorSpec, check_record, inside, parse_json, read_tensors
 from .errors import DataError, UsageError
+from .images import LabelledImages
 
-FOLDER, COMPLETE = "embeddings", "complete.json"
-SCHEMA = 1
+FOLDER = "embeddings"
+SCHEMA = 2
+LARGEST_SHARD = 8 << 30  # bytes: 100 images of 77 x 1,024 tokens at 200 kept steps take 6.3 GB
+LARGEST_NORM = 1e6  # of one token: those of Stable Diffusion's text encoder are near 28
+SPECS = {
+    "labels": TensorSpec(torch.int64, ("images",)),
+    "vectors": TensorSpec(torch.float32, ("steps", "images", "tokens", "width"), max_norm=LARGEST_NORM),
+    "losses": TensorSpec(torch.float32, ("points", "images")),
+    "null_losses": TensorSpec(torch.float32, ("images",)),
+}
+
+
+class LearnedUnit(Unit):
+    """A commit record of stage 1; the lists go with "ids"."""
+
+    labels: list[int]
+    hashes: list[str]  # of the images' contents
+    failed: list[str]  # ids whose vectors are not finite: the shard does not hold them
+
+
+class Header(TypedDict):
+    """What all shards of a run share; see `Embeddings`."""
+
+    class_names: list[str]
+    steps: list[int]
+    curve_steps: list[int]
+    generator_hash: str
+    resolution: int
+    image_size: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +97,16 @@ class Embeddings:
         return digest.hexdigest()
 
     @cached_property
+    def versions(self) -> tuple[str, ...]:
+        """16 hex digits for each image that change with its vectors or its label: images record what they came from."""
+        rows = self.vectors.transpose(0, 1).contiguous()
+        labels = self.labels.tolist()
+        return tuple(
+            hashlib.sha256(f"{label} ".encode() + row.numpy().tobytes()).hexdigest()[:16]
+            for label, row in zip(labels, rows, strict=True)
+        )
+
+    @cached_property
     def class_rows(self) -> tuple[tuple[int, ...], ...]:
         """Rows of each class, by image id, so that they do not depend on the order of learning."""
         labels = self.labels.tolist()
@@ -85,7 +127,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Shard:
-    """One committed unit of stage 1; see `Embeddings` for the shapes."""
+    """What one unit of stage 1 learned; see `Embeddings` for the shapes. `failed` gave vectors that are not finite."""
 
     ids: tuple[str, ...]
     labels: Int64[Tensor, " images"]
@@ -93,86 +135,150 @@ class Shard:
     losses: Float32[Tensor, "points images"]
     null_losses: Float32[Tensor, " images"]
 
+    def rows(self, keep: Bool[Tensor, " images"]) -> Shard:
+        """The images where `keep` is true."""
+        ids = tuple(image_id for image_id, kept in zip(self.ids, keep.tolist(), strict=True) if kept)
+        return Shard(ids, self.labels[keep], self.vectors[:, keep], self.losses[:, keep], self.null_losses[keep])
+
 
 class EmbeddingStore:
-    """The shards below RUN/embeddings. `header` is what all shards share (class names, steps, generator, sizes)."""
+    """The shards below RUN/embeddings, one for each committed unit, listed by their manifest.
+
+    A commit record also holds the content hash of every image ("hashes") and the ids without finite vectors
+    ("failed"), so that changed data is seen without decoding the shards.
+    """
 
     def __init__(self, run: Path) -> None:
         self.folder = run / FOLDER
-        self.manifest = Manifest(self.folder / "manifest.jsonl")
+        self.manifest = Manifest(self.folder / MANIFEST, {"commit": LearnedUnit, "header": Header})
 
-    def done(self) -> set[str]:
-        """Ids of every committed image."""
-        return {image_id for record in self.manifest.records() for image_id in record["ids"]}
-
-    def finish(self, failed: list[str]) -> None:
-        """Mark the stage as complete; `failed` are ids whose vectors are not finite, which are not tried again."""
-        commit_bytes(
-            self.folder / COMPLETE, (json.dumps({"count": len(self.done()), "failed": failed}) + "\n").encode()
-        )
+    def images(self) -> dict[str, tuple[str, int]]:
+        """Content hash and label of every image that was tried, by id."""
+        return {
+            image_id: (content, label)
+            for record in self.manifest.units().values()
+            for image_id, content, label in zip(record["ids"], record["hashes"], record["labels"], strict=True)
+        }
 
     def failed(self) -> list[str]:
-        """Ids that gave no finite vectors; empty before the stage is complete."""
-        path = self.folder / COMPLETE
-        return list(json.loads(path.read_text())["failed"]) if path.is_file() else []
+        """Ids that gave no finite vectors, in their order; they are not tried again."""
+        return sorted(image_id for record in self.manifest.units().values() for image_id in record["failed"])
 
-    def require_complete(self) -> None:
-        """Raise UsageError unless stage 1 went through: means and partners need every vector."""
-        path = self.folder / COMPLETE
-        if not path.is_file() or json.loads(path.read_text())["count"] != len(self.done()):
-            raise UsageError(f"{self.folder}: stage 1 is not finished. Run the same `dinv invert` command again first.")
+    def begin(self, header: dict[str, Any]) -> None:
+        """Record what all shards share: class_names, steps, curve_steps, generator_hash, resolution, image_size."""
+        record = {"event": "header", "schema": SCHEMA, **header}
+        if self.manifest.last("header") != record:
+            self.manifest.append(record)
 
-    def commit(self, shard: Shard, header: dict[str, Any]) -> None:
-        """Write a shard durably, then list it in the manifest."""
-        name = f"shard-{len(self.manifest.records()):05d}.safetensors"
+    def commit(self, shard: Shard, images: LabelledImages) -> None:
+        """Write what was learned of a unit, the rows of `images`, durably; then list it in the manifest."""
+        finite = shard.vectors.isfinite().all(dim=-1).all(dim=-1).all(dim=0)
+        kept = shard.rows(finite)
+        name = f"shard-{unit_name(images.ids)}.safetensors"
+        self.manifest.append(
+            {
+                "event": "commit",
+                "unit": unit_name(images.ids),
+                "count": len(images),
+                "ids": list(images.ids),
+                "failed": [image_id for image_id in images.ids if image_id not in kept.ids],
+                "labels": images.labels.tolist(),
+                "hashes": list(images.hashes),
+                "files": {name: self._write(name, kept)} if kept.ids else {},
+            }
+        )
+
+    def _write(self, name: str, shard: Shard) -> str:
         tensors = {
             "labels": shard.labels,
             "vectors": shard.vectors.float().contiguous(),
             "losses": shard.losses.float().contiguous(),
             "null_losses": shard.null_losses.float().contiguous(),
         }
-        metadata = {"ids": json.dumps(shard.ids), "header": json.dumps(header)}
-        digest = commit_file(self.folder / name, lambda path: save_file(tensors, path, metadata=metadata))
-        self.manifest.append(
-            {"file": name, "ids": list(shard.ids), "count": len(shard.ids), "sha256": digest, **header}
-        )
+        # One metadata key: safetensors writes several in no fixed order.
+        return commit_bytes(self.folder / name, save(tensors, metadata={"ids": json.dumps(shard.ids)}))
+
+    def finish(self) -> None:
+        """Mark the stage as complete with the images it holds now."""
+        record = {"event": "complete", "count": len(self.images())}
+        if self.manifest.last("complete") != record:
+            self.manifest.append(record)
+
+    def require_complete(self) -> None:
+        """Raise UsageError unless stage 1 went through: means and partners need every vector."""
+        complete = self.manifest.last("complete")
+        if complete is None or complete["count"] != len(self.images()):
+            raise UsageError(f"{self.folder}: stage 1 is not finished. Run the same `dinv invert` command again first.")
+
+    def remove(self, ids: set[str]) -> None:
+        """Delete these images' vectors and every trace of them in the manifest; the others stay as they are."""
+        records: list[Record] = []
+        replaced: list[str] = []
+        for record in self.manifest.units().values():
+            if not ids & set(record["ids"]):
+                records.append(record)
+                continue
+            keep = [image_id not in ids for image_id in record["ids"]]
+            left = [image_id for image_id in record["ids"] if image_id not in ids]
+            lists = {
+                key: [v for v, kept in zip(record[key], keep, strict=True) if kept] for key in ("labels", "hashes")
+            }
+            failed = [image_id for image_id in record["failed"] if image_id not in ids]
+            files: dict[str, str] = {}
+            for name, digest in record["files"].items():
+                shard = self._read_shard(name, digest)
+                rest = shard.rows(torch.tensor([image_id not in ids for image_id in shard.ids], dtype=torch.bool))
+                replaced.append(name)
+                if rest.ids:
+                    new_name = f"shard-{unit_name(left)}.safetensors"
+                    files[new_name] = self._write(new_name, rest)
+            if left:
+                changed = {"unit": unit_name(left), "count": len(left), "ids": left, "failed": failed, "files": files}
+                records.append({**record, **changed, **lists})
+        if header := self.manifest.last("header"):
+            records.insert(0, header)
+        if self.manifest.last("complete"):
+            count = sum(record["count"] for record in records if record["event"] == "commit")
+            records.append({"event": "complete", "count": count})
+        self.manifest.rewrite(records)
+        for name in replaced:
+            (self.folder / name).unlink(missing_ok=True)
 
     def read(self) -> Embeddings:
-        """All committed vectors, in the order they were learned. DataError where a shard is missing or damaged."""
-        records = self.manifest.records()
-        if not records:
+        """All committed vectors, sorted by image id. DataError where a shard is missing or not what was written."""
+        units = self.manifest.units().values()
+        header = self.manifest.last("header")
+        shards = [self._read_shard(name, digest) for unit in units for name, digest in unit["files"].items()]
+        if not shards or header is None:
             raise DataError(
                 f"{self.folder}: no learned vectors. Run `dinv invert DATA --out {self.folder.parent}` first."
             )
-        ids: list[str] = []
-        parts: dict[str, list[Tensor]] = {"labels": [], "vectors": [], "losses": [], "null_losses": []}
-        for record in records:
-            path = self.folder / str(record["file"])
-            try:
-                with safe_open(path, "pt") as handle:
-                    shard = {key: handle.get_tensor(key) for key in parts}
-                    found = json.loads(handle.metadata()["ids"])
-            except (OSError, SafetensorError, KeyError, ValueError) as error:
-                raise DataError(f"{path}: cannot be read ({error}). Delete {self.folder} and invert again.") from error
-            if found != record["ids"] or not torch.isfinite(shard["vectors"]).all():
-                raise DataError(f"{path}: not what the manifest lists. Delete {self.folder} and invert again.")
-            ids += found
-            for key, value in shard.items():
-                parts[key].append(value)
-        head = records[0]
+        ids = [image_id for shard in shards for image_id in shard.ids]
+        order = sorted(range(len(ids)), key=ids.__getitem__)
         return Embeddings(
-            ids=tuple(ids),
-            labels=torch.cat(parts["labels"]),
-            class_names=tuple(head["class_names"]),
-            steps=tuple(head["steps"]),
-            vectors=torch.cat(parts["vectors"], dim=1),
-            curve_steps=tuple(head["curve_steps"]),
-            losses=torch.cat(parts["losses"], dim=1),
-            null_losses=torch.cat(parts["null_losses"]),
-            generator_hash=head["generator_hash"],
-            resolution=head["resolution"],
-            image_size=head["image_size"],
+            ids=tuple(ids[row] for row in order),
+            labels=torch.cat([shard.labels for shard in shards])[order],
+            class_names=tuple(header["class_names"]),
+            steps=tuple(header["steps"]),
+            vectors=torch.cat([shard.vectors for shard in shards], dim=1)[:, order],
+            curve_steps=tuple(header["curve_steps"]),
+            losses=torch.cat([shard.losses for shard in shards], dim=1)[:, order],
+            null_losses=torch.cat([shard.null_losses for shard in shards])[order],
+            generator_hash=header["generator_hash"],
+            resolution=header["resolution"],
+            image_size=header["image_size"],
         )
+
+    def _read_shard(self, name: str, digest: str) -> Shard:
+        path = inside(self.folder, name)
+        try:
+            tensors, metadata = read_tensors(path, SPECS, max_bytes=LARGEST_SHARD, sha256=digest)
+            ids = tuple(check_record(parse_json(metadata.get("ids", "null").encode(), path), list[str], path))
+            if len(ids) != len(tensors["labels"]):
+                raise DataError(f"{path}: {len(ids)} ids for {len(tensors['labels'])} vectors")
+        except DataError as error:
+            raise DataError(f"{error} `dinv repair {self.folder.parent}` learns its vectors again.") from error
+        return Shard(ids, tensors["labels"], tensors["vectors"], tensors["losses"], tensors["null_losses"])
 
 
 def read_embeddings(run: str | Path) -> Embeddings:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class DinvError(Exception):
-    """Base of every expected error. The message names the thing, the cause and the remedy."""
+    """Base of every expected error. The message names the thing, the cause and the remedy.
+
+    `details` is JSON data that the command adds to its summary.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.details = dict(details or {})
 
 
 class UsageError(DinvError):

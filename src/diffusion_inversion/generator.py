@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Iterator
@@ -16,8 +17,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .adapter import Adapter, load_adapter
-from .checkpoints import check_parts, hash_weights, locate
+from .checkpoints import (
+    TEXT_KEYS,
+    WEIGHT_FILES,
+    building,
+    check_parts,
+    hash_weights,
+    locate,
+    network_config,
+    read_config,
+    read_weights,
+    text_weights,
+    weight_names,
+)
 from .device import bfloat16_is_fast, resolve_device
+from .engine.untrusted import specs_of
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,20 +117,19 @@ class Generator:
         `device="auto"` takes CUDA where there is one. `dtype="auto"` is bfloat16 where the device computes in
         it, else float32. Raises UsageError where a part is missing, is a pickle, or is not SD 1.x / 2.x.
         """
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
         folder = locate(str(name_or_path), revision)
         check_parts(folder)
         target = resolve_device(device)
         precision = _resolve_dtype(dtype, target)
-        options = {"use_safetensors": True, "low_cpu_mem_usage": False}
         adapter = load_adapter(folder / "adapter") if (folder / "adapter").is_dir() else None
-        with _quiet():
-            vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **options)
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=precision, **options)
-            text = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=torch.float32)
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        vae = _read_network(AutoencoderKL, folder / "vae", torch.float32)
+        unet = _read_network(UNet2DConditionModel, folder / "unet", precision)
+        text, tokenizer = _read_text_encoder(folder)
+        scheduler_config = read_config(folder / "scheduler" / "scheduler_config.json")
+        with building(folder / "scheduler"):
+            DDPMScheduler.from_config(scheduler_config)
         return cls(
             name=folder.name if Path(name_or_path).is_dir() else str(name_or_path),
             source=str(folder.resolve()) if Path(name_or_path).is_dir() else str(name_or_path),
@@ -126,7 +139,7 @@ class Generator:
             unet=unet,
             text_encoder=text,
             tokenizer=tokenizer,
-            scheduler_config=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
+            scheduler_config=scheduler_config,
             adapter=adapter,
             device=target,
             dtype=precision,
@@ -291,6 +304,48 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "promp
         prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
     return ids
+
+
+def _read_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A diffusers model of class `kind` in `dtype`, from its config and its weights and no other file of `folder`.
+
+    Built without storage first, so that a config that does not fit the weights costs nothing. Raises UsageError.
+    """
+    from diffusers.models.modeling_utils import no_init_weights
+
+    weights = folder / WEIGHT_FILES["unet"]
+    names = weight_names(weights)
+    config = network_config(folder / "config.json", tuple(inspect.signature(kind.__init__).parameters), len(names))
+    with building(folder), no_init_weights(), torch.device("meta"):
+        network = kind.from_config(config)
+    wanted = specs_of(network, any_precision=True)
+    tensors = {name: value.to(dtype) for name, value in read_weights(weights, names, wanted).items()}
+    network.load_state_dict(tensors, assign=True)
+    return network
+
+
+def _read_text_encoder(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """The text encoder in float32 and its tokenizer. Raises UsageError where they do not fit each other."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    part, weights = folder / "text_encoder", folder / "text_encoder" / WEIGHT_FILES["text_encoder"]
+    names = weight_names(weights)
+    entries = network_config(part / "config.json", TEXT_KEYS, len(names))
+    with building(part):
+        config = CLIPTextConfig(**entries)
+        wanted = text_weights(config)
+    tensors = read_weights(weights, names, wanted)
+    with building(part), _quiet():
+        # Neither a folder nor a name: nothing but these tensors can be read.
+        text = CLIPTextModel.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+    with building(folder / "tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    if tokenizer.model_max_length > config.max_position_embeddings or len(tokenizer) > config.vocab_size:
+        raise UsageError(
+            f"{folder / 'tokenizer'}: {len(tokenizer):,} tokens, texts of {tokenizer.model_max_length:,}, but the text "
+            f"encoder knows {config.vocab_size:,} and {config.max_position_embeddings:,}. Use the original's tokenizer."
+        )
+    return text, tokenizer
 
 
 def _vae_batch(tensor: Tensor, factor: int = 1) -> int:

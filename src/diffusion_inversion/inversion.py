@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from .config import InvertSettings
 from .embeddings import SCHEMA, Embeddings, EmbeddingStore, Shard
+from .engine.claim import claim_run, listed
+from .engine.lock import run_lock
 from .engine.progress import track
-from .engine.store import claim_run
-from .errors import PartialError, UsageError
+from .engine.state import UnitState
+from .engine.units import each_unit
+from .errors import ConfigMismatchError, PartialError, UsageError
 from .generator import Generator, Images, LatentDistribution, Latents, Timesteps, Tokens
 from .images import LabelledImages, to_model_range
 from .randomness import generator_for
@@ -31,57 +35,78 @@ def invert(
 
     c* = argmin_c E_{eps, t} ||eps - eps_theta(z_t, t, c)||^2 (section 3.1), each image on its own, AdamW at a
     constant rate. A v-prediction model is optimised on its own training target instead, since at its pure-noise
-    end the noise prediction tells nothing. Images already in `out` are not learned again, so a killed call goes on.
+    end the noise prediction tells nothing. Images already in `out` are not learned again, so a killed call goes on,
+    and a call with more images learns the new ones.
 
-    Raises UsageError (bad resolution or tokens), ConfigMismatchError (`out` was made otherwise), PartialError
-    (vectors of some images are not finite; the rest is kept), DiskError.
+    Raises UsageError (bad resolution or tokens), ConfigMismatchError (`out` was made otherwise, or images in it
+    changed), PartialError (vectors of some images are not finite; the rest is kept), LockedError, DiskError.
     """
     settings = settings or InvertSettings()
     resolution = settings.resolution or generator.resolution
     check(generator, settings, resolution)
-    store = EmbeddingStore(Path(out))
-    done = store.done()
-    claim_run(Path(out), "invert", fingerprint(images, generator, settings, resolution), begun=bool(done))
-    skipped = {*done, *store.failed()}
-    todo = [row for row in range(len(images)) if images.ids[row] not in skipped]
-    header: dict[str, Any] = {
-        "schema": SCHEMA,
-        "class_names": list(images.class_names),
-        "steps": list(settings.checkpoints),
-        "curve_steps": list(curve_steps(settings)),
-        "generator_hash": generator.hash,
-        "resolution": resolution,
-        "image_size": images.size,
-    }
+    run = Path(out)
+    with run_lock(run):
+        store = EmbeddingStore(run)
+        tried = store.images()
+        claim_run(run, "invert", fingerprint(images, generator, settings, resolution), begun=bool(tried))
+        require_same_images(images, tried, run)
+        store.begin(
+            {
+                "class_names": list(images.class_names),
+                "steps": list(settings.checkpoints),
+                "curve_steps": list(curve_steps(settings)),
+                "generator_hash": generator.hash,
+                "resolution": resolution,
+                "image_size": images.size,
+            }
+        )
+        row_of = {image_id: row for row, image_id in enumerate(images.ids)}
+        left = len(images) - len(tried)
+        means = class_means(images, generator, settings, resolution) if left and settings.init == "class-mean" else None
+        with track("invert", left * max(1, settings.steps), "image-steps") as advance:
+
+            def learn(unit: tuple[str, ...]) -> None:
+                batch = images.subset([row_of[image_id] for image_id in unit])
+                pixels = to_model_range(batch.resized(resolution).images)
+                initial = means[batch.labels] if means is not None else guesses(batch, pixels, generator, settings)
+                state = UnitState(store.folder, unit)
+                result = invert_batch(generator, pixels, initial, batch.ids, settings, advance, state)
+                shard = Shard(unit, batch.labels, result.vectors, result.losses, result.null_losses)
+                store.commit(shard, batch)
+                state.clear()
+
+            each_unit(run, images.ids, store.manifest, settings.batch_size, learn)
+        store.finish()
     failed = store.failed()
-    means = class_means(images, generator, settings, resolution) if todo and settings.init == "class-mean" else None
-    with track("invert", len(todo) * max(1, settings.steps), "image-steps") as advance:
-        for start in range(0, len(todo), settings.batch_size):
-            batch = images.subset(todo[start : start + settings.batch_size])
-            pixels = to_model_range(batch.resized(resolution).images)
-            initial = means[batch.labels] if means is not None else guesses(batch, pixels, generator, settings)
-            result = invert_batch(generator, pixels, initial, batch.ids, settings, advance)
-            finite = result.vectors.isfinite().all(dim=-1).all(dim=-1).all(dim=0)
-            failed += [image_id for image_id, ok in zip(batch.ids, finite.tolist(), strict=True) if not ok]
-            if finite.any():
-                kept = tuple(image_id for image_id, ok in zip(batch.ids, finite.tolist(), strict=True) if ok)
-                shard = Shard(
-                    kept,
-                    batch.labels[finite],
-                    result.vectors[:, finite],
-                    result.losses[:, finite],
-                    result.null_losses[finite],
-                )
-                store.commit(shard, header)
-    if todo:
-        store.finish(failed)
-    if todo and failed:
+    if left and failed:
         raise PartialError(
             f"{len(failed)} of {len(images)} images gave vectors that are not finite (first: {failed[0]}); the others "
             "are kept. Run the same command again to go on without them, or begin another folder with a lower "
             "--invert-learning-rate or --dtype float32."
         )
     return store.read()
+
+
+def require_same_images(images: LabelledImages, tried: dict[str, tuple[str, int]], run: Path) -> None:
+    """Raise ConfigMismatchError where images that were learned are gone or have other pixels or another label.
+
+    Images that are new are welcome: they alone are learned.
+    """
+    now = dict(zip(images.ids, zip(images.hashes, images.labels.tolist(), strict=True), strict=True))
+    lines = []
+    for image_id, (content, label) in tried.items():
+        if image_id not in now:
+            lines.append(f"{image_id}: not in the data any more, or not in the selection")
+        elif now[image_id][0] != content:
+            lines.append(f"{image_id}: other pixels")
+        elif now[image_id][1] != label:
+            lines.append(f"{image_id}: was of class {images.class_names[label]}, now another")
+    if lines:
+        raise ConfigMismatchError(
+            f"{run}: {len(lines)} of the {len(tried)} images that were learned changed:\n{listed(lines)}\n"
+            f"Restore the data and the options that select it, or choose another run folder. Or take them out, with "
+            f"all that was made from them: `dinv forget {run} --source ID` for one, `--changed` for all of these."
+        )
 
 
 def check(generator: Generator, settings: InvertSettings, resolution: int) -> None:
@@ -105,12 +130,13 @@ def check(generator: Generator, settings: InvertSettings, resolution: int) -> No
 def fingerprint(
     images: LabelledImages, generator: Generator, settings: InvertSettings, resolution: int
 ) -> dict[str, Any]:
-    """Everything the learned vectors depend on, as JSON data."""
+    """Everything the learned vectors depend on, but the images, as JSON data."""
     return {
         "schema": SCHEMA,
         "settings": settings.model_dump(mode="json"),
         "resolution": resolution,
-        "data": {"images": len(images), "sha256": images.digest},
+        "class_names": list(images.class_names),
+        "image_size": images.size,
         "generator": generator.record,
     }
 
@@ -167,16 +193,27 @@ def invert_batch(
     ids: tuple[str, ...],
     settings: InvertSettings,
     advance: Callable[[int], None] = lambda n: None,
+    state: UnitState | None = None,
 ) -> BatchResult:
-    """Optimise the vectors of a batch side by side. They share nothing: AdamW works element by element."""
+    """Optimise the vectors of a batch side by side. They share nothing: AdamW works element by element.
+
+    With `state` a long batch is saved now and then, and goes on from there with the same bits.
+    """
     latent_dist = generator.encode(pixels)  # once; a fresh sample at every step
     streams = [generator_for(settings.seed, "invert", image_id) for image_id in ids]
     bank = EvaluationBank.draw(generator, latent_dist, ids, settings)
     vectors = initial.to(generator.device).clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([vectors], lr=settings.learning_rate, weight_decay=settings.weight_decay)
     points = curve_steps(settings)
-    kept, losses = [], []
-    for step in range(settings.steps + 1):
+    kept: list[Tensor] = []
+    losses: list[Tensor] = []
+    first = 0
+    if state is not None and (saved := state.load()) is not None:
+        first = _restore(saved, vectors, optimizer, streams, kept, losses)
+        advance(first * len(ids))
+    for step in range(first, settings.steps + 1):
+        if state is not None and step > first:
+            state.offer(partial(_progress, step, vectors, optimizer, streams, kept, losses))
         if step in points:
             losses.append(bank.loss(generator, vectors.detach()))
         if step in settings.checkpoints:
@@ -191,6 +228,50 @@ def invert_batch(
         advance(len(ids))
     empty = generator.text_tokens([EMPTY_PROMPT]).expand(len(ids), -1, -1)
     return BatchResult(torch.stack(kept), torch.stack(losses), bank.loss(generator, empty))
+
+
+def _progress(
+    step: int,
+    vectors: Tensor,
+    optimizer: torch.optim.AdamW,
+    streams: list[torch.Generator],
+    kept: list[Tensor],
+    losses: list[Tensor],
+) -> dict[str, Tensor]:
+    """All that a batch needs to go on after `step` steps."""
+    moments = optimizer.state[vectors]
+    return {
+        "step": torch.tensor(step),
+        "vectors": vectors,
+        "exp_avg": moments["exp_avg"],
+        "exp_avg_sq": moments["exp_avg_sq"],
+        "streams": torch.stack([stream.get_state() for stream in streams]),
+        **{f"kept.{place:03d}": tensor for place, tensor in enumerate(kept)},
+        **{f"loss.{place:03d}": tensor for place, tensor in enumerate(losses)},
+    }
+
+
+def _restore(
+    saved: dict[str, Tensor],
+    vectors: Tensor,
+    optimizer: torch.optim.AdamW,
+    streams: list[torch.Generator],
+    kept: list[Tensor],
+    losses: list[Tensor],
+) -> int:
+    """Put back what `_progress` took; return the steps that are done."""
+    with torch.no_grad():
+        vectors.copy_(saved["vectors"])
+    optimizer.state[vectors] = {
+        "step": saved["step"].float(),
+        "exp_avg": saved["exp_avg"].to(vectors.device),
+        "exp_avg_sq": saved["exp_avg_sq"].to(vectors.device),
+    }
+    for stream, state in zip(streams, saved["streams"], strict=True):
+        stream.set_state(state.clone())  # set_state ignores the offset of a view
+    kept += [saved[name] for name in sorted(saved) if name.startswith("kept.")]
+    losses += [saved[name] for name in sorted(saved) if name.startswith("loss.")]
+    return int(saved["step"])
 
 
 def stage1_loss(

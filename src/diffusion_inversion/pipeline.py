@@ -12,118 +12,146 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
+from .arms import ArmResults, train_arms
+from .classifier_store import FOLDER as CLASSIFIERS
+from .classifier_store import ClassifierStore
 from .config import DataSettings, InvertSettings, SampleSettings, TrainSettings
-from .datasets import Splits, data_record, load_splits
+from .datasets import Splits
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
+from .engine.disk import require_room
+from .engine.ledger import Ledger
+from .engine.manifest import Manifest
 from .engine.progress import track
-from .engine.store import commit_bytes, commit_file
-from .errors import ConfigMismatchError, UsageError
+from .errors import UsageError
 from .evaluation import Verdict
 from .generator import Generator
 from .images import resize
 from .inversion import invert
-from .report import ReportImages, RunRecord, write_report
+from .report import ReportImages, RunRecord, render_report
 from .report.record import ArmRecord, CurveRecord, VerdictRecord
-from .sampling import reconstruct, sample
-from .synthetic import SyntheticStore, read_rows, read_synthetic
-from .training import ArmResults, train_arms
+from .run_images import open_splits
+from .sampling import is_stale, reconstruct, sample
+from .synthetic import FOLDER as SYNTHETIC
+from .synthetic import METADATA, SyntheticStore, read_rows, read_synthetic
 
-DATA_FILE, RUN_FILE, REPORT_FILE = "data.json", "run.json", "report.html"
+RUN_FILE, REPORT_FILE = "run.json", "report.html"
 GENERATOR_FILE, RECONSTRUCTIONS_FILE = "generator.json", "reconstructions.safetensors"
 REPORT_ROWS, REPORT_VARIANTS = 8, 6
+FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
+SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
+CLASSIFIER_BYTES = 48 << 20  # of the largest classifier, ResNet18
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
 
 
-def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
-    """Load the images of a run: by `settings` the first time, by what data.json recorded afterwards.
-
-    Raises UsageError where neither is there, ConfigMismatchError where the images are not those recorded.
-    """
-    path = run / DATA_FILE
-    begun = bool(EmbeddingStore(run).done())
-    recorded = json.loads(path.read_text()) if path.is_file() and (begun or settings is None) else None
-    if settings is None:
-        if recorded is None:
-            raise UsageError(
-                f"{run}: not a run folder ({DATA_FILE} is missing). Start with `dinv invert DATA --out {run}`."
-            )
-        settings = DataSettings(**recorded["source"])
-    splits = load_splits(
-        settings.data,
-        test=settings.test,
-        size=settings.size,
-        limit=settings.limit,
-        test_limit=settings.test_limit,
-        holdout=settings.holdout,
-        seed=settings.seed,
-        root=settings.root,
-        drop_duplicates=settings.drop_test_duplicates,
-    )
-    record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
-    if recorded is None:
-        commit_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
-    else:
-        for part in ("train", "test"):
-            same = all(recorded[part][key] == record[part][key] for key in ("ids", "hashes", "labels"))
-            if not same or recorded["class_names"] != record["class_names"] or recorded["size"] != record["size"]:
-                before, now = len(recorded[part]["ids"]), len(record[part]["ids"])
-                raise ConfigMismatchError(
-                    f"{path}: the {part} images are not those this run began with (recorded {before}, now {now}, or "
-                    "other contents, labels or selection). Restore data and options, or choose another run folder."
-                )
-    return splits
-
-
 def invert_stage(run: Path, splits: Splits, generator: Generator, settings: InvertSettings) -> Embeddings:
-    """Stage 1 over the training images; adds up its time in invert.seconds and notes the generator to load again."""
-    with _timed(run, "invert"):
+    """Stage 1 over the training images; notes its time and the generator to load again."""
+    vectors = len(splits.train) * len(settings.checkpoints) * settings.tokens * generator.text_width * FLOAT_BYTES
+    require_room(run, vectors + SPARE_BYTES, "the vectors")
+    with _timed(EmbeddingStore(run).manifest):
         found = invert(splits.train, generator, run, settings)
     source = {"name": generator.name, "source": generator.source, "revision": generator.revision, **generator.record}
-    commit_bytes(run / GENERATOR_FILE, (json.dumps(source, indent=2) + "\n").encode())
+    text = json.dumps(source, indent=2) + "\n"
+    Ledger(run).commit(GENERATOR_FILE, text.encode(), note={"copy": text})
     return found
 
 
 def sample_stage(run: Path, generator: Generator, settings: SampleSettings) -> int:
-    """Stage 2 over the stored vectors; adds up its time in sample.seconds and returns how many images there are."""
+    """Stage 2 over the stored vectors; notes its time and returns how many images there are."""
     embeddings = read_embeddings(run)
-    with _timed(run, "sample"):
+    side = settings.image_size or min(embeddings.image_size, embeddings.resolution)
+    store = SyntheticStore(run, embeddings.class_names)
+    missing = max(len(embeddings) * settings.variants - len(store.rows()), 0)
+    require_room(run, missing * png_bytes(side) + SPARE_BYTES, f"{missing} images of {side} px")
+    with _timed(store.manifest):
         images = sample(embeddings, generator, run, settings)
-        if not (run / RECONSTRUCTIONS_FILE).is_file():
-            rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
-            shown = {"images": reconstruct(embeddings, generator, settings, rows).contiguous()}
-            commit_file(run / RECONSTRUCTIONS_FILE, lambda path: save_file(shown, path))
+        _reconstruct(run, embeddings, generator, settings)
     return len(images)
+
+
+def _reconstruct(run: Path, embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> None:
+    """Draw the reconstructions that the report shows, unless those of the same vectors are there."""
+    rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
+    note = {"versions": [embeddings.versions[row] for row in rows], "variants": settings.variants}
+    ledger = Ledger(run)
+    if ledger.holds(RECONSTRUCTIONS_FILE) and ledger.note(RECONSTRUCTIONS_FILE) == note:
+        return
+    images = reconstruct(embeddings, generator, settings, rows).contiguous()
+    ledger.commit(RECONSTRUCTIONS_FILE, save({"images": images}), note)
+
+
+def png_bytes(side: int) -> int:
+    """Disk that one image of this side takes, in bytes: an RGB PNG is never much larger than its pixels."""
+    return round(1.01 * 3 * side * side) + 1024 + BLOCK_BYTES // 2
 
 
 def inverted_with(run: Path) -> tuple[str, str | None]:
     """Path or hub id, and revision, of the generator a run was inverted with; UsageError where it was not inverted."""
-    path = run / GENERATOR_FILE
-    if not path.is_file():
+    found = Ledger(run).read_json(GENERATOR_FILE)
+    if found is None:
         raise UsageError(f"{run}: not inverted yet. Start with `dinv invert DATA --out {run}`.")
-    found = json.loads(path.read_text())
     return found["source"], found["revision"]
 
 
 def restart(run: Path, stage: str) -> None:
     """Delete what `stage` ("sample" or "train") made, and what was made from it, so that it can be done otherwise."""
     stages = {"sample": ("sample", "train"), "train": ("train",)}[stage]
-    outputs = {
-        "sample": ("synthetic", RECONSTRUCTIONS_FILE, "sample.config.json", "sample.seconds"),
-        "train": ("classifiers", "train.jsonl", "train.config.json", "train.seconds", RUN_FILE, REPORT_FILE),
+    folders = {"sample": SYNTHETIC, "train": CLASSIFIERS}
+    files = {
+        "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, "sample.config.json"),
+        "train": ("train.config.json", RUN_FILE, REPORT_FILE),
     }
-    for name in (name for part in stages for name in outputs[part]):
-        path = run / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    ledger = Ledger(run)
+    for part in stages:
+        for name in files[part]:
+            ledger.drop(name)
+        shutil.rmtree(run / folders[part], ignore_errors=True)
+
+
+def resume(run: Path, device: str = "auto") -> list[str]:
+    """Do again what is missing in every stage that had been finished; return the stages that had not been.
+
+    Settings, data and generator are those that the run recorded.
+    """
+    ledger = Ledger(run)
+    made_with = ledger.read_json(GENERATOR_FILE)  # written when stage 1 had ended
+    if made_with is None:
+        return ["invert"]
+    generator = Generator.load(*inverted_with(run), device, made_with["dtype"])
+    splits = open_splits(run)
+    vectors = invert_stage(run, splits, generator, InvertSettings(**_config(run, "invert")["settings"]))
+    # That a stage had ended is on record in its own manifest and in the ledger: one of them may be the damaged one.
+    store = SyntheticStore(run, splits.train.class_names)
+    drawn = store.manifest
+    sampled = drawn.last("complete") or ledger.note(RECONSTRUCTIONS_FILE)
+    if sampled is None:
+        return ["sample"] if drawn.units() or drawn.dropped() else []
+    settings = {**_config(run, "sample")["settings"], "variants": sampled["variants"]}
+    version = dict(zip(vectors.ids, vectors.versions, strict=True))
+    store.remove(lambda row: is_stale(row, version))  # vectors that could not be learned again to the same bits
+    sample_stage(run, generator, SampleSettings(**settings))
+    classifiers = ClassifierStore(run).manifest
+    reported = ledger.note(RUN_FILE)
+    trained = classifiers.last("complete") or reported
+    if trained is None:
+        return ["train"] if classifiers.units() or classifiers.dropped() else []
+    recorded = _config(run, "train")
+    training = TrainSettings(
+        **recorded["settings"], architecture=recorded["architecture"], arms=trained["arms"], seeds=trained["seeds"]
+    )
+    results = train_stage(run, splits, training, recorded["device"])
+    report_stage(run, splits, results, training, reported["command"] if reported else f"dinv repair {run}")
+    return []
 
 
 def train_stage(run: Path, splits: Splits, settings: TrainSettings, device: str = "auto") -> ArmResults:
-    """Train and test every arm and seed; adds up its time in train.seconds."""
+    """Train and test every arm and seed; notes its time."""
     synthetic = read_synthetic(run, splits.train.class_names)
     side = synthetic.size
     total = settings.steps * len(settings.arms) * len(settings.seeds)
-    with _timed(run, "train"), track("train", total, "steps") as advance:
+    require_room(run, len(settings.arms) * len(settings.seeds) * CLASSIFIER_BYTES + SPARE_BYTES, "the classifiers")
+    with _timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
             advance(1)
@@ -145,7 +173,7 @@ def report_stage(run: Path, splits: Splits, results: ArmResults, settings: Train
     """Write run.json and report.html: what was done, measured and concluded, with pictures."""
     embeddings = read_embeddings(run)
     inverted, sampled = _config(run, "invert"), _config(run, "sample")
-    generator = json.loads((run / GENERATOR_FILE).read_text())
+    generator = Ledger(run).read_json(GENERATOR_FILE)
     variants = SyntheticStore(run, embeddings.class_names).variants()
     losses = embeddings.losses
     curve: CurveRecord = {
@@ -182,23 +210,26 @@ def report_stage(run: Path, splits: Splits, results: ArmResults, settings: Train
         },
         "stages": {
             "invert": {
-                "seconds": _seconds(run, "invert"),
+                "seconds": _seconds(EmbeddingStore(run).manifest),
                 "loss_initial": float(losses[0].mean()),
                 "loss_final": float(losses[-1].mean()),
                 "null_loss": float(embeddings.null_losses.mean()),
             },
             "sample": {
-                "seconds": _seconds(run, "sample"),
+                "seconds": _seconds(SyntheticStore(run, embeddings.class_names).manifest),
                 "images": variants * len(embeddings),
             },
-            "train": {"seconds": _seconds(run, "train")},
+            "train": {"seconds": _seconds(ClassifierStore(run).manifest)},
         },
         "inversion_curve": curve,
         "arms": {arm: _arm(accuracies) for arm, accuracies in results.accuracies().items()},
         "verdict": _verdict(results.verdict()),
     }
-    commit_bytes(run / RUN_FILE, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-    write_report(record, _report_images(run, splits, embeddings), run / REPORT_FILE)
+    ledger = Ledger(run)
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    chosen = {"arms": list(settings.arms), "seeds": list(settings.seeds)}
+    ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
+    ledger.commit(REPORT_FILE, render_report(record, _report_images(run, splits, embeddings)).encode())
     return record
 
 
@@ -234,7 +265,7 @@ def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportI
     real = splits.train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
     return ReportImages(
         real=real.images,
-        reconstruction=resize(load_file(run / RECONSTRUCTIONS_FILE)["images"], drawn.size),
+        reconstruction=resize(load(Ledger(run).read(RECONSTRUCTIONS_FILE) or b"")["images"], drawn.size),
         variants=drawn.images.unflatten(0, (len(rows), shown)),
         labels=embeddings.labels[rows],
     )
@@ -274,21 +305,19 @@ def _verdict(found: Verdict) -> VerdictRecord:
 
 def _config(run: Path, stage: str) -> dict[str, Any]:
     """What `claim_run` recorded of a stage."""
-    config: dict[str, Any] = json.loads((run / f"{stage}.config.json").read_text())
+    config: dict[str, Any] = Ledger(run).read_json(f"{stage}.config.json")
     return config
 
 
 @contextmanager
-def _timed(run: Path, stage: str) -> Iterator[None]:
-    """Add the time of the block to RUN/<stage>.seconds, also when it is interrupted."""
+def _timed(manifest: Manifest) -> Iterator[None]:
+    """Record the time of the block, also when it is interrupted."""
     start = time.monotonic()
     try:
         yield
     finally:
-        total = _seconds(run, stage) + time.monotonic() - start
-        commit_bytes(run / f"{stage}.seconds", f"{total:.1f}\n".encode())
+        manifest.append({"event": "time", "seconds": round(time.monotonic() - start, 1)})
 
 
-def _seconds(run: Path, stage: str) -> float:
-    path = run / f"{stage}.seconds"
-    return float(path.read_text()) if path.is_file() else 0.0
+def _seconds(manifest: Manifest) -> float:
+    return float(sum(record["seconds"] for record in manifest.records() if record["event"] == "time"))

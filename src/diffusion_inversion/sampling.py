@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,17 @@ from torch import Tensor
 
 from .config import SampleSettings
 from .embeddings import Embeddings
+from .engine.claim import claim_run, listed
+from .engine.lock import run_lock
 from .engine.progress import track
-from .engine.store import claim_run
+from .engine.units import each_unit
 from .errors import ConfigMismatchError, UsageError
 from .generator import Generator, Latents, SchedulerName, Tokens
 from .guidance import classifier_free_guidance
 from .images import LabelledImages, resize, to_uint8
 from .perturb import add_gaussian_noise, choose_partner, interpolate
 from .randomness import generator_for
-from .synthetic import SCHEMA, SyntheticStore
+from .synthetic import SCHEMA, Row, SyntheticStore, job_name, parse_job
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ def sample(
     """Draw `settings.variants` images per learned vector, store them below `out`/synthetic and return them.
 
     Each is eps = u + s (c_hat - u) with u from the mean of all vectors and c_hat the perturbed vector. Images already
-    there are not drawn again, so a killed call goes on, and a call with more variants adds the missing ones.
+    there are not drawn again, so a killed call goes on, and a call with more variants or more vectors adds the missing
+    ones.
 
     Raises UsageError (an option does not fit the generator), ConfigMismatchError (`out` or the vectors were made
-    with another generator or settings), DataError (a step was not kept), DiskError.
+    with another generator or settings), DataError (a step was not kept), LockedError, DiskError.
     """
     settings = settings or SampleSettings()
     if embeddings.generator_hash != generator.hash:
@@ -60,22 +63,45 @@ def sample(
     for step in settings.kept_steps:
         embeddings.at(step)
     generator.scheduler(settings.scheduler, settings.inference_steps)
-    store = SyntheticStore(Path(out), embeddings.class_names)
-    done = store.done()
-    claim_run(Path(out), "sample", fingerprint(embeddings, generator, settings, image_size), begun=bool(done))
-    jobs = [(row, variant) for variant in range(settings.variants) for row in range(len(embeddings))]
-    todo = [(row, variant) for row, variant in jobs if (embeddings.ids[row], variant) not in done]
-    with track("sample", len(todo)) as advance:
-        for start in range(0, len(todo), settings.batch_size):
-            plans = [
-                plan_variant(embeddings, generator, settings, row, variant)
-                for row, variant in todo[start : start + settings.batch_size]
-            ]
-            images = resize(to_uint8(draw_images(embeddings, generator, plans, settings)), image_size)
-            rows = [metadata_row(embeddings, generator, settings, plan) for plan in plans]
-            store.commit(images, rows)
-            advance(len(plans))
-    return store.finish(variants=settings.variants)
+    run = Path(out)
+    with run_lock(run):
+        store = SyntheticStore(run, embeddings.class_names)
+        rows = store.rows()
+        claim_run(run, "sample", fingerprint(generator, settings, image_size), begun=bool(rows))
+        require_same_vectors(embeddings, rows, run)
+        row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
+        jobs = [job_name(image_id, variant) for variant in range(settings.variants) for image_id in embeddings.ids]
+        left = set(jobs) - {job_name(row["source_id"], row["variant"]) for row in rows}
+        with track("sample", len(left)) as advance:
+
+            def draw(unit: tuple[str, ...]) -> None:
+                wanted = [parse_job(job) for job in unit]
+                plans = [plan_variant(embeddings, generator, settings, row_of[i], variant) for i, variant in wanted]
+                images = resize(to_uint8(draw_images(embeddings, generator, plans, settings)), image_size)
+                store.commit(images, [metadata_row(embeddings, generator, settings, plan) for plan in plans])
+                advance(len(plans))
+
+            each_unit(run, jobs, store.manifest, settings.batch_size, draw)
+        return store.finish(variants=settings.variants)
+
+
+def is_stale(row: Row, version: Mapping[str, str]) -> bool:
+    """Whether an image was drawn from other vectors than those of these versions, by image id."""
+    return any(version.get(row[f"{part}_id"]) != row[f"{part}_version"] for part in ("source", "partner"))
+
+
+def require_same_vectors(embeddings: Embeddings, rows: list[Row], run: Path) -> None:
+    """Raise ConfigMismatchError where images in the run were drawn from vectors that are not there any more.
+
+    New vectors are welcome. They change means and partners from then on; images that are drawn stay as they are.
+    """
+    version = dict(zip(embeddings.ids, embeddings.versions, strict=True))
+    stale = [str(row["file_name"]) for row in rows if is_stale(row, version)]
+    if stale:
+        raise ConfigMismatchError(
+            f"{run}: {len(stale)} of the {len(rows)} images come from vectors that changed since:\n{listed(stale)}"
+            f"\n`dinv repair {run}` draws them again from the vectors that are there now."
+        )
 
 
 def reconstruct(
@@ -164,14 +190,14 @@ def denoise(
     return latents
 
 
-def fingerprint(
-    embeddings: Embeddings, generator: Generator, settings: SampleSettings, image_size: int
-) -> dict[str, Any]:
-    """Everything an image depends on, as JSON data; `variants` is left out, so that more can be added later."""
+def fingerprint(generator: Generator, settings: SampleSettings, image_size: int) -> dict[str, Any]:
+    """Everything an image depends on, but the vectors, as JSON data.
+
+    `variants` is left out, so that more can be added later; each image's row names the version of its vectors.
+    """
     return {
         "schema": SCHEMA,
         "settings": settings.model_dump(mode="json", exclude={"variants"}) | {"image_size": image_size},
-        "embeddings": {"images": len(embeddings), "sha256": embeddings.digest},
         "generator": generator.record,
     }
 
@@ -192,4 +218,6 @@ def metadata_row(embeddings: Embeddings, generator: Generator, settings: SampleS
         "seed": settings.seed,
         "generator": generator.name,
         "generator_hash": generator.hash,
+        "source_version": embeddings.versions[plan.source],
+        "partner_version": embeddings.versions[plan.partner],
     }

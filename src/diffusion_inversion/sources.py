@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .decode import UnusableImageError, open_image
 from .errors import DataError, DinvError, UsageError
-from .images import Problem, is_ignored, open_image, scan_beside, scan_folder
+from .problems import Problem
+from .scan import is_ignored, scan_beside, scan_folder
 
 Role = Literal["train", "test"]
 
@@ -116,7 +118,7 @@ def _parquet(path: Path, root: Path, role: Role) -> Source:
     try:
         with _reading(str(path), "write the file again"):
             table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache))
-            return _from_table(path.stem, role, table)
+            return _from_table(path.stem, role, table, path.parent, (path.parent,))
     finally:
         if shown:
             datasets.enable_progress_bars()
@@ -133,12 +135,23 @@ def _hub(data: str, root: Path) -> Opened:
         if "train" not in splits:
             raise DataError(f"{data}: no train split among {', '.join(splits)}; save the wanted one as a parquet file")
         test = next((split for split in _HUB_TEST_SPLITS if split in splits), None)
-        train = _from_table(data, "train", splits["train"])
-        return train, None if test is None else _from_table(data, test, splits[test])
+        # Files of a hub data set lie in one of these; a cell that names another file is not the data set's.
+        places = (root / "huggingface", *([Path(name)] if Path(name).is_dir() else []), *_hub_caches())
+        train = _from_table(data, "train", splits["train"], None, places)
+        return train, None if test is None else _from_table(data, test, splits[test], None, places)
 
 
-def _from_table(name: str, prefix: str, table: Any) -> Source:
-    """A `datasets.Dataset` with an image and a label column; integer or text labels become sorted classes."""
+def _hub_caches() -> tuple[Path, ...]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (Path(HF_HUB_CACHE),)
+
+
+def _from_table(name: str, prefix: str, table: Any, folder: Path | None, places: Sequence[Path]) -> Source:
+    """A `datasets.Dataset` with an image and a label column; integer or text labels become sorted classes.
+
+    A cell may name a file instead of holding it: `_named_file`.
+    """
     import datasets
 
     image_column = _column(name, table.column_names, _IMAGE_COLUMNS)
@@ -167,7 +180,7 @@ def _from_table(name: str, prefix: str, table: Any) -> Source:
         cell = encoded[rows[row]][image_column]
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise ValueError("the cell holds no image")
-        return open_image(Path(cell["path"]) if cell["bytes"] is None else cell["bytes"])
+        return open_image(_named_file(cell["path"], folder, places) if cell["bytes"] is None else cell["bytes"])
 
     labels = tuple(label_of[values[row]] for row in rows)
     return Source(
@@ -178,6 +191,21 @@ def _from_table(name: str, prefix: str, table: Any) -> Source:
         open_row,
         (*unlabelled, *_unused_classes(prefix, labels, class_names)),
         table.info.license or "",
+    )
+
+
+def _named_file(path: str, folder: Path | None, places: Sequence[Path]) -> Path:
+    """The file that a cell names, relative to `folder`. Raises UnusableImageError unless it lies below one of `places`.
+
+    Without that a table from others could make any image on this disk part of a published data set.
+    """
+    named = Path(path)
+    if named.is_absolute() or folder is not None:
+        real = (named if folder is None else folder / named).resolve()
+        if any(real.is_relative_to(place.resolve()) for place in places):
+            return real
+    raise UnusableImageError(
+        f"the cell holds no bytes, only a path outside the data set ({path[:80]})", "store the image in the cell"
     )
 
 

@@ -4,52 +4,121 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from .engine.store import Manifest, commit_bytes, commit_file
+from .engine.ledger import Ledger
+from .engine.manifest import NAME as MANIFEST
+from .engine.manifest import Manifest, Record, Unit
+from .engine.store import commit_many
+from .engine.units import unit_name
+from .engine.untrusted import inside
 from .errors import DataError, UsageError
 from .images import LabelledImages
 
-FOLDER, COMPLETE = "synthetic", "complete.json"
-SCHEMA = 1
+FOLDER, METADATA = "synthetic", "metadata.parquet"
+SCHEMA = 2
 COLUMNS = (
     "file_name", "class_name", "label", "source_id", "partner_id", "variant", "interpolation", "noise_strength",
     "guidance_scale", "inversion_step", "scheduler", "inference_steps", "seed", "generator", "generator_hash",
+    "source_version", "partner_version",
 )  # fmt: skip
+# Columns that differ between the images of a unit; the others are stored once for the unit.
+VARYING = (
+    "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
+    "partner_version",
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+def job_name(source_id: str, variant: int) -> str:
+    """What identifies one synthetic image in the manifest."""
+    return f"{source_id}#{variant}"
+
+
+def parse_job(job: str) -> tuple[str, int]:
+    """(source id, variant) of `job_name`."""
+    source_id, _, variant = job.rpartition("#")
+    return source_id, int(variant)
+
+
+class Columns(TypedDict):
+    """One value for each image of a unit; see `VARYING`."""
+
+    source_id: list[str]
+    partner_id: list[str]
+    variant: list[int]
+    label: list[int]
+    guidance_scale: list[float]
+    inversion_step: list[int]
+    source_version: list[str]
+    partner_version: list[str]
+
+
+class DrawnUnit(Unit):
+    """A commit record of stage 2."""
+
+    columns: Columns
+    shared: dict[str, Any]  # what all images of the unit have in common, by column
+
+
+class Complete(TypedDict):
+    """The record of a call that went through."""
+
+    variants: int
+    count: int
 
 
 class SyntheticStore:
-    """The synthetic images below RUN/synthetic."""
+    """The synthetic images below RUN/synthetic, listed by their manifest, one record for each unit."""
 
     def __init__(self, run: Path, class_names: tuple[str, ...]) -> None:
-        self.folder, self.class_names = run / FOLDER, class_names
-        self.manifest = Manifest(self.folder / "manifest.jsonl")
+        self.run, self.folder, self.class_names = run, run / FOLDER, class_names
+        self.manifest = Manifest(self.folder / MANIFEST, {"commit": DrawnUnit, "complete": Complete})
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Metadata of every committed image."""
-        return [row for record in self.manifest.records() for row in record["rows"]]
+    def rows(self) -> list[Row]:
+        """Metadata of every committed image, its sha256 included."""
+        return [row for record in self.manifest.units().values() for row in self._rows(record)]
 
-    def done(self) -> set[tuple[str, int]]:
-        """(source id, variant) of every committed image."""
-        return {(row["source_id"], row["variant"]) for row in self.rows()}
-
-    def commit(self, images: Tensor, rows: list[dict[str, Any]]) -> None:
-        """Write images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record."""
-        named = []
-        for image, row in zip(images, rows, strict=True):
+    def _rows(self, record: Record) -> list[Row]:
+        lengths = {len(record["files"]), len(record["ids"]), *map(len, record["columns"].values())}
+        if len(lengths) > 1 or not set(record["columns"]["label"]) <= set(range(len(self.class_names))):
+            raise DataError(
+                f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, or an unknown label"
+            )
+        found = []
+        for place, (name, digest) in enumerate(record["files"].items()):
+            row = {key: values[place] for key, values in record["columns"].items()}
             class_name = self.class_names[row["label"]]
-            name = file_name(class_name, row["source_id"], row["variant"])
-            digest = commit_bytes(self.folder / name, encode_png(image))
-            named.append({"file_name": name, "class_name": class_name, "sha256": digest, **row})
-        self.manifest.append({"count": len(named), "rows": named})
+            found.append({"file_name": name, "class_name": class_name, "sha256": digest, **row, **record["shared"]})
+        return found
+
+    def commit(self, images: Tensor, rows: list[Row]) -> None:
+        """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record."""
+        files = {
+            file_name(self.class_names[row["label"]], row["source_id"], row["variant"]): encode_png(image)
+            for image, row in zip(images, rows, strict=True)
+        }
+        digests = commit_many({self.folder / name: data for name, data in files.items()})
+        ids = [job_name(row["source_id"], row["variant"]) for row in rows]
+        self.manifest.append(
+            {
+                "event": "commit",
+                "unit": unit_name(ids),
+                "count": len(rows),
+                "ids": ids,
+                "files": {name: digests[self.folder / name] for name in files},
+                "columns": {key: [row[key] for row in rows] for key in VARYING},
+                "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
+            }
+        )
 
     def finish(self, variants: int) -> LabelledImages:
         """Write metadata.parquet from the manifest, mark `variants` a source as complete, and return those images."""
@@ -58,22 +127,50 @@ class SyntheticStore:
 
         rows = sorted(self.rows(), key=lambda row: row["file_name"])
         table = pa.Table.from_pylist([{column: row[column] for column in COLUMNS} for row in rows])
-        commit_file(self.folder / "metadata.parquet", lambda path: pq.write_table(table, path))
-        commit_bytes(self.folder / COMPLETE, (json.dumps({"variants": variants}) + "\n").encode())
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        Ledger(self.run).commit(f"{FOLDER}/{METADATA}", buffer.getvalue())
+        record = {"event": "complete", "variants": variants, "count": len(rows)}
+        if self.manifest.last("complete") != record:
+            self.manifest.append(record)
         return self.read()
 
     def variants(self) -> int:
         """Variants a source that the last finished call asked for. Raises UsageError where none has finished."""
-        path = self.folder / COMPLETE
-        if not path.is_file():
+        complete = self.manifest.last("complete")
+        if complete is None or complete["count"] != sum(len(unit["files"]) for unit in self.manifest.units().values()):
             raise UsageError(f"{self.folder}: stage 2 is not finished. Run `dinv sample {self.folder.parent}` first.")
-        return int(json.loads(path.read_text())["variants"])
+        return int(complete["variants"])
 
     def read(self) -> LabelledImages:
         """The images of a finished stage 2, without further variants of an earlier, larger call."""
         variants = self.variants()
         rows = sorted((row for row in self.rows() if row["variant"] < variants), key=lambda row: str(row["file_name"]))
         return read_rows(self.folder, rows, self.class_names)
+
+    def remove(self, descends: Callable[[Row], bool]) -> int:
+        """Delete the images for whose row `descends` is true, and their trace in the manifest; return how many."""
+        records: list[Record] = []
+        deleted: list[str] = []
+        for record in self.manifest.units().values():
+            rows = self._rows(record)
+            keep = [not descends(row) for row in rows]
+            deleted += [row["file_name"] for row, kept in zip(rows, keep, strict=True) if not kept]
+            if not any(keep):
+                continue
+            ids = [job for job, kept in zip(record["ids"], keep, strict=True) if kept]
+            columns = {
+                key: [value for value, kept in zip(values, keep, strict=True) if kept]
+                for key, values in record["columns"].items()
+            }
+            files = {row["file_name"]: row["sha256"] for row, kept in zip(rows, keep, strict=True) if kept}
+            changed = {"unit": unit_name(ids), "ids": ids, "count": len(ids), "columns": columns, "files": files}
+            records.append({**record, **changed})
+        if deleted:
+            self.manifest.rewrite(records)
+        for name in deleted:
+            inside(self.folder, name).unlink(missing_ok=True)
+        return len(deleted)
 
 
 def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledImages:
@@ -91,13 +188,15 @@ def read_rows(folder: Path, rows: Iterable[dict[str, Any]], class_names: tuple[s
     rows = list(rows)
     pixels = []
     for row in rows:
-        path = folder / row["file_name"]
+        path = inside(folder, row["file_name"])
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise DataError(f"{path}: listed in the manifest but missing. Delete {folder} and sample again.") from error
+            raise DataError(
+                f"{path}: listed in the manifest but missing. `dinv repair {folder.parent}` draws it again."
+            ) from error
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise DataError(f"{path}: changed since it was written. Delete {folder} and sample again.")
+            raise DataError(f"{path}: changed since it was written. `dinv repair {folder.parent}` draws it again.")
         pixels.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return LabelledImages(

@@ -1,4 +1,4 @@
-"""One process at a time works in a run folder."""
+"""Who may work in a run folder: one process, or several that share its units of work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ from pathlib import Path
 from ..errors import LockedError
 from .store import disk_errors, remove_partials
 
-LOCK_NAME = ".lock"
+LOCK_NAME, CLAIMS = ".lock", ".claims"
+_PATIENCE = 3.0  # seconds
+_held: dict[str, bool] = {}  # run folders this process holds => whether it shares them
 
 
 def _holder(text: str) -> str:
@@ -27,31 +30,94 @@ def _holder(text: str) -> str:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
     """Hold the run folder until the block ends; make the folder if it is missing and clear up after killed writers.
 
-    The lock is the kernel's (flock on `<folder>/.lock`), so it ends with the process, however that ends. The file
-    stays. It is not re-entrant: a second lock on the same folder, in the same process too, raises LockedError, which
-    names the holder. Raises DiskError where the folder cannot be written.
+    `shared` lets other processes that share work beside this one, each on units that no other has claimed.
+    The lock is the kernel's (flock on `<folder>/.lock`), so it ends with the process, however that ends; the file
+    stays. Inside a block that holds it already, in the same process, it does nothing. Raises LockedError, which names
+    the holder, and DiskError where the folder cannot be written.
     """
+    key = os.path.realpath(folder)
+    if key in _held:
+        yield
+        return
     path = folder / LOCK_NAME
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
+        alone = _try_lock(descriptor, fcntl.LOCK_EX)
+        if not alone and not (shared and _join(descriptor)):
             holder = _holder(path.read_text(errors="replace"))
             raise LockedError(
-                f"{folder}: {holder} works in this run folder; wait until it ends, stop it, or choose another folder"
-            ) from error
+                f"{folder}: {holder} works in this run folder; wait until it ends, stop it, or choose another folder. "
+                "Several processes share a run where each was started with --join."
+            )
         with disk_errors(path):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-            remove_partials(folder)
+            if alone:
+                remove_partials(folder)
+        if alone and shared:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _held[key] = shared
         yield
     finally:
+        _held.pop(key, None)
         os.close(descriptor)
+
+
+def _join(descriptor: int) -> bool:
+    """Take the shared lock; the first of those who share holds it alone for a moment, while it clears up."""
+    patience = time.monotonic() + _PATIENCE
+    while not _try_lock(descriptor, fcntl.LOCK_SH):
+        if time.monotonic() > patience:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether this process holds the run folder together with others."""
+    return _held.get(os.path.realpath(folder), False)
+
+
+@contextmanager
+def claim(folder: Path, name: str) -> Iterator[bool]:
+    """Hold one unit of work of a shared run until the block ends; yield whether no other process has it."""
+    with _claim_file(folder, name) as descriptor:
+        yield _try_lock(descriptor, fcntl.LOCK_EX)
+
+
+@contextmanager
+def briefly(folder: Path, name: str) -> Iterator[None]:
+    """Wait until no other process of a shared run is inside a block of this name; for blocks of an instant."""
+    if not is_shared(folder):
+        yield
+        return
+    with _claim_file(folder, name) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _claim_file(folder: Path, name: str) -> Iterator[int]:
+    path = folder / CLAIMS / name
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return False
+    return True

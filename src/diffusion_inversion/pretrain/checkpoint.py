@@ -5,22 +5,37 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import Field
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..engine.store import commit_file
+from ..engine.untrusted import (
+    FLOATS,
+    TensorInfo,
+    TensorSpec,
+    check_record,
+    parse_json,
+    read_header,
+    read_tensors,
+    specs_of,
+)
+from ..errors import DataError
+
+MAX_STATE = 2**34  # bytes; mini's has 2e8
 
 
 @dataclass
 class Progress:
     """How far a stage has come; `seconds` is training time, summed over every resumption."""
 
-    step: int = 0
-    samples: int = 0
-    seconds: float = 0.0
+    step: Annotated[int, Field(ge=0)] = 0
+    samples: Annotated[int, Field(ge=0)] = 0
+    seconds: Annotated[float, Field(ge=0)] = 0.0
 
 
 def save(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer], progress: Progress) -> None:
@@ -38,14 +53,18 @@ def save(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimi
 
 
 def restore(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> Progress:
-    """Load the state that `save` wrote into the given objects; a missing file means a fresh start."""
+    """Load the state that `save` wrote into the given objects; a missing file means a fresh start.
+
+    Raises DataError where the file is not the state of such objects.
+    """
     if not path.is_file():
         return Progress()
-    from safetensors import safe_open
-
-    tensors = load_file(path)
-    with safe_open(path, "pt") as handle:
-        progress = Progress(**json.loads(handle.metadata()["progress"]))
+    infos, metadata = read_header(path, max_bytes=MAX_STATE)
+    progress = check_record(parse_json(metadata.get("progress", "null").encode(), path), Progress, path)
+    specs = {f"module/{n}/{key}": spec for n, m in modules.items() for key, spec in specs_of(m).items()}
+    for name, optimizer in optimizers.items():
+        specs |= _moments(path, f"optimizer/{name}/", optimizer, infos)
+    tensors, _ = read_tensors(path, specs, max_bytes=MAX_STATE)
     for name, module in modules.items():
         prefix = f"module/{name}/"
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
@@ -57,3 +76,23 @@ def restore(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Opt
                 state.setdefault(int(index), {})[moment] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
+
+
+def load_module(path: Path, module: nn.Module) -> None:
+    """Fill a module from the safetensors file of its `state_dict`. Raises DataError where it is another's."""
+    tensors, _ = read_tensors(path, specs_of(module), max_bytes=MAX_STATE)
+    module.load_state_dict(tensors)
+
+
+def _moments(path: Path, prefix: str, optimizer: Optimizer, infos: dict[str, TensorInfo]) -> dict[str, TensorSpec]:
+    """What the file may hold of an optimizer: numbers, and moments in the shape of their parameter."""
+    shapes = [tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
+    specs = {}
+    for key, info in infos.items():
+        if key.startswith(prefix):
+            index, _, moment = key.removeprefix(prefix).partition("/")
+            known = index.isdecimal() and len(index) < 7 and int(index) < len(shapes)
+            if not known or not moment or "/" in moment or info.shape not in ((), shapes[int(index)]):
+                raise DataError(f"{path}: {key!r} is no moment of this optimizer; delete the file to begin anew.")
+            specs[key] = TensorSpec((*FLOATS, torch.int64, torch.bool), info.shape)
+    return specs

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..engine.progress import track
 from ..engine.store import commit_file
-from ..features import flip_profile, load_lite0, profile
+from ..engine.untrusted import TensorSpec, read_header, read_tensors
+from ..errors import DataError
+from ..features import PROFILE_DIM, flip_profile, load_lite0, profile
 from ..images import to_model_range
 from .corpus import Corpus
+
+MAX_CACHE = 2**36  # bytes; 100,000 images of 32 px have 1e9
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,13 @@ def cache_latents(vae: nn.Module, corpus: Corpus, path: Path, batch_size: int = 
         latents = torch.stack([torch.cat(plain), torch.cat(mirrored)]).contiguous()
         tensors = {"latents": latents, "profiles": torch.cat(profiles), "labels": corpus.labels}
         commit_file(path, lambda partial: save_file(tensors, partial, metadata=made_from))
-    return LatentCache(**load_file(path))
+    count = len(corpus.images)
+    specs = {
+        "latents": TensorSpec(torch.float16, (2, count, None, None, None)),
+        "profiles": TensorSpec(torch.float16, (count, PROFILE_DIM)),
+        "labels": TensorSpec(torch.int64, (count,)),
+    }
+    return LatentCache(**read_tensors(path, specs, max_bytes=MAX_CACHE)[0])
 
 
 def _origin(vae: nn.Module, corpus: Corpus) -> dict[str, str]:
@@ -70,7 +79,8 @@ def _origin(vae: nn.Module, corpus: Corpus) -> dict[str, str]:
 
 
 def _is_from(path: Path, made_from: dict[str, str]) -> bool:
-    if not path.is_file():
+    """Whether the cache can be used; one that cannot be read is made again."""
+    try:
+        return read_header(path, max_bytes=MAX_CACHE)[1] == made_from
+    except DataError:
         return False
-    with safe_open(path, "pt") as handle:
-        return bool(handle.metadata() == made_from)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from .record import ArmRecord, CurveRecord
+from .text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 # Okabe and Ito's palette, which the colour-blind tell apart.
 ARM_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 _DPI = 100
@@ -52,6 +56,20 @@ class ReportImages:
             raise ValueError("the report's images must be uint8")
 
 
+def without_tex(draw: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Keep a matplotlibrc, which may lie in the current folder, from handing names to TeX, a language that runs."""
+
+    @wraps(draw)
+    def drawn(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        import matplotlib
+
+        with matplotlib.rc_context({"text.usetex": False}):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@without_tex
 def png(figure: Figure) -> bytes:
     """Draw a figure; the same figure gives the same bytes."""
     buffer = io.BytesIO()
@@ -62,6 +80,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+@without_tex
 def image_grid(images: ReportImages, class_names: Sequence[str]) -> Figure:
     """One row per source: class name, real image, reconstruction, variants. One pixel becomes a k x k square."""
     from matplotlib.figure import Figure
@@ -89,12 +108,11 @@ def image_grid(images: ReportImages, class_names: Sequence[str]) -> Figure:
         middle = _LABEL + column * step + side / 2
         write(middle, _HEADER / 2, title, ha="center", va="center")
     for row, label in enumerate(images.labels.tolist()):
-        name = class_names[label]
-        short = name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
-        write(_LABEL - 8, _HEADER + row * step + side / 2, short, ha="right", va="center")
+        write(_LABEL - 8, _HEADER + row * step + side / 2, _short(class_names[label]), ha="right", va="center")
     return figure
 
 
+@without_tex
 def loss_curve(curve: CurveRecord, null_loss: float | None = None) -> Figure:
     """Mean loss over the images against the step, with the band from the 10th to the 90th percentile."""
     from matplotlib.figure import Figure
@@ -113,6 +131,7 @@ def loss_curve(curve: CurveRecord, null_loss: float | None = None) -> Figure:
     return figure
 
 
+@without_tex
 def accuracy_bars(arms: Mapping[str, ArmRecord]) -> Figure:
     """Mean test accuracy of each arm in %, error bars of one standard deviation, every seed as a dot."""
     from matplotlib.figure import Figure
@@ -129,7 +148,13 @@ def accuracy_bars(arms: Mapping[str, ArmRecord]) -> Figure:
         places = [place + (0.0 if count == 1 else 0.3 * (seed / (count - 1) - 0.5)) for seed in range(count)]
         points = [100 * accuracy for accuracy in arm["accuracies"]]
         axes.scatter(places, points, s=22, color=colour, edgecolor="black", linewidth=0.6, zorder=3)
-    axes.set_xticks(range(len(arms)), list(arms), parse_math=False)
+    axes.set_xticks(range(len(arms)), [_short(arm) for arm in arms], parse_math=False)
     axes.set(ylabel="test accuracy in %", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _short(name: str) -> str:
+    """A name as a label: one line of at most 20 characters."""
+    text = " ".join(visible(name).split())
+    return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ..engine.store import commit_bytes
 from .figures import ReportImages, accuracy_bars, image_grid, loss_curve, png
+from .text import visible_values
 
 MOST_PROBLEMS = 200  # rows of the table; the run's data.json lists all
 
@@ -45,11 +44,24 @@ def _data_uri(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
-def write_report(run: Mapping[str, Any], figures: ReportImages, path: Path) -> None:
-    """Write the page for `run`, the content of `run.json` (`RunRecord`), to `path`, whole or not at all.
+def render_report(run: Mapping[str, Any], figures: ReportImages) -> str:
+    """The page for `run`, the content of `run.json` (`RunRecord`), with its figures.
 
-    The labels of `figures` are indices into the run's class names. Everything in `run` is text, never markup.
-    Raises DiskError; jinja2.UndefinedError names a field that `run` lacks.
+    The labels of `figures` are indices into the run's class names. Raises jinja2.UndefinedError, which names a field
+    that `run` lacks.
+    """
+    pictures = {
+        "bars": png(accuracy_bars(run["arms"])),
+        "grid": png(image_grid(figures, run["data"]["class_names"])),
+        "curve": png(loss_curve(run["inversion_curve"], run["stages"]["invert"].get("null_loss"))),
+    }
+    return render_page(run, pictures, figures.variants.shape[1])
+
+
+def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants: int) -> str:
+    """The page for `run` with the PNG files bars, grid and curve, the grid having so many variants a row.
+
+    Everything in `run` is text, never markup; the page has no script and its policy lets a browser load nothing.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -62,13 +74,11 @@ def write_report(run: Mapping[str, Any], figures: ReportImages, path: Path) -> N
     )
     environment.filters |= {"points": points, "duration": duration, "setting": setting}
     environment.globals |= {"accuracy": accuracy}
-    null_loss = run["stages"]["invert"].get("null_loss")
-    page = environment.get_template("template.html").render(
-        run=run,
-        problems=run["data"]["problems"][:MOST_PROBLEMS],
-        variants=figures.variants.shape[1],
-        bars=_data_uri(png(accuracy_bars(run["arms"]))),
-        grid=_data_uri(png(image_grid(figures, run["data"]["class_names"]))),
-        curve=_data_uri(png(loss_curve(run["inversion_curve"], null_loss))),
+    shown = visible_values(run)
+    page: str = environment.get_template("template.html").render(
+        run=shown,
+        problems=shown["data"]["problems"][:MOST_PROBLEMS],
+        variants=variants,
+        **{name: _data_uri(image) for name, image in pictures.items()},
     )
-    commit_bytes(path, page.encode())
+    return page

@@ -1,0 +1,167 @@
+"""The commands that look after data and runs: inspect, doctor, verify, repair, forget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import DataError, PartialError, UsageError
+from .command import command, data_settings, hold
+from .options import (
+    AllowNear,
+    Data,
+    DataSeed,
+    Device,
+    DropDuplicates,
+    Holdout,
+    Json,
+    Limit,
+    Root,
+    Run,
+    Size,
+    Test,
+    TestLimit,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from ..integrity import Verification
+
+SHOWN = 20  # findings in a message; --json has all
+
+
+def inspect(
+    data: Data, csv: Annotated[Path | None, typer.Option(help="Write every problem to this CSV file too.")] = None,
+    test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
+    data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
+    allow_near_duplicates: AllowNear = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Look at DATA before anything is computed: every problem of every image, in a table."""
+    with command(as_json) as summary:
+        from ..inspection import inspect as look
+
+        settings = data_settings(
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
+        )
+        found = look(**settings.model_dump(exclude={"drop_test_duplicates"}), drop_duplicates=drop_test_duplicates)
+        if csv is not None:
+            found.write_csv(csv)
+        summary |= {**found.record(), "text": found.table()}
+        if not found.usable:
+            raise DataError(found.table(), found.record())
+
+
+def doctor(
+    out: Annotated[Path | None, typer.Argument(help="A run folder whose disk is looked at. [default: here]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has for a run: versions, device, memory, disk, caches, weights."""
+    with command(as_json) as summary:
+        from ..doctor import examine, table
+
+        checks = examine(out)
+        summary |= {"checks": [vars(check) for check in checks], "text": table(checks)}
+        if any(check.ok is False for check in checks):
+            raise UsageError(table(checks), {"checks": summary["checks"]})
+
+
+def verify(run: Run, as_json: Json = False) -> None:
+    """Read every file of RUN and compare it with what was written."""
+    with command(as_json) as summary:
+        found = _verified(run)
+        summary |= _record(found) | {"text": f"{run}: {found.files} files, {human_size(found)}: all as written"}
+        if found.lost:
+            raise DataError(f"{_lines(run, found)}\n`dinv repair {run}` makes them again.", _record(found))
+        if found.findings:
+            raise PartialError(
+                f"{_lines(run, found)}\nNothing that was committed is lost. Run the command that was interrupted "
+                f"again, or `dinv repair {run}`.",
+                _record(found),
+            )
+
+
+def repair(run: Run, device: Device = "auto", as_json: Json = False) -> None:
+    """Make again what is damaged or missing in RUN, and only that."""
+    with command(as_json) as summary:
+        from ..integrity import discard
+        from ..pipeline import resume
+
+        with hold(run):
+            before = _verified(run)
+            discard(run, before)
+            unfinished = resume(run, device)
+            after = _verified(run)
+        summary |= {"repaired": len(before.findings), "unfinished": unfinished, **_record(after)}
+        summary["text"] = f"{run}: {len(before.findings)} findings mended; {after.files} files are as written"
+        if after.findings:
+            raise DataError(f"{_lines(run, after)}\nThese could not be mended.", _record(after))
+        if unfinished:
+            summary["text"] += f". Stage {unfinished[0]} was never finished: run its command again to go on."
+
+
+def forget(
+    run: Run,
+    source: Annotated[list[str] | None, typer.Option(help="Id of an image, as in data.json. Can be repeated.")] = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Every image that DATA no longer holds, or holds otherwise.")
+    ] = False,
+    keep_averages: Annotated[
+        bool, typer.Option("--keep-averages", help="Keep what the image went into only as part of a mean.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete images from RUN with everything that was made from them; --source also keeps them out for good."""
+    with command(as_json) as summary:
+        from ..forgetting import changed as changed_ids
+        from ..forgetting import forget as delete
+
+        if bool(source) == changed:
+            raise UsageError(f"dinv forget {run}: give --source ID (as often as needed) or --changed, one of the two.")
+        with hold(run):
+            ids = source or changed_ids(run)
+            done = delete(run, ids, never_again=not changed, keep_averages=keep_averages)
+        summary |= {"run": str(run), **vars(done)}
+        summary["text"] = (
+            f"{run}: forgot {len(ids)} images: {done.vectors} vectors, {done.synthetic} synthetic images and "
+            f"{done.classifiers} classifiers deleted. Run the stages again for what is left. Copies outside the run, "
+            "the data itself and caches of it are yours to delete."
+        )
+
+
+def _verified(run: Path) -> Verification:
+    from ..engine.progress import track
+    from ..integrity import verify as check
+
+    total = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    with track("verify", total // 1000, "kB") as advance:
+        left = 0
+
+        def count(size: int) -> None:
+            nonlocal left
+            left += size
+            advance(left // 1000)
+            left %= 1000
+
+        return check(run, count)
+
+
+def _record(found: Verification) -> dict[str, object]:
+    return {"files": found.files, "bytes": found.size, "findings": [vars(finding) for finding in found.findings]}
+
+
+def _lines(run: Path, found: Verification) -> str:
+    lines = [f"{run}: {len(found.findings)} findings in {found.files} files"]
+    for finding in found.findings[:SHOWN]:
+        place = f", line {finding.line}" if finding.line is not None else ""
+        lines.append(f"  {finding.kind:<10}  {finding.file}{place}")
+    if len(found.findings) > SHOWN:
+        lines.append(f"  and {len(found.findings) - SHOWN} more (--json lists all)")
+    return "\n".join(lines)
+
+
+def human_size(found: Verification) -> str:
+    """Bytes that were read, for people."""
+    from ..engine.disk import human
+
+    return human(found.size)

@@ -1,0 +1,133 @@
+"""What every command does: signals, the lock, the summary, errors as one message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from ..errors import DinvError, UsageError
+
+if TYPE_CHECKING:
+    from ..config import DataSettings, Settings
+    from ..generator import Generator
+
+INTERRUPTED = 130
+Model = TypeVar("Model", bound="Settings")
+
+
+@contextmanager
+def command(as_json: bool) -> Iterator[dict[str, Any]]:
+    """Run a command: print its summary, turn expected errors and interrupts into messages and exit codes."""
+    from ..engine import signals
+    from ..engine.redaction import redact
+    from ..problems import shown
+
+    signals.install()
+    summary: dict[str, Any] = {}
+    try:
+        yield summary
+    except DinvError as error:
+        message = "\n".join(shown(line) for line in redact(str(error)).split("\n"))
+        typer.echo(f"error: {message}", err=True)
+        if as_json:
+            typer.echo(json.dumps({"ok": False, "exit_code": error.exit_code, "error": message, **error.details}))
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        again = command_line()
+        typer.echo(f"interrupted; what was committed is kept. Go on with: {again}", err=True)
+        if as_json:
+            failed = {"ok": False, "exit_code": INTERRUPTED, "error": "interrupted", "go_on": again}
+            typer.echo(json.dumps(failed))
+        raise typer.Exit(INTERRUPTED) from error
+    text = summary.pop("text")
+    typer.echo(json.dumps({"ok": True, **summary}) if as_json else text)
+
+
+@contextmanager
+def hold(run: Path, join: bool = False) -> Iterator[None]:
+    """Hold the run folder, alone or with others, after finishing what a killed `dinv forget` left."""
+    from ..engine.lock import run_lock
+    from ..forgetting import finish_pending
+
+    with run_lock(run, shared=join):
+        finish_pending(run)
+        yield
+
+
+def _absolute(data: str | None) -> str | None:
+    """An existing path made absolute, so that a run goes on from any folder; other names as they are."""
+    from ..sources import BUILTINS
+
+    return str(Path(data).resolve()) if data is not None and data not in BUILTINS and Path(data).exists() else data
+
+
+def command_line() -> str:
+    """The command that was given, as it can be typed again, without secrets."""
+    from ..engine.redaction import redact
+
+    return redact(shlex.join(["dinv", *sys.argv[1:]]))
+
+
+def load(name: str, revision: str | None, device: str, dtype: str) -> Generator:
+    """Load a generator by the options of a command."""
+    from ..generator import Generator
+
+    return Generator.load(name, revision, device, dtype)
+
+
+def settings_of(model: type[Model], preset: str, stage: str, **given: Any) -> Model:
+    """The preset's settings of a stage, overridden by the options that were given."""
+    from pydantic import ValidationError
+
+    from ..config import PRESETS
+
+    if preset not in PRESETS:
+        raise UsageError(f"--preset {preset}: unknown. Use one of: {', '.join(PRESETS)}.")
+    values = {**PRESETS[preset][stage], **{key: value for key, value in given.items() if value is not None}}
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or stage}={e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise UsageError("settings that cannot be used:\n" + "\n".join(f"  {line}" for line in problems)) from error
+
+
+def data_settings(
+    data: str, test: str | None, size: int | None, limit: int | None, test_limit: int | None, holdout: float | None,
+    seed: int | None, root: str | None, drop_test_duplicates: bool, allow_near_duplicates: bool,
+) -> DataSettings:  # fmt: skip
+    """The data options of a command, checked."""
+    from ..config import DataSettings
+
+    return settings_of(
+        DataSettings, "default", "data", data=_absolute(data), test=_absolute(test), size=size, limit=limit,
+        test_limit=test_limit, holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
+        allow_near_duplicates=allow_near_duplicates,
+    )  # fmt: skip
+
+
+def words(text: str | None) -> tuple[str, ...] | None:
+    """Parse a comma-separated list; None stays None."""
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def integers(text: str | None) -> tuple[int, ...] | None:
+    """Parse a comma-separated list of whole numbers; None stays None. Raises UsageError."""
+    try:
+        return None if text is None else tuple(int(word) for word in words(text) or ())
+    except ValueError as error:
+        raise UsageError(f"{text!r}: not a comma-separated list of whole numbers, such as 0,1,2.") from error
+
+
+def numbers(text: str | None) -> tuple[float, ...] | None:
+    """Parse a comma-separated list of numbers; None stays None. Raises UsageError."""
+    try:
+        return None if text is None else tuple(float(word) for word in words(text) or ())
+    except ValueError as error:
+        raise UsageError(f"{text!r}: not a comma-separated list of numbers, such as 1.5,2,3.") from error

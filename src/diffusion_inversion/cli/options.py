@@ -1,0 +1,62 @@
+"""The options that several commands share: one name and one help text for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[str, typer.Argument(help="Folder of class folders, parquet file, hf:<id>, or a built-in name.")]
+Run = Annotated[Path, typer.Argument(help="Run folder.", exists=True, file_okay=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on stdout.")]
+GeneratorName = Annotated[str, typer.Option("--generator", help="mini, a diffusers folder, or a hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub id.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: arithmetic of the UNet.")]
+Preset = Annotated[
+    str, typer.Option(help="default, or paper (3,000 steps, 45 variants, DDIM with 100 steps, ResNet18).")
+]
+Test = Annotated[
+    str | None, typer.Option(help="Test images, as DATA. [default: the data set's own, else 20 % held out]")
+]
+Size = Annotated[int | None, typer.Option(help="Side in px to load at. [default: the data set's own, at most 512]")]
+Limit = Annotated[int | None, typer.Option(help="Use a stratified subset of the training images.")]
+TestLimit = Annotated[int | None, typer.Option(help="Use a stratified subset of the test images.")]
+Holdout = Annotated[float | None, typer.Option(help="Share to hold out where there is no test split. [default: 0.2]")]
+DataSeed = Annotated[int | None, typer.Option(help="Seed of subset and hold-out. [default: 0]")]
+Root = Annotated[str | None, typer.Option(help="Where downloaded data sets are kept. [default: $DINV_DATA]")]
+DropDuplicates = Annotated[bool, typer.Option(help="Leave out test images that are training images too.")]
+Steps = Annotated[int | None, typer.Option(help="AdamW steps per image. [default: 100]")]
+KeepSteps = Annotated[str | None, typer.Option(help="Steps whose vectors are kept too, e.g. 1000,2000,3000.")]
+Init = Annotated[str | None, typer.Option(help="warm, class-mean or random. [default: warm]")]
+Tokens = Annotated[int | None, typer.Option(help="Tokens per vector. [default: 5]")]
+InvertRate = Annotated[float | None, typer.Option("--invert-learning-rate", help="Of stage 1. [default: 0.03]")]
+Resolution = Annotated[int | None, typer.Option(help="Side in px to learn at. [default: the generator's]")]
+InvertBatch = Annotated[int | None, typer.Option("--invert-batch-size", help="Images side by side. [default: 100]")]
+Variants = Annotated[int | None, typer.Option(help="Images per learned vector. [default: 10]")]
+Guidance = Annotated[
+    str | None, typer.Option("--guidance-scales", help="To mix, e.g. 1.5,2,3; 1 = off, paper's w + 1. [default: 1]")
+]
+KeptSteps = Annotated[str | None, typer.Option(help="Stage-1 steps to mix. [default: the last one]")]
+NoiseStrength = Annotated[float | None, typer.Option(help="lambda, Gaussian noise on the vector. [default: 0.1]")]
+Interpolation = Annotated[float | None, typer.Option(help="alpha, weight of a same-class partner. [default: 0.1]")]
+Scheduler = Annotated[str | None, typer.Option(help="ddim or dpm++. [default: dpm++]")]
+InferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps. [default: 16]")]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the images in px. [default: the data set's own]")]
+SampleBatch = Annotated[int | None, typer.Option("--sample-batch-size", help="Images side by side. [default: 100]")]
+Seed = Annotated[int | None, typer.Option(help="Run seed of stages 1 and 2. [default: 0]")]
+Architecture = Annotated[str | None, typer.Option(help="auto, resnet20 or resnet18. [default: auto]")]
+TrainSteps = Annotated[int | None, typer.Option("--train-steps", help="Optimizer steps of every arm. [default: 1000]")]
+TrainBatch = Annotated[int | None, typer.Option("--train-batch-size", help="Images per step. [default: 128]")]
+TrainRate = Annotated[float | None, typer.Option("--train-learning-rate", help="Peak of the cosine. [default: 0.1]")]
+RealFraction = Annotated[float | None, typer.Option(help="Real share of real+synthetic batches. [default: 0.5]")]
+Arms = Annotated[str | None, typer.Option(help="[default: real,synthetic,real+synthetic]")]
+Restart = Annotated[bool, typer.Option(help="Delete what this stage and later ones made here, and begin anew.")]
+Seeds = Annotated[str | None, typer.Option(help="Seeds of the classifiers. [default: 0,1,2]")]
+AllowNear = Annotated[
+    bool, typer.Option("--allow-near-duplicates", help="Accept test images that nearly equal training images.")
+]
+Join = Annotated[
+    bool, typer.Option("--join", help="Share the work with other processes that were started with --join on this run.")
+]

@@ -1,0 +1,230 @@
+"""The commands of the method: invert, sample, train, and run and demo, which do all three."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .command import command, command_line, data_settings, hold, integers, load, numbers, settings_of, words
+from .options import (
+    AllowNear,
+    Architecture,
+    Arms,
+    Data,
+    DataSeed,
+    Device,
+    DropDuplicates,
+    Dtype,
+    GeneratorName,
+    Guidance,
+    Holdout,
+    ImageSize,
+    InferenceSteps,
+    Init,
+    Interpolation,
+    InvertBatch,
+    InvertRate,
+    Join,
+    Json,
+    KeepSteps,
+    KeptSteps,
+    Limit,
+    NoiseStrength,
+    Preset,
+    RealFraction,
+    Resolution,
+    Restart,
+    Revision,
+    Root,
+    Run,
+    SampleBatch,
+    Scheduler,
+    Seed,
+    Seeds,
+    Size,
+    Steps,
+    Test,
+    TestLimit,
+    Tokens,
+    TrainBatch,
+    TrainRate,
+    TrainSteps,
+    Variants,
+)
+
+if TYPE_CHECKING:
+    from ..report import RunRecord
+
+
+def invert(
+    data: Data, out: Annotated[Path, typer.Option(help="Run folder.")], generator: GeneratorName = "mini",
+    revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = "default",
+    test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
+    data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
+    allow_near_duplicates: AllowNear = False,
+    steps: Steps = None, keep_steps: KeepSteps = None, init: Init = None, tokens: Tokens = None,
+    learning_rate: InvertRate = None, resolution: Resolution = None, batch_size: InvertBatch = None,
+    seed: Seed = None, join: Join = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Stage 1: learn one conditioning vector per image of DATA."""
+    with command(as_json) as summary:
+        from ..config import InvertSettings
+        from ..pipeline import invert_stage
+        from ..run_images import open_splits
+
+        source = data_settings(
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
+        )
+        settings = settings_of(
+            InvertSettings, preset, "invert", steps=steps, keep_steps=integers(keep_steps), init=init, tokens=tokens,
+            learning_rate=learning_rate, resolution=resolution, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+        loaded = load(generator, revision, device, dtype)
+        with hold(out, join):
+            embeddings = invert_stage(out, open_splits(out, source), loaded, settings)
+        first, last = float(embeddings.losses[0].mean()), float(embeddings.losses[-1].mean())
+        summary |= {"run": str(out), "images": len(embeddings), "loss_initial": first, "loss_final": last}
+        summary["text"] = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
+
+
+def sample(
+    run: Run, generator: Annotated[str | None, typer.Option(help="[default: the one it was inverted with]")] = None,
+    revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = "default",
+    variants: Variants = None, guidance_scales: Guidance = None, kept_steps: KeptSteps = None,
+    noise_strength: NoiseStrength = None, interpolation: Interpolation = None, scheduler: Scheduler = None,
+    inference_steps: InferenceSteps = None, image_size: ImageSize = None, batch_size: SampleBatch = None,
+    seed: Seed = None, restart: Restart = False, join: Join = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Stage 2: draw variants around the learned vectors of RUN."""
+    with command(as_json) as summary:
+        from ..config import SampleSettings
+        from ..pipeline import inverted_with, sample_stage
+        from ..pipeline import restart as restart_stage
+
+        settings = settings_of(
+            SampleSettings, preset, "sample", variants=variants, guidance_scales=numbers(guidance_scales),
+            kept_steps=integers(kept_steps), noise_strength=noise_strength, interpolation=interpolation,
+            scheduler=scheduler, inference_steps=inference_steps, image_size=image_size,
+            batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+        recorded, its_revision = inverted_with(run) if generator is None else (generator, revision)
+        loaded = load(recorded, revision or its_revision, device, dtype)
+        with hold(run, join):
+            if restart:
+                restart_stage(run, "sample")
+            count = sample_stage(run, loaded, settings)
+        summary |= {"run": str(run), "images": count, "folder": str(run / "synthetic")}
+        summary["text"] = f"{count} images in {run / 'synthetic'}. Next: dinv train {run}"
+
+
+def train(
+    run: Run, device: Device = "auto", preset: Preset = "default", architecture: Architecture = None,
+    steps: TrainSteps = None, batch_size: TrainBatch = None, learning_rate: TrainRate = None,
+    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, restart: Restart = False,
+    join: Join = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
+    with command(as_json) as summary:
+        from ..config import TrainSettings
+        from ..pipeline import report_stage, train_stage
+        from ..pipeline import restart as restart_stage
+        from ..run_images import open_splits
+
+        settings = settings_of(
+            TrainSettings, preset, "train", architecture=architecture, steps=steps, batch_size=batch_size,
+            learning_rate=learning_rate, real_fraction=real_fraction, arms=words(arms), seeds=integers(seeds),
+        )  # fmt: skip
+        with hold(run, join):
+            if restart:
+                restart_stage(run, "train")
+            splits = open_splits(run)
+            results = train_stage(run, splits, settings, device)
+            record = report_stage(run, splits, results, settings, command_line())
+        _summarise(summary, run, record)
+
+
+def run(
+    data: Data, out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/<name of DATA>]")] = None,
+    generator: GeneratorName = "mini", revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto",
+    preset: Preset = "default", test: Test = None, size: Size = None, limit: Limit = None,
+    test_limit: TestLimit = None, holdout: Holdout = None, data_seed: DataSeed = None, root: Root = None,
+    drop_test_duplicates: DropDuplicates = False,
+    allow_near_duplicates: AllowNear = False, steps: Steps = None, keep_steps: KeepSteps = None,
+    init: Init = None, tokens: Tokens = None, learning_rate: InvertRate = None, resolution: Resolution = None,
+    invert_batch_size: InvertBatch = None, variants: Variants = None, guidance_scales: Guidance = None,
+    kept_steps: KeptSteps = None, noise_strength: NoiseStrength = None, interpolation: Interpolation = None,
+    scheduler: Scheduler = None, inference_steps: InferenceSteps = None, image_size: ImageSize = None,
+    sample_batch_size: SampleBatch = None, seed: Seed = None, architecture: Architecture = None,
+    train_steps: TrainSteps = None, train_batch_size: TrainBatch = None, train_learning_rate: TrainRate = None,
+    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, join: Join = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """All stages: invert DATA, sample, train, and write run.json and report.html."""
+    with command(as_json) as summary:
+        from ..config import InvertSettings, SampleSettings, TrainSettings
+        from ..pipeline import run_all
+
+        folder = out or Path("runs") / (Path(data.rpartition(":")[2]).stem or "run")
+        source = data_settings(
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
+        )
+        inverting = settings_of(
+            InvertSettings, preset, "invert", steps=steps, keep_steps=integers(keep_steps), init=init, tokens=tokens,
+            learning_rate=learning_rate, resolution=resolution, batch_size=invert_batch_size, seed=seed,
+        )  # fmt: skip
+        sampling = settings_of(
+            SampleSettings, preset, "sample", variants=variants, guidance_scales=numbers(guidance_scales),
+            kept_steps=integers(kept_steps), noise_strength=noise_strength, interpolation=interpolation,
+            scheduler=scheduler, inference_steps=inference_steps, image_size=image_size,
+            batch_size=sample_batch_size, seed=seed,
+        )  # fmt: skip
+        training = settings_of(
+            TrainSettings, preset, "train", architecture=architecture, steps=train_steps, batch_size=train_batch_size,
+            learning_rate=train_learning_rate, real_fraction=real_fraction, arms=words(arms), seeds=integers(seeds),
+        )  # fmt: skip
+        with hold(folder, join):
+            record = run_all(
+                folder, source, load(generator, revision, device, dtype), invert=inverting, sample=sampling,
+                train=training, command=command_line(),
+            )  # fmt: skip
+        _summarise(summary, folder, record)
+
+
+def demo(
+    data: Annotated[str, typer.Option(help="elpv (solar cells; needs the extra `demo`) or digits.")] = "elpv",
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/demo-<data>]")] = None,
+    as_json: Json = False,
+) -> None:
+    """The whole job on a small data set in minutes, on a CPU."""
+    with command(as_json) as summary:
+        from ..config import DEMOS, DataSettings, InvertSettings, SampleSettings, TrainSettings
+        from ..pipeline import run_all
+
+        if data not in DEMOS:
+            raise UsageError(f"--data {data}: no such demo. Use one of: {', '.join(DEMOS)}.")
+        folder, chosen = out or Path("runs") / f"demo-{data}", DEMOS[data]
+        with hold(folder):
+            record = run_all(
+                folder,
+                DataSettings.model_validate({"data": data, **chosen["data"]}),
+                load("mini", None, "auto", "auto"),
+                invert=InvertSettings.model_validate(chosen["invert"]),
+                sample=SampleSettings.model_validate(chosen["sample"]),
+                train=TrainSettings.model_validate(chosen["train"]),
+                command=command_line(),
+            )
+        _summarise(summary, folder, record)
+
+
+def _summarise(summary: dict[str, Any], folder: Path, record: RunRecord) -> None:
+    """Fill the summary of a finished run."""
+    verdict, report = record["verdict"], folder / "report.html"
+    rows = []
+    for arm, result in record["arms"].items():
+        spread = "" if result["std"] is None else f" ± {100 * result['std']:.1f}"
+        rows.append(f"{arm:>15}  {100 * result['mean']:.1f}{spread} % (n={result['n']})")
+    summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
+    summary["text"] = "\n".join([*rows, f"verdict: {verdict['outcome']} ({verdict['sentence']})", f"report: {report}"])

@@ -1,0 +1,71 @@
+"""The settings that a stage was run with: written once, compared ever after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigMismatchError
+from .ledger import Ledger
+from .lock import briefly, is_shared
+
+_LONGEST_VALUE = 80  # characters of one value in a diff
+_LONGEST_LIST = 10  # entries of a list that a diff shows whole
+_MOST_DIFFERENCES = 20  # lines of a diff
+_ABSENT = object()
+
+
+def _show(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """Yield one line per setting that differs between two JSON values; keys of nested settings are dotted."""
+    if old == new:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{key}.{name}" if key else name)
+    elif isinstance(old, list) and isinstance(new, list) and max(map(len, (old, new))) > _LONGEST_LIST:
+        if len(old) != len(new):
+            yield f"{key}: was {len(old)} entries, now {len(new)}"
+            return
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from differences(before, after, f"{key}[{index}]")
+    else:
+        yield f"{key}: was {_show(old)}, now {_show(new)}"
+
+
+def claim_run(folder: Path, stage: str, settings: dict[str, Any], *, begun: bool = True) -> None:
+    """Write `<folder>/<stage>.config.json` the first time; later make sure that the settings are the same.
+
+    `begun` says whether the stage has committed anything yet; until then settings may still change and are replaced.
+    `settings` is JSON data, with everything that the stage's result depends on. Call it inside `run_lock`.
+    Raises ConfigMismatchError, which lists every setting that differs, DataError for a damaged file, and DiskError.
+    """
+    name = f"{stage}.config.json"
+    text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
+    ledger = Ledger(folder)
+    with briefly(folder, f"claim-{stage}"):
+        stored = ledger.read_json(name) if begun or is_shared(folder) else None
+        if stored is None:
+            ledger.commit(name, text.encode(), note={"copy": text})
+            return
+    lines = list(differences(stored, json.loads(text)))
+    if lines:
+        raise ConfigMismatchError(
+            f"{folder}: {stage} was run here with other settings:\n"
+            + listed(lines)
+            + f"\nUse the old settings to go on, or choose another run folder. The old ones are in {folder / name}"
+        )
+
+
+def listed(lines: list[str]) -> str:
+    """The lines of a diff, indented, the first 20 of them."""
+    more = len(lines) - _MOST_DIFFERENCES
+    return "\n".join(f"  {line}" for line in [*lines[:_MOST_DIFFERENCES], *([f"and {more} more"] if more > 0 else [])])

@@ -1,0 +1,112 @@
+"""The run folder's own manifest: files that have one name and may be replaced, such as configs and the report."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .lock import briefly
+from .manifest import NAME, Manifest
+from .store import commit_bytes
+from .untrusted import parse_json
+
+
+class Ledger:
+    """Files of a run folder by name. `manifest` holds two records for each write: before its rename and after.
+
+    Between the two a kill leaves the old or the new content; both are whole, and the next command writes again.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.manifest = Manifest(run / NAME)
+
+    def commit(self, name: str, content: bytes, note: dict[str, Any] | None = None) -> None:
+        """Write `name`, whole or not at all, and record it; nothing happens where it holds that content already.
+
+        `note` goes into the record: what a damaged file can be made from again.
+        """
+        digest = hashlib.sha256(content).hexdigest()
+
+        def record(event: str) -> None:
+            files = {name: digest}
+            self.manifest.append(
+                {"event": event, "unit": name, "ids": [name], "count": 1, "files": files, "note": note}
+            )
+
+        with briefly(self.run, "ledger"):
+            if digest != self._committed(name) or _hash(self.run / name) != digest:
+                commit_bytes(self.run / name, content, lambda _: record("writing"))
+                record("commit")
+
+    def adopt(self, name: str) -> None:
+        """Record `name` as it is, where its own record was lost."""
+        digest = _hash(self.run / name)
+        files = {name: digest}
+        self.manifest.append({"event": "commit", "unit": name, "ids": [name], "count": 1, "files": files, "note": None})
+
+    def note(self, name: str) -> dict[str, Any] | None:
+        """The note of the last commit of `name`, dropped since or not; None where there is none."""
+        commits = (r for r in reversed(self.manifest.records()) if r["event"] == "commit" and r["unit"] == name)
+        return next((record["note"] for record in commits), None)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of `name`; None where it was never committed. Raises DataError where it is not what was written.
+
+        A write that a kill cut short counts as not made where there was none before.
+        """
+        intended = self.intended(name)
+        if not intended:
+            return None
+        path = self.run / name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            if self._committed(name) is None:
+                return None
+            raise DataError(
+                f"{path}: missing, but it was written here. `dinv repair {self.run}` makes it again."
+            ) from None
+        if hashlib.sha256(data).hexdigest() not in intended:
+            raise DataError(f"{path}: changed since it was written. `dinv repair {self.run}` makes it again.")
+        return data
+
+    def read_json(self, name: str) -> Any:
+        """The JSON data in `name`; None where it was never committed. Raises DataError as `read` does."""
+        content = self.read(name)
+        return None if content is None else parse_json(content, self.run / name)
+
+    def holds(self, name: str) -> bool:
+        """Whether `name` was committed, not dropped, and is there with what was written."""
+        digest = self._committed(name)
+        return digest is not None and _hash(self.run / name) == digest
+
+    def drop(self, name: str) -> None:
+        """Delete `name`, so that it can be made anew."""
+        if self._committed(name) is not None:
+            self.manifest.append({"event": "drop", "unit": name})
+        (self.run / name).unlink(missing_ok=True)
+
+    def intended(self, name: str) -> list[str]:
+        """Hashes that `name` may have: of its last commit, and of writes that were begun since."""
+        found: list[str] = []
+        for record in self.manifest.records():
+            if record.get("unit") == name:
+                if record["event"] in ("commit", "drop"):
+                    found = []
+                if record["event"] != "drop":
+                    found.append(record["files"][name])
+        return found
+
+    def _committed(self, name: str) -> str | None:
+        record = self.manifest.units().get(name)
+        return None if record is None else str(record["files"][name])
+
+
+def _hash(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None

@@ -1,0 +1,49 @@
+"""What Ctrl-C and `kill` do: the first lets the unit of work end and commit, the second stops at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+GRACE = 30.0  # seconds that a unit gets to end; a longer one saves its state and stops there
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_inside = False  # a unit of work is being done
+_requested_at: float | None = None
+
+
+def install() -> None:
+    """Handle interrupts in this process from now on. A signal that the parent had ignored (nohup) stays ignored."""
+    global _inside, _requested_at
+    _inside, _requested_at = False, None
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, frame: object) -> None:
+    global _requested_at
+    if not _inside or _requested_at is not None:
+        raise KeyboardInterrupt
+    _requested_at = time.monotonic()
+    print("stopping: the batch in hand is finished first; once more stops at once", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Do one unit of work: a first signal inside waits for its end, then raises KeyboardInterrupt."""
+    global _inside
+    _inside = True
+    try:
+        yield
+    finally:
+        _inside = False
+    if _requested_at is not None:
+        raise KeyboardInterrupt
+
+
+def out_of_time() -> bool:
+    """Whether a stop was asked for so long ago that a long unit must save its state and end now."""
+    return _requested_at is not None and time.monotonic() - _requested_at >= GRACE

@@ -1,0 +1,63 @@
+"""Units of work: which are left, and each of them done once, whoever does it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .lock import claim, is_shared
+from .manifest import Manifest
+from .signals import finishing
+
+_POLL = 0.2  # seconds between two looks at units that other processes hold
+
+
+def unit_name(jobs: Sequence[str]) -> str:
+    """A name that depends on the jobs alone: 16 hex digits."""
+    return hashlib.sha256("\0".join(jobs).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def plan(jobs: Sequence[str], manifest: Manifest, size: int) -> list[tuple[str, ...]]:
+    """The units that are left, at most `size` jobs each.
+
+    Dropped units come first, with the jobs they had: numbers computed in a batch depend a little on its shape, so a
+    unit that is done again in its old shape gives the same bits. The other jobs follow in their order. Committed
+    units are whole slices of that order, so the slices of the rest do not depend on what is committed already.
+    """
+    done = {job for record in manifest.units().values() for job in record["ids"]}
+    wanted = set(jobs) - done
+    units = []
+    for record in manifest.dropped().values():
+        unit = tuple(job for job in record["ids"] if job in wanted)
+        wanted -= set(unit)
+        if unit:
+            units.append(unit)
+    rest = [job for job in jobs if job in wanted]
+    return units + [tuple(rest[start : start + size]) for start in range(0, len(rest), size)]
+
+
+def each_unit(
+    run: Path, jobs: Sequence[str], manifest: Manifest, size: int, do: Callable[[tuple[str, ...]], None]
+) -> None:
+    """Call `do` for every unit that is left; it commits the unit to `manifest`. In a shared run, return when all are.
+
+    A first interrupt lets `do` end, then raises KeyboardInterrupt.
+    """
+    if not is_shared(run):
+        for unit in plan(jobs, manifest, size):
+            with finishing():
+                do(unit)
+        return
+    while todo := plan(jobs, manifest, size):
+        worked = False
+        for unit in todo:
+            with claim(run, f"{manifest.path.parent.name}-{unit_name(unit)}") as mine:
+                if not mine or any(job in record["ids"] for record in manifest.units().values() for job in unit[:1]):
+                    continue
+                with finishing():
+                    do(unit)
+                worked = True
+        if not worked:
+            time.sleep(_POLL)

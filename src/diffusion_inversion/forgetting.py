@@ -1,0 +1,170 @@
+"""Take an image out of a run, with everything that was made from it: its owner withdrew consent, or it changed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .classifier_store import FOLDER as CLASSIFIERS
+from .classifier_store import ClassifierStore
+from .config import DataSettings
+from .datasets import data_record
+from .embeddings import EmbeddingStore
+from .engine.ledger import Ledger
+from .engine.lock import is_shared, run_lock
+from .engine.manifest import NAME as MANIFEST
+from .engine.manifest import Manifest
+from .errors import UsageError
+from .integrity import OURS
+from .run_images import DATA_FILE, FORGOTTEN_FILE, changed_images, hashed, load, read_record
+from .synthetic import FOLDER as SYNTHETIC
+from .synthetic import METADATA, Row, SyntheticStore
+
+# Files that show or summarise the images; made again by the stages.
+DERIVED = ("run.json", "report.html", "reconstructions.safetensors", f"{SYNTHETIC}/{METADATA}")
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What `forget` deleted."""
+
+    images: int  # ids that were named
+    vectors: int
+    synthetic: int
+    classifiers: int
+    kept_by_average: int  # images that a mean over all vectors went into, left because `keep_averages` was given
+
+
+def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_averages: bool = False) -> Forgotten:
+    """Delete images of a run by id, their vectors, every synthetic image drawn from these, and every classifier.
+
+    An image descends from a vector where it is its source or its partner. With guidance every image also descends
+    from all vectors, since the unconditional vector is their mean, and with class-mean starts every vector of a class
+    descends from all its images: these go too, unless `keep_averages`. Test images are forgotten in the same way.
+    Reports and reconstructions are deleted; the stages make them again. `never_again` keeps the images out of this run
+    for good, also where DATA still holds them or the same pixels under another name; only hashes of their ids and
+    pixels stay in the run, in forgotten.jsonl. DATA itself, caches of it and copies elsewhere are not touched.
+
+    A killed call goes on when it or any other command is run again. Raises UsageError for an id that the run does
+    not know, LockedError, DiskError.
+    """
+    record = read_record(run)
+    if record is None:
+        raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
+    content = {
+        i: h for part in ("train", "test") for i, h in zip(record[part]["ids"], record[part]["hashes"], strict=True)
+    }
+    unknown = [image_id for image_id in ids if image_id not in content]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], content, n=3)
+        hint = f"; near to it: {', '.join(near)}" if near else ""
+        raise UsageError(f"{run}: no image {unknown[0]!r} in {DATA_FILE}{hint}. Give ids as they stand there.")
+    with run_lock(run):
+        journal = Manifest(run / FORGOTTEN_FILE)
+        marks = [value for i in ids for value in (hashed(i), hashed(content[i]))] if never_again else []
+        journal.append(
+            {
+                "event": "forget",
+                "never_again": marks,
+                "pending": [hashed(i) for i in ids],
+                "keep_averages": keep_averages,
+            }
+        )
+        return finish_pending(run)
+
+
+def finish_pending(run: Path) -> Forgotten:
+    """Go on with a `forget` that was killed; nothing happens where there is none. Call it inside `run_lock`."""
+    journal = Manifest(run / FORGOTTEN_FILE)
+    pending = [record for record in journal.records() if record.get("pending")]
+    if not pending:
+        return Forgotten(0, 0, 0, 0, 0)
+    if is_shared(run):
+        raise UsageError(
+            f"{run}: a `dinv forget` was cut short here. Run `dinv forget {run} --changed` to finish it first."
+        )
+    gone = {value for record in pending for value in record["pending"]}
+    keep_averages = all(record["keep_averages"] for record in pending)
+    done = _delete(run, gone, keep_averages)
+    journal.rewrite([{**record, "pending": []} for record in journal.records()])
+    return done
+
+
+def changed(run: Path) -> list[str]:
+    """Ids of recorded images that DATA no longer holds, or holds with other pixels or another label."""
+    record = read_record(run)
+    if record is None:
+        raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
+    now = data_record(load(run, DataSettings(**record["source"]), record))
+    return [image_id for part in ("train", "test") for image_id, _ in changed_images(record[part], now[part])]
+
+
+def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
+    """Delete the images whose `hashed` ids are in `gone`. Whatever part of this was done before is not missed."""
+    ledger = Ledger(run)
+    for name in DERIVED:
+        ledger.drop(name)
+    trained = len(ClassifierStore(run).manifest.units())
+    shutil.rmtree(run / CLASSIFIERS, ignore_errors=True)
+    if (record := read_record(run)) is not None:
+        text = json.dumps(_without(record, gone), indent=1) + "\n"
+        ledger.commit(DATA_FILE, text.encode(), note={"source": record["source"]})
+
+    vectors = EmbeddingStore(run)
+    images = vectors.images()
+    named = {image_id for image_id in images if hashed(image_id) in gone}
+    learned = set(named)
+    if named and not keep_averages and _settings(ledger, "invert").get("init") == "class-mean":
+        labels = {images[image_id][1] for image_id in named}
+        learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
+    header = vectors.manifest.last("header")
+    averaged = 0
+    drawn = 0
+    if header is not None and learned:
+        store = SyntheticStore(run, tuple(header["class_names"]))
+
+        def descends(row: Row) -> bool:
+            return row["source_id"] in learned or row["partner_id"] in learned or (not keep_averages and _guided(row))
+
+        averaged = sum(_guided(row) for row in store.rows()) if keep_averages else 0
+        drawn = store.remove(descends)
+        vectors.remove(learned)
+    _sweep(run)
+    return Forgotten(len(gone), len(learned), drawn, trained, averaged)
+
+
+def _guided(row: Row) -> bool:
+    return float(row["guidance_scale"]) != 1.0
+
+
+def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:
+    """data.json's record without the images, their problems included."""
+    parts = {}
+    for name in ("train", "test"):
+        part = record[name]
+        rows = [row for row, image_id in enumerate(part["ids"]) if hashed(image_id) not in gone]
+        lists = {key: [part[key][row] for row in rows] for key in ("ids", "hashes", "labels")}
+        names = {image_id for image_id in part["ids"] if hashed(image_id) in gone}
+        problems = [p for p in part["problems"] if not any(name in (p["file"], *p["cause"].split()) for name in names)]
+        parts[name] = {**part, **lists, "problems": problems}
+    return {**record, **parts}
+
+
+def _settings(ledger: Ledger, stage: str) -> dict[str, Any]:
+    config = ledger.read_json(f"{stage}.config.json")
+    return dict(config["settings"]) if config else {}
+
+
+def _sweep(run: Path) -> None:
+    """Delete files of units that no record names: a killed call may have left some that were to be forgotten."""
+    for folder, ours in OURS.items():
+        listed = {name for record in Manifest(run / folder / MANIFEST).units().values() for name in record["files"]}
+        for path in (run / folder).rglob("*"):
+            name = path.relative_to(run / folder).as_posix()
+            if path.is_file() and name not in listed and ours.fullmatch(name):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""Whether a run folder still holds what was written: every file and every record, down to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .classifier_store import FOLDER as CLASSIFIERS
+from .embeddings import FOLDER as EMBEDDINGS
+from .engine.ledger import Ledger
+from .engine.lock import CLAIMS, LOCK_NAME
+from .engine.manifest import NAME as MANIFEST
+from .engine.manifest import Manifest, Record
+from .engine.store import PARTIAL_PREFIX, commit_bytes
+from .engine.untrusted import inside
+from .errors import DataError, UsageError
+from .run_images import FORGOTTEN_FILE
+from .synthetic import FOLDER as SYNTHETIC
+
+# Names that stages give to files of units: an unlisted one is what a kill left.
+OURS = {
+    EMBEDDINGS: re.compile(r"shard-[0-9a-f]{16}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
+    SYNTHETIC: re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png"),
+    CLASSIFIERS: re.compile(r"[a-z+]+-seed-?\d+-[0-9a-f]{8}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
+}
+Kind = Literal["damaged", "missing", "unlisted", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it was written. `file` is relative to the run folder; `line` is of a manifest.
+
+    damaged, missing: what was written is lost. unlisted: no record names the file, which a kill or lost records
+    explain. unfinished: a kill cut the write short; nothing that was committed is lost.
+    """
+
+    file: str
+    kind: Kind
+    line: int | None = None
+    unit: str | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether something that was committed is lost."""
+        return self.kind in ("damaged", "missing")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` looked at and found."""
+
+    files: int
+    size: int  # bytes
+    findings: tuple[Finding, ...]
+
+    @property
+    def lost(self) -> bool:
+        return any(finding.lost for finding in self.findings)
+
+
+def verify(run: Path, advance: Callable[[int], None] = lambda n: None) -> Verification:
+    """Read every file of a run folder and compare it with its record; `advance(bytes)` follows the reading.
+
+    Finds changed, missing, unlisted and unfinished files, and changed or torn records. Changes nothing.
+    Raises UsageError where the folder holds no run.
+    """
+    ledger = Ledger(run)
+    if not ledger.manifest.path.is_file() and not any((run / folder).is_dir() for folder in OURS):
+        raise UsageError(f"{run}: holds no run. Name a folder that `dinv invert` or `dinv run` wrote.")
+    findings = [*_records(run, MANIFEST), *_records(run, FORGOTTEN_FILE)]
+    listed = {MANIFEST, FORGOTTEN_FILE, LOCK_NAME}
+    files = size = 0
+    good, _, _ = ledger.manifest.examine()
+    for name in dict.fromkeys(record["unit"] for record in good):
+        listed.add(name)
+        found = _hash(run / name, advance)
+        files, size = files + 1, size + found[1]
+        findings += _ledger_findings(name, [record for record in good if record["unit"] == name], found[0])
+    for folder in OURS:
+        manifest = f"{folder}/{MANIFEST}"
+        listed.add(manifest)
+        findings += _records(run, manifest)
+        live, _, _ = Manifest(run / manifest).examine()
+        units: dict[str, Record] = {}
+        for record in live:
+            if record["event"] in ("commit", "drop"):
+                units.pop(record["unit"], None)
+            if record["event"] == "commit":
+                units[record["unit"]] = record
+        for unit, record in units.items():
+            for name, digest in record["files"].items():
+                listed.add(f"{folder}/{name}")
+                found = _hash(inside(run / folder, name), advance)
+                files, size = files + 1, size + found[1]
+                if found[0] != digest:
+                    findings.append(Finding(f"{folder}/{name}", "damaged" if found[0] else "missing", unit=unit))
+    findings += _unlisted(run, listed)
+    return Verification(files, size, tuple(findings))
+
+
+def discard(run: Path, found: Verification) -> None:
+    """Take back what `verify` found damaged, so that the stages do it again; write copies of lost settings.
+
+    Call it inside `run_lock`. Files that no record names are deleted where their names are ours, else left.
+    """
+    ledger = Ledger(run)
+    for name in {
+        finding.file for finding in found.findings if finding.line is not None or finding.kind == "unfinished"
+    }:
+        if name.endswith(".jsonl"):
+            manifest = Manifest(run / name)
+            manifest.rewrite(manifest.examine()[0])
+    for finding in found.findings:
+        folder, _, name = finding.file.partition("/")
+        path = run / finding.file
+        if finding.unit is not None and finding.lost:
+            manifest = Manifest(run / folder / MANIFEST)
+            if finding.unit in manifest.units():
+                manifest.append({"event": "drop", "unit": finding.unit})
+        elif finding.line is None and finding.lost:
+            _restore(ledger, finding.file)
+        elif finding.kind == "unlisted":
+            if folder in OURS and OURS[folder].fullmatch(name):
+                path.unlink(missing_ok=True)
+            elif _is_json(path):
+                ledger.adopt(finding.file)
+            else:
+                ledger.drop(finding.file)
+
+
+def _restore(ledger: Ledger, name: str) -> None:
+    """Write a damaged file of the ledger from the copy in its record, or drop it, so that its stage makes it again."""
+    note = ledger.note(name)
+    if note is not None and "copy" in note:
+        commit_bytes(ledger.run / name, note["copy"].encode())
+    else:
+        ledger.drop(name)
+
+
+def _ledger_findings(name: str, records: list[dict[str, object]], digest: str | None) -> Iterator[Finding]:
+    committed: object = None
+    intended: list[object] = []
+    for record in records:
+        files = record.get("files")
+        if record["event"] == "drop":
+            committed, intended = None, []
+        elif isinstance(files, dict):
+            intended.append(files[name])
+            if record["event"] == "commit":
+                committed, intended = files[name], [files[name]]
+    if digest == committed:
+        return
+    if digest is None:
+        yield Finding(name, "missing" if committed else "unfinished")
+    else:
+        yield Finding(name, "unfinished" if digest in intended else "damaged")
+
+
+def _records(run: Path, manifest: str) -> Iterator[Finding]:
+    _, damaged, torn = Manifest(run / manifest).examine()
+    for line in damaged:
+        yield Finding(manifest, "damaged", line=line)
+    if torn:
+        yield Finding(manifest, "unfinished")
+
+
+def _unlisted(run: Path, listed: set[str]) -> Iterator[Finding]:
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        folder = name.partition("/")[0]
+        if path.is_dir() or name in listed or folder == CLAIMS:
+            continue
+        if path.name.startswith(PARTIAL_PREFIX) or (folder in OURS and Path(name).name.startswith("state-")):
+            yield Finding(name, "unfinished")
+        elif folder in OURS or name.endswith((".config.json", ".html")) or name in ("data.json", "run.json"):
+            yield Finding(name, "unlisted")
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _hash(path: Path, advance: Callable[[int], None]) -> tuple[str | None, int]:
+    """sha256 hex and size of a file; (None, 0) where it is missing. Raises DataError where it cannot be read."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+                advance(len(chunk))
+    except FileNotFoundError:
+        return None, 0
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk and the permissions") from error
+    return digest.hexdigest(), size

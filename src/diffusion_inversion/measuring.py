@@ -1,0 +1,292 @@
+"""Measure generated images against real ones: features, then statistics, then distances (paper, sections 4.2 and C.3).
+
+The paper's numbers are of PyTorch-StudioGAN's Inception features; only `--extractor inception` compares with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .datasets import load_images
+from .device import resolve_device
+from .engine.progress import track
+from .errors import DataError, UsageError
+from .extractors.cache import cached_features
+from .extractors.catalog import open_extractor
+from .extractors.extractor import Extractor
+from .images import LabelledImages
+from .metrics.frechet import fid, fid_infinity, small_sample_warning
+from .metrics.inputs import checked
+from .metrics.intervals import Estimate, estimate, fid_error, jackknife_error, jackknife_parts, manifold_errors
+from .metrics.kernel import (
+    CMMD_SCALE,
+    cubic_kernel,
+    discrepancy,
+    gaussian_kernel,
+    kid,
+    random_subsets,
+    unit_rows,
+)
+from .metrics.manifold import manifold_values
+from .sources import Role, default_root
+
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+_HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
+
+
+@dataclass(frozen=True)
+class ClassDistance:
+    """FID and KID between the images of one class; no intervals."""
+
+    fid: float
+    kid: float
+    n_real: int
+    n_generated: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All metrics of generated against real images. The names in `metrics` and `per_class` say the features.
+
+    metrics: fid, fid_infinity (without an interval), kid, cmmd, precision, recall, density, coverage, each followed
+        by the extractor's suffix ("" for Inception, "_npy" where both sides were given as features). Low and high
+        are None where there were too few images for an interval.
+    kid_subsets: mean and standard deviation over subsets, how many and of how many images: torch-fidelity's KID.
+    per_class: classes that both sides have, two images of each at least; empty where a side has no labels.
+    """
+
+    real: str
+    generated: str
+    n_real: int
+    n_generated: int
+    k: int
+    extractor: str
+    dim: int
+    preprocessing: str
+    weights_sha256: str
+    confidence: float
+    seed: int
+    metrics: dict[str, Estimate]
+    kid_subsets: dict[str, float]
+    per_class: dict[str, ClassDistance]
+    warnings: tuple[str, ...]
+
+    @property
+    def suffix(self) -> str:
+        """What ends the names of the metrics; also meant by the names in `kid_subsets` and `per_class`."""
+        return next(iter(self.metrics)).removeprefix("fid")
+
+    def record(self) -> dict[str, Any]:
+        """JSON data: every field, estimates as {value, low, high}."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """Lines for a terminal: what was compared, each metric with its interval, warnings."""
+        width = max(map(len, self.metrics))
+        lines = [
+            f"{self.generated} ({self.n_generated:,} generated) against {self.real} ({self.n_real:,} real), "
+            f"features {self.extractor}, k = {self.k}",
+            f"{'':{width}}  {'value':>10}  {100 * self.confidence:g} % interval",
+        ]
+        for name, found in self.metrics.items():
+            span = "no interval" if found.low is None else f"{found.low:.4g} to {found.high:.4g}"
+            better = "higher is better" if name.startswith(_HIGHER_IS_BETTER) else "lower is better"
+            lines.append(f"{name:{width}}  {found.value:10.4g}  {span:24}  {better}")
+        subsets = self.kid_subsets
+        lines.append(
+            f"kid{self.suffix} over {subsets['subsets']:g} subsets of {subsets['size']:g} images: "
+            f"{subsets['mean']:.4g} ± {subsets['std']:.2g}"
+        )
+        if self.per_class:
+            names_width = max(map(len, ["class", *self.per_class]))
+            fid_name, kid_name = f"fid{self.suffix}", f"kid{self.suffix}"
+            lines.append(f"{'class':{names_width}}  {fid_name:>12}  {kid_name:>12}  real  generated")
+            lines += [
+                f"{name:{names_width}}  {c.fid:12.4g}  {c.kid:12.3g}  {c.n_real:4d}  {c.n_generated:9d}"
+                for name, c in self.per_class.items()
+            ]
+        return "\n".join([*lines, *(f"Note: {warning}" for warning in self.warnings)])
+
+
+def measure(
+    real: str | Path,
+    generated: str | Path,
+    *,
+    extractor: str = "lite0",
+    weights: str | Path | None = None,
+    k: int = 5,
+    real_split: Role = "train",
+    generated_split: Role = "train",
+    size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    batch_size: int = 64,
+    device: str = "auto",
+    cache: Path | None = None,
+    root: str | Path | None = None,
+) -> Measurement:
+    """Compare two sets of images, each DATA (as `load_images`, with its split, size and limit) or an `.npy`.
+
+    An `.npy` holds features (N, D), floating point, one row an image; it is taken to be of `extractor` where the
+    other side is DATA.
+    extractor, weights: as `open_extractor`. k: neighbours of precision, recall, density and coverage.
+    seed: of `limit` and of the intervals. confidence: of the intervals, in (0, 1).
+    cache: folder for features of DATA; default `features` below the data folder (`sources.default_root`).
+    Raises UsageError (arguments, extractor, files that are not there) before images are decoded, and DataError.
+    """
+    if k < 1:
+        raise UsageError(f"k={k}: give at least 1")
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence={confidence}: give a share between 0 and 1, both excluded")
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: give at least 1")
+    where = resolve_device(device)
+    given = {str(data): _load_features(Path(data)) for data in (real, generated) if _is_features(data)}
+    network = None if _is_features(real) and _is_features(generated) else open_extractor(extractor, where, weights)
+    folder = cache if cache is not None else default_root() / "features"
+
+    def side(data: str | Path, split: Role) -> _Side:
+        if str(data) in given:
+            return _Side(str(data), given[str(data)])
+        images = load_images(data, split=split, size=size, limit=limit, seed=seed, root=root)
+        return _Side(images.name, torch.empty(0), images)
+
+    def extracted(found: _Side) -> _Side:
+        if network is None or found.images is None:
+            return found
+        with track(f"{network.name} features of {found.name}", len(found.images)) as advance:
+            pixels = found.images.images
+            features = cached_features(network, pixels, folder, batch_size=batch_size, advance=advance)
+        return replace(found, features=features)
+
+    # Both are read before either goes through the network: a mistake in the second shows at once.
+    real_side, generated_side = side(real, real_split), side(generated, generated_split)
+    # CUDA computes the metrics too; other devices may lack float64.
+    metrics_device = where if where.type == "cuda" else torch.device("cpu")
+    return _compare(extracted(real_side), extracted(generated_side), network, k, seed, confidence, metrics_device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    name: str
+    features: Tensor  # (N, D) on the CPU; empty until extracted
+    images: LabelledImages | None = None
+
+
+def _is_features(data: str | Path) -> bool:
+    return str(data).endswith(".npy")
+
+
+def _load_features(path: Path) -> Tensor:
+    """Read features (N, D). Raises UsageError where there is no file, DataError where it holds something else."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give an .npy of features (N, D), or DATA")
+    try:
+        features = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as .npy ({error}); write it with numpy.save") from error
+    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
+        raise DataError(
+            f"{path}: holds {features.shape} {features.dtype}; give features (N, D) of a floating-point type, "
+            "one row an image"
+        )
+    if not np.isfinite(features).all():
+        raise DataError(f"{path}: NaN or infinity among the features; extract them again")
+    return torch.from_numpy(features.astype(np.float64))
+
+
+def _compare(
+    real: _Side,
+    generated: _Side,
+    network: Extractor | None,
+    k: int,
+    seed: int,
+    confidence: float,
+    device: torch.device,
+) -> Measurement:
+    x, y = checked(real.features.to(device), generated.features.to(device), least=max(k + 1, 4))
+    n, m, dim = len(x), len(y), x.shape[1]
+    size = min(KID_SUBSET_SIZE, n, m)
+    jackknife, subsets = jackknife_parts(n, m, seed), random_subsets(n, m, subsets=KID_SUBSETS, size=size)
+    folds = jackknife[0].shape[1]
+    cubic = discrepancy(
+        cubic_kernel, x, y, *(torch.cat(parts, dim=1) for parts in zip(jackknife, subsets, strict=True))
+    )
+    gaussian = discrepancy(gaussian_kernel, unit_rows(x), unit_rows(y), *jackknife)
+    values, errors = manifold_values(x, y, k=k), manifold_errors(x, y, k=k, seed=seed)
+
+    suffix = network.suffix if network else "_npy"
+    metrics = {
+        "fid": estimate(fid(x, y), fid_error(x, y, seed), confidence, least=0.0),
+        "fid_infinity": Estimate(fid_infinity(x, y, seed=seed), None, None),
+        "kid": estimate(cubic.unbiased, jackknife_error(cubic.parts[:folds], n), confidence),
+        "cmmd": estimate(
+            CMMD_SCALE * gaussian.biased, CMMD_SCALE * jackknife_error(gaussian.parts, n), confidence, least=0.0
+        ),
+    }
+    for name, error in errors.items():
+        most = torch.inf if name == "density" else 1.0
+        metrics[name] = estimate(float(getattr(values, name).mean()), error, confidence, least=0.0, most=most)
+    drawn = cubic.parts[folds:]
+    return Measurement(
+        real=real.name,
+        generated=generated.name,
+        n_real=n,
+        n_generated=m,
+        k=k,
+        extractor=network.name if network else "npy",
+        dim=dim,
+        preprocessing=network.preprocessing if network else "",
+        weights_sha256=network.weights_sha256 if network else "",
+        confidence=confidence,
+        seed=seed,
+        metrics={f"{name}{suffix}": found for name, found in metrics.items()},
+        kid_subsets={
+            "mean": float(drawn.mean()),
+            "std": float(drawn.std(correction=0)),
+            "subsets": KID_SUBSETS,
+            "size": size,
+        },
+        per_class=_per_class(real, generated, x, y),
+        warnings=_warnings(real, generated, network, dim),
+    )
+
+
+def _per_class(real: _Side, generated: _Side, x: Tensor, y: Tensor) -> dict[str, ClassDistance]:
+    if real.images is None or generated.images is None:
+        return {}
+    found = {}
+    for label, name in enumerate(real.images.class_names):
+        if name not in generated.images.class_names:
+            continue
+        own = x[(real.images.labels == label).to(x.device)]
+        other = y[(generated.images.labels == generated.images.class_names.index(name)).to(y.device)]
+        if min(len(own), len(other)) >= 2:
+            found[name] = ClassDistance(fid(own, other), kid(own, other), len(own), len(other))
+    return found
+
+
+def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int) -> tuple[str, ...]:
+    found = []
+    if biased := small_sample_warning(len(real.features), len(generated.features), dim):
+        found.append(biased)
+    given = [side.name for side in (real, generated) if side.images is None]
+    if network and given:
+        found.append(f"the features in {given[0]} are taken to be of {network.name} as it is here")
+    if real.images and generated.images:
+        if real.images.size != generated.images.size:
+            found.append(
+                f"real images have {real.images.size} px, generated ones {generated.images.size} px: part of every "
+                "distance is sharpness; give --size to make them equal"
+            )
+        only = set(real.images.class_names) ^ set(generated.images.class_names)
+        if only:
+            found.append(f"classes on one side only: {', '.join(sorted(only)[:5])}{', ...' if len(only) > 5 else ''}")
+    return tuple(found)

@@ -1,0 +1,131 @@
+"""The images of a run: loaded as the run recorded them, compared with what it recorded, less what it must forget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .config import DataSettings
+from .datasets import Splits, data_record, load_splits
+from .embeddings import EmbeddingStore
+from .engine.claim import listed
+from .engine.ledger import Ledger
+from .engine.lock import run_lock
+from .engine.manifest import Manifest
+from .errors import ConfigMismatchError, DataError, UsageError
+from .images import LabelledImages
+from .selection import Chosen
+
+DATA_FILE, FORGOTTEN_FILE = "data.json", "forgotten.jsonl"
+
+
+def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
+    """Load the images of a run: by `settings` the first time, by what data.json recorded afterwards.
+
+    Training images that were added since are welcome. Images that were forgotten stay out (forgetting.py).
+    Raises UsageError where neither settings nor a record is there, ConfigMismatchError where recorded images changed
+    or are gone, with what changed.
+    """
+    recorded = read_record(run)
+    if settings is None:
+        note = recorded or Ledger(run).note(DATA_FILE)
+        if note is None:
+            raise UsageError(
+                f"{run}: not a run folder ({DATA_FILE} is missing). Start with `dinv invert DATA --out {run}`."
+            )
+        settings = DataSettings(**note["source"])
+    begun = recorded is not None and bool(EmbeddingStore(run).images())
+    splits = load(run, settings, recorded if begun else None)
+    record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
+    if begun and recorded is not None:
+        lines = [
+            f"{key}: was {recorded['source'][key]}, now {record['source'][key]}"
+            for key in ("holdout", "seed")
+            if recorded["source"][key] != record["source"][key]
+        ]
+        lines += [f"{part}: {line}" for part in ("train", "test") for line in changes(recorded[part], record[part])]
+        lines += [
+            f"{key}: was {recorded[key]}, now {record[key]}"
+            for key in ("class_names", "size")
+            if recorded[key] != record[key]
+        ]
+        if lines:
+            raise ConfigMismatchError(
+                f"{run}: the images are not those this run began with:\n{listed(lines)}\n"
+                "Restore the data and the options that select it, or choose another run folder. Or take the images out "
+                f"with all that was made from them: `dinv forget {run} --source ID` for one, `--changed` for all."
+            )
+    with run_lock(run):
+        text = json.dumps(record, indent=1) + "\n"
+        Ledger(run).commit(DATA_FILE, text.encode(), note={"source": record["source"]})
+    return splits
+
+
+def read_record(run: Path) -> dict[str, Any] | None:
+    """What data.json holds; None where the run has none. Raises DataError where it was damaged."""
+    record: dict[str, Any] | None = Ledger(run).read_json(DATA_FILE)
+    return record
+
+
+def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> Splits:
+    """Load what `settings` names, parted as it was recorded; without the images that the run was told to forget."""
+    splits = load_splits(
+        settings.data,
+        test=settings.test,
+        size=settings.size,
+        limit=settings.limit,
+        test_limit=settings.test_limit,
+        holdout=settings.holdout,
+        seed=settings.seed,
+        root=settings.root,
+        drop_duplicates=settings.drop_test_duplicates,
+        allow_near_duplicates=settings.allow_near_duplicates,
+        chosen=Chosen(frozenset(recorded["train"]["ids"]), frozenset(recorded["test"]["ids"])) if recorded else None,
+    )
+    forgotten = forgotten_hashes(run)
+    if not forgotten:
+        return splits
+
+    def without(images: LabelledImages) -> LabelledImages:
+        rows = [
+            row
+            for row, (image_id, content) in enumerate(zip(images.ids, images.hashes, strict=True))
+            if hashed(image_id) not in forgotten and hashed(content) not in forgotten
+        ]
+        if not rows:
+            raise DataError(f"{images.name}: every image was forgotten; add others")
+        return images if len(rows) == len(images) else images.subset(rows)
+
+    return Splits(without(splits.train), without(splits.test), splits.how)
+
+
+def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One line for every recorded image of a part that is gone, has other pixels or another label."""
+    return [f"{image_id}: {what}" for image_id, what in changed_images(recorded, now)]
+
+
+def changed_images(recorded: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
+    """Id of every recorded image of a part that changed, and how."""
+    found = dict(zip(now["ids"], zip(now["hashes"], now["labels"], strict=True), strict=True))
+    lines = []
+    for image_id, content, label in zip(recorded["ids"], recorded["hashes"], recorded["labels"], strict=True):
+        if image_id not in found:
+            lines.append((image_id, "gone, or not selected any more"))
+        elif found[image_id][0] != content:
+            lines.append((image_id, "other pixels"))
+        elif found[image_id][1] != label:
+            lines.append((image_id, "another class"))
+    return lines
+
+
+def hashed(text: str) -> str:
+    """What forgotten.jsonl keeps of an id or content hash, so that it can be recognised but not read."""
+    return hashlib.sha256(f"forgotten {text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def forgotten_hashes(run: Path) -> set[str]:
+    """`hashed` ids and contents of the images that the run must never use again."""
+    records = Manifest(run / FORGOTTEN_FILE).records()
+    return {value for record in records for value in record.get("never_again", ())}

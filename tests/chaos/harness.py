@@ -1,0 +1,320 @@
+"""Stages of a small run that can be killed anywhere, and what the run holds in the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diffusion_inversion import pipeline
+from diffusion_inversion.config import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from diffusion_inversion.engine import faults
+from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.engine.manifest import Manifest
+from diffusion_inversion.errors import DinvError
+from diffusion_inversion.generator import Generator
+from diffusion_inversion.images import LabelledImages
+from diffusion_inversion.integrity import OURS, verify
+from diffusion_inversion.run_images import open_splits
+from toy import MINI_SCHEDULER, build_checkpoint, toy_images
+
+INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
+SAMPLE = SampleSettings(variants=2, inference_steps=2, batch_size=3, guidance_scales=(1.0, 2.0))
+TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1))
+
+
+def write_images(folder: Path, images: LabelledImages, rows: range) -> None:
+    """Write rows of images as `<folder>/<class>/<row>.png`."""
+    from PIL import Image
+
+    for row in rows:
+        path = folder / images.class_names[int(images.labels[row])] / f"{row:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.images[row].permute(1, 2, 0).numpy()).save(path)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A toy checkpoint and a folder of images, 12 to learn and 8 to test."""
+
+    checkpoint: Path
+    data: Path
+
+    @classmethod
+    def build(cls, folder: Path) -> Bench:
+        images = toy_images(20)
+        write_images(folder / "data" / "train", images, range(12))
+        write_images(folder / "data" / "test", images, range(12, 20))
+        return cls(build_checkpoint(folder / "toy", MINI_SCHEDULER), folder / "data")
+
+    def generator(self) -> Generator:
+        return _generator(self.checkpoint)
+
+
+@cache
+def _generator(checkpoint: Path) -> Generator:
+    return Generator.load(checkpoint, device="cpu", dtype="float32")
+
+
+def invert(bench: Bench, run: Path) -> None:
+    splits = open_splits(run, DataSettings(data=str(bench.data)))
+    pipeline.invert_stage(run, splits, bench.generator(), INVERT)
+
+
+def sample(bench: Bench, run: Path) -> None:
+    pipeline.sample_stage(run, bench.generator(), SAMPLE)
+
+
+def train(bench: Bench, run: Path) -> None:
+    pipeline.train_stage(run, open_splits(run), TRAIN, "cpu")
+
+
+def report(bench: Bench, run: Path) -> None:
+    splits = open_splits(run)
+    results = pipeline.train_stage(run, splits, TRAIN, "cpu")
+    pipeline.report_stage(run, splits, results, TRAIN, "dinv run data")
+
+
+STAGES: dict[str, Callable[[Bench, Path], None]] = {
+    "invert": invert,
+    "sample": sample,
+    "train": train,
+    "report": report,
+}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a process is killed: at the nth time that it passes a fault point, or after some seconds of work."""
+
+    point: str | None = None
+    nth: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.point} #{self.nth}" if self.point else f"{self.seconds:.3f} s"
+
+
+def forkserver() -> Any:
+    """Processes that are forked from one in which everything is imported and nothing computed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warm"])
+    return context
+
+
+def _victim(bench: Bench, run: Path, stage: str, kill: Kill, begun: Any) -> None:
+    """The process that is killed. It dies by SIGKILL, which nothing can catch or clean up after."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends soon)
+    bench.generator()
+    left = kill.nth
+
+    def on_point(name: str) -> None:
+        nonlocal left
+        if name == kill.point:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    faults.on_point = on_point
+    begun.set()
+    with run_lock(run):
+        STAGES[stage](bench, run)
+
+
+def kill_during(bench: Bench, run: Path, stage: str, kill: Kill) -> bool:
+    """Do a stage in another process and kill that; return whether it was killed before it was done."""
+    context = forkserver()
+    begun = context.Event()
+    process = context.Process(target=_victim, args=(bench, run, stage, kill, begun))
+    process.start()
+    if kill.point is None and begun.wait(60):
+        time.sleep(kill.seconds)
+        process.kill()
+    process.join(120)
+    code = process.exitcode
+    process.close()
+    assert code in (0, -signal.SIGKILL), f"{stage} ended with {code} at {kill}"
+    return code != 0
+
+
+def command_child(arguments: list[str], log: str, changes: dict[str, float]) -> None:
+    """Run `dinv` with arguments in this process, stdout and stderr in a file; leave with its exit code."""
+    from diffusion_inversion.cli import main
+    from diffusion_inversion.engine import signals, state
+
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    sys.argv = ["dinv", *arguments]
+    signals.GRACE = changes.get("grace", signals.GRACE)
+    state.EVERY = changes.get("every", state.EVERY)
+    main()
+
+
+def _racer(
+    bench: Bench, run: Path, stage: str, shared: bool, kill: tuple[str, int] | None, ready: Any, go: Any
+) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends soon)
+    bench.generator()
+    left = kill[1] if kill else 0
+
+    def on_point(name: str) -> None:
+        nonlocal left
+        if kill and name == kill[0]:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    faults.on_point = on_point
+    ready.release()
+    go.wait()
+    try:
+        with run_lock(run, shared=shared):
+            STAGES[stage](bench, run)
+    except DinvError as error:
+        sys.exit(error.exit_code)
+
+
+def race(
+    bench: Bench,
+    run: Path,
+    stage: str,
+    count: int,
+    *,
+    shared: bool,
+    kill_one_at: tuple[str, int] | None = None,
+) -> list[int | None]:
+    """Start `count` processes on one stage at the same moment; return their exit codes."""
+    context = forkserver()
+    ready, go = context.Semaphore(0), context.Event()
+    processes = [
+        context.Process(
+            target=_racer, args=(bench, run, stage, shared, kill_one_at if number == 0 else None, ready, go)
+        )
+        for number in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        ready.acquire()
+    go.set()
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes]
+
+
+def _limited(bench: Bench, run: Path, stage: str, limit: int | None, spare: int | None) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends soon)
+    bench.generator()
+    if spare is not None:
+        pipeline.SPARE_BYTES = spare
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        with run_lock(run):
+            STAGES[stage](bench, run)
+    except DinvError as error:
+        sys.exit(error.exit_code)
+
+
+def limited(bench: Bench, run: Path, stage: str, limit: int | None, spare: int | None = None) -> int | None:
+    """Do a stage in a process whose files may have at most `limit` bytes; return its exit code."""
+    process = forkserver().Process(target=_limited, args=(bench, run, stage, limit, spare))
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+def finish(bench: Bench, run: Path, stage: str) -> None:
+    """The same call again, in this process."""
+    with run_lock(run):
+        STAGES[stage](bench, run)
+
+
+def uninterrupted(bench: Bench, run: Path, stage: str) -> tuple[float, dict[str, int]]:
+    """Do a stage here; return its seconds and how often it passes each fault point."""
+    passed: dict[str, int] = dict.fromkeys(faults.POINTS, 0)
+
+    def on_point(name: str) -> None:
+        passed[name] += 1
+
+    faults.on_point = on_point  # type: ignore[assignment]
+    start = time.monotonic()
+    try:
+        finish(bench, run, stage)
+    finally:
+        faults.on_point = None
+    return time.monotonic() - start, passed
+
+
+_TIMES = (
+    re.compile(r'"(seconds|created)": ("[^"]*"|[0-9.]+)'),
+    re.compile(r"\d{4}-\d\d-\d\dT[0-9:]+Z"),
+    re.compile(r"\d+(\.\d)? s\b|\d+ min \d+ s"),
+)
+
+
+def content(run: Path) -> dict[str, str]:
+    """sha256 of every file of a run but its own bookkeeping; times of day and durations in reports are left out."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if path.is_dir() or name.startswith((".lock", ".claims/")) or path.name == "manifest.jsonl":
+            continue
+        data = path.read_bytes()
+        if path.suffix in (".json", ".html"):
+            text = data.decode()
+            for pattern in _TIMES:
+                text = pattern.sub("TIME", text)
+            data = text.encode()
+        found[name] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def units(run: Path) -> dict[str, Any]:
+    """Every committed unit of every manifest, without the seconds that it took."""
+    found = {}
+    for folder in OURS:
+        for unit, record in Manifest(run / folder / "manifest.jsonl").units().items():
+            found[f"{folder}/{unit}"] = {key: value for key, value in record.items() if key != "seconds"}
+    return found
+
+
+def lost_and_doubled(run: Path, whole: Path) -> tuple[int, int]:
+    """Jobs of `whole` that `run` lacks, and jobs that it has done more than once."""
+    lost = doubled = 0
+    for folder in OURS:
+        jobs = [
+            [job for record in Manifest(place / folder / "manifest.jsonl").units().values() for job in record["ids"]]
+            for place in (run, whole)
+        ]
+        lost += len(set(jobs[1]) - set(jobs[0]))
+        doubled += len(jobs[0]) - len(set(jobs[0]))
+    return lost, doubled
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    """`run` holds what `whole` holds, bit for bit, and nothing else, and knows it."""
+    assert lost_and_doubled(run, whole) == (0, 0)
+    assert units(run) == units(whole)
+    assert content(run) == content(whole)
+    assert json.dumps([vars(f) for f in verify(run).findings]) == "[]"
+
+
+torch.set_num_threads(1)  # a process that is forked after OpenMP began would hang

@@ -1,0 +1,19 @@
+"""What the stages import when they are called, imported before the fork, so that each child starts in no time."""
+
+import harness
+import matplotlib.figure
+import pyarrow.parquet
+import sklearn.metrics
+import torchvision.models
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+import diffusion_inversion.cli
+import diffusion_inversion.doctor
+import diffusion_inversion.pipeline
+
+__all__ = [
+    "AutoencoderKL", "CLIPTextModel", "CLIPTokenizer", "DDIMScheduler", "DDPMScheduler",
+    "DPMSolverMultistepScheduler", "UNet2DConditionModel", "diffusion_inversion", "harness", "matplotlib", "pyarrow",
+    "sklearn", "torchvision",
+]  # fmt: skip

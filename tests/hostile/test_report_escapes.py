@@ -1,0 +1,159 @@
+"""Whatever a data set calls its things, the report shows it as text and can load nothing."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion_inversion.report import ReportImages, render_report
+from diffusion_inversion.report.figures import accuracy_bars, image_grid, png
+from diffusion_inversion.report.html import render_page
+from diffusion_inversion.report.text import LONGEST, visible
+
+NAMES = (
+    "<script>alert(1)</script>", "</title><script>x</script>", "</pre></code><iframe src=//evil>", "</style><script>",
+    '"><img src=x onerror=x>', "' onmouseover='x", "javascript:alert(1)", "data:text/html,<script>x</script>", "-->",
+    "<svg/onload=alert(1)>", "&lt;script&gt;", "{{ 7 * 7 }}", "{% include '/etc/passwd' %}", "--><script>",
+    "<a href=javascript:x>", "cat\u202egnp.exe", "\u2066cat\u2069", "a\u200fb", "a\x00b", "a\x1b[31mred", "\ud800",
+    "a\nb", "\ufffe", "\U000e0041", "x" * 100_000, "<" * 5000, r"$\frac{$", r"$\frac{1}{2}$", "$",
+    r"\input{/etc/passwd}", "]]><script>",
+    r"$\def\x{\x\x}\x$", "%s%n{0}", "=HYPERLINK(1)", "猫🐈",
+)  # fmt: skip
+PICTURES = dict.fromkeys(("bars", "grid", "curve"), b"\x89PNG")
+VOID = {"meta", "img", "br"}
+
+
+def run_called(name: str) -> dict[str, Any]:
+    """A run in which everything that comes from outside is called `name`."""
+    problem = {"file": name, "cause": name, "remedy": name, "fatal": True}
+    return {
+        "name": name,
+        "created": name,
+        "command": f"dinv run {name}",
+        "versions": {name: name},
+        "data": {
+            "name": name, "n_train": 2, "n_test": 2, "how": name, "class_names": [name, "dog"], "licence": name,
+            "problems": [problem],
+        },
+        "generator": {"name": name, "hash": name, "resolution": 32, "prediction_type": name},
+        "settings": {"invert": {"note": name, name: [name, {"a": name}]}, name: {}},
+        "stages": {
+            "invert": {"seconds": 1.0, "loss_initial": 0.4, "loss_final": 0.3, "null_loss": 0.5},
+            "sample": {"seconds": 1.0, "images": 4},
+            "train": {"seconds": 1.0},
+        },
+        "inversion_curve": {"steps": [0, 1], "mean": [0.4, 0.3], "p10": [0.4, 0.3], "p90": [0.4, 0.3]},
+        "arms": {name: {"accuracies": [0.5], "mean": 0.5, "std": None, "n": 1}},
+        "verdict": {
+            "outcome": "helps", "sentence": name,
+            "comparisons": [{"arm": name, "difference": 0.1, "low": None, "high": None}],
+        },
+    }  # fmt: skip
+
+
+class Shape(HTMLParser):
+    """Tags with their attributes, in order, and the text outside of the style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.open: list[str] = []
+        self.values: list[str] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, tuple(name for name, _ in attributes)))
+        self.values += [value or "" for name, value in attributes if name in ("src", "href", "action", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def images() -> ReportImages:
+    pixels = torch.zeros(2, 3, 3, 4, 4, dtype=torch.uint8)
+    return ReportImages(pixels[:, 0], pixels[:, 1], pixels[:, 2:], torch.tensor([0, 1]))
+
+
+@pytest.fixture(scope="module")
+def tame() -> Shape:
+    return Shape(render_page(run_called("tame"), PICTURES, 3))
+
+
+def check(name: str, tame: Shape) -> None:
+    page = render_page(run_called(name), PICTURES, 3)
+    page.encode()
+    shape = Shape(page)
+    assert shape.tags == tame.tags, "a name became markup"
+    assert all(value.startswith("data:image/png;base64,") for value in shape.values)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", page)
+    shown = " ".join(visible(name).split())
+    assert " ".join(shape.text.split()).count(shown) >= 12
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:30])
+def test_a_name_is_text_everywhere(name: str, tame: Shape) -> None:
+    check(name, tame)
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.text(min_size=1, max_size=30) | st.text("<>\"'&;=/ $\\{}%abon", min_size=1, max_size=30))
+def test_any_name_is_text_everywhere(name: str, tame: Shape) -> None:
+    check(name, tame)
+
+
+def test_the_page_s_policy_lets_it_load_nothing(images: ReportImages) -> None:
+    page = render_report(run_called("cat"), images)
+    assert page.count("data:image/png;base64,iVBOR") == 3
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    (found,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
+    assert found == policy
+    # It stands before anything that it governs.
+    assert page.index("Content-Security-Policy") < min(page.index(tag) for tag in ("<title", "<style", "<body", "<img"))
+    assert "<script" not in page and "http:" not in page and "https:" not in page
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:30])
+def test_figures_draw_any_name(name: str, images: ReportImages) -> None:
+    assert png(image_grid(images, (name, "dog"))).startswith(b"\x89PNG")
+    arm = {"accuracies": [0.5], "mean": 0.5, "std": None, "n": 1}
+    assert png(accuracy_bars({name: copy.copy(arm)})).startswith(b"\x89PNG")  # type: ignore[dict-item]
+
+
+def test_names_are_not_given_to_tex(images: ReportImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib obeys a matplotlibrc in the current folder; TeX would run what a name says."""
+    import matplotlib
+
+    plain = png(image_grid(images, (r"\input{x}", "dog")))
+    with matplotlib.rc_context({"text.usetex": True}):
+        assert png(image_grid(images, (r"\input{x}", "dog"))) == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cat", "cat"), ("a\nb\tc", "a\nb\tc"), ("a\u202eb", r"a\u202eb"), ("\x00", r"\u0000"), ("\ud800", r"\ud800"),
+        ("\U000e0041", r"\U000e0041"), ("é猫🐈", "é猫🐈"), ("👩\u200d🔬", "👩\u200d🔬"),
+        ("x" * LONGEST, "x" * LONGEST), ("x" * (LONGEST + 1), "x" * (LONGEST - 1) + "…"),
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_what_is_invisible_is_written_out(text: str, shown: str) -> None:
+    assert visible(text) == shown

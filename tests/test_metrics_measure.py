@@ -1,0 +1,144 @@
+"""`measure`: images or feature files in, a record and a table out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_inversion.errors import DataError, UsageError
+from diffusion_inversion.measuring import Measurement, measure
+from diffusion_inversion.metrics.frechet import fid
+from diffusion_inversion.metrics.kernel import kid
+from image_files import class_folders, save
+
+NAMES = ("fid", "fid_infinity", "kid", "cmmd", "precision", "recall", "density", "coverage")
+
+
+def feature_file(path: Path, n: int, shift: float = 0.0, scale: float = 1.0, seed: int = 0) -> Path:
+    rows = np.random.default_rng(seed).standard_normal((n, 6)) * scale + shift
+    np.save(path, rows.astype(np.float32))
+    return path
+
+
+def test_two_feature_files(tmp_path: Path) -> None:
+    real, generated = feature_file(tmp_path / "a.npy", 90), feature_file(tmp_path / "b.npy", 70, 0.5, seed=1)
+    found = measure(real, generated)
+    x, y = (torch.from_numpy(np.load(path)) for path in (real, generated))
+    assert tuple(found.metrics) == tuple(f"{name}_npy" for name in NAMES)
+    assert found.metrics["fid_npy"].value == pytest.approx(fid(x, y), rel=1e-9)
+    assert found.metrics["kid_npy"].value == pytest.approx(kid(x, y), rel=1e-9)
+    assert (found.n_real, found.n_generated, found.dim, found.k, found.extractor) == (90, 70, 6, 5, "npy")
+    assert found.kid_subsets["size"] == 70
+    for name, value in found.metrics.items():
+        if name != "fid_infinity_npy":
+            assert value.low is not None and value.high is not None
+            assert value.low <= value.value <= value.high, name
+    assert "KID" in found.warnings[0]
+    record = json.loads(json.dumps(found.record(), allow_nan=False))
+    assert record["metrics"]["fid_npy"]["value"] == found.metrics["fid_npy"].value
+    assert measure(real, generated) == found
+    assert all(name in found.table() for name in found.metrics)
+
+
+def test_the_second_argument_is_the_generated_one(tmp_path: Path) -> None:
+    """Generated images that all lie close together inside the real ones: precise, without recall."""
+    real = feature_file(tmp_path / "a.npy", 90)
+    collapsed = feature_file(tmp_path / "b.npy", 90, scale=0.01, seed=1)
+    metrics = measure(real, collapsed).metrics
+    assert metrics["precision_npy"].value == 1
+    assert metrics["recall_npy"].value == 0
+
+
+@pytest.fixture(scope="module")
+def images_measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Measurement]:
+    folder = tmp_path_factory.mktemp("images")
+    class_folders(folder / "real", {"cat": 9, "dog": 7})
+    class_folders(folder / "fake", {"dog": 8, "cat": 6, "owl": 1})
+    return folder, measure(folder / "real", folder / "fake", k=3, cache=folder / "cache")
+
+
+def test_two_folders_with_lite0(images_measured: tuple[Path, Measurement]) -> None:
+    _, found = images_measured
+    assert tuple(found.metrics) == tuple(f"{name}_lite0" for name in NAMES)
+    assert found.dim == 1280
+    assert len(found.weights_sha256) == 64
+    assert {name: (c.n_real, c.n_generated) for name, c in found.per_class.items()} == {"cat": (9, 6), "dog": (7, 8)}
+    assert any("owl" in warning for warning in found.warnings)
+    assert "cat" in found.table()
+
+
+def test_per_class_distances_are_of_the_class_of_that_name(images_measured: tuple[Path, Measurement]) -> None:
+    """Labels are numbered otherwise on the two sides."""
+    folder, found = images_measured
+    for side in ("real", "fake"):
+        shutil.copytree(folder / side / "dog", folder / f"{side}-dog" / "dog")
+    alone = measure(folder / "real-dog", folder / "fake-dog", k=1, cache=folder / "cache")
+    assert alone.metrics["fid_lite0"].value == pytest.approx(found.per_class["dog"].fid, rel=1e-5)
+
+
+def test_features_of_one_side_and_images_of_the_other(images_measured: tuple[Path, Measurement]) -> None:
+    from safetensors.torch import load_file
+
+    folder, found = images_measured
+    cached = [load_file(path)["features"] for path in sorted((folder / "cache").iterdir())]
+    np.save(folder / "real.npy", next(rows for rows in cached if len(rows) == 16).numpy())
+    again = measure(folder / "real.npy", folder / "fake", k=3, cache=folder / "cache")
+    assert {n: e.value for n, e in again.metrics.items()} == pytest.approx(
+        {n: e.value for n, e in found.metrics.items()}, rel=1e-9
+    )
+    assert any("taken to be of lite0" in warning for warning in again.warnings)
+    np.save(folder / "other.npy", np.ones((16, 9)) * np.arange(16)[:, None])
+    with pytest.raises(DataError, match="9 numbers an image"):
+        measure(folder / "other.npy", folder / "fake", k=3, cache=folder / "cache")
+
+
+def test_images_of_two_sizes_are_warned_of(tmp_path: Path) -> None:
+    class_folders(tmp_path / "a", {"cat": 6})
+    for row in range(6):
+        save(tmp_path / "b" / "cat" / f"{row}.png", np.full((12, 12, 3), 20 * row, np.uint8))
+    found = measure(tmp_path / "a", tmp_path / "b", k=2, cache=tmp_path / "cache")
+    assert any("8 px" in warning and "12 px" in warning for warning in found.warnings)
+    equal = measure(tmp_path / "a", tmp_path / "b", k=2, size=8, cache=tmp_path / "cache")
+    assert not any("12 px" in warning for warning in equal.warnings)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.ones((4, 3), np.int64), r"\(4, 3\) int64"),
+        (np.ones(4), r"\(4,\) float64"),
+        (np.array([[1.0, np.nan]] * 9), "NaN"),
+        (np.array([{"a": 1}], dtype=object), "cannot be read"),
+        (b"\x93NUMPY", "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_a_feature_file_that_holds_something_else(tmp_path: Path, content: object, message: str) -> None:
+    good, bad = feature_file(tmp_path / "good.npy", 20), tmp_path / "bad.npy"
+    if isinstance(content, bytes):
+        bad.write_bytes(content)
+    else:
+        np.save(bad, content, allow_pickle=True)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=message) as error:
+        measure(good, bad)
+    assert str(bad) in str(error.value)
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    good = feature_file(tmp_path / "good.npy", 20)
+    for settings in ({"k": 0}, {"confidence": 1.0}, {"batch_size": 0}, {"device": "abacus"}):
+        with pytest.raises(UsageError):
+            measure(good, good, **settings)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no such file"):
+        measure(good, tmp_path / "none.npy")
+    class_folders(tmp_path / "real", {"cat": 6})
+    with pytest.raises(UsageError):
+        measure(tmp_path / "real", tmp_path / "none", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()  # nothing was computed
+    with pytest.raises(DataError, match="at least 21"):
+        measure(good, good, k=20)
