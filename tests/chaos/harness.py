@@ -33,6 +33,7 @@ from diffusion_inversion.integrity import OURS, verify
 from diffusion_inversion.run_images import open_splits
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
+HERE = tuple(str(folder) for folder in Path(__file__).resolve().parents[:2])
 INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
 SAMPLE = SampleSettings(variants=2, inference_steps=2, batch_size=3, guidance_scales=(1.0, 2.0))
 TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1))
@@ -112,6 +113,8 @@ class Kill:
 
 def forkserver() -> Any:
     """Processes that are forked from one in which everything is imported and nothing computed."""
+    # Before Python 3.13 a fork server does not get sys.path, and passes over modules that it cannot import.
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in (*HERE, *sys.path) if path)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["warm"])
     return context
