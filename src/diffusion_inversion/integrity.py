@@ -63,8 +63,8 @@ class Verification:
         return any(finding.lost for finding in self.findings)
 
 
-def verify(run: Path, advance: Callable[[int], None] = lambda n: None) -> Verification:
-    """Read every file of a run folder and compare it with its record; `advance(bytes)` follows the reading.
+def verify(run: Path, on_file: Callable[[], None] = lambda: None) -> Verification:
+    """Read every file of a run folder and compare it with its record; `on_file()` follows the reading.
 
     Finds changed, missing, unlisted and unfinished files, and changed or torn records. Changes nothing.
     Raises UsageError where the folder holds no run.
@@ -78,8 +78,9 @@ def verify(run: Path, advance: Callable[[int], None] = lambda n: None) -> Verifi
     good, _, _ = ledger.manifest.examine()
     for name in dict.fromkeys(record["unit"] for record in good):
         listed.add(name)
-        found = _hash(run / name, advance)
+        found = _hash(run / name)
         files, size = files + 1, size + found[1]
+        on_file()
         findings += _ledger_findings(name, [record for record in good if record["unit"] == name], found[0])
     for folder in OURS:
         manifest = f"{folder}/{MANIFEST}"
@@ -95,8 +96,9 @@ def verify(run: Path, advance: Callable[[int], None] = lambda n: None) -> Verifi
         for unit, record in units.items():
             for name, digest in record["files"].items():
                 listed.add(f"{folder}/{name}")
-                found = _hash(inside(run / folder, name), advance)
+                found = _hash(inside(run / folder, name))
                 files, size = files + 1, size + found[1]
+                on_file()
                 if found[0] != digest:
                     findings.append(Finding(f"{folder}/{name}", "damaged" if found[0] else "missing", unit=unit))
     findings += _unlisted(run, listed)
@@ -189,7 +191,7 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _hash(path: Path, advance: Callable[[int], None]) -> tuple[str | None, int]:
+def _hash(path: Path) -> tuple[str | None, int]:
     """sha256 hex and size of a file; (None, 0) where it is missing. Raises DataError where it cannot be read."""
     digest, size = hashlib.sha256(), 0
     try:
@@ -197,7 +199,6 @@ def _hash(path: Path, advance: Callable[[int], None]) -> tuple[str | None, int]:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
                 size += len(chunk)
-                advance(len(chunk))
     except FileNotFoundError:
         return None, 0
     except OSError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from . import care, generators, stages
+from . import care, generators, measures, stages
 
 app = typer.Typer(
     help="Turn a folder of labelled images into a synthetic training set, and find out whether it helps.",
@@ -19,6 +19,7 @@ app = typer.Typer(
 PANELS: dict[str, list[Callable[..., None]]] = {
     "The method": [stages.run, stages.invert, stages.sample, stages.train, stages.demo],
     "Care of data and runs": [care.inspect, care.doctor, care.verify, care.repair, care.forget],
+    "Measures": [measures.metrics],
     "Generators": [generators.generators, generators.pretrain],
 }
 for panel, functions in PANELS.items():

@@ -133,17 +133,9 @@ def _verified(run: Path) -> Verification:
     from ..engine.progress import track
     from ..integrity import verify as check
 
-    total = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
-    with track("verify", total // 1000, "kB") as advance:
-        left = 0
-
-        def count(size: int) -> None:
-            nonlocal left
-            left += size
-            advance(left // 1000)
-            left %= 1000
-
-        return check(run, count)
+    files = [path for path in run.rglob("*") if path.is_file() and path.suffix not in (".jsonl", ".lock")]
+    with track("verify", len(files), "files") as advance:
+        return check(run, lambda: advance(1))
 
 
 def _record(found: Verification) -> dict[str, object]:
