@@ -317,7 +317,8 @@ def assert_same(run: Path, whole: Path) -> None:
     assert lost_and_doubled(run, whole) == (0, 0)
     assert units(run) == units(whole)
     assert content(run) == content(whole)
-    assert json.dumps([vars(f) for f in verify(run).findings]) == "[]"
+    findings = json.dumps([vars(finding) for finding in verify(run).findings])
+    assert findings == "[]", findings
 
 
 torch.set_num_threads(1)  # a process that is forked after OpenMP began would hang

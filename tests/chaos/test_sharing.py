@@ -45,10 +45,10 @@ def test_eight_share_every_stage(bench: Bench, whole: Path, tmp_path: Path) -> N
 
 def test_the_others_take_over_what_a_killed_one_held(bench: Bench, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    codes = race(bench, run, "invert", 3, shared=True, kill_one_at=("committed", 4))
+    codes = race(bench, run, "invert", 3, shared=True, kill_one_at=("written", 1))
     assert sorted(codes) == [-9, 0, 0]
     for stage in ("sample", "train"):
-        codes = race(bench, run, stage, 3, shared=True, kill_one_at=("renamed", 2))
+        codes = race(bench, run, stage, 3, shared=True, kill_one_at=("renamed", 1))
         assert sorted(codes) == [-9, 0, 0]
     finish(bench, run, "train")  # sweeps what the killed ones left under temporary names
     assert_same(run, whole)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import typer
 
 from . import care, generators, measures, stages
@@ -16,15 +14,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PANELS: dict[str, list[Callable[..., None]]] = {
-    "The method": [stages.run, stages.invert, stages.sample, stages.train, stages.demo],
-    "Care of data and runs": [care.inspect, care.doctor, care.verify, care.repair, care.forget],
-    "Measures": [measures.metrics],
-    "Generators": [generators.generators, generators.pretrain],
-}
-for panel, functions in PANELS.items():
-    for function in functions:
-        app.command(rich_help_panel=panel)(function)
+METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
+CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
+for function in (*METHOD, *CARE, measures.metrics, generators.generators, generators.pretrain):
+    app.command()(function)
 
 
 def main() -> None:

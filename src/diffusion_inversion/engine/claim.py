@@ -53,10 +53,9 @@ def claim_run(folder: Path, stage: str, settings: dict[str, Any], *, begun: bool
     ledger = Ledger(folder)
     with briefly(folder, f"claim-{stage}"):
         stored = ledger.read_json(name) if begun or is_shared(folder) else None
-        if stored is None:
+        lines = [] if stored is None else list(differences(stored, json.loads(text)))
+        if not lines:  # the same again only completes a record that a kill cut short
             ledger.commit(name, text.encode(), note={"copy": text})
-            return
-    lines = list(differences(stored, json.loads(text)))
     if lines:
         raise ConfigMismatchError(
             f"{folder}: {stage} was run here with other settings:\n"

@@ -50,11 +50,19 @@ def each_unit(
             with finishing():
                 do(unit)
         return
-    while todo := plan(jobs, manifest, size):
+    while True:
+        known = len(manifest.records())
+        todo = plan(jobs, manifest, size)
+        if not todo:
+            return
         worked = False
+        done: set[str] = set()  # since the plan was made
         for unit in todo:
             with claim(run, f"{manifest.path.parent.name}-{unit_name(unit)}") as mine:
-                if not mine or any(job in record["ids"] for record in manifest.units().values() for job in unit[:1]):
+                records = manifest.records()
+                done.update(job for record in records[known:] if record["event"] == "commit" for job in record["ids"])
+                known = len(records)
+                if not mine or not done.isdisjoint(unit):
                     continue
                 with finishing():
                     do(unit)
