@@ -4,8 +4,9 @@
 
 The bare loop makes the same tensors and images with the same functions and writes them with plain file writes: no
 temporary file, sync, rename, hash, manifest, lock or signal handling, and trains on what it has in memory. Both work on
-the same loaded generator and images. Prints seconds of each, and the median of the paired ratios; run it on an idle
-machine.
+the same loaded generator and images. Prints seconds of each, the median of the paired ratios, and the share of
+the job's wall time inside the functions of the protocol (writing, syncing, hashing, reading back and checking), which other
+work on the machine disturbs less; run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from diffusion_inversion import pipeline
+from diffusion_inversion import classifiers, embeddings, pipeline, synthetic
 from diffusion_inversion.classifier_store import ClassifierStore
 from diffusion_inversion.config import DataSettings, InvertSettings, SampleSettings, TrainSettings
 from diffusion_inversion.datasets import Splits, load_splits
 from diffusion_inversion.embeddings import Embeddings
+from diffusion_inversion.engine import ledger, manifest
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.evaluation import evaluate
 from diffusion_inversion.generator import Generator
@@ -64,7 +67,7 @@ def without(
         pixels = to_model_range(batch.resized(resolution).images)
         results.append(invert_batch(generator, pixels, guesses(batch, pixels, generator, invert), batch.ids, invert))
         save_file({"vectors": results[-1].vectors}, folder / f"{start}.safetensors")
-    embeddings = Embeddings(
+    learned = Embeddings(
         ids=tuple(images.ids[row] for row in order),
         labels=images.labels[order],
         class_names=images.class_names,
@@ -77,29 +80,49 @@ def without(
         resolution=resolution,
         image_size=images.size,
     )
-    jobs = [(row, variant) for variant in range(sample.variants) for row in range(len(embeddings))]
+    jobs = [(row, variant) for variant in range(sample.variants) for row in range(len(learned))]
     drawn = []
     for start in range(0, len(jobs), sample.batch_size):
-        plans = [plan_variant(embeddings, generator, sample, *job) for job in jobs[start : start + sample.batch_size]]
-        pictures = resize(to_uint8(draw_images(embeddings, generator, plans, sample)), images.size)
+        plans = [plan_variant(learned, generator, sample, *job) for job in jobs[start : start + sample.batch_size]]
+        pictures = resize(to_uint8(draw_images(learned, generator, plans, sample)), images.size)
         for plan, picture in zip(plans, pictures, strict=True):
             (folder / f"{plan.source}-{plan.variant}.png").write_bytes(encode_png(picture))
         drawn.append(pictures)
-    rows = spread = pipeline.spread_over_classes(embeddings.labels.tolist(), pipeline.REPORT_ROWS)
-    pipeline.reconstruct(embeddings, generator, sample, spread)
-    synthetic = replace(
+    pipeline.reconstruct(learned, generator, sample, pipeline.spread_over_classes(learned.labels.tolist(), 8))
+    drawings = replace(
         images,
         ids=tuple(f"{row}-{variant}" for row, variant in jobs),
         hashes=("",) * len(jobs),
-        labels=embeddings.labels[[row for row, _ in jobs]],
+        labels=learned.labels[[row for row, _ in jobs]],
         images=torch.cat(drawn),
     )
-    assert rows
     for seed in training.seeds:
-        for first, second in ((images, None), (synthetic, None), (images, synthetic)):
+        for first, second in ((images, None), (drawings, None), (images, drawings)):
             classifier = train(first, synthetic=second, settings=training, seed=seed, device="cpu")
             evaluate(classifier, splits.test)
             save_file(classifier.network.state_dict(), folder / f"{seed}-{len(first)}-{second is None}.safetensors")
+
+
+class Clock:
+    """Wall time inside the functions of the protocol, whatever the rest of the machine does."""
+
+    def __init__(self) -> None:
+        self.seconds, self.depth = 0.0, 0
+
+    def around(self, owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            self.depth += 1
+            start = time.monotonic()
+            try:
+                return inner(*arguments, **named)
+            finally:
+                self.depth -= 1
+                if self.depth == 0:
+                    self.seconds += time.monotonic() - start
+
+        setattr(owner, name, timed)
 
 
 def main() -> None:
@@ -115,21 +138,33 @@ def main() -> None:
         SampleSettings(variants=5),
         TrainSettings(steps=60, seeds=(0,)),
     )
+    clock = Clock()
+    for owner, name in (
+        (synthetic, "commit_many"), (embeddings, "commit_bytes"), (classifiers, "commit_bytes"),
+        (ledger.Ledger, "commit"), (ledger.Ledger, "read"), (manifest.Manifest, "append"),
+        (manifest.Manifest, "records"), (synthetic, "read_rows"), (embeddings, "read_tensors"),
+        (pipeline, "require_room"),
+    ):  # fmt: skip
+        clock.around(owner, name)
+    shares = []
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     for pair in range(arguments.pairs + 1):
         order = (("with", with_protocol), ("without", without))
         for name, job in order if pair % 2 else reversed(order):
             folder = Path(tempfile.mkdtemp(prefix="overhead-"))
-            start = time.monotonic()
+            start, inside = time.monotonic(), clock.seconds
             job(folder, data, generator, *settings)
             if pair:  # the first pair warms up
                 seconds[name].append(time.monotonic() - start)
+                if name == "with":
+                    shares.append((clock.seconds - inside) / seconds[name][-1])
             shutil.rmtree(folder)
             print(f"{name}: {time.monotonic() - start:.2f} s", file=sys.stderr)
     ratios = [a / b for a, b in zip(seconds["with"], seconds["without"], strict=True)]
     low, high = min(ratios), max(ratios)
     print(json.dumps({"ratio_median": round(statistics.median(ratios), 4), "lowest": round(low, 4),
-                      "highest": round(high, 4), "pairs": len(ratios), "seconds": seconds}))  # fmt: skip
+                      "highest": round(high, 4), "pairs": len(ratios), "share_inside_median": round(statistics.median(shares), 5),
+                      "seconds": seconds}))  # fmt: skip
 
 
 if __name__ == "__main__":

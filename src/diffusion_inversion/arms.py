@@ -17,6 +17,7 @@ from .config import TrainSettings
 from .device import resolve_device
 from .engine.claim import claim_run
 from .engine.lock import run_lock
+from .engine.state import UnitState, clear_states
 from .engine.units import each_unit
 from .errors import DataError, UsageError
 from .evaluation import SMALLEST_EFFECT, Evaluation, Verdict, evaluate, score, verdict
@@ -109,7 +110,8 @@ def train_arms(
 
     store = ClassifierStore(folder)
     with run_lock(folder):
-        claim_run(folder, "train", recipe(settings, where), begun=bool(store.manifest.units()))
+        described = recipe(settings, where)
+        claim_run(folder, "train", described, begun=store.manifest.last("commit") is not None)
         data = data_version(real, synthetic, test)
         units = {unit_of(arm, seed, data): (arm, seed) for arm, seed in wanted}
         before = {unit for unit in units if unit in store.manifest.units()}
@@ -119,8 +121,9 @@ def train_arms(
             images, mixed_with = sources[arm]
             start = time.monotonic()
             report = None if on_step is None else _bind(on_step, arm, seed)
+            state = UnitState(store.folder, unit, [described, data])
             classifier = train(
-                images, synthetic=mixed_with, settings=settings, seed=seed, device=device, on_step=report
+                images, synthetic=mixed_with, settings=settings, seed=seed, device=device, on_step=report, state=state
             )
             found = evaluate(classifier, test)
             measured = {
@@ -130,6 +133,7 @@ def train_arms(
                 "predictions": found.predictions.tolist(),
             }
             store.commit(unit[0], arm, seed, classifier, measured, time.monotonic() - start)
+            state.clear()
             if on_run is not None:
                 on_run(_arm_run(store, unit[0], test, False))
 
@@ -138,6 +142,7 @@ def train_arms(
                 on_run(_arm_run(store, unit, test, True))
         each_unit(folder, list(units), store.manifest, 1, learn)
         store.finish(settings)
+        clear_states(store.folder)
         return ArmResults(tuple(_arm_run(store, unit, test, unit in before) for unit in units), test.labels)
 
 

@@ -160,6 +160,10 @@ class EmbeddingStore:
             for image_id, content, label in zip(record["ids"], record["hashes"], record["labels"], strict=True)
         }
 
+    def begun(self) -> bool:
+        """Whether anything was ever committed here, dropped since or not."""
+        return self.manifest.last("commit") is not None
+
     def failed(self) -> list[str]:
         """Ids that gave no finite vectors, in their order; they are not tried again."""
         return sorted(image_id for record in self.manifest.units().values() for image_id in record["failed"])
@@ -226,9 +230,13 @@ class EmbeddingStore:
             failed = [image_id for image_id in record["failed"] if image_id not in ids]
             files: dict[str, str] = {}
             for name, digest in record["files"].items():
-                shard = self._read_shard(name, digest)
-                rest = shard.rows(torch.tensor([image_id not in ids for image_id in shard.ids], dtype=torch.bool))
                 replaced.append(name)
+                try:
+                    shard = self._read_shard(name, digest)
+                except DataError:  # damaged: its other images are learned again
+                    left = []
+                    break
+                rest = shard.rows(torch.tensor([image_id not in ids for image_id in shard.ids], dtype=torch.bool))
                 if rest.ids:
                     new_name = f"shard-{unit_name(left)}.safetensors"
                     files[new_name] = self._write(new_name, rest)
@@ -240,7 +248,7 @@ class EmbeddingStore:
         if self.manifest.last("complete"):
             count = sum(record["count"] for record in records if record["event"] == "commit")
             records.append({"event": "complete", "count": count})
-        self.manifest.rewrite(records)
+        self.manifest.rewrite([*records, *(r for r in self.manifest.records() if r["event"] == "time")])
         for name in replaced:
             (self.folder / name).unlink(missing_ok=True)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ from .engine.ledger import Ledger
 from .engine.lock import is_shared, run_lock
 from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest
+from .engine.store import sync_folder
 from .errors import UsageError
+from .forgotten import Marks, hashed, read_marks, without_mention, write_marks
+from .images import Problem
 from .integrity import OURS
-from .run_images import DATA_FILE, FORGOTTEN_FILE, changed_images, hashed, load, read_record
+from .run_images import DATA_FILE, changed_images, load, read_record
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, Row, SyntheticStore
 
+POSITION = re.compile(r".+/\d{6}")
 # Files that show or summarise the images; made again by the stages.
 DERIVED = ("run.json", "report.html", "reconstructions.safetensors", f"{SYNTHETIC}/{METADATA}")
 
@@ -48,7 +53,7 @@ def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_av
     descends from all its images: these go too, unless `keep_averages`. Test images are forgotten in the same way.
     Reports and reconstructions are deleted; the stages make them again. `never_again` keeps the images out of this run
     for good, also where DATA still holds them or the same pixels under another name; only hashes of their ids and
-    pixels stay in the run, in forgotten.jsonl. DATA itself, caches of it and copies elsewhere are not touched.
+    pixels stay in the run, in forgotten.json. DATA itself, caches of it and copies elsewhere are not touched.
 
     A killed call goes on when it or any other command is run again. Raises UsageError for an id that the run does
     not know, LockedError, DiskError.
@@ -64,34 +69,33 @@ def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_av
         near = difflib.get_close_matches(unknown[0], content, n=3)
         hint = f"; near to it: {', '.join(near)}" if near else ""
         raise UsageError(f"{run}: no image {unknown[0]!r} in {DATA_FILE}{hint}. Give ids as they stand there.")
+    wanted = set(ids)
+    if never_again:  # the same picture under another name goes too
+        pixels = {content[image_id] for image_id in ids}
+        wanted |= {image_id for image_id, value in content.items() if value in pixels}
     with run_lock(run):
-        journal = Manifest(run / FORGOTTEN_FILE)
-        marks = [value for i in ids for value in (hashed(i), hashed(content[i]))] if never_again else []
-        journal.append(
-            {
-                "event": "forget",
-                "never_again": marks,
-                "pending": [hashed(i) for i in ids],
-                "keep_averages": keep_averages,
-            }
-        )
+        for folder in OURS:  # damaged records are mended first: then nothing below can stop half way
+            Manifest(run / folder / MANIFEST).records()
+        marks = read_marks(run)
+        if never_again:
+            # An id that is a position in a file (train/000123) can come to mean another picture.
+            names = [image_id for image_id in wanted if not POSITION.fullmatch(image_id)]
+            values = {*marks["never_again"], *map(hashed, names), *(hashed(content[image_id]) for image_id in wanted)}
+            marks["never_again"] = sorted(values)
+        pending = sorted({*marks["pending"], *map(hashed, wanted)})
+        write_marks(run, Marks(never_again=marks["never_again"], pending=pending, keep_averages=keep_averages))
         return finish_pending(run)
 
 
 def finish_pending(run: Path) -> Forgotten:
     """Go on with a `forget` that was killed; nothing happens where there is none. Call it inside `run_lock`."""
-    journal = Manifest(run / FORGOTTEN_FILE)
-    pending = [record for record in journal.records() if record.get("pending")]
-    if not pending:
+    marks = read_marks(run)
+    if not marks["pending"]:
         return Forgotten(0, 0, 0, 0, 0)
     if is_shared(run):
-        raise UsageError(
-            f"{run}: a `dinv forget` was cut short here. Run `dinv forget {run} --changed` to finish it first."
-        )
-    gone = {value for record in pending for value in record["pending"]}
-    keep_averages = all(record["keep_averages"] for record in pending)
-    done = _delete(run, gone, keep_averages)
-    journal.rewrite([{**record, "pending": []} for record in journal.records()])
+        raise UsageError(f"{run}: a `dinv forget` was cut short here. `dinv repair {run}` finishes it.")
+    done = _delete(run, set(marks["pending"]), marks["keep_averages"])
+    write_marks(run, Marks(never_again=marks["never_again"], pending=[], keep_averages=False))
     return done
 
 
@@ -117,19 +121,21 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
 
     vectors = EmbeddingStore(run)
     images = vectors.images()
-    named = {image_id for image_id in images if hashed(image_id) in gone}
-    learned = set(named)
-    if named and not keep_averages and _settings(ledger, "invert").get("init") == "class-mean":
-        labels = {images[image_id][1] for image_id in named}
+    # Dropped units name their images too.
+    tried = {i for record in vectors.manifest.records() if record["event"] == "commit" for i in record["ids"]}
+    learned = {image_id for image_id in tried if hashed(image_id) in gone}
+    if learned and not keep_averages and _settings(ledger, "invert").get("init") == "class-mean":
+        labels = {images[image_id][1] for image_id in learned & set(images)}
         learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
     header = vectors.manifest.last("header")
-    averaged = 0
-    drawn = 0
-    if header is not None and learned:
+    averaged = drawn = 0
+    if header is not None:
         store = SyntheticStore(run, tuple(header["class_names"]))
 
         def descends(row: Row) -> bool:
-            return row["source_id"] in learned or row["partner_id"] in learned or (not keep_averages and _guided(row))
+            if any(hashed(row[key]) in gone or row[key] in learned for key in ("source_id", "partner_id")):
+                return True
+            return bool(learned) and not keep_averages and _guided(row)
 
         averaged = sum(_guided(row) for row in store.rows()) if keep_averages else 0
         drawn = store.remove(descends)
@@ -143,15 +149,15 @@ def _guided(row: Row) -> bool:
 
 
 def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:
-    """data.json's record without the images, their problems included."""
+    """data.json's record without the images, and without problems that name them."""
+    names = [i for part in ("train", "test") for i in record[part]["ids"] if hashed(i) in gone]
     parts = {}
     for name in ("train", "test"):
         part = record[name]
         rows = [row for row, image_id in enumerate(part["ids"]) if hashed(image_id) not in gone]
         lists = {key: [part[key][row] for row in rows] for key in ("ids", "hashes", "labels")}
-        names = {image_id for image_id in part["ids"] if hashed(image_id) in gone}
-        problems = [p for p in part["problems"] if not any(name in (p["file"], *p["cause"].split()) for name in names)]
-        parts[name] = {**part, **lists, "problems": problems}
+        problems = without_mention([Problem(**problem) for problem in part["problems"]], names)
+        parts[name] = {**part, **lists, "problems": [asdict(problem) for problem in problems]}
     return {**record, **parts}
 
 
@@ -161,10 +167,14 @@ def _settings(ledger: Ledger, stage: str) -> dict[str, Any]:
 
 
 def _sweep(run: Path) -> None:
-    """Delete files of units that no record names: a killed call may have left some that were to be forgotten."""
+    """Delete files of units that no record names, which a killed call may have left, and make all deletions durable."""
     for folder, ours in OURS.items():
         listed = {name for record in Manifest(run / folder / MANIFEST).units().values() for name in record["files"]}
         for path in (run / folder).rglob("*"):
             name = path.relative_to(run / folder).as_posix()
             if path.is_file() and name not in listed and ours.fullmatch(name):
                 path.unlink(missing_ok=True)
+        for path in (run / folder, *(run / folder).glob("*/")):
+            if path.is_dir():
+                sync_folder(path)
+    sync_folder(run)

@@ -16,11 +16,12 @@ from .engine.ledger import Ledger
 from .engine.lock import CLAIMS, LOCK_NAME
 from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest, Record
-from .engine.store import PARTIAL_PREFIX, commit_bytes
+from .engine.store import PARTIAL_PREFIX
 from .engine.untrusted import inside
 from .errors import DataError, UsageError
-from .run_images import FORGOTTEN_FILE
+from .forgotten import FORGOTTEN_FILE
 from .synthetic import FOLDER as SYNTHETIC
+from .synthetic import METADATA
 
 # Names that stages give to files of units: an unlisted one is what a kill left.
 OURS = {
@@ -28,6 +29,16 @@ OURS = {
     SYNTHETIC: re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png"),
     CLASSIFIERS: re.compile(r"[a-z+]+-seed-?\d+-[0-9a-f]{8}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
 }
+CONFIGS = (
+    "invert.config.json",
+    "sample.config.json",
+    "train.config.json",
+    "data.json",
+    "generator.json",
+    FORGOTTEN_FILE,
+)
+# Files of the ledger: settings, which cannot be made again, and what can.
+KNOWN = (*CONFIGS, "run.json", "report.html", "reconstructions.safetensors", f"{SYNTHETIC}/{METADATA}")
 Kind = Literal["damaged", "missing", "unlisted", "unfinished"]
 
 
@@ -72,13 +83,13 @@ def verify(run: Path, on_file: Callable[[], None] = lambda: None) -> Verificatio
     ledger = Ledger(run)
     if not ledger.manifest.path.is_file() and not any((run / folder).is_dir() for folder in OURS):
         raise UsageError(f"{run}: holds no run. Name a folder that `dinv invert` or `dinv run` wrote.")
-    findings = [*_records(run, MANIFEST), *_records(run, FORGOTTEN_FILE)]
-    listed = {MANIFEST, FORGOTTEN_FILE, LOCK_NAME}
+    findings = list(_records(run, MANIFEST))
+    listed = {MANIFEST, LOCK_NAME}
     files = size = 0
     good, _, _ = ledger.manifest.examine()
     for name in dict.fromkeys(record["unit"] for record in good):
         listed.add(name)
-        found = _hash(run / name)
+        found = _hash(inside(run, name))
         files, size = files + 1, size + found[1]
         on_file()
         findings += _ledger_findings(name, [record for record in good if record["unit"] == name], found[0])
@@ -108,40 +119,38 @@ def verify(run: Path, on_file: Callable[[], None] = lambda: None) -> Verificatio
 def discard(run: Path, found: Verification) -> None:
     """Take back what `verify` found damaged, so that the stages do it again; write copies of lost settings.
 
-    Call it inside `run_lock`. Files that no record names are deleted where their names are ours, else left.
+    Call it inside `run_lock`. Of the files that no record names, only those with names of ours are deleted.
     """
     ledger = Ledger(run)
-    for name in {
-        finding.file for finding in found.findings if finding.line is not None or finding.kind == "unfinished"
-    }:
-        if name.endswith(".jsonl"):
-            manifest = Manifest(run / name)
-            manifest.rewrite(manifest.examine()[0])
+    for damaged in {f.file for f in found.findings if f.file.endswith(MANIFEST)}:
+        cut = Manifest(run / damaged)
+        cut.rewrite(cut.examine()[0])
     for finding in found.findings:
         folder, _, name = finding.file.partition("/")
         path = run / finding.file
-        if finding.unit is not None and finding.lost:
+        if finding.file.endswith(MANIFEST):
+            continue
+        if finding.unit is not None:
             manifest = Manifest(run / folder / MANIFEST)
             if finding.unit in manifest.units():
                 manifest.append({"event": "drop", "unit": finding.unit})
-        elif finding.line is None and finding.lost:
-            _restore(ledger, finding.file)
-        elif finding.kind == "unlisted":
-            if folder in OURS and OURS[folder].fullmatch(name):
-                path.unlink(missing_ok=True)
-            elif _is_json(path):
-                ledger.adopt(finding.file)
-            else:
-                ledger.drop(finding.file)
+        elif finding.file in KNOWN:
+            _restore(ledger, finding)
+        elif path.name.startswith(PARTIAL_PREFIX) or (folder in OURS and OURS[folder].fullmatch(name)):
+            path.unlink(missing_ok=True)
 
 
-def _restore(ledger: Ledger, name: str) -> None:
-    """Write a damaged file of the ledger from the copy in its record, or drop it, so that its stage makes it again."""
+def _restore(ledger: Ledger, finding: Finding) -> None:
+    """Put a file of the ledger right: keep it, write it from the copy in its record, or drop it to be made again."""
+    name = finding.file
     note = ledger.note(name)
-    if note is not None and "copy" in note:
-        commit_bytes(ledger.run / name, note["copy"].encode())
+    if note is not None and "copy" in note and finding.kind != "unfinished":
+        ledger.drop(name, lost=True)
+        ledger.commit(name, note["copy"].encode(), note)
+    elif name in CONFIGS and not finding.lost and _is_json(ledger.run / name):
+        ledger.adopt(name)
     else:
-        ledger.drop(name)
+        ledger.drop(name, lost=True)
 
 
 def _ledger_findings(name: str, records: list[dict[str, object]], digest: str | None) -> Iterator[Finding]:
@@ -172,14 +181,15 @@ def _records(run: Path, manifest: str) -> Iterator[Finding]:
 
 
 def _unlisted(run: Path, listed: set[str]) -> Iterator[Finding]:
+    """Files with names of ours that no record names. Other files are their owner's and no business of ours."""
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        folder = name.partition("/")[0]
+        folder, _, rest = name.partition("/")
         if path.is_dir() or name in listed or folder == CLAIMS:
             continue
-        if path.name.startswith(PARTIAL_PREFIX) or (folder in OURS and Path(name).name.startswith("state-")):
+        if path.name.startswith(PARTIAL_PREFIX) or (folder in OURS and rest.startswith("state-")):
             yield Finding(name, "unfinished")
-        elif folder in OURS or name.endswith((".config.json", ".html")) or name in ("data.json", "run.json"):
+        elif name in KNOWN or (folder in OURS and OURS[folder].fullmatch(rest)):
             yield Finding(name, "unlisted")
 
 

@@ -17,9 +17,10 @@ from .embeddings import SCHEMA, Embeddings, EmbeddingStore, Shard
 from .engine.claim import claim_run, listed
 from .engine.lock import run_lock
 from .engine.progress import track
-from .engine.state import UnitState
+from .engine.state import UnitState, clear_states
 from .engine.units import each_unit
 from .errors import ConfigMismatchError, PartialError, UsageError
+from .forgotten import forgotten_rows
 from .generator import Generator, Images, LatentDistribution, Latents, Timesteps, Tokens
 from .images import LabelledImages, to_model_range
 from .randomness import generator_for
@@ -48,8 +49,13 @@ def invert(
     with run_lock(run):
         store = EmbeddingStore(run)
         tried = store.images()
-        claim_run(run, "invert", fingerprint(images, generator, settings, resolution), begun=bool(tried))
+        described = fingerprint(images, generator, settings, resolution)
+        claim_run(run, "invert", described, begun=store.begun())
         require_same_images(images, tried, run)
+        if gone := forgotten_rows(images, run):
+            raise UsageError(
+                f"{images.ids[gone[0]]}: {run} was told to forget it. Leave such images out ({len(gone)})."
+            )
         store.begin(
             {
                 "class_names": list(images.class_names),
@@ -69,7 +75,7 @@ def invert(
                 batch = images.subset([row_of[image_id] for image_id in unit])
                 pixels = to_model_range(batch.resized(resolution).images)
                 initial = means[batch.labels] if means is not None else guesses(batch, pixels, generator, settings)
-                state = UnitState(store.folder, unit)
+                state = UnitState(store.folder, unit, [described, batch.hashes, batch.labels.tolist()])
                 result = invert_batch(generator, pixels, initial, batch.ids, settings, advance, state)
                 shard = Shard(unit, batch.labels, result.vectors, result.losses, result.null_losses)
                 store.commit(shard, batch)
@@ -77,6 +83,7 @@ def invert(
 
             each_unit(run, images.ids, store.manifest, settings.batch_size, learn)
         store.finish()
+        clear_states(store.folder)
     failed = store.failed()
     if left and failed:
         raise PartialError(

@@ -19,9 +19,11 @@ from .classifier_store import FOLDER as CLASSIFIERS
 from .classifier_store import ClassifierStore
 from .config import DataSettings, InvertSettings, SampleSettings, TrainSettings
 from .datasets import Splits
+from .device import resolve_device
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.disk import require_room
 from .engine.ledger import Ledger
+from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest
 from .engine.progress import track
 from .errors import UsageError
@@ -32,7 +34,7 @@ from .inversion import invert
 from .report import ReportImages, RunRecord, render_report
 from .report.record import ArmRecord, CurveRecord, VerdictRecord
 from .run_images import open_splits
-from .sampling import is_stale, reconstruct, sample
+from .sampling import check, draw_variants, is_stale, reconstruct
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, SyntheticStore, read_rows, read_synthetic
 
@@ -47,8 +49,9 @@ PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transfo
 
 def invert_stage(run: Path, splits: Splits, generator: Generator, settings: InvertSettings) -> Embeddings:
     """Stage 1 over the training images; notes its time and the generator to load again."""
-    vectors = len(splits.train) * len(settings.checkpoints) * settings.tokens * generator.text_width * FLOAT_BYTES
-    require_room(run, vectors + SPARE_BYTES, "the vectors")
+    missing = len(set(splits.train.ids) - set(EmbeddingStore(run).images()))
+    size = len(settings.checkpoints) * settings.tokens * generator.text_width * FLOAT_BYTES
+    _require_room(run, missing, size, "vectors")
     with _timed(EmbeddingStore(run).manifest):
         found = invert(splits.train, generator, run, settings)
     source = {"name": generator.name, "source": generator.source, "revision": generator.revision, **generator.record}
@@ -57,17 +60,28 @@ def invert_stage(run: Path, splits: Splits, generator: Generator, settings: Inve
     return found
 
 
-def sample_stage(run: Path, generator: Generator, settings: SampleSettings) -> int:
-    """Stage 2 over the stored vectors; notes its time and returns how many images there are."""
+def sample_stage(run: Path, generator: Generator, settings: SampleSettings, *, anew: bool = False) -> int:
+    """Stage 2 over the stored vectors; notes its time and returns how many images there are.
+
+    `anew` deletes what this stage and later ones made, once the settings are known to be usable.
+    """
     embeddings = read_embeddings(run)
-    side = settings.image_size or min(embeddings.image_size, embeddings.resolution)
+    side = check(embeddings, generator, settings)
+    if anew:
+        restart(run, "sample")
     store = SyntheticStore(run, embeddings.class_names)
-    missing = max(len(embeddings) * settings.variants - len(store.rows()), 0)
-    require_room(run, missing * png_bytes(side) + SPARE_BYTES, f"{missing} images of {side} px")
+    drawn = sum(len(record["files"]) for record in store.manifest.units().values())
+    missing = max(len(embeddings) * settings.variants - drawn, 0)
+    _require_room(run, missing, png_bytes(side), f"images of {side} px")
     with _timed(store.manifest):
-        images = sample(embeddings, generator, run, settings)
+        draw_variants(embeddings, generator, run, settings)
         _reconstruct(run, embeddings, generator, settings)
-    return len(images)
+    return len(embeddings) * settings.variants
+
+
+def _require_room(run: Path, missing: int, size: int, what: str) -> None:
+    if missing:
+        require_room(run, missing * size + SPARE_BYTES, f"{missing} {what}")
 
 
 def _reconstruct(run: Path, embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> None:
@@ -100,13 +114,15 @@ def restart(run: Path, stage: str) -> None:
     folders = {"sample": SYNTHETIC, "train": CLASSIFIERS}
     files = {
         "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, "sample.config.json"),
-        "train": ("train.config.json", RUN_FILE, REPORT_FILE),
+        "train": (RUN_FILE, REPORT_FILE, "train.config.json"),
     }
     ledger = Ledger(run)
     for part in stages:
+        # The manifest first and the settings last: a kill between leaves nothing that other settings could take over.
+        (run / folders[part] / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(run / folders[part], ignore_errors=True)
         for name in files[part]:
             ledger.drop(name)
-        shutil.rmtree(run / folders[part], ignore_errors=True)
 
 
 def resume(run: Path, device: str = "auto") -> list[str]:
@@ -145,12 +161,22 @@ def resume(run: Path, device: str = "auto") -> list[str]:
     return []
 
 
-def train_stage(run: Path, splits: Splits, settings: TrainSettings, device: str = "auto") -> ArmResults:
-    """Train and test every arm and seed; notes its time."""
+def train_stage(
+    run: Path, splits: Splits, settings: TrainSettings, device: str = "auto", *, anew: bool = False
+) -> ArmResults:
+    """Train and test every arm and seed; notes its time. `anew` deletes what this stage made before, once it can begin.
+
+    Raises UsageError where images or vectors were added since the stage before this one ran.
+    """
+    resolve_device(device)
+    require_whole(run, splits)
     synthetic = read_synthetic(run, splits.train.class_names)
+    if anew:
+        restart(run, "train")
     side = synthetic.size
     total = settings.steps * len(settings.arms) * len(settings.seeds)
-    require_room(run, len(settings.arms) * len(settings.seeds) * CLASSIFIER_BYTES + SPARE_BYTES, "the classifiers")
+    trained = len(ClassifierStore(run).manifest.units())
+    _require_room(run, max(len(settings.arms) * len(settings.seeds) - trained, 0), CLASSIFIER_BYTES, "classifiers")
     with _timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
@@ -167,6 +193,19 @@ def train_stage(run: Path, splits: Splits, settings: TrainSettings, device: str 
             on_run=lambda found: advance(settings.steps) if found.resumed else None,
         )
     return results
+
+
+def require_whole(run: Path, splits: Splits) -> None:
+    """Raise UsageError unless every training image has its vector and every vector its variants: arms must be equal."""
+    store = EmbeddingStore(run)
+    if set(store.images()) != set(splits.train.ids):
+        raise UsageError(f"{run}: images were added since stage 1. Run the same `dinv invert` command again first.")
+    embeddings = read_embeddings(run)
+    synthetic = SyntheticStore(run, embeddings.class_names)
+    variants = synthetic.variants()
+    drawn = {(row["source_id"], row["variant"]) for row in synthetic.rows() if row["variant"] < variants}
+    if len(drawn) != len(embeddings) * variants:
+        raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
 
 
 def report_stage(run: Path, splits: Splits, results: ArmResults, settings: TrainSettings, command: str) -> RunRecord:

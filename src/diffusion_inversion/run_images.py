@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from .datasets import Splits, data_record, load_splits
 from .embeddings import EmbeddingStore
 from .engine.claim import listed
 from .engine.ledger import Ledger
-from .engine.lock import run_lock
-from .engine.manifest import Manifest
+from .engine.lock import is_shared, run_lock
 from .errors import ConfigMismatchError, DataError, UsageError
+from .forgotten import forgotten_rows, without_mention
 from .images import LabelledImages
 from .selection import Chosen
 
-DATA_FILE, FORGOTTEN_FILE = "data.json", "forgotten.jsonl"
+DATA_FILE = "data.json"
 
 
 def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
@@ -36,7 +36,7 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
                 f"{run}: not a run folder ({DATA_FILE} is missing). Start with `dinv invert DATA --out {run}`."
             )
         settings = DataSettings(**note["source"])
-    begun = recorded is not None and bool(EmbeddingStore(run).images())
+    begun = recorded is not None and (is_shared(run) or EmbeddingStore(run).begun())
     splits = load(run, settings, recorded if begun else None)
     record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
     if begun and recorded is not None:
@@ -84,21 +84,19 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
         allow_near_duplicates=settings.allow_near_duplicates,
         chosen=Chosen(frozenset(recorded["train"]["ids"]), frozenset(recorded["test"]["ids"])) if recorded else None,
     )
-    forgotten = forgotten_hashes(run)
-    if not forgotten:
-        return splits
 
     def without(images: LabelledImages) -> LabelledImages:
-        rows = [
-            row
-            for row, (image_id, content) in enumerate(zip(images.ids, images.hashes, strict=True))
-            if hashed(image_id) not in forgotten and hashed(content) not in forgotten
-        ]
-        if not rows:
+        gone = set(forgotten_rows(images, run))
+        if not gone:
+            return images
+        if len(gone) == len(images):
             raise DataError(f"{images.name}: every image was forgotten; add others")
-        return images if len(rows) == len(images) else images.subset(rows)
+        names = [images.ids[row] for row in gone]
+        kept = images.subset([row for row in range(len(images)) if row not in gone])
+        return replace(kept, problems=without_mention(kept.problems, names))
 
-    return Splits(without(splits.train), without(splits.test), splits.how)
+    train, test = without(splits.train), without(splits.test)
+    return Splits(train, test, splits.how)
 
 
 def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -118,14 +116,3 @@ def changed_images(recorded: dict[str, Any], now: dict[str, Any]) -> list[tuple[
         elif found[image_id][1] != label:
             lines.append((image_id, "another class"))
     return lines
-
-
-def hashed(text: str) -> str:
-    """What forgotten.jsonl keeps of an id or content hash, so that it can be recognised but not read."""
-    return hashlib.sha256(f"forgotten {text}".encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def forgotten_hashes(run: Path) -> set[str]:
-    """`hashed` ids and contents of the images that the run must never use again."""
-    records = Manifest(run / FORGOTTEN_FILE).records()
-    return {value for record in records for value in record.get("never_again", ())}

@@ -16,6 +16,7 @@ from .embeddings import Embeddings
 from .engine.claim import claim_run, listed
 from .engine.lock import run_lock
 from .engine.progress import track
+from .engine.signals import out_of_time
 from .engine.units import each_unit
 from .errors import ConfigMismatchError, UsageError
 from .generator import Generator, Latents, SchedulerName, Tokens
@@ -51,18 +52,16 @@ def sample(
     Raises UsageError (an option does not fit the generator), ConfigMismatchError (`out` or the vectors were made
     with another generator or settings), DataError (a step was not kept), LockedError, DiskError.
     """
+    draw_variants(embeddings, generator, out, settings)
+    return SyntheticStore(Path(out), embeddings.class_names).read()
+
+
+def draw_variants(
+    embeddings: Embeddings, generator: Generator, out: str | Path, settings: SampleSettings | None = None
+) -> None:
+    """What `sample` does, without reading the images back."""
     settings = settings or SampleSettings()
-    if embeddings.generator_hash != generator.hash:
-        raise ConfigMismatchError(
-            f"{generator.name}: the vectors were learned on other weights ({embeddings.generator_hash[:12]}, these are "
-            f"{generator.hash[:12]}). Load the generator they were learned on, or invert again."
-        )
-    image_size = settings.image_size or min(embeddings.image_size, embeddings.resolution)
-    if image_size > embeddings.resolution:
-        raise UsageError(f"image_size={image_size}: larger than the {embeddings.resolution} px that are generated.")
-    for step in settings.kept_steps:
-        embeddings.at(step)
-    generator.scheduler(settings.scheduler, settings.inference_steps)
+    image_size = check(embeddings, generator, settings)
     run = Path(out)
     with run_lock(run):
         store = SyntheticStore(run, embeddings.class_names)
@@ -82,7 +81,23 @@ def sample(
                 advance(len(plans))
 
             each_unit(run, jobs, store.manifest, settings.batch_size, draw)
-        return store.finish(variants=settings.variants)
+        store.finish(variants=settings.variants)
+
+
+def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> int:
+    """Raise what `sample` raises for settings that cannot be, before anything is done; return the image side in px."""
+    if embeddings.generator_hash != generator.hash:
+        raise ConfigMismatchError(
+            f"{generator.name}: the vectors were learned on other weights ({embeddings.generator_hash[:12]}, these are "
+            f"{generator.hash[:12]}). Load the generator they were learned on, or invert again."
+        )
+    image_size = settings.image_size or min(embeddings.image_size, embeddings.resolution)
+    if image_size > embeddings.resolution:
+        raise UsageError(f"image_size={image_size}: larger than the {embeddings.resolution} px that are generated.")
+    for step in settings.kept_steps:
+        embeddings.at(step)
+    generator.scheduler(settings.scheduler, settings.inference_steps)
+    return image_size
 
 
 def is_stale(row: Row, version: Mapping[str, str]) -> bool:
@@ -187,6 +202,8 @@ def denoise(
             prediction = classifier_free_guidance(conditioned, unconditioned, guidance_scale)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
         on_step(index)
+        if out_of_time():  # a stop was asked for, and the batch would take too long to end
+            raise KeyboardInterrupt
     return latents
 
 

@@ -120,8 +120,8 @@ class SyntheticStore:
             }
         )
 
-    def finish(self, variants: int) -> LabelledImages:
-        """Write metadata.parquet from the manifest, mark `variants` a source as complete, and return those images."""
+    def finish(self, variants: int) -> None:
+        """Write metadata.parquet from the manifest and mark `variants` a source as complete."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -133,7 +133,6 @@ class SyntheticStore:
         record = {"event": "complete", "variants": variants, "count": len(rows)}
         if self.manifest.last("complete") != record:
             self.manifest.append(record)
-        return self.read()
 
     def variants(self) -> int:
         """Variants a source that the last finished call asked for. Raises UsageError where none has finished."""
@@ -166,8 +165,9 @@ class SyntheticStore:
             files = {row["file_name"]: row["sha256"] for row, kept in zip(rows, keep, strict=True) if kept}
             changed = {"unit": unit_name(ids), "ids": ids, "count": len(ids), "columns": columns, "files": files}
             records.append({**record, **changed})
-        if deleted:
-            self.manifest.rewrite(records)
+        kept = [record for record in self.manifest.records() if record["event"] == "time"]
+        if self.manifest.records():  # dropped units name their sources too
+            self.manifest.rewrite([*records, *kept])
         for name in deleted:
             inside(self.folder, name).unlink(missing_ok=True)
         return len(deleted)
@@ -186,8 +186,8 @@ def read_rows(folder: Path, rows: Iterable[dict[str, Any]], class_names: tuple[s
     from PIL import Image
 
     rows = list(rows)
-    pixels = []
-    for row in rows:
+    images = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    for place, row in enumerate(rows):
         path = inside(folder, row["file_name"])
         try:
             data = path.read_bytes()
@@ -197,8 +197,10 @@ def read_rows(folder: Path, rows: Iterable[dict[str, Any]], class_names: tuple[s
             ) from error
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise DataError(f"{path}: changed since it was written. `dinv repair {folder.parent}` draws it again.")
-        pixels.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
+        if place == 0:
+            images = torch.empty(len(rows), *pixels.shape, dtype=torch.uint8)
+        images[place] = pixels
     return LabelledImages(
         name=FOLDER,
         ids=tuple(row["file_name"] for row in rows),
@@ -217,11 +219,11 @@ def file_name(class_name: str, source_id: str, variant: int) -> str:
 
 
 def safe_name(text: str) -> str:
-    """`text` as a file name: letters, digits, dot, dash and underscore, at most 60 characters, never hidden or empty.
+    """`text` as a file name: letters, digits, dot, dash and underscore, at most 60 bytes, never hidden or empty.
 
     A name that had to be changed gets a hash of the original, so that two names never become one.
     """
-    name = re.sub(r"[^\w.-]+", "_", text).strip("._")[:60]
+    name = re.sub(r"[^\w.-]+", "_", text).strip("._").encode()[:60].decode(errors="ignore")
     return name if name == text else f"{name or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 

@@ -84,17 +84,20 @@ def verify(run: Run, as_json: Json = False) -> None:
 def repair(run: Run, device: Device = "auto", as_json: Json = False) -> None:
     """Make again what is damaged or missing in RUN, and only that."""
     with command(as_json) as summary:
+        from ..engine.lock import run_lock
+        from ..forgetting import finish_pending
         from ..integrity import discard
         from ..pipeline import resume
 
-        with hold(run):
+        with run_lock(run):
             before = _verified(run)
             discard(run, before)
+            finish_pending(run)
             unfinished = resume(run, device)
             after = _verified(run)
         summary |= {"repaired": len(before.findings), "unfinished": unfinished, **_record(after)}
         summary["text"] = f"{run}: {len(before.findings)} findings mended; {after.files} files are as written"
-        if after.findings:
+        if after.lost:
             raise DataError(f"{_lines(run, after)}\nThese could not be mended.", _record(after))
         if unfinished:
             summary["text"] += f". Stage {unfinished[0]} was never finished: run its command again to go on."

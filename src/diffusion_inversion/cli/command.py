@@ -40,7 +40,7 @@ def command(as_json: bool) -> Iterator[dict[str, Any]]:
             typer.echo(json.dumps({"ok": False, "exit_code": error.exit_code, "error": message, **error.details}))
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
-        again = command_line()
+        again = command_line().replace(" --restart", "")  # what this call made is not to be deleted
         typer.echo(f"interrupted; what was committed is kept. Go on with: {again}", err=True)
         if as_json:
             failed = {"ok": False, "exit_code": INTERRUPTED, "error": "interrupted", "go_on": again}
@@ -51,8 +51,10 @@ def command(as_json: bool) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def hold(run: Path, join: bool = False) -> Iterator[None]:
+def hold(run: Path, join: bool = False, restart: bool = False) -> Iterator[None]:
     """Hold the run folder, alone or with others, after finishing what a killed `dinv forget` left."""
+    if join and restart:
+        raise UsageError("--join --restart: one would delete what the others do. Restart alone, then let others join.")
     from ..engine.lock import run_lock
     from ..forgetting import finish_pending
 

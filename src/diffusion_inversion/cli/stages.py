@@ -102,7 +102,6 @@ def sample(
     with command(as_json) as summary:
         from ..config import SampleSettings
         from ..pipeline import inverted_with, sample_stage
-        from ..pipeline import restart as restart_stage
 
         settings = settings_of(
             SampleSettings, preset, "sample", variants=variants, guidance_scales=numbers(guidance_scales),
@@ -112,10 +111,8 @@ def sample(
         )  # fmt: skip
         recorded, its_revision = inverted_with(run) if generator is None else (generator, revision)
         loaded = load(recorded, revision or its_revision, device, dtype)
-        with hold(run, join):
-            if restart:
-                restart_stage(run, "sample")
-            count = sample_stage(run, loaded, settings)
+        with hold(run, join, restart):
+            count = sample_stage(run, loaded, settings, anew=restart)
         summary |= {"run": str(run), "images": count, "folder": str(run / "synthetic")}
         summary["text"] = f"{count} images in {run / 'synthetic'}. Next: dinv train {run}"
 
@@ -130,18 +127,15 @@ def train(
     with command(as_json) as summary:
         from ..config import TrainSettings
         from ..pipeline import report_stage, train_stage
-        from ..pipeline import restart as restart_stage
         from ..run_images import open_splits
 
         settings = settings_of(
             TrainSettings, preset, "train", architecture=architecture, steps=steps, batch_size=batch_size,
             learning_rate=learning_rate, real_fraction=real_fraction, arms=words(arms), seeds=integers(seeds),
         )  # fmt: skip
-        with hold(run, join):
-            if restart:
-                restart_stage(run, "train")
+        with hold(run, join, restart):
             splits = open_splits(run)
-            results = train_stage(run, splits, settings, device)
+            results = train_stage(run, splits, settings, device, anew=restart)
             record = report_stage(run, splits, results, settings, command_line())
         _summarise(summary, run, record)
 

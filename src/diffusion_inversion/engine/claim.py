@@ -53,6 +53,11 @@ def claim_run(folder: Path, stage: str, settings: dict[str, Any], *, begun: bool
     ledger = Ledger(folder)
     with briefly(folder, f"claim-{stage}"):
         stored = ledger.read_json(name) if begun or is_shared(folder) else None
+        if begun and stored is None:
+            raise ConfigMismatchError(
+                f"{folder / name}: missing, so nobody knows how {stage} was run here. `dinv repair {folder}` restores "
+                "it where a record has a copy; else begin another run folder."
+            )
         lines = [] if stored is None else list(differences(stored, json.loads(text)))
         if not lines:  # the same again only completes a record that a kill cut short
             ledger.commit(name, text.encode(), note={"copy": text})

@@ -10,7 +10,7 @@ from ..errors import DataError
 from .lock import briefly
 from .manifest import NAME, Manifest
 from .store import commit_bytes
-from .untrusted import parse_json
+from .untrusted import inside, parse_json
 
 
 class Ledger:
@@ -38,19 +38,23 @@ class Ledger:
 
         with briefly(self.run, "ledger"):
             if digest != self._committed(name) or _hash(self.run / name) != digest:
-                commit_bytes(self.run / name, content, lambda _: record("writing"))
+                commit_bytes(inside(self.run, name), content, lambda _: record("writing"))
                 record("commit")
 
     def adopt(self, name: str) -> None:
         """Record `name` as it is, where its own record was lost."""
-        digest = _hash(self.run / name)
+        digest = _hash(inside(self.run, name))
         files = {name: digest}
         self.manifest.append({"event": "commit", "unit": name, "ids": [name], "count": 1, "files": files, "note": None})
 
     def note(self, name: str) -> dict[str, Any] | None:
-        """The note of the last commit of `name`, dropped since or not; None where there is none."""
-        commits = (r for r in reversed(self.manifest.records()) if r["event"] == "commit" and r["unit"] == name)
-        return next((record["note"] for record in commits), None)
+        """The note of the last commit of `name`, also where it was lost since; None where there is none."""
+        for record in reversed(self.manifest.records()):
+            if record.get("unit") == name and record["event"] == "commit":
+                return dict(record["note"]) if isinstance(record["note"], dict) else None
+            if record.get("unit") == name and record["event"] == "drop" and not record.get("lost"):
+                return None
+        return None
 
     def read(self, name: str) -> bytes | None:
         """The content of `name`; None where it was never committed. Raises DataError where it is not what was written.
@@ -60,7 +64,7 @@ class Ledger:
         intended = self.intended(name)
         if not intended:
             return None
-        path = self.run / name
+        path = inside(self.run, name)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -83,11 +87,11 @@ class Ledger:
         digest = self._committed(name)
         return digest is not None and _hash(self.run / name) == digest
 
-    def drop(self, name: str) -> None:
-        """Delete `name`, so that it can be made anew."""
-        if self._committed(name) is not None:
-            self.manifest.append({"event": "drop", "unit": name})
-        (self.run / name).unlink(missing_ok=True)
+    def drop(self, name: str, *, lost: bool = False) -> None:
+        """Delete `name`, so that it can be made anew; `lost` says that it was damaged, so its note still counts."""
+        if self.intended(name):
+            self.manifest.append({"event": "drop", "unit": name, "lost": lost})
+        inside(self.run, name).unlink(missing_ok=True)
 
     def intended(self, name: str) -> list[str]:
         """Hashes that `name` may have: of its last commit, and of writes that were begun since."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import LockedError
+from ..errors import ConfigMismatchError, LockedError
 from .store import disk_errors, remove_partials
 
 LOCK_NAME, CLAIMS = ".lock", ".claims"
@@ -48,7 +48,7 @@ def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         alone = _try_lock(descriptor, fcntl.LOCK_EX)
-        if not alone and not (shared and _join(descriptor)):
+        if not alone and not (shared and _join(descriptor, path)):
             holder = _holder(path.read_text(errors="replace"))
             raise LockedError(
                 f"{folder}: {holder} works in this run folder; wait until it ends, stop it, or choose another folder. "
@@ -56,7 +56,8 @@ def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
             )
         with disk_errors(path):
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            us = {"pid": os.getpid(), "host": socket.gethostname(), "shared": shared}
+            os.pwrite(descriptor, json.dumps(us).encode(), 0)
             if alone:
                 remove_partials(folder)
         if alone and shared:
@@ -68,11 +69,11 @@ def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _join(descriptor: int) -> bool:
-    """Take the shared lock; the first of those who share holds it alone for a moment, while it clears up."""
+def _join(descriptor: int, path: Path) -> bool:
+    """Take the shared lock; the first of those who share holds it alone at first, while it clears up."""
     patience = time.monotonic() + _PATIENCE
     while not _try_lock(descriptor, fcntl.LOCK_SH):
-        if time.monotonic() > patience:
+        if time.monotonic() > patience and '"shared": true' not in path.read_text(errors="replace"):
             return False
         time.sleep(0.05)
     return True
@@ -88,6 +89,27 @@ def claim(folder: Path, name: str) -> Iterator[bool]:
     """Hold one unit of work of a shared run until the block ends; yield whether no other process has it."""
     with _claim_file(folder, name) as descriptor:
         yield _try_lock(descriptor, fcntl.LOCK_EX)
+
+
+@contextmanager
+def same_jobs(folder: Path, stage: str, jobs: str) -> Iterator[None]:
+    """Work on a list of jobs together with others who have the same list; `jobs` is its name.
+
+    Raises ConfigMismatchError where others work on another list: units of both would overlap.
+    """
+    with _claim_file(folder, f"{stage}-jobs") as descriptor:
+        while not (first := _try_lock(descriptor, fcntl.LOCK_EX)) and not _try_lock(descriptor, fcntl.LOCK_SH):
+            time.sleep(0.01)
+        if first:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, jobs.encode(), 0)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.pread(descriptor, 64, 0).decode(errors="replace") != jobs:
+            raise ConfigMismatchError(
+                f"{folder}: other processes share this run with other images or another number of variants. Give all "
+                "of them the same command, or wait until they have ended."
+            )
+        yield
 
 
 @contextmanager

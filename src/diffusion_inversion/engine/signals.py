@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 GRACE = 30.0  # seconds that a unit gets to end; a longer one saves its state and stops there
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -28,7 +29,10 @@ def _on_signal(number: int, frame: object) -> None:
     if not _inside or _requested_at is not None:
         raise KeyboardInterrupt
     _requested_at = time.monotonic()
-    print("stopping: the batch in hand is finished first; once more stops at once", file=sys.stderr, flush=True)
+    if number == signal.SIGHUP:  # the terminal is gone: whoever writes to it gets an error
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    with suppress(OSError, RuntimeError):  # RuntimeError: the signal came in the middle of another write
+        print("stopping: the batch in hand is finished first; once more stops at once", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +22,10 @@ EVERY = 120.0  # seconds between two saves
 class UnitState:
     """Tensors that a unit goes on from, in one safetensors file beside its results. No record names it."""
 
-    def __init__(self, folder: Path, jobs: tuple[str, ...]) -> None:
-        self.path = folder / f"state-{unit_name(jobs)}.safetensors"
+    def __init__(self, folder: Path, jobs: tuple[str, ...], made_from: Any) -> None:
+        """`made_from` is JSON data, all that the result depends on: another call does not take over this state."""
+        key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+        self.path = folder / f"state-{unit_name([*jobs, key])}.safetensors"
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Tensor] | None:
@@ -54,6 +58,12 @@ class UnitState:
     def clear(self) -> None:
         """Delete the file: the unit is committed."""
         self.path.unlink(missing_ok=True)
+
+
+def clear_states(folder: Path) -> None:
+    """Delete what units left that were cut otherwise later. Call it when a stage is complete."""
+    for path in folder.glob("state-*.safetensors"):
+        path.unlink(missing_ok=True)
 
 
 def _check(tensors: Mapping[str, Tensor]) -> str:

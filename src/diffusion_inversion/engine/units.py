@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .lock import claim, is_shared
+from .lock import claim, is_shared, same_jobs
 from .manifest import Manifest
 from .signals import finishing
 
@@ -50,6 +50,13 @@ def each_unit(
             with finishing():
                 do(unit)
         return
+    with same_jobs(run, manifest.path.parent.name, unit_name(jobs)):
+        _share(run, jobs, manifest, size, do)
+
+
+def _share(
+    run: Path, jobs: Sequence[str], manifest: Manifest, size: int, do: Callable[[tuple[str, ...]], None]
+) -> None:
     while True:
         known = len(manifest.records())
         todo = plan(jobs, manifest, size)
