@@ -230,12 +230,12 @@ def test_manifest_refuses_nan(tmp_path: Path) -> None:
 
 def test_claim_accepts_the_same_settings_again(tmp_path: Path) -> None:
     settings = {"steps": 150, "keep": (1, 2), "data": {"name": "digits"}}
-    claim_run(tmp_path, "invert", settings)
+    claim_run(tmp_path, "invert", settings, begun=False)
     before = (tmp_path / "invert.config.json").read_bytes()
     claim_run(tmp_path, "invert", settings)
     assert (tmp_path / "invert.config.json").read_bytes() == before
     assert json.loads(before)["keep"] == [1, 2]
-    claim_run(tmp_path, "sample", {"steps": 16})  # stages do not share settings
+    claim_run(tmp_path, "sample", {"steps": 16}, begun=False)  # stages do not share settings
 
 
 def test_claim_shows_what_differs_and_only_that(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_claim_shows_what_differs_and_only_that(tmp_path: Path) -> None:
         "made": [1, 2],
         "note": "x" * 500,
     }
-    claim_run(tmp_path, "invert", old)
+    claim_run(tmp_path, "invert", old, begun=False)
     with pytest.raises(ConfigMismatchError) as caught:
         claim_run(tmp_path, "invert", new)
     assert caught.value.exit_code == 5
@@ -261,8 +261,13 @@ def test_claim_shows_what_differs_and_only_that(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "invert.config.json").read_text()) == old
 
 
+def test_a_stage_that_lost_its_settings_does_not_take_others(tmp_path: Path) -> None:
+    with pytest.raises(ConfigMismatchError, match=r"sample\.config\.json: missing"):
+        claim_run(tmp_path, "sample", {"steps": 16})
+
+
 def test_claim_diff_stays_short(tmp_path: Path) -> None:
-    claim_run(tmp_path, "invert", {"ids": [f"a/{n}" for n in range(1000)], "text": "a" * 500})
+    claim_run(tmp_path, "invert", {"ids": [f"a/{n}" for n in range(1000)], "text": "a" * 500}, begun=False)
     with pytest.raises(ConfigMismatchError) as caught:
         claim_run(tmp_path, "invert", {"ids": [f"b/{n}" for n in range(1000)], "text": "b" * 500})
     lines = str(caught.value).splitlines()

@@ -91,6 +91,8 @@ def finish_pending(run: Path) -> Forgotten:
     """Go on with a `forget` that was killed; nothing happens where there is none. Call it inside `run_lock`."""
     marks = read_marks(run)
     if not marks["pending"]:
+        if marks["never_again"]:
+            write_marks(run, marks)  # completes a record that a kill cut short
         return Forgotten(0, 0, 0, 0, 0)
     if is_shared(run):
         raise UsageError(f"{run}: a `dinv forget` was cut short here. `dinv repair {run}` finishes it.")
