@@ -4,9 +4,9 @@
 
 The bare loop makes the same tensors and images with the same functions and writes them with plain file writes: no
 temporary file, sync, rename, hash, manifest, lock or signal handling, and trains on what it has in memory. Both work on
-the same loaded generator and images. Prints seconds of each, the median of the paired ratios, and the share of
-the job's wall time inside the functions of the protocol (writing, syncing, hashing, reading back and checking), which other
-work on the machine disturbs less; run it on an idle machine.
+the same loaded generator and images. Prints seconds of each, the median of the paired ratios, and the share of the
+job's wall time inside the functions of the protocol (writing, syncing, hashing, reading back and checking), which
+other work on the machine disturbs less. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -162,9 +162,16 @@ def main() -> None:
             print(f"{name}: {time.monotonic() - start:.2f} s", file=sys.stderr)
     ratios = [a / b for a, b in zip(seconds["with"], seconds["without"], strict=True)]
     low, high = min(ratios), max(ratios)
-    print(json.dumps({"ratio_median": round(statistics.median(ratios), 4), "lowest": round(low, 4),
-                      "highest": round(high, 4), "pairs": len(ratios), "share_inside_median": round(statistics.median(shares), 5),
-                      "seconds": seconds}))  # fmt: skip
+    summary = {
+        "ratio_median": round(statistics.median(ratios), 4),
+        "lowest": round(low, 4),
+        "highest": round(high, 4),
+        "pairs": len(ratios),
+        "share_inside_median": round(statistics.median(shares), 5),
+        "seconds": seconds,
+    }
+    print(json.dumps(summary))
+
 
 
 if __name__ == "__main__":

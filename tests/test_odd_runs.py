@@ -162,7 +162,7 @@ def test_no_stage_works_on_half_of_what_the_one_before_must_give(bench: Bench, t
     assert json.loads((run / "run.json").read_text())["stages"]["sample"]["images"] == 32
 
 
-# --- states, restart, room, jobs ---------------------------------------------------------------------------------------
+# --- states, restart, room, jobs --------------------------------------------------------------------------------------
 
 
 def test_a_state_is_not_taken_over_by_other_settings(
