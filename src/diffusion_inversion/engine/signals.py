@@ -13,12 +13,14 @@ GRACE = 30.0  # seconds that a unit gets to end; a longer one saves its state an
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _inside = False  # a unit of work is being done
 _requested_at: float | None = None
+_terminals: list[str] = []  # streams that a closed terminal takes away
 
 
 def install() -> None:
     """Handle interrupts in this process from now on. A signal that the parent had ignored (nohup) stays ignored."""
-    global _inside, _requested_at
+    global _inside, _requested_at, _terminals
     _inside, _requested_at = False, None
+    _terminals = [name for name in ("stdout", "stderr") if getattr(sys, name).isatty()]
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
@@ -30,7 +32,8 @@ def _on_signal(number: int, frame: object) -> None:
         raise KeyboardInterrupt
     _requested_at = time.monotonic()
     if number == signal.SIGHUP:  # the terminal is gone: whoever writes to it gets an error
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+        for name in _terminals:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
     with suppress(OSError, RuntimeError):  # RuntimeError: the signal came in the middle of another write
         print("stopping: the batch in hand is finished first; once more stops at once", file=sys.stderr, flush=True)
 
