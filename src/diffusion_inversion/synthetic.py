@@ -224,7 +224,7 @@ def safe_name(text: str) -> str:
     A name that had to be changed gets a hash of the original, so that two names never become one.
     """
     name = re.sub(r"[^\w.-]+", "_", text).strip("._").encode()[:60].decode(errors="ignore")
-    return name if name == text else f"{name or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return name if name and name == text else f"{name or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def encode_png(image: Tensor) -> bytes:
