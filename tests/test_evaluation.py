@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion_inversion.classifiers import Classifier
 from diffusion_inversion.errors import DataError, UsageError
-from diffusion_inversion.evaluation import compare, evaluate, score, verdict
+from diffusion_inversion.evaluation import calibration_error, compare, evaluate, score, verdict
 from diffusion_inversion.images import LabelledImages
 
 CLASSES = ("a", "b", "c", "d")
@@ -65,8 +65,34 @@ def test_evaluate_measures_the_classifier_in_eval_mode() -> None:
     assert all(torch.equal(before[k], v) for k, v in classifier.state_dict().items()), "batch statistics stay"
     assert torch.equal(whole.predictions, pieces.predictions)
     with torch.no_grad():
-        assert torch.equal(whole.predictions, classifier.eval()(images.images).argmax(1))
+        probabilities = classifier.eval()(images.images).softmax(1)
+    assert torch.equal(whole.predictions, probabilities.argmax(1))
+    assert whole.confidences is not None
+    assert whole.confidences.tolist() == pytest.approx(probabilities.amax(1).tolist(), abs=5.1e-5)
+    assert whole.ece == calibration_error(whole.confidences, whole.predictions == images.labels)
     assert whole.accuracy == (whole.predictions == images.labels).double().mean().item()
+
+
+def test_calibration_error_by_hand() -> None:
+    # 15 bins of 1/15: 0.62 and 0.65 share [9/15, 10/15), 0.97 is alone in the last one, and so is 1.
+    confidences = torch.tensor([0.62, 0.65, 0.97, 1.0], dtype=torch.float64)
+    correct = torch.tensor([True, False, False, True])
+    assert calibration_error(confidences, correct) == pytest.approx((abs(1 - 1.27) + abs(1 - 1.97)) / 4)
+    sure = torch.ones(10, dtype=torch.float64)
+    assert calibration_error(sure, torch.ones(10, dtype=torch.bool)) == 0
+    assert calibration_error(sure, torch.zeros(10, dtype=torch.bool)) == 1
+
+
+def test_calibration_error_equals_torchmetrics() -> None:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    generator = torch.Generator().manual_seed(0)
+    for sharpness in (0.5, 2.0, 8.0):
+        probabilities = (sharpness * torch.randn(500, 4, generator=generator)).softmax(1)
+        labels = torch.multinomial(probabilities.sqrt(), 1, generator=generator)[:, 0]
+        ours = calibration_error(probabilities.amax(1), probabilities.argmax(1) == labels)
+        theirs = multiclass_calibration_error(probabilities, labels, num_classes=4, n_bins=15, norm="l1")
+        assert ours == pytest.approx(theirs.item(), abs=1e-6) and ours > 0.01
 
 
 def test_evaluate_refuses_what_does_not_fit() -> None:
@@ -79,6 +105,8 @@ def test_evaluate_refuses_what_does_not_fit() -> None:
         evaluate(Classifier("resnet20", CLASSES, 8), images.subset([]))
     with pytest.raises(DataError, match="0 labels"):
         score(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 2)
+    with pytest.raises(DataError, match="2 confidences"):
+        score(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 2, torch.ones(2))
 
 
 def test_seed_interval_equals_scipys_paired_t_test() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from diffusion_inversion import training
 from diffusion_inversion.arms import ArmRun, train_arms
@@ -22,7 +23,8 @@ from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError, DinvError, UsageError
 from diffusion_inversion.evaluation import evaluate
 from diffusion_inversion.images import LabelledImages
-from diffusion_inversion.training import RowOrder, fingerprint, real_per_batch, train
+from diffusion_inversion.mixing import RowOrder, real_per_batch
+from diffusion_inversion.training import fingerprint, train
 
 TINY = TrainSettings(architecture="resnet20", steps=3, batch_size=8, seeds=(0, 1))
 
@@ -107,25 +109,33 @@ def test_real_fraction_counts_images(fraction: float, batch: int, real: int) -> 
     assert real_per_batch(TrainSettings(real_fraction=fraction, batch_size=batch)) == real
 
 
-def batches_seen(monkeypatch: pytest.MonkeyPatch, **arguments: object) -> list[Tensor]:
-    """The uint8 batches that `train` draws, before augmentation."""
+def batches_seen(
+    settings: TrainSettings, images: LabelledImages, synthetic: LabelledImages | None = None
+) -> list[Tensor]:
+    """The uint8 batches that `train` draws; `settings` augment nothing."""
     seen: list[Tensor] = []
-    original = training.augment
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "augment", lambda b, g: (seen.append(b.clone()), original(b, g))[1])
-        train(device="cpu", **arguments)  # type: ignore[arg-type]
+
+    def look(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, Classifier):
+            seen.append(inputs[0].clone())
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        train(images, synthetic=synthetic, settings=settings, device="cpu")
+    finally:
+        hook.remove()
     return seen
 
 
-def test_mixed_batches_hold_real_images_at_the_real_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_batches_hold_real_images_at_the_real_fraction() -> None:
     real, synthetic = toy(20, 0), toy(30, 1, name="synthetic")
     real = replace(real, images=real.images.clamp(min=1))
     synthetic = replace(synthetic, images=synthetic.images // 2 * 2)
-    settings = TrainSettings(steps=6, batch_size=8, real_fraction=0.25)
+    settings = TrainSettings(steps=6, batch_size=8, real_fraction=0.25, augmentations=("none",))
     known = {image.numpy().tobytes() for image in real.images}
-    mixed = batches_seen(monkeypatch, images=real, synthetic=synthetic, settings=settings)
+    mixed = batches_seen(settings, real, synthetic)
     assert [sum(i.numpy().tobytes() in known for i in batch) for batch in mixed] == [2] * 6
-    alone = batches_seen(monkeypatch, images=real, settings=settings)
+    alone = batches_seen(settings, real)
     assert [sum(i.numpy().tobytes() in known for i in batch) for batch in alone] == [8] * 6
     # Paired: at one seed the real images come in the same order in both arms.
     assert torch.equal(torch.cat([batch[:2] for batch in mixed]), torch.cat(alone)[:12])
@@ -238,6 +248,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> 
         assert torch.equal(one.evaluation.predictions, other.evaluation.predictions)
         assert one.evaluation.confusion.equal(other.evaluation.confusion)
         assert one.evaluation.per_class == other.evaluation.per_class
+        assert one.evaluation.ece == other.evaluation.ece is not None
     files = [{p.name: p.read_bytes() for p in run.glob("classifiers/*.safetensors")} for run in (killed, whole)]
     assert files[0] == files[1] and len(files[0]) == 6
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "what was done is not redone"

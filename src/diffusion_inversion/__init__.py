@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .autoencoding import autoencode
     from .config import InvertSettings, SampleSettings, TrainSettings
     from .datasets import load_images, load_splits
     from .embeddings import Embeddings, read_embeddings
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .generator import Generator
     from .images import LabelledImages
     from .inversion import invert
+    from .measuring import measure
     from .sampling import sample
     from .synthetic import read_synthetic
     from .training import train
@@ -28,10 +30,12 @@ _HOMES = {
     "LabelledImages": "images",
     "SampleSettings": "config",
     "TrainSettings": "config",
+    "autoencode": "autoencoding",
     "evaluate": "evaluation",
     "invert": "inversion",
     "load_images": "datasets",
     "load_splits": "datasets",
+    "measure": "measuring",
     "read_embeddings": "embeddings",
     "read_synthetic": "synthetic",
     "sample": "sampling",
@@ -45,10 +49,12 @@ __all__ = [
     "LabelledImages",
     "SampleSettings",
     "TrainSettings",
+    "autoencode",
     "evaluate",
     "invert",
     "load_images",
     "load_splits",
+    "measure",
     "read_embeddings",
     "read_synthetic",
     "sample",

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .augment import make_augmentation
 from .classifier_store import ClassifierStore
 from .config import TrainSettings
 from .device import resolve_device
@@ -22,7 +23,8 @@ from .engine.units import each_unit
 from .errors import DataError, UsageError
 from .evaluation import SMALLEST_EFFECT, Evaluation, Verdict, evaluate, score, verdict
 from .images import LabelledImages
-from .training import batch_parts, fingerprint, recipe, train
+from .mixing import check_images
+from .training import fingerprint, recipe, train
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,9 @@ def train_arms(
                 "accuracy": found.accuracy,
                 "balanced_accuracy": found.balanced_accuracy,
                 "per_class": found.per_class,
+                "ece": found.ece,
                 "predictions": found.predictions.tolist(),
+                "confidences": None if found.confidences is None else found.confidences.tolist(),
             }
             store.commit(unit[0], arm, seed, classifier, measured, time.monotonic() - start)
             state.clear()
@@ -148,7 +152,10 @@ def train_arms(
 
 def _arm_run(store: ClassifierStore, unit: str, test: LabelledImages, resumed: bool) -> ArmRun:
     record = store.record(unit)
-    evaluation = score(test.labels, torch.tensor(record["predictions"]), len(test.class_names))
+    confidences = record.get("confidences")  # not in the records of earlier versions
+    if confidences is not None:
+        confidences = torch.tensor(confidences, dtype=torch.float64)
+    evaluation = score(test.labels, torch.tensor(record["predictions"]), len(test.class_names), confidences)
     (name,) = record["files"]
     return ArmRun(record["arm"], record["seed"], evaluation, record["seconds"], store.folder / name, resumed)
 
@@ -180,7 +187,8 @@ def _sources(
             f"arms={needy}: they need synthetic images and there are none. "
             "Run `dinv sample` first, or keep to the arm real."
         )
-    batch_parts(real, synthetic, settings)
+    check_images(real, synthetic)
+    make_augmentation(settings.augmentations, len(real.class_names))
     if len(test) == 0 or (test.class_names, test.size) != (real.class_names, real.size):
         raise DataError(
             f"{test.name}: {len(test)} test images of classes {list(test.class_names)} at {test.size} px; {real.name} "

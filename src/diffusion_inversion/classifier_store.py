@@ -11,7 +11,7 @@ from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest, Record
 
 FOLDER = "classifiers"
-SCHEMA = 2
+SCHEMA = 3
 
 
 class ClassifierStore:

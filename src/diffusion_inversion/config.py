@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Settings(BaseModel):
@@ -67,24 +67,70 @@ class SampleSettings(Settings):
 
 Arm = Literal["real", "synthetic", "real+synthetic"]
 ARMS: tuple[Arm, ...] = ("real", "synthetic", "real+synthetic")
+RecipeName = Literal["paper-sgd", "medmnist-adamw", "fast"]
+ARCHITECTURES = (
+    "resnet20", "resnet56", "resnet18", "vgg16", "mobilenetv2", "shufflenetv2", "efficientnetb0",
+)  # fmt: skip
+AugmentationName = Literal[
+    "none", "default", "autoaugment", "randaugment", "cutout", "mixup", "cutmix", "augmix"
+]  # fmt: skip
+
+
+def known_architecture(name: str) -> str:
+    """The name of an architecture as it is. Raises ValueError for one that is neither ours nor timm:<name>."""
+    if name in ARCHITECTURES or (name.startswith("timm:") and len(name) > len("timm:")):
+        return name
+    raise ValueError(f"unknown; use one of {', '.join(ARCHITECTURES)} or timm:<name>")
 
 
 class TrainSettings(Settings):
     """Downstream task: one classifier per arm and seed, all with the same number of optimizer steps."""
 
-    architecture: Literal["auto", "resnet20", "resnet18"] = Field(
-        "auto", description="auto: resnet20 on CPU, resnet18 on GPU"
+    architecture: str = Field(
+        "auto",
+        description=f"{', '.join(ARCHITECTURES)} or timm:<name>; auto: resnet20 on CPU, resnet18 on GPU",
+    )
+    recipe: RecipeName = Field(
+        "paper-sgd", description="optimizer, schedule and the four numbers below (recipes.RECIPES has the table)"
     )
     steps: int = Field(1000, ge=1, description="optimizer steps, the same for every arm")
-    batch_size: int = Field(128, ge=2, description="images per step (paper: 128)")
-    learning_rate: float = Field(0.1, gt=0, description="peak of the cosine (paper: 0.1)")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
-    weight_decay: float = Field(5e-4, ge=0, description="SGD weight decay (paper: 5e-4)")
-    real_fraction: float = Field(0.5, gt=0, lt=1, description="share of each real+synthetic batch that is real")
+    batch_size: int | None = Field(None, ge=2, description="images per step; default: the recipe's (paper: 128)")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak of the schedule; default: the recipe's (paper: 0.1)"
+    )
+    momentum: float | None = Field(
+        None, ge=0, lt=1, description="SGD's momentum, AdamW's beta1; default: the recipe's (0.9)"
+    )
+    weight_decay: float | None = Field(None, ge=0, description="default: the recipe's (paper: 5e-4)")
+    augmentations: tuple[AugmentationName, ...] = Field(
+        ("default",), min_length=1, description="what happens to the images of each batch"
+    )
+    mixing: Literal["batch", "concatenate", "sequential"] = Field(
+        "batch",
+        description="real+synthetic: shares of every batch, one pool of all images, or synthetic first and then real",
+    )
+    real_fraction: float = Field(
+        0.5, gt=0, lt=1, description="real share of each batch (batch) or of the steps (sequential) of real+synthetic"
+    )
+    me_ada_every: int = Field(
+        0, ge=0, description="T_min: steps between two rounds of adversarial copies (ME-ADA); 0 = off"
+    )
+    me_ada_share: float = Field(0.1, gt=0, le=1, description="share of the images that each round copies")
+    me_ada_steps: int = Field(15, ge=1, description="gradient ascent steps on each copy")
+    me_ada_rate: float = Field(
+        0.04, gt=0, description="ascent step size on pixels in [0, 1] (the authors' 20 at batch 128: adversarial.py)"
+    )
+    me_ada_gamma: float = Field(1.0, ge=0, description="weight of the distance from the original")
+    me_ada_eta: float = Field(1.0, ge=0, description="weight of the entropy of the prediction")
     arms: tuple[Arm, ...] = Field(ARMS, min_length=1, description="what to train on")
     seeds: tuple[int, ...] = Field(
         (0, 1, 2), min_length=1, description="one classifier per arm and seed; at least 3 for a verdict"
     )
+
+    @field_validator("architecture")
+    @classmethod
+    def _architecture_is_known(cls, name: str) -> str:
+        return name if name == "auto" else known_architecture(name)
 
 
 class DataSettings(Settings):

@@ -18,6 +18,8 @@ Outcome = Literal["helps", "does not help", "not enough evidence"]
 BASELINE = "real"
 SMALLEST_EFFECT = 0.005
 MIN_SEEDS = 3
+ECE_BINS = 15
+_DIGITS = 4  # decimal places of a confidence
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,21 @@ class Evaluation:
     per_class: tuple[float | None, ...]  # share of each class's images that were recognised; None where it has none
     confusion: Tensor  # (classes, classes) int64, row = true class, column = predicted class
     predictions: Tensor  # (n,) int64, in the order of the test images
+    confidences: Tensor | None  # (n,) float64, probability of each predicted class, to 4 decimals; None: not measured
+    ece: float | None  # expected calibration error, see `calibration_error`; None without confidences
 
 
-def score(labels: Tensor, predictions: Tensor, classes: int) -> Evaluation:
-    """Compare predicted with true classes, both (n,) int64 in 0..classes-1. Raises DataError when n is 0 or differs."""
+def score(labels: Tensor, predictions: Tensor, classes: int, confidences: Tensor | None = None) -> Evaluation:
+    """Compare predicted with true classes, both (n,) int64 in 0..classes-1, and the confidences (n,) with both.
+
+    Raises DataError when n is 0 or differs.
+    """
     from sklearn.metrics import accuracy_score, confusion_matrix
 
     if len(labels) == 0 or len(labels) != len(predictions):
         raise DataError(f"{len(labels)} labels, {len(predictions)} predictions: give as many of both, at least one.")
+    if confidences is not None and len(confidences) != len(labels):
+        raise DataError(f"{len(labels)} labels, {len(confidences)} confidences: give as many of both.")
     confusion = torch.from_numpy(confusion_matrix(labels.numpy(), predictions.numpy(), labels=range(classes)))
     per_class = [int(row[k]) / int(row.sum()) if row.sum() else None for k, row in enumerate(confusion)]
     present = [rate for rate in per_class if rate is not None]
@@ -48,20 +57,39 @@ def score(labels: Tensor, predictions: Tensor, classes: int) -> Evaluation:
         per_class=tuple(per_class),
         confusion=confusion,
         predictions=predictions,
+        confidences=confidences,
+        ece=None if confidences is None else calibration_error(confidences, predictions == labels),
     )
 
 
+def calibration_error(confidences: Tensor, correct: Tensor, bins: int = ECE_BINS) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3) of confidences (n,) in [0, 1] and correct (n,) bool.
+
+    `bins` bins of equal width, each with its lower edge, the last with both: the mean over images of the gap between
+    mean confidence and accuracy in their bin. In [0, 1], 0 = calibrated. With few images in a bin it is biased upwards.
+    Guo et al. give a bin its upper edge; torchmetrics its lower one, as here.
+    """
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    place = (torch.bucketize(confidences.double(), edges, right=True) - 1).clamp(0, bins - 1)
+    # |accuracy - confidence| of a bin, times its share of the images
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct.double() - confidences.double())
+    return float(gaps.abs().sum()) / len(confidences)
+
+
 @torch.inference_mode()
-def predict(classifier: Classifier, images: LabelledImages, batch_size: int = 500) -> Tensor:
-    """Predicted classes (N,) int64 on the CPU; computed in float32 on the classifier's device, in eval mode."""
+def predict(classifier: Classifier, images: LabelledImages, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+    """Predicted classes (N,) int64 and their probabilities (N,) float64, rounded to 4 decimals, on the CPU.
+
+    Computed in float32 on the classifier's device, in eval mode.
+    """
     device = next(classifier.parameters()).device
     was_training = classifier.training
     classifier.eval()
     try:
-        batches = [classifier(batch.to(device)).argmax(1).cpu() for batch in images.images.split(batch_size)]
+        logits = torch.cat([classifier(batch.to(device)).cpu() for batch in images.images.split(batch_size)])
     finally:
         classifier.train(was_training)
-    return torch.cat(batches)
+    return logits.argmax(1), logits.softmax(1).amax(1).double().round(decimals=_DIGITS)
 
 
 def evaluate(classifier: Classifier, images: LabelledImages, batch_size: int = 500) -> Evaluation:
@@ -77,7 +105,8 @@ def evaluate(classifier: Classifier, images: LabelledImages, batch_size: int = 5
             f"{images.name}: its classes are {list(images.class_names)}, "
             f"the classifier's are {list(classifier.class_names)}. Give images of the same classes in the same order."
         )
-    return score(images.labels, predict(classifier, images, batch_size), len(images.class_names))
+    predictions, confidences = predict(classifier, images, batch_size)
+    return score(images.labels, predictions, len(images.class_names), confidences)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 
 from .arms import ArmResults, train_arms
 from .classifier_store import FOLDER as CLASSIFIERS
 from .classifier_store import ClassifierStore
+from .classifiers import choose_architecture
 from .config import DataSettings, InvertSettings, SampleSettings, TrainSettings
 from .datasets import Splits
 from .device import resolve_device
@@ -31,6 +33,7 @@ from .evaluation import Verdict
 from .generator import Generator
 from .images import resize
 from .inversion import invert
+from .recipes import resolved
 from .report import ReportImages, RunRecord, render_report
 from .report.record import ArmRecord, CurveRecord, VerdictRecord
 from .run_images import open_splits
@@ -41,9 +44,11 @@ from .synthetic import METADATA, SyntheticStore, read_rows, read_synthetic
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 GENERATOR_FILE, RECONSTRUCTIONS_FILE = "generator.json", "reconstructions.safetensors"
 REPORT_ROWS, REPORT_VARIANTS = 8, 6
+MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
 FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
 SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
-CLASSIFIER_BYTES = 48 << 20  # of the largest classifier, ResNet18
+CLASSIFIER_BYTES = {"resnet20": 2 << 20, "resnet56": 4 << 20, "vgg16": 540 << 20}  # of one file, with its saved state
+OTHER_CLASSIFIER_BYTES = 100 << 20
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
 
 
@@ -168,7 +173,7 @@ def train_stage(
 
     Raises UsageError where images or vectors were added since the stage before this one ran.
     """
-    resolve_device(device)
+    where = resolve_device(device)
     require_whole(run, splits)
     synthetic = read_synthetic(run, splits.train.class_names)
     if anew:
@@ -176,7 +181,8 @@ def train_stage(
     side = synthetic.size
     total = settings.steps * len(settings.arms) * len(settings.seeds)
     trained = len(ClassifierStore(run).manifest.units())
-    _require_room(run, max(len(settings.arms) * len(settings.seeds) - trained, 0), CLASSIFIER_BYTES, "classifiers")
+    size = CLASSIFIER_BYTES.get(choose_architecture(settings.architecture, where), OTHER_CLASSIFIER_BYTES)
+    _require_room(run, max(len(settings.arms) * len(settings.seeds) - trained, 0), size, "classifiers")
     with _timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
@@ -245,7 +251,7 @@ def report_stage(run: Path, splits: Splits, results: ArmResults, settings: Train
         "settings": {
             "invert": inverted["settings"],
             "sample": {"variants": variants, **sampled["settings"]},
-            "train": settings.model_dump(mode="json"),
+            "train": resolved(settings).model_dump(mode="json"),
         },
         "stages": {
             "invert": {
@@ -264,6 +270,9 @@ def report_stage(run: Path, splits: Splits, results: ArmResults, settings: Train
         "arms": {arm: _arm(accuracies) for arm, accuracies in results.accuracies().items()},
         "verdict": _verdict(results.verdict()),
     }
+    if len(splits.train.class_names) <= MOST_CONFUSION_CLASSES:
+        runs = {arm: [run.evaluation.confusion for run in results.runs if run.arm == arm] for arm in record["arms"]}
+        record["confusion"] = {arm: torch.stack(found).sum(0).tolist() for arm, found in runs.items()}
     ledger = Ledger(run)
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     chosen = {"arms": list(settings.arms), "seeds": list(settings.seeds)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -12,15 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .augment import augment
+from .adversarial import ascend
+from .augment import make_augmentation
 from .classifier_store import SCHEMA
 from .classifiers import Classifier, choose_architecture
 from .config import TrainSettings
 from .device import bfloat16_is_fast, resolve_device
 from .engine.state import UnitState
-from .errors import DataError, DinvError
+from .errors import DinvError
 from .images import LabelledImages
+from .mixing import Pool, counts_at, make_pools
 from .randomness import generator_for
+from .recipes import make_optimizer, make_schedule, resolve, resolved
 
 
 def train(
@@ -35,22 +40,23 @@ def train(
 ) -> Classifier:
     """Train one classifier; return it in eval mode on `device`, as the last step left it.
 
-    With `images` alone every batch comes from them, be they real or synthetic. With `synthetic` too, each batch holds
-    `settings.real_fraction` of `images` and the rest of `synthetic`. Both have the same classes and the same side.
-    The paper's recipe: SGD with momentum and weight decay, a cosine from `learning_rate` to 0 without warm-up,
-    padded crops and horizontal flips. `settings.arms` and `settings.seeds` are not read here.
+    With `images` alone every batch comes from them, be they real or synthetic. With `synthetic` too, `images` are the
+    real ones and `settings.mixing` says how both are mixed. Both have the same classes and the same side. Optimizer,
+    schedule and their numbers are those of `settings.recipe` (recipes.py), by default the paper's. `settings.arms` and
+    `settings.seeds` are not read here.
 
     The seed fixes the initial weights, the order of the images and their augmentation; equal arguments on one machine
     give equal weights. `on_step(step, loss)` is called after each step, step from 1 to settings.steps. With `state` a
     long training is saved now and then, and goes on from there with the same bits.
 
-    Raises DataError for empty or mismatched images, UsageError for an unusable device, DinvError when the loss
-    is no longer finite.
+    Raises DataError for empty or mismatched images, UsageError for an unusable device, augmentation or architecture,
+    DinvError when the loss is no longer finite.
     """
     settings = settings or TrainSettings()
+    recipe = resolve(settings)
     where = resolve_device(device)
-    precision = training_precision(where)
-    parts = batch_parts(images, synthetic, settings)
+    pools = make_pools(images, synthetic, settings, seed)
+    augmentation = make_augmentation(settings.augmentations, len(images.class_names))
 
     # Layers draw their initial weights from the global CPU generator; fork_rng gives it back untouched.
     with torch.random.fork_rng(devices=[]):
@@ -58,28 +64,24 @@ def train(
         classifier = Classifier(choose_architecture(settings.architecture, where), images.class_names, images.size)
     classifier.to(where).train()
 
-    optimizer = torch.optim.SGD(
-        classifier.parameters(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.steps)
+    optimizer = make_optimizer(recipe, classifier.parameters())
+    schedule = make_schedule(recipe, optimizer, settings.steps)
     moves = generator_for("train", seed, "augmentation")
-    # One order per place in the batch: the real images come in the same order in every arm of a seed.
-    orders = [RowOrder(len(part), generator_for("train", seed, "order", k)) for k, (part, _) in enumerate(parts)]
     first = 0
     if state is not None and (saved := state.load()) is not None:
-        first = _restore(saved, classifier, optimizer, schedule, moves, orders)
+        first = _restore(saved, classifier, optimizer, schedule, moves, pools)
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for step in range(first + 1, settings.steps + 1):
-            rows = [order.draw(count) for order, (_, count) in zip(orders, parts, strict=True)]
-            batch = torch.cat([part.images[r] for (part, _), r in zip(parts, rows, strict=True)]).to(where)
-            labels = torch.cat([part.labels[r] for (part, _), r in zip(parts, rows, strict=True)]).to(where)
-            with torch.autocast(where.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                logits = classifier(augment(batch, moves))
-            loss = F.cross_entropy(logits.float(), labels)
+            counts = counts_at(step, settings, len(pools))
+            drawn = [pool.draw(count) for pool, count in zip(pools, counts, strict=True)]
+            batch, labels = (torch.cat(parts).to(where) for parts in zip(*drawn, strict=True))
+            batch, targets = augmentation(batch, labels, moves)
+            with _seeded(where, seed, step), _arithmetic(where):
+                logits = classifier(batch)
+            # Class numbers where nothing was mixed: the same loss as one-hot targets, and the bits it always had.
+            goal = targets if augmentation.mixes else labels
+            loss = F.cross_entropy(logits.float(), goal, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -87,16 +89,58 @@ def train(
             value = loss.item()
             if not math.isfinite(value):
                 raise DinvError(
-                    f"loss={value} at step {step}: training diverged. "
-                    f"Set learning_rate below {settings.learning_rate:g}."
+                    f"loss={value} at step {step}: training diverged. Set learning_rate below {recipe.learning_rate:g}."
                 )
+            if settings.me_ada_every and step % settings.me_ada_every == 0 and step < settings.steps:
+                _add_adversarial(classifier, pools, settings, seed, step)
             if on_step is not None:
                 on_step(step, value)
             if state is not None and step < settings.steps:
-                state.offer(partial(_progress, step, classifier, optimizer, schedule, moves, orders))
+                state.offer(partial(_progress, step, classifier, optimizer, schedule, moves, pools))
 
     classifier.provenance = {"seed": seed, **provenance(images, synthetic, settings, where)}
     return classifier.eval()
+
+
+def _add_adversarial(classifier: Classifier, pools: list[Pool], settings: TrainSettings, seed: int, step: int) -> None:
+    """One maximisation phase of ME-ADA: copies of a share of the images that the next step draws from join them.
+
+    Only images that were given are copied, as they are, without augmentation. Copies are rounded to whole pixels.
+    """
+    where = next(classifier.parameters()).device
+    classifier.eval()
+    for place, (pool, count) in enumerate(zip(pools, counts_at(step + 1, settings, len(pools)), strict=True)):
+        if not count:
+            continue
+        order = torch.randperm(pool.given, generator=generator_for("train", seed, "adversarial", place, step))
+        rows = order[: max(round(settings.me_ada_share * pool.given), 1)]
+        copies = []
+        for part in rows.split(resolve(settings).batch_size):
+            with _arithmetic(where):
+                moved = ascend(
+                    classifier.logits,
+                    pool.images[part].to(where).float() / 255,
+                    pool.labels[part].to(where),
+                    steps=settings.me_ada_steps,
+                    rate=settings.me_ada_rate,
+                    gamma=settings.me_ada_gamma,
+                    eta=settings.me_ada_eta,
+                )
+            copies.append((moved * 255).round().to(torch.uint8).cpu())
+        pool.add(torch.cat(copies), pool.labels[rows])
+    classifier.train()
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int, step: int) -> Iterator[None]:
+    """Let dropout and stochastic depth draw by identity: they know PyTorch's global generators alone."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(generator_for("train", seed, "dropout", step).initial_seed())
+        yield
+
+
+def _arithmetic(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=training_precision(device) == torch.bfloat16)
 
 
 def training_precision(device: torch.device) -> torch.dtype:
@@ -108,75 +152,58 @@ def training_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def real_per_batch(settings: TrainSettings) -> int:
-    """Real images in each batch of real+synthetic: real_fraction rounded, at least one image of either kind."""
-    return min(max(round(settings.real_fraction * settings.batch_size), 1), settings.batch_size - 1)
-
-
-class RowOrder:
-    """Row numbers in 0..population-1 for ever: shuffled epochs end to end, so every batch is full."""
-
-    def __init__(self, population: int, generator: torch.Generator) -> None:
-        self.population, self.generator = population, generator
-        self.queue = torch.empty(0, dtype=torch.int64)
-
-    def draw(self, count: int) -> Tensor:
-        """The next `count` row numbers (count,) int64."""
-        while len(self.queue) < count:
-            self.queue = torch.cat([self.queue, torch.randperm(self.population, generator=self.generator)])
-        rows, self.queue = self.queue[:count], self.queue[count:]
-        return rows
-
-
 def _progress(
     step: int,
     classifier: Classifier,
-    optimizer: torch.optim.SGD,
-    schedule: torch.optim.lr_scheduler.CosineAnnealingLR,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
     moves: torch.Generator,
-    orders: list[RowOrder],
+    pools: list[Pool],
 ) -> dict[str, Tensor]:
     """All that a training needs to go on after `step` steps."""
-    momentum = {
-        f"momentum.{place:04d}": optimizer.state[parameter]["momentum_buffer"]
-        for place, parameter in enumerate(classifier.parameters())
-        if optimizer.state[parameter].get("momentum_buffer") is not None
-    }
     return {
         "step": torch.tensor(step),
         "rate": torch.tensor(schedule.get_last_lr(), dtype=torch.float64),
         "moves": moves.get_state(),
         **{f"network.{name}": value for name, value in classifier.network.state_dict().items()},
-        **momentum,
-        **{f"queue.{place}": order.queue for place, order in enumerate(orders)},
-        **{f"order.{place}": order.generator.get_state() for place, order in enumerate(orders)},
+        **{
+            f"optimizer.{place}.{name}": value
+            for place, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        },
+        **{f"pool.{place}.{name}": value for place, pool in enumerate(pools) for name, value in pool.state().items()},
     }
 
 
 def _restore(
     saved: dict[str, Tensor],
     classifier: Classifier,
-    optimizer: torch.optim.SGD,
-    schedule: torch.optim.lr_scheduler.CosineAnnealingLR,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
     moves: torch.Generator,
-    orders: list[RowOrder],
+    pools: list[Pool],
 ) -> int:
     """Put back what `_progress` took; return the steps that are done."""
     step = int(saved["step"])
-    names = classifier.network.state_dict()
-    classifier.network.load_state_dict({name: saved[f"network.{name}"] for name in names})
-    for place, parameter in enumerate(classifier.parameters()):
-        if (buffer := saved.get(f"momentum.{place:04d}")) is not None:
-            optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+    classifier.network.load_state_dict(_below("network.", saved))
+    buffers: dict[int, dict[str, Tensor]] = {}
+    for key, value in _below("optimizer.", saved).items():
+        index, _, name = key.partition(".")
+        buffers.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": buffers})
     (rate,) = saved["rate"].tolist()
     schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": [rate]})
     for group in optimizer.param_groups:
         group["lr"] = rate
     moves.set_state(saved["moves"])
-    for place, order in enumerate(orders):
-        order.queue = saved[f"queue.{place}"]
-        order.generator.set_state(saved[f"order.{place}"])
+    for place, pool in enumerate(pools):
+        pool.restore(_below(f"pool.{place}.", saved))
     return step
+
+
+def _below(prefix: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
 
 
 def fingerprint(images: LabelledImages) -> str:
@@ -206,26 +233,9 @@ def recipe(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
     """Describe, as JSON, how a classifier is trained, whatever it is trained on: settings and arithmetic."""
     return {
         "schema": SCHEMA,
-        "settings": settings.model_dump(mode="json", exclude={"architecture", "arms", "seeds"}),
+        "settings": resolved(settings).model_dump(mode="json", exclude={"architecture", "arms", "seeds"}),
+        "recipe": asdict(resolve(settings)),
         "architecture": choose_architecture(settings.architecture, device),
         "device": device.type,
         "precision": str(training_precision(device)).removeprefix("torch."),
     }
-
-
-def batch_parts(
-    images: LabelledImages, synthetic: LabelledImages | None, settings: TrainSettings
-) -> list[tuple[LabelledImages, int]]:
-    """Check the images; return what each batch is made of and how many of it."""
-    for part in (images, synthetic):
-        if part is not None and len(part) == 0:
-            raise DataError(f"{part.name}: no images to train on; give at least one.")
-    if synthetic is None:
-        return [(images, settings.batch_size)]
-    if (synthetic.class_names, synthetic.size) != (images.class_names, images.size):
-        raise DataError(
-            f"{synthetic.name} has classes {list(synthetic.class_names)} at {synthetic.size} px, {images.name} has "
-            f"{list(images.class_names)} at {images.size} px. Give both the same classes, order and side."
-        )
-    real = real_per_batch(settings)
-    return [(images, real), (synthetic, settings.batch_size - real)]

@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
-for function in (*METHOD, *CARE, measures.metrics, generators.generators, generators.pretrain):
+for function in (*METHOD, *CARE, measures.metrics, generators.autoencode, generators.generators, generators.pretrain):
     app.command()(function)
 
 

@@ -1,4 +1,4 @@
-"""The commands around the generators: list them, and train the embedded one."""
+"""The commands around the generators: list them, train the embedded one, pass images through the VAE of one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,23 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .command import command, words
-from .options import Json
+from .command import command, data_settings, load, words
+from .options import (
+    AllowNear,
+    Data,
+    DataSeed,
+    Device,
+    DropDuplicates,
+    GeneratorName,
+    Holdout,
+    Json,
+    Limit,
+    Revision,
+    Root,
+    Size,
+    Test,
+    TestLimit,
+)
 
 
 def generators(
@@ -56,3 +71,53 @@ def pretrain(
                 target_train=target_train, target_test=target_test, start_from=start_from,
             )  # fmt: skip
         summary |= {"folder": str(folder), "text": str(folder)}
+
+
+def autoencode(
+    data: Data,
+    resolution: Annotated[int, typer.Option(help="Side in px at which the VAE sees the images.")],
+    out: Annotated[Path, typer.Option(help="Folder for train/<class>/*.png and test/<class>/*.png.")],
+    generator: GeneratorName = "mini", revision: Revision = None, device: Device = "auto",
+    split: Annotated[str, typer.Option(help="train, test or both: what to pass through the VAE.")] = "train",
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw the latent from the encoder's distribution; else take its mean.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Images side by side.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of --sample.")] = 0,
+    test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
+    data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
+    allow_near_duplicates: AllowNear = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Resize images of DATA, encode and decode them with a generator's VAE, resize back, write class folders.
+
+    DATA is parted into train and test as `dinv run` does. What is written is DATA again: OUT with --split both, else
+    OUT/train or OUT/test.
+    """
+    with command(as_json) as summary:
+        from ..autoencoding import PARTS, write_autoencoded
+        from ..datasets import load_splits
+
+        if split not in (*PARTS, "both"):
+            raise UsageError(f"--split {split}: give {', '.join(PARTS)} or both.")
+        settings = data_settings(
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
+        )
+        loaded = load(generator, revision, device, "auto")
+        splits = load_splits(
+            **settings.model_dump(exclude={"drop_test_duplicates"}), drop_duplicates=drop_test_duplicates
+        )
+        lines = []
+        for part, images in zip(PARTS, (splits.train, splits.test), strict=True):
+            if split not in (part, "both"):
+                continue
+            done = write_autoencoded(
+                images, loaded, out, resolution=resolution, part=part, sample=sample, batch_size=batch_size, seed=seed
+            )
+            summary[part] = {"images": done.images, "psnr": done.psnr, "renamed": done.renamed}
+            lines.append(f"{done.images} images in {done.folder}, mean PSNR to their sources {done.psnr:.2f} dB")
+            lines += [f"class {name} is the folder {folder}" for name, folder in done.renamed.items()]
+        result = out if split == "both" else out / split
+        summary |= {"data": str(result), "resolution": resolution, "latent": "sample" if sample else "mean"}
+        summary |= {"generator": loaded.name, "generator_hash": loaded.hash, "licence": splits.train.licence}
+        lines += [f"licence of the source: {splits.train.licence}"] if splits.train.licence else []
+        summary["text"] = "\n".join([*lines, f"Use it as DATA or --test: {result}"])

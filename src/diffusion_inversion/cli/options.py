@@ -46,10 +46,32 @@ InferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps. [defa
 ImageSize = Annotated[int | None, typer.Option(help="Side of the images in px. [default: the data set's own]")]
 SampleBatch = Annotated[int | None, typer.Option("--sample-batch-size", help="Images side by side. [default: 100]")]
 Seed = Annotated[int | None, typer.Option(help="Run seed of stages 1 and 2. [default: 0]")]
-Architecture = Annotated[str | None, typer.Option(help="auto, resnet20 or resnet18. [default: auto]")]
+Architecture = Annotated[
+    str | None,
+    typer.Option(
+        help="resnet20, resnet56, resnet18, vgg16, mobilenetv2, shufflenetv2, efficientnetb0, timm:<name>, or auto: "
+        "resnet20 on a CPU, resnet18 on a GPU. [default: auto]"
+    ),
+]
+Recipe = Annotated[str | None, typer.Option(help="paper-sgd, medmnist-adamw or fast. [default: paper-sgd]")]
+Augmentations = Annotated[
+    str | None,
+    typer.Option(
+        help="Some of default,autoaugment,randaugment,augmix,cutout,mixup,cutmix; or none. [default: default]"
+    ),
+]
+Mixing = Annotated[str | None, typer.Option(help="real+synthetic: batch, concatenate or sequential. [default: batch]")]
+MeAdaEvery = Annotated[int | None, typer.Option(help="ME-ADA: steps between two rounds, 0 = off. [default: 0]")]
+MeAdaShare = Annotated[float | None, typer.Option(help="Share of the images that each round copies. [default: 0.1]")]
+MeAdaSteps = Annotated[int | None, typer.Option(help="Ascent steps on each copy. [default: 15]")]
+MeAdaRate = Annotated[float | None, typer.Option(help="Ascent step size. [default: 0.04]")]
+MeAdaGamma = Annotated[float | None, typer.Option(help="Weight of the distance. [default: 1]")]
+MeAdaEta = Annotated[float | None, typer.Option(help="Weight of the entropy. [default: 1]")]
 TrainSteps = Annotated[int | None, typer.Option("--train-steps", help="Optimizer steps of every arm. [default: 1000]")]
-TrainBatch = Annotated[int | None, typer.Option("--train-batch-size", help="Images per step. [default: 128]")]
-TrainRate = Annotated[float | None, typer.Option("--train-learning-rate", help="Peak of the cosine. [default: 0.1]")]
+TrainBatch = Annotated[int | None, typer.Option("--train-batch-size", help="Images per step. [default: the recipe's]")]
+TrainRate = Annotated[
+    float | None, typer.Option("--train-learning-rate", help="Peak of the schedule. [default: the recipe's]")
+]
 RealFraction = Annotated[float | None, typer.Option(help="Real share of real+synthetic batches. [default: 0.5]")]
 Arms = Annotated[str | None, typer.Option(help="[default: real,synthetic,real+synthetic]")]
 Restart = Annotated[bool, typer.Option(help="Delete what this stage and later ones made here, and begin anew.")]

@@ -13,6 +13,7 @@ from .options import (
     AllowNear,
     Architecture,
     Arms,
+    Augmentations,
     Data,
     DataSeed,
     Device,
@@ -32,9 +33,17 @@ from .options import (
     KeepSteps,
     KeptSteps,
     Limit,
+    MeAdaEta,
+    MeAdaEvery,
+    MeAdaGamma,
+    MeAdaRate,
+    MeAdaShare,
+    MeAdaSteps,
+    Mixing,
     NoiseStrength,
     Preset,
     RealFraction,
+    Recipe,
     Resolution,
     Restart,
     Revision,
@@ -119,6 +128,9 @@ def sample(
 
 def train(
     run: Run, device: Device = "auto", preset: Preset = "default", architecture: Architecture = None,
+    recipe: Recipe = None, augmentations: Augmentations = None, mixing: Mixing = None, me_ada_every: MeAdaEvery = None,
+    me_ada_share: MeAdaShare = None, me_ada_steps: MeAdaSteps = None, me_ada_rate: MeAdaRate = None,
+    me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
     steps: TrainSteps = None, batch_size: TrainBatch = None, learning_rate: TrainRate = None,
     real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, restart: Restart = False,
     join: Join = False, as_json: Json = False,
@@ -132,6 +144,9 @@ def train(
         settings = settings_of(
             TrainSettings, preset, "train", architecture=architecture, steps=steps, batch_size=batch_size,
             learning_rate=learning_rate, real_fraction=real_fraction, arms=words(arms), seeds=integers(seeds),
+            recipe=recipe, augmentations=words(augmentations), mixing=mixing, me_ada_every=me_ada_every,
+            me_ada_share=me_ada_share, me_ada_steps=me_ada_steps, me_ada_rate=me_ada_rate,
+            me_ada_gamma=me_ada_gamma, me_ada_eta=me_ada_eta,
         )  # fmt: skip
         with hold(run, join, restart):
             splits = open_splits(run)
@@ -152,6 +167,7 @@ def run(
     kept_steps: KeptSteps = None, noise_strength: NoiseStrength = None, interpolation: Interpolation = None,
     scheduler: Scheduler = None, inference_steps: InferenceSteps = None, image_size: ImageSize = None,
     sample_batch_size: SampleBatch = None, seed: Seed = None, architecture: Architecture = None,
+    recipe: Recipe = None, augmentations: Augmentations = None, mixing: Mixing = None,
     train_steps: TrainSteps = None, train_batch_size: TrainBatch = None, train_learning_rate: TrainRate = None,
     real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, join: Join = False,
     as_json: Json = False,
@@ -178,6 +194,7 @@ def run(
         training = settings_of(
             TrainSettings, preset, "train", architecture=architecture, steps=train_steps, batch_size=train_batch_size,
             learning_rate=train_learning_rate, real_fraction=real_fraction, arms=words(arms), seeds=integers(seeds),
+            recipe=recipe, augmentations=words(augmentations), mixing=mixing,
         )  # fmt: skip
         with hold(folder, join):
             record = run_all(

@@ -16,13 +16,14 @@ from .record import ArmRecord, CurveRecord
 from .text import visible
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 # Okabe and Ito's palette, which the colour-blind tell apart.
 ARM_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-_DPI = 100
+DPI = 100
 _CELL = 64  # px, the least side of an image in the grid
 _GAP = 6  # px between images
 _LABEL = 150  # px left of the images for the class name
@@ -69,6 +70,25 @@ def without_tex(draw: Callable[Given, Result]) -> Callable[Given, Result]:
     return drawn
 
 
+def short(name: str) -> str:
+    """A name as a label: one line of at most 20 characters. Draw it with parse_math=False."""
+    text = " ".join(visible(name).split())
+    return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
+
+
+def legend(place: Axes | Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend above the axes or the figure; names are text, whatever they begin with or hold."""
+    from matplotlib.figure import Figure
+
+    where: dict[str, Any] = {"loc": "outside upper left", "ncols": 4}
+    if not isinstance(place, Figure):
+        where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+    shown = place.legend(handles, ["-"] * len(names), frameon=False, **where)
+    for text, name in zip(shown.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(short(name))
+
+
 @without_tex
 def png(figure: Figure) -> bytes:
     """Draw a figure; the same figure gives the same bytes."""
@@ -76,7 +96,7 @@ def png(figure: Figure) -> bytes:
     with warnings.catch_warnings():
         # A class name in a script that matplotlib's font lacks shows as boxes; the page's text has it right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -96,7 +116,7 @@ def image_grid(images: ReportImages, class_names: Sequence[str]) -> Figure:
         for column in range(columns):
             top, left = _HEADER + row * step, _LABEL + column * step
             canvas[top : top + side, left : left + side] = rows[row, column].permute(1, 2, 0)
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     # figimage puts one pixel on one pixel: nothing is interpolated.
     figure.figimage(canvas.numpy(), origin="upper")
 
@@ -108,7 +128,7 @@ def image_grid(images: ReportImages, class_names: Sequence[str]) -> Figure:
         middle = _LABEL + column * step + side / 2
         write(middle, _HEADER / 2, title, ha="center", va="center")
     for row, label in enumerate(images.labels.tolist()):
-        write(_LABEL - 8, _HEADER + row * step + side / 2, _short(class_names[label]), ha="right", va="center")
+        write(_LABEL - 8, _HEADER + row * step + side / 2, short(class_names[label]), ha="right", va="center")
     return figure
 
 
@@ -117,7 +137,7 @@ def loss_curve(curve: CurveRecord, null_loss: float | None = None) -> Figure:
     """Mean loss over the images against the step, with the band from the 10th to the 90th percentile."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(7, 3.6), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     steps = curve["steps"]
     axes.fill_between(steps, curve["p10"], curve["p90"], color=ARM_COLOURS[0], alpha=0.2, linewidth=0)
@@ -136,7 +156,7 @@ def accuracy_bars(arms: Mapping[str, ArmRecord]) -> Figure:
     """Mean test accuracy of each arm in %, error bars of one standard deviation, every seed as a dot."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(4.0, 1.2 + 1.5 * len(arms)), 3.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(max(4.0, 1.2 + 1.5 * len(arms)), 3.6), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     for place, arm in enumerate(arms.values()):
         colour = ARM_COLOURS[place % len(ARM_COLOURS)]
@@ -148,13 +168,7 @@ def accuracy_bars(arms: Mapping[str, ArmRecord]) -> Figure:
         places = [place + (0.0 if count == 1 else 0.3 * (seed / (count - 1) - 0.5)) for seed in range(count)]
         points = [100 * accuracy for accuracy in arm["accuracies"]]
         axes.scatter(places, points, s=22, color=colour, edgecolor="black", linewidth=0.6, zorder=3)
-    axes.set_xticks(range(len(arms)), [_short(arm) for arm in arms], parse_math=False)
+    axes.set_xticks(range(len(arms)), [short(arm) for arm in arms], parse_math=False)
     axes.set(ylabel="test accuracy in %", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _short(name: str) -> str:
-    """A name as a label: one line of at most 20 characters."""
-    text = " ".join(visible(name).split())
-    return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .confusion import MOST_CLASSES, confusion_matrices, most_confused
 from .figures import ReportImages, accuracy_bars, image_grid, loss_curve, png
 from .text import visible_values
 
@@ -55,12 +56,16 @@ def render_report(run: Mapping[str, Any], figures: ReportImages) -> str:
         "grid": png(image_grid(figures, run["data"]["class_names"])),
         "curve": png(loss_curve(run["inversion_curve"], run["stages"]["invert"].get("null_loss"))),
     }
+    confusion, class_names = run.get("confusion"), run["data"]["class_names"]
+    if confusion and len(class_names) <= MOST_CLASSES:
+        pictures["confusion"] = png(confusion_matrices(confusion, class_names))
     return render_page(run, pictures, figures.variants.shape[1])
 
 
 def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants: int) -> str:
-    """The page for `run` with the PNG files bars, grid and curve, the grid having so many variants a row.
+    """The page for `run` with the PNG files bars, grid, curve and perhaps confusion; the grid has `variants` a row.
 
+    Where there are too many classes for a picture of confusion, a table has the most confused pairs.
     Everything in `run` is text, never markup; the page has no script and its policy lets a browser load nothing.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -75,10 +80,17 @@ def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants:
     environment.filters |= {"points": points, "duration": duration, "setting": setting}
     environment.globals |= {"accuracy": accuracy}
     shown = visible_values(run)
+    confused = {}
+    if "confusion" not in pictures:
+        confused = {
+            arm: most_confused(counts, shown["data"]["class_names"])
+            for arm, counts in shown.get("confusion", {}).items()
+        }
     page: str = environment.get_template("template.html").render(
         run=shown,
         problems=shown["data"]["problems"][:MOST_PROBLEMS],
         variants=variants,
+        confused=confused,
         **{name: _data_uri(image) for name, image in pictures.items()},
     )
     return page

@@ -103,4 +103,6 @@ class RunRecord(TypedDict):
     stages: StagesRecord
     inversion_curve: CurveRecord
     arms: dict[str, ArmRecord]  # in the order in which they are shown
+    # By arm, summed over its seeds: (classes, classes) test images, row = true class, column = predicted class.
+    confusion: NotRequired[dict[str, list[list[int]]]]
     verdict: VerdictRecord

@@ -1,0 +1,97 @@
+"""Which share of each batch should be real: measured on real training images that are held out for it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from .config import TrainSettings
+from .errors import DataError, UsageError
+from .evaluation import evaluate
+from .images import LabelledImages
+from .training import train
+
+# Section C.2 of the paper: real to synthetic 1:7, 1:3, 1:1, 3:1, 7:1.
+PAPER_FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
+
+
+@dataclass(frozen=True)
+class FractionChoice:
+    """What each real fraction gave on the validation images, and the one to train with."""
+
+    real_fraction: float  # the best mean accuracy; of equals the one nearest to 1/2, then the larger
+    accuracies: dict[float, tuple[float, ...]]  # of each candidate, one per seed of the settings, in [0, 1]
+    n_train: int  # real images trained on
+    n_synthetic: int  # synthetic images trained on
+    n_validation: int  # real images measured on
+
+
+def choose_real_fraction(
+    real: LabelledImages,
+    synthetic: LabelledImages,
+    settings: TrainSettings | None = None,
+    *,
+    sources: Sequence[Collection[str]],
+    candidates: Sequence[float] = PAPER_FRACTIONS,
+    share: float = 0.2,
+    seed: int = 0,
+    device: str = "auto",
+    on_candidate: Callable[[float, int, float], None] | None = None,
+) -> FractionChoice:
+    """Train real+synthetic at every candidate and seed of the settings on a part of the real training images.
+
+    `share` of every class of `real` is held out to measure on; a class of one image stays in training. `sources` names
+    for each synthetic image, in their order, the ids of `real` that it was made from (source and partner): those made
+    from a held-out image are left out, else the choice would be measured on what was trained on. Their trace in the
+    mean vector of guidance stays. Test images play no part.
+
+    `on_candidate(fraction, seed, accuracy)` follows every classifier. Raises UsageError for arguments that cannot be
+    used, DataError where the split leaves nothing to train on or to measure on.
+    """
+    settings = settings or TrainSettings()
+    if settings.mixing == "concatenate":
+        raise UsageError("mixing=concatenate: the sizes of the sets decide, there is no real fraction to choose.")
+    if len(sources) != len(synthetic):
+        raise UsageError(f"sources: {len(sources)} for {len(synthetic)} synthetic images; give one entry for each.")
+    if not candidates or len(set(candidates)) < len(candidates) or not all(0 < c < 1 for c in candidates):
+        raise UsageError(f"candidates={list(candidates)}: give different shares between 0 and 1, both excluded.")
+    held_out = set(validation_rows(real, share, seed))
+    held_ids = {real.ids[row] for row in held_out}
+    kept = [row for row, made_from in enumerate(sources) if held_ids.isdisjoint(made_from)]
+    if not held_out or not kept:
+        raise DataError(
+            f"{real.name}: {len(held_out)} of {len(real)} images to validate on and {len(kept)} synthetic ones that "
+            "were made without them. Give more images, or set real_fraction yourself."
+        )
+    training = real.subset([row for row in range(len(real)) if row not in held_out])
+    validation = real.subset(sorted(held_out))
+    mixed_with = synthetic.subset(kept)
+    accuracies: dict[float, tuple[float, ...]] = {}
+    for fraction in candidates:
+        chosen = settings.model_copy(update={"real_fraction": fraction})
+        found: list[float] = []
+        for run in settings.seeds:
+            classifier = train(training, synthetic=mixed_with, settings=chosen, seed=run, device=device)
+            found.append(evaluate(classifier, validation).accuracy)
+            if on_candidate is not None:
+                on_candidate(fraction, run, found[-1])
+        accuracies[fraction] = tuple(found)
+    best = max(candidates, key=lambda c: (fmean(accuracies[c]), -abs(c - 0.5), c))
+    return FractionChoice(best, accuracies, len(training), len(mixed_with), len(validation))
+
+
+def validation_rows(images: LabelledImages, share: float, seed: int) -> list[int]:
+    """Rows to hold out, ascending: `share` of every class, at least one image and never the last.
+
+    Which images of a class are held out depends on the seed and their ids alone. Raises UsageError for a bad share.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"share={share}: give a share between 0 and 1, both excluded.")
+    rows: list[int] = []
+    for label in range(len(images.class_names)):
+        members = (images.labels == label).nonzero()[:, 0].tolist()
+        members.sort(key=lambda row: hashlib.sha256(f"{seed}/validation/{images.ids[row]}".encode()).digest())
+        rows += members[: max(min(max(round(share * len(members)), 1), len(members) - 1), 0)]
+    return sorted(rows)

@@ -1,0 +1,131 @@
+"""What is measured against a number or a strength: accuracy against synthetic images, metrics against lambda, alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+from .figures import ARM_COLOURS, DPI, legend, without_tex
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+_DECADE = 8.0  # largest by smallest place from which on a logarithmic axis shows more
+_MOST_TICKS = 8
+
+
+class Point(TypedDict):
+    """A measured value with its interval; low and high are None where there is none."""
+
+    at: float  # how many images, or how strong
+    value: float
+    low: float | None
+    high: float | None
+
+
+Line = Sequence[Point]
+
+
+@without_tex
+def accuracy_curve(arms: Mapping[str, Line], xlabel: str = "synthetic images") -> Figure:
+    """Test accuracy in % of each arm, values in [0, 1], against the number of images; an error bar is the interval.
+
+    An arm that was measured once, at 0 images, such as `real`, is a level line with its interval as a band. Places
+    are on a logarithmic axis from a ratio of 8 on.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    handles = []
+    for place, line in enumerate(arms.values()):
+        colour = ARM_COLOURS[place % len(ARM_COLOURS)]
+        if _level(line):
+            point = line[0]
+            handles.append(axes.axhline(100 * point["value"], color=colour, linestyle="--", linewidth=1.4))
+            if point["low"] is not None and point["high"] is not None:
+                axes.axhspan(100 * point["low"], 100 * point["high"], color=colour, alpha=0.15, linewidth=0)
+        else:
+            handles.append(_with_bars(axes, line, colour, 100))
+    drawn = [line for line in arms.values() if not _level(line)]
+    places = sorted({point["at"] for line in drawn for point in line})
+    above = [place for place in places if place > 0]
+    if above and above[-1] >= _DECADE * above[0]:
+        if places[0] == 0:
+            axes.set_xscale("symlog", linthresh=above[0])
+        else:
+            axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(_whole)
+        if len(places) <= _MOST_TICKS:
+            axes.set_xticks(places)
+            axes.minorticks_off()
+    axes.set(xlabel=xlabel, ylabel="test accuracy in %")
+    axes.spines[["top", "right"]].set_visible(False)
+    legend(axes, handles, list(arms))
+    return figure
+
+
+@without_tex
+def metric_curves(sweeps: Mapping[str, Mapping[str, Line]]) -> Figure:
+    """One panel for each strength that was varied (lambda, alpha), one line for each metric, its interval as a band.
+
+    `sweeps` maps the strength's name to metrics by name, such as precision, recall, density and coverage, all on one
+    scale: FID belongs in a figure of its own. A metric has one colour in all panels.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for metrics in sweeps.values() for name in metrics))
+    figure = Figure(figsize=(max(7, 4.4 * len(sweeps)), 4), dpi=DPI, layout="constrained")
+    first = None
+    handles: dict[str, Line2D] = {}
+    for place, (strength, metrics) in enumerate(sweeps.items()):
+        axes = figure.add_subplot(1, len(sweeps), place + 1, sharey=first)
+        first = first or axes
+        for name, line in metrics.items():
+            colour = ARM_COLOURS[names.index(name) % len(ARM_COLOURS)]
+            ordered = sorted(line, key=lambda point: point["at"])
+            bounded = [
+                (p["at"], p["low"], p["high"]) for p in ordered if p["low"] is not None and p["high"] is not None
+            ]
+            if bounded:
+                places, lows, highs = zip(*bounded, strict=True)
+                axes.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
+            values = [point["value"] for point in ordered]
+            (handles[name],) = axes.plot([p["at"] for p in ordered], values, color=colour, marker="o", markersize=4)
+        axes.set_xlabel(_symbol(strength), parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    if first is not None:
+        first.set_ylim(bottom=0)
+        legend(figure, list(handles.values()), list(handles))
+    return figure
+
+
+def _level(line: Line) -> bool:
+    return len(line) == 1 and line[0]["at"] == 0
+
+
+def _with_bars(axes: Axes, line: Line, colour: str, scale: float) -> Line2D:
+    """A line through the values times `scale`, in the order of their places, with error bars where there are any."""
+    ordered = sorted(line, key=lambda point: point["at"])
+    places, values = [point["at"] for point in ordered], [scale * point["value"] for point in ordered]
+    (drawn,) = axes.plot(places, values, color=colour, marker="o", markersize=5, linewidth=1.4)
+    # From the bounds, not from the value: a bootstrap's interval need not hold it.
+    bounds = [(p["at"], p["low"], p["high"]) for p in ordered if p["low"] is not None and p["high"] is not None]
+    if bounds:
+        where, lows, highs = zip(*bounds, strict=True)
+        middles = [scale * (low + high) / 2 for low, high in zip(lows, highs, strict=True)]
+        halves = [scale * (high - low) / 2 for low, high in zip(lows, highs, strict=True)]
+        axes.errorbar(where, middles, yerr=halves, fmt="none", color=colour, capsize=4, linewidth=1.2)
+    return drawn
+
+
+def _whole(value: float, _: float) -> str:
+    """A place on an axis of counts: 1000 as 1,000."""
+    return f"{value:,.0f}"
+
+
+def _symbol(strength: str) -> str:
+    known = {"lambda": "λ, noise strength", "alpha": "\N{GREEK SMALL LETTER ALPHA}, interpolation strength"}
+    return known.get(strength, strength)
