@@ -173,6 +173,5 @@ def main() -> None:
     print(json.dumps(summary))
 
 
-
 if __name__ == "__main__":
     main()
