@@ -15,7 +15,7 @@ from harness import Bench, command_child, content, forkserver
 from diffusion_inversion.embeddings import EmbeddingStore, read_embeddings
 from diffusion_inversion.engine import signals
 
-STEPS = 80  # of stage 1: a batch of two takes a second or more
+STEPS = 300  # of stage 1: a batch takes a second or more
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 def invert_command(bench: Bench, run: Path, steps: int = STEPS) -> list[str]:
     return ["invert", str(bench.data), "--out", str(run), "--generator", str(bench.checkpoint), "--dtype", "float32",
-            "--init", "random", "--steps", str(steps), "--invert-batch-size", "2"]  # fmt: skip
+            "--init", "random", "--steps", str(steps), "--invert-batch-size", "4"]  # fmt: skip
 
 
 def start(arguments: list[str], log: Path, **changes: float) -> Any:
