@@ -146,11 +146,12 @@ def resume(run: Path, device: str = "auto") -> list[str]:
     store = SyntheticStore(run, splits.train.class_names)
     drawn = store.manifest
     sampled = drawn.last("complete") or ledger.note(RECONSTRUCTIONS_FILE)
+    version = dict(zip(vectors.ids, vectors.versions, strict=True))
+    if any(is_stale(row, version) for row in store.rows()):  # vectors that were not learned again to the same bits
+        store.remove(lambda row: is_stale(row, version))
     if sampled is None:
         return ["sample"] if drawn.units() or drawn.dropped() else []
     settings = {**_config(run, "sample")["settings"], "variants": sampled["variants"]}
-    version = dict(zip(vectors.ids, vectors.versions, strict=True))
-    store.remove(lambda row: is_stale(row, version))  # vectors that could not be learned again to the same bits
     sample_stage(run, generator, SampleSettings(**settings))
     classifiers = ClassifierStore(run).manifest
     reported = ledger.note(RUN_FILE)
