@@ -112,6 +112,7 @@ def test_a_changed_field_is_refused_by_name_or_harmless(
     assert changed != base
     run = Path(shutil.copytree(made, tmp_path / "run"))
     before = content(run)
+    records = {path: path.read_bytes() for path in run.rglob("manifest.jsonl")}
     if name in HARMLESS.get(model.__name__, ()):
         everything(bench, run, {model.__name__: changed})
         assert read_embeddings(run).digest == read_embeddings(made).digest
@@ -126,6 +127,10 @@ def test_a_changed_field_is_refused_by_name_or_harmless(
     named = {"limit": "gone, or not selected", "test_limit": "gone, or not selected", "test": "gone, or not selected"}
     assert named.get(name, f"{name}:" if model is not DataSettings else name) in said or f".{name}" in said, said
     assert content(run) == before, "a refusal changes nothing"
+    manifest = {"InvertSettings": "embeddings", "SampleSettings": "synthetic", "TrainSettings": "classifiers"}
+    if model is not DataSettings:
+        refusing = run / manifest[model.__name__] / "manifest.jsonl"
+        assert refusing.read_bytes() == records[refusing]
 
 
 def test_other_weights_are_refused(bench: Bench, made: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from .engine.ledger import Ledger
 from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest
 from .engine.progress import track
-from .errors import UsageError
+from .errors import ConfigMismatchError, LockedError, UsageError
 from .evaluation import Verdict
 from .generator import Generator
 from .images import resize
@@ -360,12 +360,16 @@ def _config(run: Path, stage: str) -> dict[str, Any]:
 
 @contextmanager
 def _timed(manifest: Manifest) -> Iterator[None]:
-    """Record the time of the block, also when it is interrupted."""
-    start = time.monotonic()
+    """Record the time of the block, also when it is interrupted, but not where it was refused: then nothing changes."""
+    start, refused = time.monotonic(), False
     try:
         yield
+    except (UsageError, ConfigMismatchError, LockedError):
+        refused = True
+        raise
     finally:
-        manifest.append({"event": "time", "seconds": round(time.monotonic() - start, 1)})
+        if not refused:
+            manifest.append({"event": "time", "seconds": round(time.monotonic() - start, 1)})
 
 
 def _seconds(manifest: Manifest) -> float:

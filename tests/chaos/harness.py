@@ -160,6 +160,8 @@ def command_child(arguments: list[str], log: str, changes: dict[str, float]) -> 
     from diffusion_inversion.cli import main
     from diffusion_inversion.engine import signals, state
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the test run itself may ignore some (nohup, &)
+        signal.signal(number, signal.SIG_DFL)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
