@@ -136,7 +136,7 @@ def _verified(run: Path) -> Verification:
     from ..engine.progress import track
     from ..integrity import verify as check
 
-    files = [path for path in run.rglob("*") if path.is_file() and path.suffix not in (".jsonl", ".lock")]
+    files = [path for path in run.rglob("*.*") if path.suffix and path.suffix != ".jsonl"]
     with track("verify", len(files), "files") as advance:
         return check(run, lambda: advance(1))
 
