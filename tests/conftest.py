@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from diffusion_inversion.generator import Generator
 from toy import MINI_SCHEDULER, SD14_SCHEDULER, build_checkpoint
+
+if TYPE_CHECKING:
+    from harness import Bench
+
+sys.path.insert(0, str(Path(__file__).parent / "chaos"))  # the harness of whole small runs
 
 
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
@@ -18,3 +26,28 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def generator(checkpoint: Path) -> Generator:
     return Generator.load(checkpoint, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A toy checkpoint and a folder of images, for whole runs that take a second."""
+    from harness import Bench
+
+    return Bench.build(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="session")
+def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went through every stage; not to be changed."""
+    from harness import STAGES, finish
+
+    run = tmp_path_factory.mktemp("finished") / "run"
+    for stage in STAGES:
+        finish(bench, run, stage)
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))

@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 
-from harness import STAGES, Bench, content, finish
+from harness import Bench, content
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.embeddings import read_embeddings
@@ -25,24 +24,6 @@ runner = CliRunner()
 
 def dinv(*arguments: object) -> Any:
     return runner.invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
-@pytest.fixture(scope="module")
-def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("finished") / "run"
-    for stage in STAGES:
-        finish(bench, run, stage)
-    return run
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_verify_then_repair(run: Path, finished: Path) -> None:

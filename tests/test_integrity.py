@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,27 +28,6 @@ from diffusion_inversion.synthetic import SyntheticStore
 from toy import toy_images
 
 FLIPS = 1000
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Bench.build(tmp_path_factory.mktemp("bench"))
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("finished") / "run"
-    for stage in STAGES:
-        finish(bench, run, stage)
-    return run
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def artefacts(run: Path) -> list[Path]:

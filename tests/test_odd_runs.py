@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,27 +25,6 @@ from diffusion_inversion.integrity import discard, verify
 from diffusion_inversion.inversion import invert
 from diffusion_inversion.run_images import open_splits
 from toy import toy_images
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Bench.build(tmp_path_factory.mktemp("bench"))
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("finished") / "run"
-    for stage in STAGES:
-        finish(bench, run, stage)
-    return run
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def repair(run: Path) -> None:
