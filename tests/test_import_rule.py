@@ -16,7 +16,7 @@ PACKAGE = "diffusion_inversion"
 MOST_LINES = 400
 
 TOP = {"", "__main__", "cli"}  # "" is the package itself, which names the public API
-ABOVE_STAGES = {"pipeline", "pretrain"}
+ABOVE_STAGES = {"pipeline", "pretrain", "sweep"}
 STAGES = {
     "inversion",
     "sampling",
@@ -28,6 +28,7 @@ STAGES = {
     "inspection",
     "measuring",
     "report",
+    "reporting",
 }
 PURE = {"perturb", "guidance", "metrics"}
 # What a module may import of ours, itself apart. A module that is not listed may import all but what the rule forbids.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -109,8 +109,10 @@ class TrainSettings(Settings):
         "batch",
         description="real+synthetic: shares of every batch, one pool of all images, or synthetic first and then real",
     )
-    real_fraction: float = Field(
-        0.5, gt=0, lt=1, description="real share of each batch (batch) or of the steps (sequential) of real+synthetic"
+    real_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
+        0.5,
+        description="real share of each batch (batch) or of the steps (sequential) of real+synthetic; auto: the best "
+        "of 1/8, 1/4, 1/2, 3/4 and 7/8 on a fifth of the real training images",
     )
     me_ada_every: int = Field(
         0, ge=0, description="T_min: steps between two rounds of adversarial copies (ME-ADA); 0 = off"
@@ -131,6 +133,12 @@ class TrainSettings(Settings):
     @classmethod
     def _architecture_is_known(cls, name: str) -> str:
         return name if name == "auto" else known_architecture(name)
+
+    @model_validator(mode="after")
+    def _a_fraction_can_be_chosen(self) -> TrainSettings:
+        if self.real_fraction == "auto" and self.mixing == "concatenate":
+            raise ValueError("real_fraction=auto: with mixing=concatenate the sizes of the sets decide, not a fraction")
+        return self
 
 
 class DataSettings(Settings):

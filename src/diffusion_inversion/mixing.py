@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .config import TrainSettings
-from .errors import DataError
+from .errors import DataError, UsageError
 from .images import LabelledImages
 from .randomness import generator_for
 from .recipes import resolve
@@ -106,7 +106,7 @@ def counts_at(step: int, settings: TrainSettings, pools: int) -> list[int]:
 def real_per_batch(settings: TrainSettings) -> int:
     """Real images in each batch of real+synthetic: real_fraction rounded, at least one image of either kind."""
     whole = resolve(settings).batch_size
-    return min(max(round(settings.real_fraction * whole), 1), whole - 1)
+    return min(max(round(_share(settings) * whole), 1), whole - 1)
 
 
 def real_steps(settings: TrainSettings) -> int:
@@ -114,4 +114,10 @@ def real_steps(settings: TrainSettings) -> int:
 
     The learning rate goes through its schedule once, so the real steps are those of the low rates.
     """
-    return max(min(round(settings.real_fraction * settings.steps), settings.steps - 1), 1)
+    return max(min(round(_share(settings) * settings.steps), settings.steps - 1), 1)
+
+
+def _share(settings: TrainSettings) -> float:
+    if settings.real_fraction == "auto":
+        raise UsageError("real_fraction=auto: not chosen yet. Call choose_real_fraction first, or give a number.")
+    return settings.real_fraction

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from .arms import ArmResults, train_arms
 from .classifier_store import FOLDER as CLASSIFIERS
@@ -25,31 +21,35 @@ from .device import resolve_device
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.disk import require_room
 from .engine.ledger import Ledger
+from .engine.lock import briefly
 from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest
 from .engine.progress import track
 from .errors import ConfigMismatchError, LockedError, UsageError
-from .evaluation import Verdict
 from .generator import Generator
-from .images import resize
+from .images import LabelledImages
 from .inversion import invert
-from .recipes import resolved
-from .report import ReportImages, RunRecord, render_report
-from .report.record import ArmRecord, CurveRecord, VerdictRecord
+from .real_fraction import FRACTION_FILE, PAPER_FRACTIONS, real_fraction_of
+from .report import RunRecord
+from .reporting import (
+    GENERATOR_FILE,
+    RECONSTRUCTIONS_FILE,
+    REPORT_FILE,
+    REPORT_ROWS,
+    RUN_FILE,
+    read_config,
+    report_stage,
+    spread_over_classes,
+)
 from .run_images import open_splits
 from .sampling import check, draw_variants, is_stale, reconstruct
 from .synthetic import FOLDER as SYNTHETIC
-from .synthetic import METADATA, SyntheticStore, read_rows, read_synthetic
+from .synthetic import METADATA, SyntheticStore, read_synthetic
 
-RUN_FILE, REPORT_FILE = "run.json", "report.html"
-GENERATOR_FILE, RECONSTRUCTIONS_FILE = "generator.json", "reconstructions.safetensors"
-REPORT_ROWS, REPORT_VARIANTS = 8, 6
-MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
 FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
 SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
 CLASSIFIER_BYTES = {"resnet20": 2 << 20, "resnet56": 4 << 20, "vgg16": 540 << 20}  # of one file, with its saved state
 OTHER_CLASSIFIER_BYTES = 100 << 20
-PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
 
 
 def invert_stage(run: Path, splits: Splits, generator: Generator, settings: InvertSettings) -> Embeddings:
@@ -119,7 +119,7 @@ def restart(run: Path, stage: str) -> None:
     folders = {"sample": SYNTHETIC, "train": CLASSIFIERS}
     files = {
         "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, "sample.config.json"),
-        "train": (RUN_FILE, REPORT_FILE, "train.config.json"),
+        "train": (RUN_FILE, REPORT_FILE, FRACTION_FILE, "train.config.json"),
     }
     ledger = Ledger(run)
     for part in stages:
@@ -141,7 +141,7 @@ def resume(run: Path, device: str = "auto") -> list[str]:
         return ["invert"]
     generator = Generator.load(*inverted_with(run), device, made_with["dtype"])
     splits = open_splits(run)
-    vectors = invert_stage(run, splits, generator, InvertSettings(**_config(run, "invert")["settings"]))
+    vectors = invert_stage(run, splits, generator, InvertSettings(**read_config(run, "invert")["settings"]))
     # That a stage had ended is on record in its own manifest and in the ledger: one of them may be the damaged one.
     store = SyntheticStore(run, splits.train.class_names)
     drawn = store.manifest
@@ -151,14 +151,14 @@ def resume(run: Path, device: str = "auto") -> list[str]:
         store.remove(lambda row: is_stale(row, version))
     if sampled is None:
         return ["sample"] if drawn.units() or drawn.dropped() else []
-    settings = {**_config(run, "sample")["settings"], "variants": sampled["variants"]}
+    settings = {**read_config(run, "sample")["settings"], "variants": sampled["variants"]}
     sample_stage(run, generator, SampleSettings(**settings))
     classifiers = ClassifierStore(run).manifest
     reported = ledger.note(RUN_FILE)
     trained = classifiers.last("complete") or reported
     if trained is None:
         return ["train"] if classifiers.units() or classifiers.dropped() else []
-    recorded = _config(run, "train")
+    recorded = read_config(run, "train")
     training = TrainSettings(
         **recorded["settings"], architecture=recorded["architecture"], arms=trained["arms"], seeds=trained["seeds"]
     )
@@ -180,6 +180,7 @@ def train_stage(
     if anew:
         restart(run, "train")
     side = synthetic.size
+    settings = _with_fraction(run, splits, synthetic, settings, device)
     total = settings.steps * len(settings.arms) * len(settings.seeds)
     trained = len(ClassifierStore(run).manifest.units())
     size = CLASSIFIER_BYTES.get(choose_architecture(settings.architecture, where), OTHER_CLASSIFIER_BYTES)
@@ -202,6 +203,28 @@ def train_stage(
     return results
 
 
+def _with_fraction(
+    run: Path, splits: Splits, synthetic: LabelledImages, settings: TrainSettings, device: str
+) -> TrainSettings:
+    """The settings with a number for real_fraction=auto, chosen on real training images where an arm needs it."""
+    if settings.real_fraction != "auto":
+        return settings
+    if "real+synthetic" not in settings.arms:
+        return settings.model_copy(update={"real_fraction": TrainSettings().real_fraction})
+    real = splits.train.resized(synthetic.size)
+    sources = SyntheticStore(run, real.class_names).sources()
+    total = len(PAPER_FRACTIONS) * len(settings.seeds)
+    with (
+        briefly(run, "real-fraction"),
+        _timed(ClassifierStore(run).manifest),
+        track("real fraction", total, "trials") as advance,
+    ):
+        fraction = real_fraction_of(
+            run, real, synthetic, settings, sources=sources, device=device, on_trial=lambda: advance(1)
+        )
+    return settings.model_copy(update={"real_fraction": fraction})
+
+
 def require_whole(run: Path, splits: Splits) -> None:
     """Raise UsageError unless every training image has its vector and every vector its variants: arms must be equal."""
     store = EmbeddingStore(run)
@@ -213,73 +236,6 @@ def require_whole(run: Path, splits: Splits) -> None:
     drawn = {(row["source_id"], row["variant"]) for row in synthetic.rows() if row["variant"] < variants}
     if len(drawn) != len(embeddings) * variants:
         raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
-
-
-def report_stage(run: Path, splits: Splits, results: ArmResults, settings: TrainSettings, command: str) -> RunRecord:
-    """Write run.json and report.html: what was done, measured and concluded, with pictures."""
-    embeddings = read_embeddings(run)
-    inverted, sampled = _config(run, "invert"), _config(run, "sample")
-    generator = Ledger(run).read_json(GENERATOR_FILE)
-    variants = SyntheticStore(run, embeddings.class_names).variants()
-    losses = embeddings.losses
-    curve: CurveRecord = {
-        "steps": list(embeddings.curve_steps),
-        "mean": losses.mean(1).tolist(),
-        "p10": losses.quantile(0.1, dim=1).tolist(),
-        "p90": losses.quantile(0.9, dim=1).tolist(),
-    }
-    problems = (*splits.train.problems, *splits.test.problems)
-    record: RunRecord = {
-        "name": splits.train.name,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": command,
-        "versions": {name: version(name) for name in PACKAGES},
-        "data": {
-            "name": splits.train.name,
-            "n_train": len(splits.train),
-            "n_test": len(splits.test),
-            "how": splits.how,
-            "class_names": list(splits.train.class_names),
-            "licence": splits.train.licence,
-            "problems": [{"file": p.file, "cause": p.cause, "remedy": p.remedy, "fatal": p.fatal} for p in problems],
-        },
-        "generator": {
-            "name": generator["name"],
-            "hash": generator["hash"],
-            "resolution": embeddings.resolution,
-            "prediction_type": generator["prediction_type"],
-        },
-        "settings": {
-            "invert": inverted["settings"],
-            "sample": {"variants": variants, **sampled["settings"]},
-            "train": resolved(settings).model_dump(mode="json"),
-        },
-        "stages": {
-            "invert": {
-                "seconds": _seconds(EmbeddingStore(run).manifest),
-                "loss_initial": float(losses[0].mean()),
-                "loss_final": float(losses[-1].mean()),
-                "null_loss": float(embeddings.null_losses.mean()),
-            },
-            "sample": {
-                "seconds": _seconds(SyntheticStore(run, embeddings.class_names).manifest),
-                "images": variants * len(embeddings),
-            },
-            "train": {"seconds": _seconds(ClassifierStore(run).manifest)},
-        },
-        "inversion_curve": curve,
-        "arms": {arm: _arm(accuracies) for arm, accuracies in results.accuracies().items()},
-        "verdict": _verdict(results.verdict()),
-    }
-    if len(splits.train.class_names) <= MOST_CONFUSION_CLASSES:
-        runs = {arm: [run.evaluation.confusion for run in results.runs if run.arm == arm] for arm in record["arms"]}
-        record["confusion"] = {arm: torch.stack(found).sum(0).tolist() for arm, found in runs.items()}
-    ledger = Ledger(run)
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    chosen = {"arms": list(settings.arms), "seeds": list(settings.seeds)}
-    ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
-    ledger.commit(REPORT_FILE, render_report(record, _report_images(run, splits, embeddings)).encode())
-    return record
 
 
 def run_all(
@@ -300,64 +256,6 @@ def run_all(
     return report_stage(run, splits, results, train, command)
 
 
-def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportImages:
-    """A few real images, spread over the classes, beside their reconstructions and variants."""
-    store = SyntheticStore(run, embeddings.class_names)
-    shown = min(REPORT_VARIANTS, store.variants())
-    rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
-    variants: dict[str, list[dict[str, Any]]] = {embeddings.ids[row]: [] for row in rows}
-    for entry in sorted(store.rows(), key=lambda entry: int(entry["variant"])):
-        if entry["source_id"] in variants and entry["variant"] < shown:
-            variants[entry["source_id"]].append(entry)
-    drawn = read_rows(store.folder, [entry for found in variants.values() for entry in found], embeddings.class_names)
-    row_of = {image_id: row for row, image_id in enumerate(splits.train.ids)}
-    real = splits.train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
-    return ReportImages(
-        real=real.images,
-        reconstruction=resize(load(Ledger(run).read(RECONSTRUCTIONS_FILE) or b"")["images"], drawn.size),
-        variants=drawn.images.unflatten(0, (len(rows), shown)),
-        labels=embeddings.labels[rows],
-    )
-
-
-def spread_over_classes(labels: list[int], count: int) -> list[int]:
-    """At most `count` rows, the first of every class before the second of any, in the order of their classes."""
-    seen: dict[int, int] = {}
-    ranked = []
-    for row, label in enumerate(labels):
-        ranked.append((seen.get(label, 0), label, row))
-        seen[label] = seen.get(label, 0) + 1
-    return [row for _, _, row in sorted(sorted(ranked)[:count], key=lambda entry: entry[1:])]
-
-
-def _arm(accuracies: tuple[float, ...]) -> ArmRecord:
-    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-    return {"accuracies": list(accuracies), "mean": statistics.fmean(accuracies), "std": spread, "n": len(accuracies)}
-
-
-def _verdict(found: Verdict) -> VerdictRecord:
-    return {
-        "outcome": found.outcome,
-        "sentence": found.reason,
-        "comparisons": [
-            {
-                "arm": c.arm,
-                "difference": c.difference,
-                "low": c.interval[0] if c.interval else None,
-                "high": c.interval[1] if c.interval else None,
-                "confidence": c.simultaneous_confidence,
-            }
-            for c in found.comparisons
-        ],
-    }
-
-
-def _config(run: Path, stage: str) -> dict[str, Any]:
-    """What `claim_run` recorded of a stage."""
-    config: dict[str, Any] = Ledger(run).read_json(f"{stage}.config.json")
-    return config
-
-
 @contextmanager
 def _timed(manifest: Manifest) -> Iterator[None]:
     """Record the time of the block, also when it is interrupted, but not where it was refused: then nothing changes."""
@@ -370,7 +268,3 @@ def _timed(manifest: Manifest) -> Iterator[None]:
     finally:
         if not refused:
             manifest.append({"event": "time", "seconds": round(time.monotonic() - start, 1)})
-
-
-def _seconds(manifest: Manifest) -> float:
-    return float(sum(record["seconds"] for record in manifest.records() if record["event"] == "time"))

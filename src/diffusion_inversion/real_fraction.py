@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from .config import TrainSettings
+from .device import resolve_device
+from .engine.ledger import Ledger
 from .errors import DataError, UsageError
 from .evaluation import evaluate
 from .images import LabelledImages
-from .training import train
+from .training import fingerprint, recipe, train
 
 # Section C.2 of the paper: real to synthetic 1:7, 1:3, 1:1, 3:1, 7:1.
 PAPER_FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
+FRACTION_FILE = "real_fraction.json"
+COUNTS = ("n_train", "n_synthetic", "n_validation")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ def choose_real_fraction(
     share: float = 0.2,
     seed: int = 0,
     device: str = "auto",
+    known: Mapping[tuple[float, int], float] | None = None,
     on_candidate: Callable[[float, int, float], None] | None = None,
 ) -> FractionChoice:
     """Train real+synthetic at every candidate and seed of the settings on a part of the real training images.
@@ -47,8 +54,9 @@ def choose_real_fraction(
     from a held-out image are left out, else the choice would be measured on what was trained on. Their trace in the
     mean vector of guidance stays. Test images play no part.
 
-    `on_candidate(fraction, seed, accuracy)` follows every classifier. Raises UsageError for arguments that cannot be
-    used, DataError where the split leaves nothing to train on or to measure on.
+    `known` holds accuracies by (fraction, seed) that are not measured again. `on_candidate(fraction, seed, accuracy)`
+    follows every classifier that is trained. Raises UsageError for arguments that cannot be used, DataError where the
+    split leaves nothing to train on or to measure on.
     """
     settings = settings or TrainSettings()
     if settings.mixing == "concatenate":
@@ -73,6 +81,9 @@ def choose_real_fraction(
         chosen = settings.model_copy(update={"real_fraction": fraction})
         found: list[float] = []
         for run in settings.seeds:
+            if known is not None and (fraction, run) in known:
+                found.append(known[fraction, run])
+                continue
             classifier = train(training, synthetic=mixed_with, settings=chosen, seed=run, device=device)
             found.append(evaluate(classifier, validation).accuracy)
             if on_candidate is not None:
@@ -80,6 +91,55 @@ def choose_real_fraction(
         accuracies[fraction] = tuple(found)
     best = max(candidates, key=lambda c: (fmean(accuracies[c]), -abs(c - 0.5), c))
     return FractionChoice(best, accuracies, len(training), len(mixed_with), len(validation))
+
+
+def real_fraction_of(
+    run: Path,
+    real: LabelledImages,
+    synthetic: LabelledImages,
+    settings: TrainSettings,
+    *,
+    sources: Sequence[Collection[str]],
+    device: str = "auto",
+    on_trial: Callable[[], None] = lambda: None,
+) -> float:
+    """The real fraction of a run: chosen once by `choose_real_fraction`, kept in RUN/real_fraction.json, then read.
+
+    Each trial is kept as it ends, so a killed call goes on. Images that are added later do not change the choice;
+    other settings of training do. `on_trial` follows every trial, those that were kept too.
+    """
+    ledger = Ledger(run)
+    made_with = recipe(settings, resolve_device(device)) | {"seeds": list(settings.seeds)}
+    made_from = [fingerprint(real), fingerprint(synthetic)]
+    kept = ledger.read_json(FRACTION_FILE)
+    if kept is not None and kept["made_with"] != made_with:
+        kept = None
+    if kept is not None and kept["real_fraction"] is not None:
+        for _ in kept["trials"]:
+            on_trial()
+        return float(kept["real_fraction"])
+    trials: list[list[float]] = kept["trials"] if kept is not None and kept["made_from"] == made_from else []
+
+    def keep(choice: FractionChoice | None = None) -> None:
+        counts = {} if choice is None else {name: getattr(choice, name) for name in COUNTS}
+        fraction = None if choice is None else choice.real_fraction
+        record = {"real_fraction": fraction, **counts, "trials": trials, "made_with": made_with, "made_from": made_from}
+        text = json.dumps(record, indent=1) + "\n"
+        ledger.commit(FRACTION_FILE, text.encode(), note={"copy": text})
+
+    def on_candidate(fraction: float, seed: int, accuracy: float) -> None:
+        trials.append([fraction, seed, accuracy])
+        keep()
+        on_trial()
+
+    for _ in trials:
+        on_trial()
+    choice = choose_real_fraction(
+        real, synthetic, settings, sources=sources, device=device, on_candidate=on_candidate,
+        known={(fraction, int(seed)): accuracy for fraction, seed, accuracy in trials},
+    )  # fmt: skip
+    keep(choice)
+    return choice.real_fraction
 
 
 def validation_rows(images: LabelledImages, share: float, seed: int) -> list[int]:

@@ -143,9 +143,15 @@ class SyntheticStore:
 
     def read(self) -> LabelledImages:
         """The images of a finished stage 2, without further variants of an earlier, larger call."""
+        return read_rows(self.folder, self._drawn(), self.class_names)
+
+    def sources(self) -> list[tuple[str, str]]:
+        """Ids of the two real images, source and partner, that each image of `read` was made from, in its order."""
+        return [(row["source_id"], row["partner_id"]) for row in self._drawn()]
+
+    def _drawn(self) -> list[Row]:
         variants = self.variants()
-        rows = sorted((row for row in self.rows() if row["variant"] < variants), key=lambda row: str(row["file_name"]))
-        return read_rows(self.folder, rows, self.class_names)
+        return sorted((row for row in self.rows() if row["variant"] < variants), key=lambda row: str(row["file_name"]))
 
     def remove(self, descends: Callable[[Row], bool]) -> int:
         """Delete the images for whose row `descends` is true, and their trace in the manifest; return how many."""

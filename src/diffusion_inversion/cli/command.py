@@ -133,3 +133,13 @@ def numbers(text: str | None) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(word) for word in words(text) or ())
     except ValueError as error:
         raise UsageError(f"{text!r}: not a comma-separated list of numbers, such as 1.5,2,3.") from error
+
+
+def number_or_auto(text: str | None) -> float | str | None:
+    """Parse a number or the word auto; None stays None. Raises UsageError."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r}: neither a number nor auto.") from error

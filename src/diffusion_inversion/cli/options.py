@@ -72,7 +72,10 @@ TrainBatch = Annotated[int | None, typer.Option("--train-batch-size", help="Imag
 TrainRate = Annotated[
     float | None, typer.Option("--train-learning-rate", help="Peak of the schedule. [default: the recipe's]")
 ]
-RealFraction = Annotated[float | None, typer.Option(help="Real share of real+synthetic batches. [default: 0.5]")]
+RealFraction = Annotated[
+    str | None,
+    typer.Option(help="Real share of real+synthetic batches; auto: chosen on training images. [default: 0.5]"),
+]
 Arms = Annotated[str | None, typer.Option(help="[default: real,synthetic,real+synthetic]")]
 Restart = Annotated[bool, typer.Option(help="Delete what this stage and later ones made here, and begin anew.")]
 Seeds = Annotated[str | None, typer.Option(help="Seeds of the classifiers. [default: 0,1,2]")]

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .command import command, command_line, data_settings, hold, integers, load, numbers, settings_of, words
+from .command import (
+    command,
+    command_line,
+    data_settings,
+    hold,
+    integers,
+    load,
+    number_or_auto,
+    numbers,
+    settings_of,
+    words,
+)
 from .options import (
     AllowNear,
     Architecture,
@@ -138,12 +149,14 @@ def train(
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
     with command(as_json) as summary:
         from ..config import TrainSettings
-        from ..pipeline import report_stage, train_stage
+        from ..pipeline import train_stage
+        from ..reporting import report_stage
         from ..run_images import open_splits
 
         settings = settings_of(
             TrainSettings, preset, "train", architecture=architecture, steps=steps, batch_size=batch_size,
-            learning_rate=learning_rate, real_fraction=real_fraction, arms=words(arms), seeds=integers(seeds),
+            learning_rate=learning_rate, real_fraction=number_or_auto(real_fraction), arms=words(arms),
+            seeds=integers(seeds),
             recipe=recipe, augmentations=words(augmentations), mixing=mixing, me_ada_every=me_ada_every,
             me_ada_share=me_ada_share, me_ada_steps=me_ada_steps, me_ada_rate=me_ada_rate,
             me_ada_gamma=me_ada_gamma, me_ada_eta=me_ada_eta,
@@ -193,7 +206,8 @@ def run(
         )  # fmt: skip
         training = settings_of(
             TrainSettings, preset, "train", architecture=architecture, steps=train_steps, batch_size=train_batch_size,
-            learning_rate=train_learning_rate, real_fraction=real_fraction, arms=words(arms), seeds=integers(seeds),
+            learning_rate=train_learning_rate, real_fraction=number_or_auto(real_fraction), arms=words(arms),
+            seeds=integers(seeds),
             recipe=recipe, augmentations=words(augmentations), mixing=mixing,
         )  # fmt: skip
         with hold(folder, join):

@@ -106,3 +106,5 @@ class RunRecord(TypedDict):
     # By arm, summed over its seeds: (classes, classes) test images, row = true class, column = predicted class.
     confusion: NotRequired[dict[str, list[list[int]]]]
     verdict: VerdictRecord
+    # Where real_fraction=auto: [fraction, seed, accuracy in [0, 1] on the validation images] of every trial.
+    real_fraction_trials: NotRequired[list[list[float]]]

@@ -1,0 +1,166 @@
+"""What a finished run shows: run.json, and report.html with pictures of what it was made from."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+
+from .arms import ArmResults
+from .classifier_store import ClassifierStore
+from .config import TrainSettings
+from .datasets import Splits
+from .embeddings import Embeddings, EmbeddingStore, read_embeddings
+from .engine.ledger import Ledger
+from .engine.manifest import Manifest
+from .evaluation import Verdict
+from .images import resize
+from .real_fraction import FRACTION_FILE
+from .recipes import resolved
+from .report import ReportImages, RunRecord, render_report
+from .report.record import ArmRecord, CurveRecord, VerdictRecord
+from .synthetic import SyntheticStore, read_rows
+
+RUN_FILE, REPORT_FILE = "run.json", "report.html"
+GENERATOR_FILE, RECONSTRUCTIONS_FILE = "generator.json", "reconstructions.safetensors"
+REPORT_ROWS, REPORT_VARIANTS = 8, 6
+MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
+PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
+
+
+def report_stage(run: Path, splits: Splits, results: ArmResults, settings: TrainSettings, command: str) -> RunRecord:
+    """Write run.json and report.html: what was done, measured and concluded, with pictures."""
+    embeddings = read_embeddings(run)
+    inverted, sampled = read_config(run, "invert"), read_config(run, "sample")
+    trained = read_config(run, "train")["settings"]  # with the number that real_fraction=auto became
+    generator = Ledger(run).read_json(GENERATOR_FILE)
+    variants = SyntheticStore(run, embeddings.class_names).variants()
+    losses = embeddings.losses
+    curve: CurveRecord = {
+        "steps": list(embeddings.curve_steps),
+        "mean": losses.mean(1).tolist(),
+        "p10": losses.quantile(0.1, dim=1).tolist(),
+        "p90": losses.quantile(0.9, dim=1).tolist(),
+    }
+    problems = (*splits.train.problems, *splits.test.problems)
+    record: RunRecord = {
+        "name": splits.train.name,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": command,
+        "versions": {name: version(name) for name in PACKAGES},
+        "data": {
+            "name": splits.train.name,
+            "n_train": len(splits.train),
+            "n_test": len(splits.test),
+            "how": splits.how,
+            "class_names": list(splits.train.class_names),
+            "licence": splits.train.licence,
+            "problems": [{"file": p.file, "cause": p.cause, "remedy": p.remedy, "fatal": p.fatal} for p in problems],
+        },
+        "generator": {
+            "name": generator["name"],
+            "hash": generator["hash"],
+            "resolution": embeddings.resolution,
+            "prediction_type": generator["prediction_type"],
+        },
+        "settings": {
+            "invert": inverted["settings"],
+            "sample": {"variants": variants, **sampled["settings"]},
+            "train": resolved(settings).model_dump(mode="json") | {"real_fraction": trained["real_fraction"]},
+        },
+        "stages": {
+            "invert": {
+                "seconds": _seconds(EmbeddingStore(run).manifest),
+                "loss_initial": float(losses[0].mean()),
+                "loss_final": float(losses[-1].mean()),
+                "null_loss": float(embeddings.null_losses.mean()),
+            },
+            "sample": {
+                "seconds": _seconds(SyntheticStore(run, embeddings.class_names).manifest),
+                "images": variants * len(embeddings),
+            },
+            "train": {"seconds": _seconds(ClassifierStore(run).manifest)},
+        },
+        "inversion_curve": curve,
+        "arms": {arm: _arm(accuracies) for arm, accuracies in results.accuracies().items()},
+        "verdict": _verdict(results.verdict()),
+    }
+    if len(splits.train.class_names) <= MOST_CONFUSION_CLASSES:
+        runs = {arm: [run.evaluation.confusion for run in results.runs if run.arm == arm] for arm in record["arms"]}
+        record["confusion"] = {arm: torch.stack(found).sum(0).tolist() for arm, found in runs.items()}
+    ledger = Ledger(run)
+    if (choice := ledger.read_json(FRACTION_FILE)) is not None:
+        record["real_fraction_trials"] = choice["trials"]
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    chosen = {"arms": list(settings.arms), "seeds": list(settings.seeds)}
+    ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
+    ledger.commit(REPORT_FILE, render_report(record, _report_images(run, splits, embeddings)).encode())
+    return record
+
+
+def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportImages:
+    """A few real images, spread over the classes, beside their reconstructions and variants."""
+    store = SyntheticStore(run, embeddings.class_names)
+    shown = min(REPORT_VARIANTS, store.variants())
+    rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
+    variants: dict[str, list[dict[str, Any]]] = {embeddings.ids[row]: [] for row in rows}
+    for entry in sorted(store.rows(), key=lambda entry: int(entry["variant"])):
+        if entry["source_id"] in variants and entry["variant"] < shown:
+            variants[entry["source_id"]].append(entry)
+    drawn = read_rows(store.folder, [entry for found in variants.values() for entry in found], embeddings.class_names)
+    row_of = {image_id: row for row, image_id in enumerate(splits.train.ids)}
+    real = splits.train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
+    return ReportImages(
+        real=real.images,
+        reconstruction=resize(load(Ledger(run).read(RECONSTRUCTIONS_FILE) or b"")["images"], drawn.size),
+        variants=drawn.images.unflatten(0, (len(rows), shown)),
+        labels=embeddings.labels[rows],
+    )
+
+
+def spread_over_classes(labels: list[int], count: int) -> list[int]:
+    """At most `count` rows, the first of every class before the second of any, in the order of their classes."""
+    seen: dict[int, int] = {}
+    ranked = []
+    for row, label in enumerate(labels):
+        ranked.append((seen.get(label, 0), label, row))
+        seen[label] = seen.get(label, 0) + 1
+    return [row for _, _, row in sorted(sorted(ranked)[:count], key=lambda entry: entry[1:])]
+
+
+def _arm(accuracies: tuple[float, ...]) -> ArmRecord:
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+    return {"accuracies": list(accuracies), "mean": statistics.fmean(accuracies), "std": spread, "n": len(accuracies)}
+
+
+def _verdict(found: Verdict) -> VerdictRecord:
+    return {
+        "outcome": found.outcome,
+        "sentence": found.reason,
+        "comparisons": [
+            {
+                "arm": c.arm,
+                "difference": c.difference,
+                "low": c.interval[0] if c.interval else None,
+                "high": c.interval[1] if c.interval else None,
+                "confidence": c.simultaneous_confidence,
+            }
+            for c in found.comparisons
+        ],
+    }
+
+
+def read_config(run: Path, stage: str) -> dict[str, Any]:
+    """What `claim_run` recorded of a stage."""
+    config: dict[str, Any] = Ledger(run).read_json(f"{stage}.config.json")
+    return config
+
+
+def _seconds(manifest: Manifest) -> float:
+    return float(sum(record["seconds"] for record in manifest.records() if record["event"] == "time"))
