@@ -83,16 +83,24 @@ def autoencode(
     Each is resized to `resolution` px, encoded, decoded, and resized back to its side; see `write_autoencoded`, which
     does not hold the results. Ids are `class/name.png`, as `load_images` of `out`/`part` gives them.
     """
-    written = write_autoencoded(
+    write_autoencoded(
         images, generator, out, resolution=resolution, part=part, sample=sample, batch_size=batch_size, seed=seed
     )
-    entries = _Store(Path(out), part, images.class_names).entries()
+    return read_autoencoded(images, out, part)
+
+
+def read_autoencoded(images: LabelledImages, out: str | Path, part: Role = "train") -> LabelledImages:
+    """What `write_autoencoded` wrote of these images, in their order. Raises DataError where one is not there."""
+    store = _Store(Path(out), part, images.class_names)
+    entries = store.entries()
+    if missing := [image_id for image_id in images.ids if image_id not in entries]:
+        raise DataError(f"{store.folder}: {len(missing)} images are not there (first: {missing[0]}); autoencode first.")
     ordered = [entries[image_id] for image_id in images.ids]
     rows = [{"file_name": entry.file, "sha256": entry.sha256, "label": entry.label} for entry in ordered]
-    found = read_rows(written.folder, rows, images.class_names)
+    found = read_rows(store.folder, rows, images.class_names)
     return replace(
         found,
-        name=f"{images.name}, autoencoded at {resolution} px",
+        name=f"{images.name}, autoencoded",
         hashes=tuple(content_hash(image.permute(1, 2, 0).numpy()) for image in found.images),
         licence=images.licence,
     )

@@ -141,12 +141,7 @@ def measure(
     cache: folder for features of DATA; default `features` below the data folder (`sources.default_root`).
     Raises UsageError (arguments, extractor, files that are not there) before images are decoded, and DataError.
     """
-    if k < 1:
-        raise UsageError(f"k={k}: give at least 1")
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence={confidence}: give a share between 0 and 1, both excluded")
-    if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}: give at least 1")
+    _check(k, confidence, batch_size)
     where = resolve_device(device)
     given = {str(data): _load_features(Path(data)) for data in (real, generated) if _is_features(data)}
     network = None if _is_features(real) and _is_features(generated) else open_extractor(extractor, where, weights)
@@ -158,19 +153,49 @@ def measure(
         images = load_images(data, split=split, size=size, limit=limit, seed=seed, root=root)
         return _Side(images.name, torch.empty(0), images)
 
-    def extracted(found: _Side) -> _Side:
-        if network is None or found.images is None:
-            return found
-        with track(f"{network.name} features of {found.name}", len(found.images)) as advance:
-            pixels = found.images.images
-            features = cached_features(network, pixels, folder, batch_size=batch_size, advance=advance)
-        return replace(found, features=features)
-
     # Both are read before either goes through the network: a mistake in the second shows at once.
     real_side, generated_side = side(real, real_split), side(generated, generated_split)
-    # CUDA computes the metrics too; other devices may lack float64.
-    metrics_device = where if where.type == "cuda" else torch.device("cpu")
-    return _compare(extracted(real_side), extracted(generated_side), network, k, seed, confidence, metrics_device)
+    sides = [_extracted(found, network, folder, batch_size) for found in (real_side, generated_side)]
+    return _compare(sides[0], sides[1], network, k, seed, confidence, _metrics_device(where))
+
+
+def compare_images(
+    real: LabelledImages,
+    generated: LabelledImages,
+    *,
+    extractor: str = "lite0",
+    weights: str | Path | None = None,
+    k: int = 5,
+    seed: int = 0,
+    confidence: float = 0.95,
+    batch_size: int = 64,
+    device: str = "auto",
+    cache: Path | None = None,
+) -> Measurement:
+    """`measure` for images that are in memory already; arguments and errors are its own."""
+    _check(k, confidence, batch_size)
+    where = resolve_device(device)
+    network = open_extractor(extractor, where, weights)
+    folder = cache if cache is not None else default_root() / "features"
+    sides = [
+        _extracted(_Side(images.name, torch.empty(0), images), network, folder, batch_size)
+        for images in (real, generated)
+    ]
+    return _compare(sides[0], sides[1], network, k, seed, confidence, _metrics_device(where))
+
+
+def _check(k: int, confidence: float, batch_size: int) -> None:
+    if k < 1:
+        raise UsageError(f"k={k}: give at least 1")
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence={confidence}: give a share between 0 and 1, both excluded")
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: give at least 1")
+
+
+def _metrics_device(where: torch.device) -> torch.device:
+    """CUDA computes the metrics too; other devices may lack float64."""
+    return where if where.type == "cuda" else torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +203,14 @@ class _Side:
     name: str
     features: Tensor  # (N, D) on the CPU; empty until extracted
     images: LabelledImages | None = None
+
+
+def _extracted(found: _Side, network: Extractor | None, cache: Path, batch_size: int) -> _Side:
+    if network is None or found.images is None:
+        return found
+    with track(f"{network.name} features of {found.name}", len(found.images)) as advance:
+        features = cached_features(network, found.images.images, cache, batch_size=batch_size, advance=advance)
+    return replace(found, features=features)
 
 
 def _is_features(data: str | Path) -> bool:

@@ -141,16 +141,22 @@ class SyntheticStore:
             raise UsageError(f"{self.folder}: stage 2 is not finished. Run `dinv sample {self.folder.parent}` first.")
         return int(complete["variants"])
 
-    def read(self) -> LabelledImages:
-        """The images of a finished stage 2, without further variants of an earlier, larger call."""
-        return read_rows(self.folder, self._drawn(), self.class_names)
+    def read(self, variants: int | None = None) -> LabelledImages:
+        """The first variants of every source, by default all that the last finished call asked for.
 
-    def sources(self) -> list[tuple[str, str]]:
+        The first of many are those that a call for fewer draws. Raises UsageError where there are not as many.
+        """
+        return read_rows(self.folder, self._drawn(variants), self.class_names)
+
+    def sources(self, variants: int | None = None) -> list[tuple[str, str]]:
         """Ids of the two real images, source and partner, that each image of `read` was made from, in its order."""
-        return [(row["source_id"], row["partner_id"]) for row in self._drawn()]
+        return [(row["source_id"], row["partner_id"]) for row in self._drawn(variants)]
 
-    def _drawn(self) -> list[Row]:
-        variants = self.variants()
+    def _drawn(self, wanted: int | None) -> list[Row]:
+        finished = self.variants()
+        variants = finished if wanted is None else wanted
+        if variants > finished:
+            raise UsageError(f"{self.folder}: holds {finished} variants of every source, not {variants}.")
         return sorted((row for row in self.rows() if row["variant"] < variants), key=lambda row: str(row["file_name"]))
 
     def remove(self, descends: Callable[[Row], bool]) -> int:

@@ -63,7 +63,7 @@ def hold(run: Path, join: bool = False, restart: bool = False) -> Iterator[None]
         yield
 
 
-def _absolute(data: str | None) -> str | None:
+def absolute(data: str | None) -> str | None:
     """An existing path made absolute, so that a run goes on from any folder; other names as they are."""
     from ..sources import BUILTINS
 
@@ -108,7 +108,7 @@ def data_settings(
     from ..config import DataSettings
 
     return settings_of(
-        DataSettings, "default", "data", data=_absolute(data), test=_absolute(test), size=size, limit=limit,
+        DataSettings, "default", "data", data=absolute(data), test=absolute(test), size=size, limit=limit,
         test_limit=test_limit, holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
         allow_near_duplicates=allow_near_duplicates,
     )  # fmt: skip

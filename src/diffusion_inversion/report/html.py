@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .confusion import MOST_CLASSES, confusion_matrices, most_confused
 from .figures import ReportImages, accuracy_bars, image_grid, loss_curve, png
 from .text import visible_values
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MOST_PROBLEMS = 200  # rows of the table; the run's data.json lists all
 
@@ -41,8 +44,22 @@ def setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _data_uri(image: bytes) -> str:
+def data_uri(image: bytes) -> str:
+    """PNG bytes as a URI that a page can hold."""
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+
+
+def environment(package: str) -> Environment:
+    """Templates of a package; what they show is text, never markup, and a field that is missing is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader(package, ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def render_report(run: Mapping[str, Any], figures: ReportImages) -> str:
@@ -68,17 +85,9 @@ def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants:
     Where there are too many classes for a picture of confusion, a table has the most confused pairs.
     Everything in `run` is text, never markup; the page has no script and its policy lets a browser load nothing.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("diffusion_inversion.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"points": points, "duration": duration, "setting": setting}
-    environment.globals |= {"accuracy": accuracy}
+    templates = environment("diffusion_inversion.report")
+    templates.filters |= {"points": points, "duration": duration, "setting": setting}
+    templates.globals |= {"accuracy": accuracy}
     shown = visible_values(run)
     confused = {}
     if "confusion" not in pictures:
@@ -86,11 +95,11 @@ def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants:
             arm: most_confused(counts, shown["data"]["class_names"])
             for arm, counts in shown.get("confusion", {}).items()
         }
-    page: str = environment.get_template("template.html").render(
+    page: str = templates.get_template("template.html").render(
         run=shown,
         problems=shown["data"]["problems"][:MOST_PROBLEMS],
         variants=variants,
         confused=confused,
-        **{name: _data_uri(image) for name, image in pictures.items()},
+        **{name: data_uri(image) for name, image in pictures.items()},
     )
     return page

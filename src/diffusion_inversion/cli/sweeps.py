@@ -1,0 +1,46 @@
+"""The command that varies settings: sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .command import command, command_line, hold, load
+from .options import Device, Dtype, Join, Json
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Experiment file (TOML): settings, what varies, what is drawn.")],
+    out: Annotated[Path | None, typer.Option(help="Folder, which files may share. [default: sweeps]")] = None,
+    data: Annotated[str | None, typer.Option(help="Training images. [default: the file's]")] = None,
+    test: Annotated[str | None, typer.Option(help="Test images. [default: the file's]")] = None,
+    generator: Annotated[str | None, typer.Option(help="[default: the file's, else mini]")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    join: Join = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment file: every combination of its settings, each stage once for all that share it."""
+    with command(as_json) as summary:
+        from ..sweep import read_plan, run_sweep
+        from ..sweep.table import accuracy_table
+        from .command import absolute
+
+        plan = read_plan(file, absolute(data), absolute(test))
+        folder = out or Path("sweeps")
+        loaded = load(generator or plan.generator, None if generator else plan.revision, device, dtype)
+        with hold(folder, join):
+            found = run_sweep(plan, folder, loaded, command=command_line())
+        head, body = accuracy_table(found)
+        lines = [" | ".join(row) for row in (head, *body)]
+        lines += [f"{c.outcome}: {c.claim.says}" for c in found.claims]
+        claims = [{"says": c.claim.says, "outcome": c.outcome} for c in found.claims]
+        summary |= {
+            "folder": str(folder),
+            "page": str(folder / f"{plan.name}.html"),
+            "rows": len(found.rows),
+            "claims": claims,
+        }
+        summary["text"] = "\n".join([*lines, f"table, figures and page: {folder / plan.name}.*"])

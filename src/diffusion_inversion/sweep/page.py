@@ -1,0 +1,33 @@
+"""The page of a sweep: one self-contained HTML file without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..report.html import data_uri, environment
+from ..report.text import visible_values
+from .outcome import SweepResult
+from .table import accuracy_table, claims_table, metrics_table
+
+
+def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
+    """Tables, figures and claims of a sweep; everything from the experiment file is text, never markup."""
+    tables = {"accuracy": accuracy_table(found)}
+    if found.metrics:
+        tables["metrics"] = metrics_table(found.metrics)
+    if found.claims:
+        tables["claims"] = claims_table(found.claims)
+    shown = visible_values(
+        {
+            "title": found.plan.title,
+            "about": found.plan.about,
+            "command": command,
+            "tables": {name: [head, *body] for name, (head, body) in tables.items()},
+        }
+    )
+    text: str = (
+        environment("diffusion_inversion.sweep")
+        .get_template("template.html")
+        .render(**shown, figures={name: data_uri(image) for name, image in figures.items()})
+    )
+    return text

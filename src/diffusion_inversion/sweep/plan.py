@@ -1,0 +1,209 @@
+"""What an experiment file says: settings, the grid or the cases that vary them, what is measured, drawn and claimed."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from ..config import DataSettings, InvertSettings, SampleSettings, Settings, TrainSettings
+from ..errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+STAGES: dict[str, type[BaseModel]] = {
+    "data": DataSettings, "invert": InvertSettings, "sample": SampleSettings, "train": TrainSettings,
+}  # fmt: skip
+LARGEST_FILE = 1 << 20  # bytes
+MOST_CELLS = 10_000
+
+
+class Autoencode(Settings):
+    """Sides in px at which images go through the generator's VAE before they are used; None: as they are."""
+
+    train: int | None = Field(None, ge=8, description="the real images that are trained on (the paper's Table 1)")
+    test: int | None = Field(None, ge=8, description="the test images (the paper's Table 6)")
+
+
+class Metrics(Settings):
+    """Distances of the synthetic images from real ones, measured once for each set of synthetic images."""
+
+    against: Literal["train", "test"] = Field("train", description="which real images")
+    k: int = Field(5, ge=1, description="neighbours of precision, recall, density and coverage")
+    extractor: str = "lite0"
+    weights: str | None = None
+
+
+class Figure(Settings):
+    """What is drawn: `y` against `x`, one line for each value of `lines` and each arm."""
+
+    x: str = Field(description="a key of the grid, such as sample.noise_strength, or case; images: synthetic images")
+    y: tuple[str, ...] = Field(("accuracy",), min_length=1, description="accuracy, or metrics by name")
+    lines: str | None = Field(None, description="another key of the grid")
+    xlabel: str | None = None
+
+
+class Side(Settings):
+    """Results that a claim speaks of: an arm, in one cell."""
+
+    arm: str = "synthetic"
+    at: dict[str, Any] = Field(default_factory=dict, description="key of the grid => its value; case => a case's name")
+
+
+class Pair(Settings):
+    """Two results of which the first is said to be the greater (for FID and KID: the smaller, hence better)."""
+
+    greater: Side
+    less: Side
+
+
+class Claim(Settings):
+    """One sentence of the paper, as an order of results: it holds if every pair does."""
+
+    says: str
+    of: str = Field("accuracy", description="accuracy or a metric's name")
+    pairs: tuple[Pair, ...] = Field(min_length=1)
+
+
+class Case(Settings):
+    """A named set of settings that differ from the file's own."""
+
+    name: str
+    set: dict[str, Any]
+
+
+class SweepPlan(Settings):
+    """An experiment file; `name` is its own, and that of everything that is written about it."""
+
+    name: str
+    title: str
+    about: str = ""
+    generator: str = "mini"
+    revision: str | None = None
+    data: dict[str, Any]
+    invert: dict[str, Any] = Field(default_factory=dict)
+    sample: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    autoencode: Autoencode = Autoencode()
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="dotted key => values, all combined")
+    cases: tuple[Case, ...] = Field((), description="each combined with the whole grid")
+    metrics: Metrics | None = None
+    figure: Figure | None = None
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> SweepPlan:
+        keys = {*self.grid, *(("case",) if self.cases else ())}
+        names = [case.name for case in self.cases]
+        if len(set(names)) < len(names):
+            raise ValueError(f"cases: a name is given twice among {names}")
+        if not keys:
+            raise ValueError("nothing varies: give a [grid] or [[cases]]")
+        for name, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid: {name} has no values")
+        if self.figure is not None:
+            axes = {self.figure.x, *([self.figure.lines] if self.figure.lines else [])}
+            if unknown := axes - keys - {"images"}:
+                raise ValueError(f"figure: {sorted(unknown)} does not vary here; these do: {sorted(keys)}")
+        for claim in self.claims:
+            for side in (side for pair in claim.pairs for side in (pair.greater, pair.less)):
+                if unknown := set(side.at) - keys:
+                    raise ValueError(f"claim {claim.says!r}: {sorted(unknown)} does not vary here")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of values, with all settings worked out. `at` says which values, by key of the grid or case."""
+
+    at: Mapping[str, Any]
+    data: DataSettings
+    invert: InvertSettings
+    sample: SampleSettings
+    train: TrainSettings
+    autoencode: Autoencode
+
+
+def read_plan(path: Path, data: str | None = None, test: str | None = None) -> SweepPlan:
+    """Read and check an experiment file; `data` and `test` replace the file's own.
+
+    Raises UsageError, which names the key, for a file that cannot be used.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UsageError(f"{path}: larger than {LARGEST_FILE} bytes: not an experiment file.")
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). Give an experiment file (TOML).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error}).") from error
+    content["name"] = path.stem
+    given = {key: value for key, value in {"data": data, "test": test}.items() if value is not None}
+    if given:
+        content["data"] = {**content.get("data", {}), **given}
+    try:
+        plan = SweepPlan.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{path}: " + problems(error)) from error
+    if not plan.data.get("data"):
+        raise UsageError(f"{path}: names no data. Give it by --data, or as data under [data].")
+    return plan
+
+
+def cells(plan: SweepPlan) -> list[Cell]:
+    """Every case with every combination of the grid, in their order, checked.
+
+    Raises UsageError for a key that no stage knows and for values that cannot be used.
+    """
+    count = max(len(plan.cases), 1)
+    for values in plan.grid.values():
+        count *= len(values)
+    if count > MOST_CELLS:
+        raise UsageError(f"{plan.title}: {count:,} combinations, more than {MOST_CELLS:,}; make the grid smaller.")
+    return [_cell(plan, at) for at in _combinations(plan)]
+
+
+def _combinations(plan: SweepPlan) -> Iterator[dict[str, Any]]:
+    for case in plan.cases or (None,):
+        for values in itertools.product(*plan.grid.values()):
+            at = dict(zip(plan.grid, values, strict=True))
+            yield {"case": case.name, **at} if case is not None else at
+
+
+def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
+    sections: dict[str, dict[str, Any]] = {name: dict(getattr(plan, name)) for name in STAGES}
+    sections["autoencode"] = plan.autoencode.model_dump()
+    changed = {key: value for key, value in at.items() if key != "case"}
+    if "case" in at:
+        changed = {**next(case.set for case in plan.cases if case.name == at["case"]), **changed}
+    for key, value in changed.items():
+        section, _, name = key.partition(".")
+        if section not in sections or not name:
+            raise UsageError(f"{plan.title}: {key}: unknown; give <section>.<setting> with one of {list(sections)}.")
+        sections[section][name] = value
+    try:
+        return Cell(
+            at,
+            DataSettings.model_validate(sections["data"]),
+            InvertSettings.model_validate(sections["invert"]),
+            SampleSettings.model_validate(sections["sample"]),
+            TrainSettings.model_validate(sections["train"]),
+            Autoencode.model_validate(sections["autoencode"]),
+        )
+    except ValidationError as error:
+        raise UsageError(f"{plan.title}, at {dict(at)}: " + problems(error)) from error
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong, one line for each field."""
+    lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}={e['input']!r}: {e['msg']}" for e in error.errors()]
+    return "settings that cannot be used:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,44 @@
+"""Run a sweep: all its jobs, then its table, its figures and what became of its claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..engine.disk import require_room
+from ..engine.ledger import Ledger
+from ..generator import Generator
+from .figure import draw
+from .jobs import run_jobs
+from .outcome import SweepResult, gather, require_answerable
+from .page import page
+from .plan import SweepPlan, cells
+from .table import as_csv, as_json, as_markdown
+from .work import Workshop
+
+SPARE_BYTES = 64 << 20
+
+
+def run_sweep(plan: SweepPlan, folder: Path, generator: Generator, *, command: str) -> SweepResult:
+    """Do what is left of a sweep in `folder` and write <name>.csv, .json, .md, .html and figures there.
+
+    Every stage is done once for all cells that share it, those of other experiment files in the folder too: work is
+    named after all that it depends on. A file that has grown adds what is new; results that no file asks for any more
+    stay on disk unread. Call it inside `run_lock`. Raises what the stages raise, UsageError for settings or
+    claims that cannot be, before anything is computed.
+    """
+    wanted = cells(plan)
+    workshop = Workshop(plan, folder, generator, generator.device.type)
+    jobs = workshop.add(wanted)
+    require_answerable(plan, wanted, jobs)
+    require_room(folder, SPARE_BYTES, "the results of a sweep")
+    run_jobs(folder, workshop.jobs)
+    found = gather(workshop, wanted, jobs)
+    figures = draw(found)
+    ledger = Ledger(folder)
+    ledger.commit(f"{plan.name}.json", as_json(found, command).encode())
+    ledger.commit(f"{plan.name}.csv", as_csv(found).encode())
+    for name, image in figures.items():
+        ledger.commit(name, image)
+    ledger.commit(f"{plan.name}.md", as_markdown(found, command, list(figures)).encode())
+    ledger.commit(f"{plan.name}.html", page(found, command, figures).encode())
+    return found

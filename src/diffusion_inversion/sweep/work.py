@@ -1,0 +1,255 @@
+"""The jobs of a sweep: vectors, synthetic images, classifiers, metrics; cells that share one name the same job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..arms import train_arms
+from ..autoencoding import read_autoencoded, write_autoencoded
+from ..classifiers import Classifier
+from ..config import DataSettings, TrainSettings
+from ..datasets import Splits
+from ..embeddings import read_embeddings
+from ..engine.lock import run_lock
+from ..evaluation import Evaluation, evaluate
+from ..generator import Generator
+from ..images import LabelledImages
+from ..inversion import check, invert
+from ..measuring import compare_images
+from ..real_fraction import real_fraction_of
+from ..run_images import open_splits
+from ..sampling import draw_variants
+from ..sources import Role
+from ..synthetic import SyntheticStore
+from .jobs import Job, result
+from .plan import Cell, SweepPlan
+
+KEPT_SPLITS = 2  # data sets in memory
+
+
+@dataclass(frozen=True)
+class CellJobs:
+    """The jobs whose results are a cell's: by arm one for each seed, in their order; and the metrics."""
+
+    classifiers: dict[str, tuple[str, ...]]
+    metrics: str | None
+    fraction: str | None
+
+
+@dataclass
+class Workshop:
+    """Makes the jobs of every cell, and does them in `folder`."""
+
+    plan: SweepPlan
+    folder: Path
+    generator: Generator
+    device: str  # cpu or cuda
+    jobs: dict[str, Job] = field(default_factory=dict)
+    _most_variants: dict[str, int] = field(default_factory=dict)  # by the folder of the images
+    _splits: dict[str, Splits] = field(default_factory=dict)
+
+    def add(self, cells: Sequence[Cell]) -> list[CellJobs]:
+        """The jobs of every cell, in their order. Raises UsageError for settings that the generator cannot do."""
+        for cell in cells:
+            images = self._images_folder(cell)
+            self._most_variants[images] = max(self._most_variants.get(images, 0), cell.sample.variants)
+        return [self._add(cell) for cell in cells]
+
+    def _add(self, cell: Cell) -> CellJobs:
+        check(self.generator, cell.invert, cell.invert.resolution or self.generator.resolution)
+        arms: dict[str, tuple[str, ...]] = {
+            arm: tuple(self._classifier(cell, arm, seed) for seed in cell.train.seeds) for arm in cell.train.arms
+        }
+        drawn = set(cell.train.arms) != {"real"} or self.plan.metrics is not None
+        fraction = self._fraction(cell) if self._is_auto(cell) and "real+synthetic" in cell.train.arms else None
+        return CellJobs(arms, self._metrics(cell) if drawn and self.plan.metrics is not None else None, fraction)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The result of a job that is done."""
+        return result(self.folder, self.jobs[name])
+
+    def _name(self, kind: str, *key: Any) -> str:
+        """The name of a job, which is that of its folder too, from all that its result depends on."""
+        text = json.dumps([self.generator.record, self.device, *key], sort_keys=True)
+        return f"{kind}/{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def _job(self, name: str, says: str, needs: list[str], do: Callable[[Path], dict[str, Any]]) -> str:
+        """Register a job, unless an equal one is there; `do` gets a folder of its own."""
+        if name not in self.jobs:
+            home = self.folder / name
+            self.jobs[name] = Job(name, f"{name.partition('/')[0]}: {says}", tuple(needs), lambda: do(home))
+        return name
+
+    def _vectors(self, cell: Cell) -> str:
+        def do(home: Path) -> dict[str, Any]:
+            with run_lock(home):
+                found = invert(self.splits(cell.data).train, self.generator, home, cell.invert)
+            curve = found.losses.mean(1).tolist()
+            return {"images": len(found), "loss_initial": curve[0], "loss_final": curve[-1]}
+
+        return self._job(self._vectors_name(cell), f"{cell.invert.steps} steps an image", [self._data(cell)], do)
+
+    def _vectors_name(self, cell: Cell) -> str:
+        return self._name("vectors", _dump(cell.data), _dump(cell.invert))
+
+    def _data(self, cell: Cell) -> str:
+        def do(home: Path) -> dict[str, Any]:
+            splits = open_splits(home, cell.data)
+            return {"n_train": len(splits.train), "n_test": len(splits.test), "how": splits.how}
+
+        return self._job(self._name("data", _dump(cell.data)), cell.data.data, [], do)
+
+    def _images(self, cell: Cell) -> str:
+        """Cells that differ in the number of variants alone share the images of the largest."""
+        vectors, folder = self._vectors(cell), self._images_folder(cell)
+        most = self._most_variants[folder]
+
+        def do(_: Path) -> dict[str, Any]:
+            embeddings = read_embeddings(self.folder / vectors)
+            settings = cell.sample.model_copy(update={"variants": most})
+            draw_variants(embeddings, self.generator, self.folder / folder, settings)
+            return {"images": most * len(embeddings)}
+
+        return self._job(f"{folder}-{most}", f"{most} an image, {_differs(cell, 'sample')}", [vectors], do)
+
+    def _images_folder(self, cell: Cell) -> str:
+        return self._name("images", self._vectors_name(cell), _dump(cell.sample, {"variants"}))
+
+    def _autoencoded(self, cell: Cell, part: Role, resolution: int) -> str:
+        def do(home: Path) -> dict[str, Any]:
+            found = write_autoencoded(self._part(cell, part), self.generator, home, resolution=resolution, part=part)
+            return {"images": found.images, "psnr": found.psnr}
+
+        name = self._name("autoencoded", _dump(cell.data), part, resolution)
+        return self._job(name, f"{part} at {resolution} px", [self._data(cell)], do)
+
+    def _fraction(self, cell: Cell) -> str:
+        images = self._images(cell)
+        train = cell.train.model_copy(update={"arms": ("real+synthetic",)})
+
+        def do(home: Path) -> dict[str, Any]:
+            store = self._store(cell)
+            synthetic = store.read(cell.sample.variants)
+            real, _ = self._real(cell)
+            with run_lock(home):
+                chosen = real_fraction_of(
+                    home, real, synthetic, train, sources=store.sources(cell.sample.variants), device=self.device
+                )
+            return {"real_fraction": chosen}
+
+        drawn = [self._images_folder(cell), cell.sample.variants]
+        name = self._name("fraction", drawn, _dump(train), cell.autoencode.train)
+        return self._job(name, _differs(cell), [images, *self._trained_on(cell)], do)
+
+    def _classifier(self, cell: Cell, arm: str, seed: int) -> str:
+        images = None if arm == "real" else self._images(cell)
+        auto = arm == "real+synthetic" and self._is_auto(cell)
+        fraction = self._fraction(cell) if auto else None
+        mixed = {} if arm == "real+synthetic" else {"real_fraction": TrainSettings().real_fraction}
+        settings = cell.train.model_copy(update={"arms": (arm,), "seeds": (seed,), **mixed})
+
+        def do(home: Path) -> dict[str, Any]:
+            synthetic = None if images is None else self._store(cell).read(cell.sample.variants)
+            real, test = self._real(cell)
+            chosen = settings
+            if fraction is not None:
+                chosen = settings.model_copy(update={"real_fraction": self.read(fraction)["real_fraction"]})
+            found = train_arms(real, synthetic, test, settings=chosen, device=self.device, folder=home).runs[0]
+            assert found.classifier is not None
+            file = found.classifier.relative_to(self.folder).as_posix()
+            return {**_measured(found.evaluation), "seconds": found.seconds, "classifier": file}
+
+        drawn = [] if images is None else [self._images_folder(cell), cell.sample.variants]
+        through = cell.autoencode.train if arm != "synthetic" else None
+        side = [cell.sample.image_size, cell.invert.resolution]
+        needs = [self._data(cell), *([] if images is None else [images]), *([fraction] if fraction else [])]
+        needs += self._trained_on(cell) if arm != "synthetic" else []
+        says = f"{arm}, seed {seed}, {_differs(cell)}"
+        name = self._name("classifiers", _dump(cell.data), arm, _dump(settings), side, through, drawn, fraction)
+        self._job(name, says, needs, do)
+        return name if cell.autoencode.test is None else self._tested(cell, name, cell.autoencode.test, says)
+
+    def _tested(self, cell: Cell, classifier: str, resolution: int, says: str) -> str:
+        """The same classifier on test images that went through the VAE."""
+        test = self._autoencoded(cell, "test", resolution)
+
+        def do(home: Path) -> dict[str, Any]:
+            trained = Classifier.load(self.folder / self.read(classifier)["classifier"])
+            images = self._read_autoencoded(cell, "test", resolution).resized(trained.image_size)
+            return _measured(evaluate(trained, images))
+
+        return self._job(self._name("tests", classifier, test), says, [classifier, test], do)
+
+    def _metrics(self, cell: Cell) -> str:
+        images, wanted = self._images(cell), self.plan.metrics
+        assert wanted is not None
+
+        def do(home: Path) -> dict[str, Any]:
+            synthetic = self._store(cell).read(cell.sample.variants)
+            real = self._part(cell, wanted.against).resized(synthetic.size)
+            return compare_images(
+                real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device
+            ).record()
+
+        name = self._name("metrics", self._images_folder(cell), cell.sample.variants, _dump(wanted))
+        return self._job(name, _differs(cell), [images, self._data(cell)], do)
+
+    def splits(self, settings: DataSettings) -> Splits:
+        """The images of a data set, kept in memory for the next job."""
+        key = json.dumps(_dump(settings))
+        if key not in self._splits:
+            while len(self._splits) >= KEPT_SPLITS:
+                self._splits.pop(next(iter(self._splits)))
+            self._splits[key] = open_splits(self.folder / self._name("data", _dump(settings)), settings)
+        return self._splits[key]
+
+    def _part(self, cell: Cell, part: Role) -> LabelledImages:
+        splits = self.splits(cell.data)
+        return splits.train if part == "train" else splits.test
+
+    def _read_autoencoded(self, cell: Cell, part: Role, resolution: int) -> LabelledImages:
+        home = self.folder / self._autoencoded(cell, part, resolution)
+        return read_autoencoded(self._part(cell, part), home, part)
+
+    def _trained_on(self, cell: Cell) -> list[str]:
+        return [] if cell.autoencode.train is None else [self._autoencoded(cell, "train", cell.autoencode.train)]
+
+    def _real(self, cell: Cell) -> tuple[LabelledImages, LabelledImages]:
+        """Training images, through the VAE where asked, and test images, at the side of the synthetic ones."""
+        splits, through = self.splits(cell.data), cell.autoencode.train
+        train = splits.train if through is None else self._read_autoencoded(cell, "train", through)
+        drawn_at = cell.invert.resolution or self.generator.resolution
+        side = cell.sample.image_size or min(train.size, drawn_at)
+        return train.resized(side), splits.test.resized(side)
+
+    def _store(self, cell: Cell) -> SyntheticStore:
+        return SyntheticStore(self.folder / self._images_folder(cell), self.splits(cell.data).train.class_names)
+
+    @staticmethod
+    def _is_auto(cell: Cell) -> bool:
+        return cell.train.real_fraction == "auto"
+
+
+def _dump(settings: Any, leave_out: set[str] | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = settings.model_dump(mode="json", exclude=leave_out)
+    return found
+
+
+def _differs(cell: Cell, section: str = "") -> str:
+    """The values of a cell for people, those of one section or all."""
+    shown = [f"{key}={value}" for key, value in cell.at.items() if not section or key.startswith((section, "case"))]
+    return ", ".join(shown) or "as the file says"
+
+
+def _measured(found: Evaluation) -> dict[str, Any]:
+    return {
+        "accuracy": found.accuracy,
+        "balanced_accuracy": found.balanced_accuracy,
+        "ece": found.ece,
+        "predictions": found.predictions.tolist(),
+    }
