@@ -47,7 +47,8 @@ def _has(row: Row | MetricsRow, key: str) -> bool:
 
 
 def _place(row: Row | MetricsRow, key: str) -> Any:
-    return row.images if key == "images" and isinstance(row, Row) else row.at[key]
+    found = row.images if key == "images" and isinstance(row, Row) else row.at[key]
+    return found[0] if isinstance(found, (list, tuple)) and len(found) == 1 else found
 
 
 def _curve(found: SweepResult) -> Drawn:
@@ -70,7 +71,7 @@ def _curve(found: SweepResult) -> Drawn:
 
 def _metric_line(rows: Sequence[MetricsRow], key: str, name: str) -> list[Point]:
     return [
-        {"at": float(row.at[key]), "value": value, "low": found["low"], "high": found["high"]}
+        {"at": float(_place(row, key)), "value": value, "low": found["low"], "high": found["high"]}
         for row in rows
         if key in row.at and (value := (found := row.metrics[name])["value"]) is not None
     ]
