@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..report import Point, accuracy_curve, metric_curves, png
 from ..report.figures import ARM_COLOURS, DPI, legend, without_tex
 from .outcome import MetricsRow, Row, SweepResult
+from .plan import Figure
 from .table import label, shown
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 LABELS = {
     "images": "synthetic images",
-    "sample.noise_strength": "lambda",
-    "sample.interpolation": "alpha",
+    "sample.noise_strength": "\N{GREEK SMALL LETTER LAMDA}, noise strength",
+    "sample.interpolation": "\N{GREEK SMALL LETTER ALPHA}, interpolation strength",
     "data.limit": "real images",
 }
 SCALED = ("fid", "kid", "cmmd")  # metrics whose scale is not 0 to 1: one figure each
@@ -33,13 +34,30 @@ def draw(found: SweepResult) -> dict[str, bytes]:
         drawn[f"{found.plan.name}.png"] = png(_curve(found) if numbers else _dots(found.rows, figure.x))
     measured = [name for name in figure.y if name != "accuracy"]
     together = [name for name in measured if not name.startswith(SCALED)]
+    rows, which = _last_line(found)
     for name, group in {"metrics": together, **{one: [one] for one in measured if one not in together}}.items():
-        if group and found.metrics:
-            lines = {one: _metric_line(found.metrics, figure.x, one) for one in group}
-            drawn[f"{found.plan.name}-{name}.png"] = png(
-                metric_curves({figure.xlabel or LABELS.get(figure.x, figure.x): lines})
-            )
+        if group and rows:
+            lines = {one: _metric_line(rows, figure.x, one) for one in group}
+            drawn[f"{found.plan.name}-{name}.png"] = png(metric_curves({_xlabel(figure) + which: lines}))
     return drawn
+
+
+def _last_line(found: SweepResult) -> tuple[list[MetricsRow], str]:
+    """The metrics at the last value of what the lines stand for, and that value for people."""
+    key = found.plan.figure.lines if found.plan.figure is not None else None
+    if key is None or key not in found.plan.grid:
+        return list(found.metrics), ""
+    last = found.plan.grid[key][-1]
+    rows = [row for row in found.metrics if row.at.get(key, last) == last]
+    return rows, f" ({_setting(key)} {shown(last)})"
+
+
+def _setting(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _xlabel(figure: Figure) -> str:
+    return figure.xlabel or LABELS.get(figure.x, _setting(figure.x))
 
 
 def _has(row: Row | MetricsRow, key: str) -> bool:
@@ -66,7 +84,8 @@ def _curve(found: SweepResult) -> Drawn:
         lines.setdefault(name, []).append(
             {"at": at, "value": row.mean, "low": row.mean - spread, "high": row.mean + spread}
         )
-    return accuracy_curve(lines, figure.xlabel or LABELS.get(figure.x, figure.x.rpartition(".")[2].replace("_", " ")))
+    key = "" if figure.lines is None else f"   (lines: {_setting(figure.lines)})"
+    return accuracy_curve(lines, _xlabel(figure) + key)
 
 
 def _metric_line(rows: Sequence[MetricsRow], key: str, name: str) -> list[Point]:
