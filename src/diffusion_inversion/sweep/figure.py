@@ -74,11 +74,9 @@ def _curve(found: SweepResult) -> Drawn:
     assert figure is not None
     lines: dict[str, list[Point]] = {}
     for row in found.rows:
-        name = (
-            row.arm
-            if figure.lines is None or figure.lines not in row.at
-            else (f"{row.arm}, {figure.lines.rpartition('.')[2]} {shown(row.at[figure.lines])}")
-        )
+        name = row.arm
+        if figure.lines is not None and figure.lines in row.at:
+            name += f", {shown(row.at[figure.lines])}"
         spread = row.std or 0.0
         at = float(_place(row, figure.x)) if _has(row, figure.x) else 0.0
         lines.setdefault(name, []).append(
