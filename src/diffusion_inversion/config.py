@@ -25,6 +25,12 @@ class InvertSettings(Settings):
         "warm", description="start: adapter's guess, the mean of the class's guesses, or noise"
     )
     batch_size: int = Field(100, ge=1, description="images optimised side by side; each on its own all the same")
+    grouping: Literal["independent", "joint"] = Field(
+        "independent", description="each image on its own, or groups as in the reference code, which steps then counts"
+    )
+    group_size: int = Field(100, ge=1, description="joint: images per group (reference code: 100)")
+    joint_batch_size: int = Field(50, ge=1, description="joint: images with a loss at each step (reference code: 50)")
+    gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
     eval_draws: int = Field(8, ge=1, description="fixed (timestep, noise) draws that measure each image's loss")
     resolution: int | None = Field(
         None, ge=8, description="side in px at which images are learned; default: the generator's"
