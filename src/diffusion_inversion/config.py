@@ -154,22 +154,6 @@ class DataSettings(Settings):
     allow_near_duplicates: bool = Field(False, description="accept test images that nearly equal training images")
 
 
-# A preset changes these defaults; options given beside it win. `paper` is the text (sections 3, B.1, B.2.2).
-PRESETS: dict[str, dict[str, dict[str, object]]] = {
-    "default": {"data": {}, "invert": {}, "sample": {}, "train": {}},
-    "paper": {
-        "invert": {"steps": 3000, "keep_steps": (1000, 2000, 3000), "init": "random"},
-        "sample": {
-            "variants": 45,
-            "guidance_scales": (3.0, 4.0, 5.0),  # the paper's w in {2, 3, 4}
-            "kept_steps": (1000, 2000, 3000),
-            "scheduler": "ddim",
-            "inference_steps": 100,
-        },
-        "train": {"architecture": "resnet18"},
-    },
-}
-
 # What `dinv demo` runs, sized for 2 CPU cores: elpv in at most 10 minutes, digits in at most 4.
 DEMOS: dict[str, dict[str, dict[str, object]]] = {
     "elpv": {

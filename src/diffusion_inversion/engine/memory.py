@@ -12,7 +12,13 @@ from ..errors import UsageError
 
 Result = TypeVar("Result")
 # How allocators say it where they raise a plain RuntimeError: PyTorch's on the CPU, oneDNN's.
-_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object")
+_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "could not create a primitive",
+    "could not create a memory object",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -35,8 +41,8 @@ def within_memory(do: Callable[[int], Result], size: int) -> tuple[Result, int]:
                 raise
             if size == 1:
                 raise UsageError(
-                    "memory: a single image does not fit. Use --gradient-checkpointing (stage 1), a smaller "
-                    f"--resolution, --dtype bfloat16, or a machine with more ({str(error).splitlines()[0]})."
+                    f"memory: not even one image fits ({str(error).partition(chr(10))[0]}). Use a smaller "
+                    "--resolution, --dtype bfloat16, --gradient-checkpointing (stage 1), or a machine with more."
                 ) from error
         size = -(-size // 2)  # here, where the traceback and the tensors that it held are gone
         gc.collect()
