@@ -24,17 +24,18 @@ HERE = Path(__file__).parent
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on address space is Linux's")
 def test_a_process_without_the_memory_halves_until_it_fits(tmp_path: Path) -> None:
-    """A child process with 300 MB more address space than it had before; a unit of 96 images takes twice that."""
+    """A child process with 150 MB more address space than it had before: neither stage does its 96 images at once."""
     paths = os.pathsep.join([str(HERE), *filter(None, sys.path)])
-    limits = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # a thread's arena would take 64 MB of address space
-    command = [sys.executable, str(HERE / "short_of_memory.py"), str(tmp_path), "300"]
+    # A thread's arena would take 64 MB of address space; what is freed goes back at once where it was mapped alone.
+    limits = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, str(HERE / "short_of_memory.py"), str(tmp_path), "150"]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths, **limits}, timeout=300
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     (invert,), (sample,) = found["at_once"]
-    assert 1 <= invert < 96 and (sample is None or 1 <= sample < 96)
+    assert invert in (12, 24, 48) and sample in (24, 48), "a failed try leaves no memory taken"
     assert found["same_bits"] == [True, True], "a unit that is done again has the size on record"
     assert found["at_once_again"] == found["at_once"]
 
