@@ -35,7 +35,8 @@ from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.evaluation import evaluate
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.images import resize, to_model_range, to_uint8
-from diffusion_inversion.inversion import curve_steps, guesses, invert_batch
+from diffusion_inversion.inversion import guesses
+from diffusion_inversion.optimisation import curve_steps, invert_batch
 from diffusion_inversion.run_images import open_splits
 from diffusion_inversion.sampling import draw_images, plan_variant
 from diffusion_inversion.synthetic import encode_png

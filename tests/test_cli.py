@@ -187,7 +187,7 @@ def test_help_states_the_real_defaults(command: str, model: type[config.Settings
             default = ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in default)
         elif isinstance(default, float):
             default = f"{default:g}"
-        if default not in (None, "", ()):
+        if default is not False and default not in (None, "", ()):
             assert f"[default: {default}]" in option.group(1), f"--{name}: {option.group(1)}"
 
 

@@ -13,7 +13,9 @@ from diffusion_inversion.embeddings import EmbeddingStore, read_embeddings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, PartialError, UsageError
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.images import to_model_range
-from diffusion_inversion.inversion import invert, invert_batch, stage1_loss
+from diffusion_inversion.inversion import invert
+from diffusion_inversion.objective import stage1_loss
+from diffusion_inversion.optimisation import invert_batch
 from toy import WIDTH, toy_images
 
 SETTINGS = InvertSettings(steps=3, init="random", batch_size=2, eval_draws=2)
@@ -132,7 +134,7 @@ def test_vectors_that_are_not_finite_are_named_and_never_stored(generator: Gener
     settings = SETTINGS.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(PartialError, match="4 of 4 images gave vectors that are not finite"):
         invert(toy_images(4), generator, tmp_path, settings)
-    assert EmbeddingStore(tmp_path).failed() == list(toy_images(4).ids)
+    assert list(EmbeddingStore(tmp_path).failed()) == list(toy_images(4).ids)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -33,6 +33,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "InvertSettings": {
         "steps": 3, "keep_steps": (), "learning_rate": 0.01, "weight_decay": 0.0, "tokens": 4, "init": "class-mean",
         "batch_size": 3, "eval_draws": 2, "resolution": 8, "seed": 1,
+        "grouping": "joint", "group_size": 3, "joint_batch_size": 2, "gradient_checkpointing": True,
     },
     "SampleSettings": {
         "variants": 1, "guidance_scales": (1.0,), "kept_steps": (1,), "noise_strength": 0.2, "interpolation": 0.3,
@@ -51,6 +52,7 @@ OTHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # What may change: more or fewer results of the same kind, where files lie, and what makes no difference to the images.
 HARMLESS = {
+    "InvertSettings": {"gradient_checkpointing"},
     "SampleSettings": {"variants"},
     "TrainSettings": {"arms", "seeds"},
     "DataSettings": {"data", "root", "drop_test_duplicates", "allow_near_duplicates"},

@@ -13,7 +13,7 @@ from diffusion_inversion.engine import state as unit_state
 from diffusion_inversion.engine.state import UnitState
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.images import LabelledImages, to_model_range
-from diffusion_inversion.inversion import invert_batch
+from diffusion_inversion.optimisation import invert_batch
 from diffusion_inversion.training import train
 from toy import WIDTH, toy_images
 

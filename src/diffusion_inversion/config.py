@@ -25,6 +25,12 @@ class InvertSettings(Settings):
         "warm", description="start: adapter's guess, the mean of the class's guesses, or noise"
     )
     batch_size: int = Field(100, ge=1, description="images optimised side by side; each on its own all the same")
+    grouping: Literal["independent", "joint"] = Field(
+        "independent", description="each image on its own, or groups as in the reference code, which steps then counts"
+    )
+    group_size: int = Field(100, ge=1, description="joint: images per group (reference code: 100)")
+    joint_batch_size: int = Field(50, ge=1, description="joint: images with a loss at each step (reference code: 50)")
+    gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers")
     eval_draws: int = Field(8, ge=1, description="fixed (timestep, noise) draws that measure each image's loss")
     resolution: int | None = Field(
         None, ge=8, description="side in px at which images are learned; default: the generator's"
@@ -155,22 +161,6 @@ class DataSettings(Settings):
     drop_test_duplicates: bool = Field(False, description="leave out test images that are training images too")
     allow_near_duplicates: bool = Field(False, description="accept test images that nearly equal training images")
 
-
-# A preset changes these defaults; options given beside it win. `paper` is the text (sections 3, B.1, B.2.2).
-PRESETS: dict[str, dict[str, dict[str, object]]] = {
-    "default": {"data": {}, "invert": {}, "sample": {}, "train": {}},
-    "paper": {
-        "invert": {"steps": 3000, "keep_steps": (1000, 2000, 3000), "init": "random"},
-        "sample": {
-            "variants": 45,
-            "guidance_scales": (3.0, 4.0, 5.0),  # the paper's w in {2, 3, 4}
-            "kept_steps": (1000, 2000, 3000),
-            "scheduler": "ddim",
-            "inference_steps": 100,
-        },
-        "train": {"architecture": "resnet18"},
-    },
-}
 
 # What `dinv demo` runs, sized for 2 CPU cores: elpv in at most 10 minutes, digits in at most 4.
 DEMOS: dict[str, dict[str, dict[str, object]]] = {

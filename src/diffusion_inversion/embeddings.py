@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from safetensors.torch import save
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest, Record, Unit
@@ -41,6 +42,9 @@ class LearnedUnit(Unit):
     labels: list[int]
     hashes: list[str]  # of the images' contents
     failed: list[str]  # ids whose vectors are not finite: the shard does not hold them
+    reasons: NotRequired[dict[str, str]]  # why, by id
+    rates: NotRequired[dict[str, float]]  # learning rates of images that were retried, by id
+    at_once: NotRequired[int]  # images computed at a time, where memory did not suffice for more
 
 
 class Header(TypedDict):
@@ -164,9 +168,15 @@ class EmbeddingStore:
         """Whether anything was ever committed here, dropped since or not."""
         return self.manifest.last("commit") is not None
 
-    def failed(self) -> list[str]:
-        """Ids that gave no finite vectors, in their order; they are not tried again."""
-        return sorted(image_id for record in self.manifest.units().values() for image_id in record["failed"])
+    def failed(self) -> dict[str, str]:
+        """Ids that gave no finite vectors, in their order, and why; they are not tried again."""
+        return dict(
+            sorted(
+                (image_id, record.get("reasons", {}).get(image_id, "reason not recorded"))
+                for record in self.manifest.units().values()
+                for image_id in record["failed"]
+            )
+        )
 
     def begin(self, header: dict[str, Any]) -> None:
         """Record what all shards share: class_names, steps, curve_steps, generator_hash, resolution, image_size."""
@@ -174,8 +184,12 @@ class EmbeddingStore:
         if self.manifest.last("header") != record:
             self.manifest.append(record)
 
-    def commit(self, shard: Shard, images: LabelledImages) -> None:
-        """Write what was learned of a unit, the rows of `images`, durably; then list it in the manifest."""
+    def commit(self, shard: Shard, images: LabelledImages, notes: Mapping[str, Any] | None = None) -> None:
+        """Write what was learned of a unit, the rows of `images`, durably; then list it in the manifest.
+
+        Images that the shard does not hold, or not with finite vectors, are listed as failed. `notes` are the keys of
+        LearnedUnit that need not be there.
+        """
         finite = shard.vectors.isfinite().all(dim=-1).all(dim=-1).all(dim=0)
         kept = shard.rows(finite)
         name = f"shard-{unit_name(images.ids)}.safetensors"
@@ -189,6 +203,7 @@ class EmbeddingStore:
                 "labels": images.labels.tolist(),
                 "hashes": list(images.hashes),
                 "files": {name: self._write(name, kept)} if kept.ids else {},
+                **(notes or {}),
             }
         )
 
@@ -242,7 +257,12 @@ class EmbeddingStore:
                     files[new_name] = self._write(new_name, rest)
             if left:
                 changed = {"unit": unit_name(left), "count": len(left), "ids": left, "failed": failed, "files": files}
-                records.append({**record, **changed, **lists})
+                notes: dict[str, Any] = {
+                    key: {image_id: note for image_id, note in record[key].items() if image_id in left}
+                    for key in ("reasons", "rates")
+                    if key in record
+                }
+                records.append({**record, **changed, **lists, **notes})
         if header := self.manifest.last("header"):
             records.insert(0, header)
         if self.manifest.last("complete"):

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32
 from torch import Tensor
 
 from .config import InvertSettings
 from .embeddings import SCHEMA, Embeddings, EmbeddingStore, Shard
 from .engine.claim import claim_run, listed
 from .engine.lock import run_lock
+from .engine.memory import within_memory
 from .engine.progress import track
 from .engine.state import UnitState, clear_states
-from .engine.units import each_unit
+from .engine.units import each_unit, unit_name
 from .errors import ConfigMismatchError, PartialError, UsageError
 from .forgotten import forgotten_rows
-from .generator import Generator, Images, LatentDistribution, Latents, Timesteps, Tokens
+from .generator import Generator, Images
 from .images import LabelledImages, to_model_range
+from .optimisation import BatchResult, curve_steps, gradient_checkpointing, invert_batch
 from .randomness import generator_for
 
-CURVE_POINTS = 4
-EMPTY_PROMPT = ""
+RANDOM_BOUND = 0.1
 
 
 def invert(
@@ -35,9 +35,9 @@ def invert(
     """Learn a vector c (tokens x width) for every image and store it below `out`; return all stored vectors.
 
     c* = argmin_c E_{eps, t} ||eps - eps_theta(z_t, t, c)||^2 (section 3.1), each image on its own, AdamW at a
-    constant rate. A v-prediction model is optimised on its own training target instead, since at its pure-noise
-    end the noise prediction tells nothing. Images already in `out` are not learned again, so a killed call goes on,
-    and a call with more images learns the new ones.
+    constant rate (`grouping="joint"`: in groups, as the reference code). A v-prediction model is optimised on its own
+    training target instead, since at its pure-noise end the noise prediction tells nothing. Images already in `out`
+    are not learned again, so a killed call goes on, and a call with more images learns the new ones.
 
     Raises UsageError (bad resolution or tokens), ConfigMismatchError (`out` was made otherwise, or images in it
     changed), PartialError (vectors of some images are not finite; the rest is kept), LockedError, DiskError.
@@ -69,29 +69,80 @@ def invert(
         row_of = {image_id: row for row, image_id in enumerate(images.ids)}
         left = len(images) - len(tried)
         means = class_means(images, generator, settings, resolution) if left and settings.init == "class-mean" else None
-        with track("invert", left * max(1, settings.steps), "image-steps") as advance:
+        room = most_at_once(settings)
+        with (
+            track("invert", left * max(1, settings.steps), "image-steps") as advance,
+            gradient_checkpointing(generator, settings.gradient_checkpointing),
+        ):
 
             def learn(unit: tuple[str, ...]) -> None:
+                nonlocal room
                 batch = images.subset([row_of[image_id] for image_id in unit])
                 pixels = to_model_range(batch.resized(resolution).images)
                 initial = means[batch.labels] if means is not None else guesses(batch, pixels, generator, settings)
-                state = UnitState(store.folder, unit, [described, batch.hashes, batch.labels.tolist()])
-                result = invert_batch(generator, pixels, initial, batch.ids, settings, advance, state)
+                made_from = [described, batch.hashes, batch.labels.tolist()]
+                counted = 0
+
+                def compute(at_once: int) -> tuple[BatchResult, UnitState]:
+                    nonlocal counted
+                    advance(-counted)  # what a larger size had done is done again
+                    counted = 0
+
+                    def count(n: int) -> None:
+                        nonlocal counted
+                        counted += n
+                        advance(n)
+
+                    state = UnitState(store.folder, unit, [*made_from, at_once])
+                    return invert_batch(generator, pixels, initial, unit, settings, count, state, at_once), state
+
+                # A unit that is done again is computed as it was, for the same bits.
+                whole, before = min(most_at_once(settings), len(unit)), store.manifest.dropped().get(unit_name(unit))
+                first = min(whole, room) if before is None else before.get("at_once", whole)
+                (result, state), at_once = within_memory(compute, first)
+                if at_once < first:
+                    room = at_once  # for the units that follow too
                 shard = Shard(unit, batch.labels, result.vectors, result.losses, result.null_losses)
-                store.commit(shard, batch)
+                notes = result.notes(unit, settings.learning_rate)
+                if at_once < whole:
+                    notes["at_once"] = at_once
+                store.commit(shard.rows(result.causes == 0), batch, notes)
                 state.clear()
 
-            each_unit(run, images.ids, store.manifest, settings.batch_size, learn)
+            each_unit(run, learning_order(images.ids, settings), store.manifest, unit_size(settings), learn)
         store.finish()
         clear_states(store.folder)
     failed = store.failed()
     if left and failed:
+        first = next(iter(failed))
         raise PartialError(
-            f"{len(failed)} of {len(images)} images gave vectors that are not finite (first: {failed[0]}); the others "
-            "are kept. Run the same command again to go on without them, or begin another folder with a lower "
-            "--invert-learning-rate or --dtype float32."
+            f"{len(failed)} of {len(images)} images gave vectors that are not finite (first: {first}: "
+            f"{failed[first]}); the others are kept. Run the same command again to go on without them, or begin "
+            "another folder with a lower --invert-learning-rate or --dtype float32.",
+            {"failed": failed},
         )
     return store.read()
+
+
+def unit_size(settings: InvertSettings) -> int:
+    """Images that are learned and committed together: a batch of independent ones, or a joint group."""
+    return settings.batch_size if settings.grouping == "independent" else settings.group_size
+
+
+def most_at_once(settings: InvertSettings) -> int:
+    """Images in memory at a time, where it suffices."""
+    return settings.batch_size if settings.grouping == "independent" else settings.joint_batch_size
+
+
+def learning_order(ids: Sequence[str], settings: InvertSettings) -> list[str]:
+    """The ids in the order in which units are cut from them.
+
+    Joint groups are cut from a shuffled order (by seed and id), so that they hold all classes: the reference code
+    cuts them from TensorFlow Datasets' order, which is shuffled. Its MedMNIST groups are of one class; ours are not.
+    """
+    if settings.grouping == "independent":
+        return list(ids)
+    return sorted(ids, key=lambda i: (hashlib.sha256(f"{settings.seed} group {i}".encode()).hexdigest(), i))
 
 
 def require_same_images(images: LabelledImages, tried: dict[str, tuple[str, int]], run: Path) -> None:
@@ -137,21 +188,18 @@ def check(generator: Generator, settings: InvertSettings, resolution: int) -> No
 def fingerprint(
     images: LabelledImages, generator: Generator, settings: InvertSettings, resolution: int
 ) -> dict[str, Any]:
-    """Everything the learned vectors depend on, but the images, as JSON data."""
+    """Everything the learned vectors depend on, but the images, as JSON data.
+
+    Gradient checkpointing is left out: it computes the same numbers twice.
+    """
     return {
         "schema": SCHEMA,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"gradient_checkpointing"}),
         "resolution": resolution,
         "class_names": list(images.class_names),
         "image_size": images.size,
         "generator": generator.record,
     }
-
-
-def curve_steps(settings: InvertSettings) -> tuple[int, ...]:
-    """Steps at which the loss on the evaluation bank is measured: the start, quarters, and every kept step."""
-    quarters = {round(settings.steps * k / CURVE_POINTS) for k in range(CURVE_POINTS + 1)}
-    return tuple(sorted(quarters | set(settings.checkpoints)))
 
 
 def guesses(
@@ -160,12 +208,13 @@ def guesses(
     """Starting vectors (N, tokens, width) on the CPU for one batch.
 
     warm: the adapter's tokens of the image, or the class name's text tokens where the generator has no adapter;
-    random: uniform in +-0.1 (the reference code's +-1 / sqrt(100)).
+    random: uniform in +-0.1 (the reference code's +-1 / sqrt(group of 100)), in joint groups +-1 / sqrt(group_size).
     """
     if settings.init == "random":
         shape = (settings.tokens, generator.text_width)
         draws = [torch.rand(shape, generator=generator_for(settings.seed, "init", i)) for i in images.ids]
-        return 0.2 * torch.stack(draws) - 0.1
+        bound = RANDOM_BOUND if settings.grouping == "independent" else settings.group_size**-0.5
+        return 2 * bound * torch.stack(draws) - bound
     if generator.adapter is not None:
         return generator.image_tokens(pixels).cpu()
     return generator.text_tokens(list(images.class_names)).cpu()[images.labels, : settings.tokens]
@@ -182,155 +231,3 @@ def class_means(
         sums.index_add_(0, batch.labels, guesses(batch, pixels, generator, settings))
     counts = torch.bincount(images.labels, minlength=len(images.class_names)).clamp(min=1)
     return sums / counts[:, None, None]
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """vectors (S, B, tokens, width), losses (P, B), null_losses (B,), all float32 on the CPU."""
-
-    vectors: Float32[Tensor, "steps batch tokens features"]
-    losses: Float32[Tensor, "points batch"]
-    null_losses: Float32[Tensor, " batch"]
-
-
-def invert_batch(
-    generator: Generator,
-    pixels: Images,
-    initial: Tokens,
-    ids: tuple[str, ...],
-    settings: InvertSettings,
-    advance: Callable[[int], None] = lambda n: None,
-    state: UnitState | None = None,
-) -> BatchResult:
-    """Optimise the vectors of a batch side by side. They share nothing: AdamW works element by element.
-
-    With `state` a long batch is saved now and then, and goes on from there with the same bits.
-    """
-    latent_dist = generator.encode(pixels)  # once; a fresh sample at every step
-    streams = [generator_for(settings.seed, "invert", image_id) for image_id in ids]
-    bank = EvaluationBank.draw(generator, latent_dist, ids, settings)
-    vectors = initial.to(generator.device).clone().requires_grad_(True)
-    optimizer = torch.optim.AdamW([vectors], lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    points = curve_steps(settings)
-    kept: list[Tensor] = []
-    losses: list[Tensor] = []
-    first = 0
-    if state is not None and (saved := state.load()) is not None:
-        first = _restore(saved, vectors, optimizer, streams, kept, losses)
-        advance(first * len(ids))
-    for step in range(first, settings.steps + 1):
-        if state is not None and step > first:
-            state.offer(partial(_progress, step, vectors, optimizer, streams, kept, losses))
-        if step in points:
-            losses.append(bank.loss(generator, vectors.detach()))
-        if step in settings.checkpoints:
-            kept.append(vectors.detach().cpu().clone())
-        if step == settings.steps:
-            break
-        latents, noise, timesteps = draw(generator, latent_dist, streams)
-        loss = stage1_loss(generator, latents, noise, timesteps, vectors)
-        optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()  # a sum, so that each image's gradient does not depend on the batch size
-        optimizer.step()
-        advance(len(ids))
-    empty = generator.text_tokens([EMPTY_PROMPT]).expand(len(ids), -1, -1)
-    return BatchResult(torch.stack(kept), torch.stack(losses), bank.loss(generator, empty))
-
-
-def _progress(
-    step: int,
-    vectors: Tensor,
-    optimizer: torch.optim.AdamW,
-    streams: list[torch.Generator],
-    kept: list[Tensor],
-    losses: list[Tensor],
-) -> dict[str, Tensor]:
-    """All that a batch needs to go on after `step` steps."""
-    moments = optimizer.state[vectors]
-    return {
-        "step": torch.tensor(step),
-        "vectors": vectors,
-        "exp_avg": moments["exp_avg"],
-        "exp_avg_sq": moments["exp_avg_sq"],
-        "streams": torch.stack([stream.get_state() for stream in streams]),
-        **{f"kept.{place:03d}": tensor for place, tensor in enumerate(kept)},
-        **{f"loss.{place:03d}": tensor for place, tensor in enumerate(losses)},
-    }
-
-
-def _restore(
-    saved: dict[str, Tensor],
-    vectors: Tensor,
-    optimizer: torch.optim.AdamW,
-    streams: list[torch.Generator],
-    kept: list[Tensor],
-    losses: list[Tensor],
-) -> int:
-    """Put back what `_progress` took; return the steps that are done."""
-    with torch.no_grad():
-        vectors.copy_(saved["vectors"])
-    optimizer.state[vectors] = {
-        "step": saved["step"].float(),
-        "exp_avg": saved["exp_avg"].to(vectors.device),
-        "exp_avg_sq": saved["exp_avg_sq"].to(vectors.device),
-    }
-    for stream, state in zip(streams, saved["streams"], strict=True):
-        stream.set_state(state.clone())  # set_state ignores the offset of a view
-    kept += [saved[name] for name in sorted(saved) if name.startswith("kept.")]
-    losses += [saved[name] for name in sorted(saved) if name.startswith("loss.")]
-    return int(saved["step"])
-
-
-def stage1_loss(
-    generator: Generator, latents: Latents, noise: Latents, timesteps: Timesteps, vectors: Tokens
-) -> Float[Tensor, " batch"]:
-    """Denoising loss of each image (B,): mean squared error of the model's own training target (section 3.1)."""
-    noisy_latents = generator.add_noise(latents, noise, timesteps)
-    prediction = generator.predict(noisy_latents, timesteps, vectors)
-    return (prediction - generator.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
-
-
-def draw(
-    generator: Generator, latent_dist: LatentDistribution, streams: list[torch.Generator]
-) -> tuple[Latents, Latents, Timesteps]:
-    """Latents sampled from the encoder's distribution, noise and a uniform timestep, each image from its own stream."""
-    shape = latent_dist.mean.shape[1:]
-    normal = torch.stack([torch.randn(2, *shape, generator=stream) for stream in streams]).to(generator.device)
-    timesteps = torch.cat([torch.randint(generator.training_timesteps, (1,), generator=stream) for stream in streams])
-    return latent_dist.sample(normal[:, 0]), normal[:, 1], timesteps.to(generator.device)
-
-
-@dataclass(frozen=True)
-class EvaluationBank:
-    """Fixed draws that measure each image's loss: K latents and noises (K, B, C, h, w), timesteps (K, B).
-
-    Timesteps are stratified over the schedule, so that K = 8 draws already cover it.
-    """
-
-    latents: Float[Tensor, "draws batch channels height width"]
-    noise: Float[Tensor, "draws batch channels height width"]
-    timesteps: Int[Tensor, "draws batch"]
-
-    @classmethod
-    def draw(
-        cls, generator: Generator, latent_dist: LatentDistribution, ids: tuple[str, ...], settings: InvertSettings
-    ) -> EvaluationBank:
-        streams = [generator_for(settings.seed, "bank", image_id) for image_id in ids]
-        latents, noise, timesteps = [], [], []
-        stratum = generator.training_timesteps / settings.eval_draws
-        for k in range(settings.eval_draws):
-            z, eps, _ = draw(generator, latent_dist, streams)
-            latents.append(z)
-            noise.append(eps)
-            offsets = torch.cat([torch.rand(1, generator=stream) for stream in streams])
-            timesteps.append(((k + offsets) * stratum).long().clamp(max=generator.training_timesteps - 1))
-        return cls(torch.stack(latents), torch.stack(noise), torch.stack(timesteps).to(generator.device))
-
-    @torch.no_grad()
-    def loss(self, generator: Generator, vectors: Tokens) -> Float32[Tensor, " batch"]:
-        """Mean loss of each image over the bank: (B,) float32 on the CPU."""
-        rows = [
-            stage1_loss(generator, z, eps, t, vectors)
-            for z, eps, t in zip(self.latents, self.noise, self.timesteps, strict=True)
-        ]
-        return torch.stack(rows).mean(0).cpu()

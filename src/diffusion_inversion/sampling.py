@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from .config import SampleSettings
 from .embeddings import Embeddings
 from .engine.claim import claim_run, listed
 from .engine.lock import run_lock
+from .engine.memory import within_memory
 from .engine.progress import track
 from .engine.signals import out_of_time
-from .engine.units import each_unit
+from .engine.units import each_unit, unit_name
 from .errors import ConfigMismatchError, UsageError
 from .generator import Generator, Latents, SchedulerName, Tokens
 from .guidance import classifier_free_guidance
@@ -71,13 +73,21 @@ def draw_variants(
         row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
         jobs = [job_name(image_id, variant) for variant in range(settings.variants) for image_id in embeddings.ids]
         left = set(jobs) - {job_name(row["source_id"], row["variant"]) for row in rows}
+        room = settings.batch_size
         with track("sample", len(left)) as advance:
 
             def draw(unit: tuple[str, ...]) -> None:
+                nonlocal room
                 wanted = [parse_job(job) for job in unit]
                 plans = [plan_variant(embeddings, generator, settings, row_of[i], variant) for i, variant in wanted]
-                images = resize(to_uint8(draw_images(embeddings, generator, plans, settings)), image_size)
-                store.commit(images, [metadata_row(embeddings, generator, settings, plan) for plan in plans])
+                # A unit that is drawn again is computed as it was, for the same bits.
+                before = store.manifest.dropped().get(unit_name(unit))
+                first = min(room, len(unit)) if before is None else before.get("at_once", len(unit))
+                drawn, at_once = within_memory(partial(draw_in_parts, embeddings, generator, plans, settings), first)
+                if at_once < first:
+                    room = at_once  # for the units that follow too
+                rows = [metadata_row(embeddings, generator, settings, plan) for plan in plans]
+                store.commit(resize(to_uint8(drawn), image_size), rows, at_once)
                 advance(len(plans))
 
             each_unit(run, jobs, store.manifest, settings.batch_size, draw)
@@ -133,7 +143,8 @@ def reconstruct(
         for start in range(0, len(rows), settings.batch_size):
             batch = rows[start : start + settings.batch_size]
             plans = [plan_variant(embeddings, generator, plain, row, 0) for row in batch]
-            found.append(to_uint8(draw_images(embeddings, generator, plans, plain)))
+            drawn, _ = within_memory(partial(draw_in_parts, embeddings, generator, plans, plain), len(plans))
+            found.append(to_uint8(drawn))
             advance(len(plans))
     return torch.cat(found)
 
@@ -170,6 +181,14 @@ def draw_images(
         settings.inference_steps,
     )
     return generator.decode(latents).cpu()
+
+
+def draw_in_parts(
+    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings, at_once: int
+) -> Float[Tensor, "batch 3 side side"]:
+    """`draw_images` with `at_once` plans in memory at a time."""
+    parts = [plans[start : start + at_once] for start in range(0, len(plans), at_once)]
+    return torch.cat([draw_images(embeddings, generator, part, settings) for part in parts])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from .engine.ledger import Ledger
 from .engine.manifest import NAME as MANIFEST
@@ -67,6 +67,7 @@ class DrawnUnit(Unit):
 
     columns: Columns
     shared: dict[str, Any]  # what all images of the unit have in common, by column
+    at_once: NotRequired[int]  # images computed at a time, where memory did not suffice for the unit
 
 
 class Complete(TypedDict):
@@ -100,8 +101,11 @@ class SyntheticStore:
             found.append({"file_name": name, "class_name": class_name, "sha256": digest, **row, **record["shared"]})
         return found
 
-    def commit(self, images: Tensor, rows: list[Row]) -> None:
-        """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record."""
+    def commit(self, images: Tensor, rows: list[Row], at_once: int | None = None) -> None:
+        """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record.
+
+        `at_once` is how many of them were computed at a time, all of them by default.
+        """
         files = {
             file_name(self.class_names[row["label"]], row["source_id"], row["variant"]): encode_png(image)
             for image, row in zip(images, rows, strict=True)
@@ -117,6 +121,7 @@ class SyntheticStore:
                 "files": {name: digests[self.folder / name] for name in files},
                 "columns": {key: [row[key] for row in rows] for key in VARYING},
                 "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
+                **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
             }
         )
 

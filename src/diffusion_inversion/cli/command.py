@@ -84,15 +84,14 @@ def load(name: str, revision: str | None, device: str, dtype: str) -> Generator:
     return Generator.load(name, revision, device, dtype)
 
 
-def settings_of(model: type[Model], preset: str, stage: str, **given: Any) -> Model:
-    """The preset's settings of a stage, overridden by the options that were given."""
+def settings_of(model: type[Model], preset: str | None, stage: str, **given: Any) -> Model:
+    """The preset's settings of a stage (no preset: the defaults), overridden by the options that were given."""
     from pydantic import ValidationError
 
-    from ..config import PRESETS
+    from ..presets import read_preset
 
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset}: unknown. Use one of: {', '.join(PRESETS)}.")
-    values = {**PRESETS[preset][stage], **{key: value for key, value in given.items() if value is not None}}
+    chosen = {} if preset is None else read_preset(preset)[stage]
+    values = {**chosen, **{key: value for key, value in given.items() if value is not None}}
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -108,7 +107,7 @@ def data_settings(
     from ..config import DataSettings
 
     return settings_of(
-        DataSettings, "default", "data", data=absolute(data), test=absolute(test), size=size, limit=limit,
+        DataSettings, None, "data", data=absolute(data), test=absolute(test), size=size, limit=limit,
         test_limit=test_limit, holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
         allow_near_duplicates=allow_near_duplicates,
     )  # fmt: skip

@@ -15,7 +15,11 @@ Revision = Annotated[str | None, typer.Option(help="Revision of a hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: arithmetic of the UNet.")]
 Preset = Annotated[
-    str, typer.Option(help="default, or paper (3,000 steps, 45 variants, DDIM with 100 steps, ResNet18).")
+    str | None,
+    typer.Option(
+        help="paper (its text), reference (what its code does), fast (the defaults), or a TOML file with tables "
+        "invert, sample, train. Options win over it."
+    ),
 ]
 Test = Annotated[
     str | None, typer.Option(help="Test images, as DATA. [default: the data set's own, else 20 % held out]")
@@ -33,6 +37,14 @@ Init = Annotated[str | None, typer.Option(help="warm, class-mean or random. [def
 Tokens = Annotated[int | None, typer.Option(help="Tokens per vector. [default: 5]")]
 InvertRate = Annotated[float | None, typer.Option("--invert-learning-rate", help="Of stage 1. [default: 0.03]")]
 Resolution = Annotated[int | None, typer.Option(help="Side in px to learn at. [default: the generator's]")]
+Grouping = Annotated[str | None, typer.Option(help="independent, or joint as the code. [default: independent]")]
+GroupSize = Annotated[int | None, typer.Option(help="Joint: images per group. [default: 100]")]
+JointBatch = Annotated[
+    int | None, typer.Option("--joint-batch-size", help="Joint: images with a loss at each step. [default: 50]")
+]
+GradientCheckpointing = Annotated[
+    bool | None, typer.Option("--gradient-checkpointing", help="Stage 1 in less memory, slower, with the same numbers.")
+]
 InvertBatch = Annotated[int | None, typer.Option("--invert-batch-size", help="Images side by side. [default: 100]")]
 Variants = Annotated[int | None, typer.Option(help="Images per learned vector. [default: 10]")]
 Guidance = Annotated[

@@ -31,6 +31,9 @@ from .options import (
     DropDuplicates,
     Dtype,
     GeneratorName,
+    GradientCheckpointing,
+    Grouping,
+    GroupSize,
     Guidance,
     Holdout,
     ImageSize,
@@ -40,6 +43,7 @@ from .options import (
     InvertBatch,
     InvertRate,
     Join,
+    JointBatch,
     Json,
     KeepSteps,
     KeptSteps,
@@ -81,13 +85,14 @@ if TYPE_CHECKING:
 
 def invert(
     data: Data, out: Annotated[Path, typer.Option(help="Run folder.")], generator: GeneratorName = "mini",
-    revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = "default",
+    revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = None,
     test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
     data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
     allow_near_duplicates: AllowNear = False,
     steps: Steps = None, keep_steps: KeepSteps = None, init: Init = None, tokens: Tokens = None,
     learning_rate: InvertRate = None, resolution: Resolution = None, batch_size: InvertBatch = None,
-    seed: Seed = None, join: Join = False, as_json: Json = False,
+    grouping: Grouping = None, group_size: GroupSize = None, joint_batch_size: JointBatch = None,
+    gradient_checkpointing: GradientCheckpointing = None, seed: Seed = None, join: Join = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Stage 1: learn one conditioning vector per image of DATA."""
     with command(as_json) as summary:
@@ -101,6 +106,8 @@ def invert(
         settings = settings_of(
             InvertSettings, preset, "invert", steps=steps, keep_steps=integers(keep_steps), init=init, tokens=tokens,
             learning_rate=learning_rate, resolution=resolution, batch_size=batch_size, seed=seed,
+            grouping=grouping, group_size=group_size, joint_batch_size=joint_batch_size,
+            gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
         loaded = load(generator, revision, device, dtype)
         with hold(out, join):
@@ -112,7 +119,7 @@ def invert(
 
 def sample(
     run: Run, generator: Annotated[str | None, typer.Option(help="[default: the one it was inverted with]")] = None,
-    revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = "default",
+    revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = None,
     variants: Variants = None, guidance_scales: Guidance = None, kept_steps: KeptSteps = None,
     noise_strength: NoiseStrength = None, interpolation: Interpolation = None, scheduler: Scheduler = None,
     inference_steps: InferenceSteps = None, image_size: ImageSize = None, batch_size: SampleBatch = None,
@@ -138,7 +145,7 @@ def sample(
 
 
 def train(
-    run: Run, device: Device = "auto", preset: Preset = "default", architecture: Architecture = None,
+    run: Run, device: Device = "auto", preset: Preset = None, architecture: Architecture = None,
     recipe: Recipe = None, augmentations: Augmentations = None, mixing: Mixing = None, me_ada_every: MeAdaEvery = None,
     me_ada_share: MeAdaShare = None, me_ada_steps: MeAdaSteps = None, me_ada_rate: MeAdaRate = None,
     me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
@@ -171,12 +178,13 @@ def train(
 def run(
     data: Data, out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/<name of DATA>]")] = None,
     generator: GeneratorName = "mini", revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto",
-    preset: Preset = "default", test: Test = None, size: Size = None, limit: Limit = None,
+    preset: Preset = None, test: Test = None, size: Size = None, limit: Limit = None,
     test_limit: TestLimit = None, holdout: Holdout = None, data_seed: DataSeed = None, root: Root = None,
     drop_test_duplicates: DropDuplicates = False,
     allow_near_duplicates: AllowNear = False, steps: Steps = None, keep_steps: KeepSteps = None,
     init: Init = None, tokens: Tokens = None, learning_rate: InvertRate = None, resolution: Resolution = None,
-    invert_batch_size: InvertBatch = None, variants: Variants = None, guidance_scales: Guidance = None,
+    invert_batch_size: InvertBatch = None, gradient_checkpointing: GradientCheckpointing = None,
+    variants: Variants = None, guidance_scales: Guidance = None,
     kept_steps: KeptSteps = None, noise_strength: NoiseStrength = None, interpolation: Interpolation = None,
     scheduler: Scheduler = None, inference_steps: InferenceSteps = None, image_size: ImageSize = None,
     sample_batch_size: SampleBatch = None, seed: Seed = None, architecture: Architecture = None,
@@ -197,6 +205,7 @@ def run(
         inverting = settings_of(
             InvertSettings, preset, "invert", steps=steps, keep_steps=integers(keep_steps), init=init, tokens=tokens,
             learning_rate=learning_rate, resolution=resolution, batch_size=invert_batch_size, seed=seed,
+            gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
         sampling = settings_of(
             SampleSettings, preset, "sample", variants=variants, guidance_scales=numbers(guidance_scales),

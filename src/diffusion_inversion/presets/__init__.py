@@ -1,0 +1,63 @@
+"""Named settings as TOML files: tables [invert], [sample] and [train], each with fields of its settings model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..config import InvertSettings, SampleSettings, Settings, TrainSettings
+from ..errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent
+TABLES: dict[str, type[Settings]] = {"invert": InvertSettings, "sample": SampleSettings, "train": TrainSettings}
+MOST_BYTES = 1 << 20
+
+
+def names() -> tuple[str, ...]:
+    """The presets that ship with the package."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def read_preset(preset: str) -> dict[str, dict[str, Any]]:
+    """The tables of a preset: a name that ships, or the path of a TOML file.
+
+    A table that is not there is empty. Raises UsageError, which lists everything that is wrong: an unknown name, a
+    file that is no TOML, unknown tables and keys, values that the settings refuse.
+    """
+    path = FOLDER / f"{preset}.toml" if preset in names() else Path(preset)
+    if path.suffix != ".toml" or not path.is_file():
+        raise UsageError(f"--preset {preset}: neither {', '.join(names())} nor the path of a TOML file.")
+    if path.stat().st_size > MOST_BYTES:
+        raise UsageError(f"{path}: {path.stat().st_size:,} bytes, more than a preset has; name another file.")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:  # not UTF-8 and not TOML are ValueErrors
+        raise UsageError(f"{path}: not a readable TOML file ({error}). Correct it there.") from error
+    if faults := _faults(tables):
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise UsageError(f"{path}: a preset that cannot be used:\n{lines}\nCorrect these lines in the file.")
+    return {table: tables.get(table, {}) for table in TABLES}
+
+
+def _faults(tables: dict[str, Any]) -> list[str]:
+    from pydantic import ValidationError
+
+    found = []
+    for table, values in tables.items():
+        if table not in TABLES or not isinstance(values, dict):
+            found.append(f"{table}: unknown; tables are {', '.join(f'[{name}]' for name in TABLES)}")
+            continue
+        try:
+            TABLES[table].model_validate(values)
+        except ValidationError as error:
+            for fault in error.errors():
+                place = ".".join(map(str, (table, *fault["loc"])))
+                unknown = fault["type"] == "extra_forbidden"
+                found.append(f"{place}: unknown key" if unknown else f"{place}={fault['input']!r}: {fault['msg']}")
+    return found

@@ -1,0 +1,90 @@
+"""Presets: committed TOML files that commands read, and one clear error for a file that cannot be used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from diffusion_inversion.cli.command import settings_of
+from diffusion_inversion.config import InvertSettings, SampleSettings, TrainSettings
+from diffusion_inversion.errors import UsageError
+from diffusion_inversion.presets import FOLDER, TABLES, names, read_preset
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+
+
+def test_the_shipped_files_are_those_under_experiments() -> None:
+    assert names() == ("fast", "paper", "reference")
+    for name in names():
+        assert (EXPERIMENTS / f"{name}.toml").resolve() == (FOLDER / f"{name}.toml").resolve()
+        for table, model in TABLES.items():
+            model.model_validate(read_preset(name)[table])
+
+
+def test_paper_is_the_text() -> None:
+    """Sections 3 and B: 3,000 steps at 0.03, checkpoints mixed, w in {2, 3, 4}, 45 variants, 100 steps of DDIM."""
+    invert = settings_of(InvertSettings, "paper", "invert")
+    assert (invert.steps, invert.learning_rate, invert.tokens, invert.grouping) == (3000, 0.03, 5, "independent")
+    sample = settings_of(SampleSettings, "paper", "sample")
+    w = (2, 3, 4)
+    assert sample.guidance_scales == tuple(1.0 + each for each in w)
+    assert (sample.variants, sample.scheduler, sample.inference_steps) == (45, "ddim", 100)
+    assert sample.kept_steps == invert.keep_steps == (1000, 2000, 3000)
+    assert (sample.noise_strength, sample.interpolation) == (0.1, 0.1)
+    assert settings_of(TrainSettings, "paper", "train").architecture == "resnet18"
+
+
+def test_fast_is_what_no_preset_does() -> None:
+    for table, model in TABLES.items():
+        assert model.model_validate(read_preset("fast")[table]) == model(), table
+
+
+def test_options_win_over_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[invert]\nsteps = 7\ntokens = 3\n")
+    found = settings_of(InvertSettings, str(path), "invert", steps=9, seed=None)
+    assert (found.steps, found.tokens, found.seed) == (9, 3, 0)
+    assert settings_of(TrainSettings, str(path), "train") == TrainSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[invert\n", "not a readable TOML file"),
+        ("[invert]\nsteps = 1\nsteps = 2\n", "not a readable TOML file"),
+        ("[invert]\nstep = 1\n[train]\nepochs = 3\n", r"invert\.step: unknown key\n  train\.epochs: unknown key"),
+        ("[invent]\nsteps = 1\n", r"invent: unknown; tables are \[invert\], \[sample\], \[train\]"),
+        ("steps = 1\n", "steps: unknown; tables are"),
+        ("[sample]\nguidance_scales = [nan]\n", r"sample\.guidance_scales\.0=nan: .*finite"),
+        ('[sample]\nscheduler = "best"\n', r"sample\.scheduler='best': .*'ddim'"),
+        ("[invert]\nsteps = 5\nkeep_steps = [9]\n", "keep_steps"),
+        ("[invert]\nsteps = 1\n\udcff", "not a readable TOML file"),
+    ],
+)
+def test_a_bad_file_is_one_error_that_names_every_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError, match=message):
+        settings_of(InvertSettings, str(path), "invert", steps=3)
+
+
+@pytest.mark.parametrize("name", ["default", "papers", "missing.toml", "../paper", "."])
+def test_an_unknown_name_lists_the_names(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--preset {name}: neither fast, paper, reference nor the path"):
+        read_preset(name)
+
+
+def test_a_wheel_holds_them(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    root = EXPERIMENTS.parent
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in names():
+            content = archive.read(f"diffusion_inversion/presets/{name}.toml")
+            assert content == (FOLDER / f"{name}.toml").read_bytes()
