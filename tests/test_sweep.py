@@ -232,7 +232,7 @@ def test_a_claim_is_judged_by_its_intervals() -> None:
         ('"sample.noise_strength" = 0.5, "sample.variants" = 1', '"sample.noise_strength" = 0.7', "0 results"),
         ('{ "sample.noise_strength" = 0.5, "sample.variants" = 1 }', "{ }", "4 results"),
         ("[metrics]\nk = 2", "[metrics]\nk = 0", "metrics.k"),
-        ("title = ", "title ", "not TOML"),
+        ("title = ", "title ", "not a readable TOML"),
         ('title = "A small sweep"', "", "title"),
     ],
 )

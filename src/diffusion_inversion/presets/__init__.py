@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from ..config import InvertSettings, SampleSettings, Settings, TrainSettings
+from ..engine.toml import read_toml
 from ..errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FOLDER = Path(__file__).parent
 TABLES: dict[str, type[Settings]] = {"invert": InvertSettings, "sample": SampleSettings, "train": TrainSettings}
-MOST_BYTES = 1 << 20
 
 
 def names() -> tuple[str, ...]:
@@ -33,12 +27,7 @@ def read_preset(preset: str) -> dict[str, dict[str, Any]]:
     path = FOLDER / f"{preset}.toml" if preset in names() else Path(preset)
     if path.suffix != ".toml" or not path.is_file():
         raise UsageError(f"--preset {preset}: neither {', '.join(names())} nor the path of a TOML file.")
-    if path.stat().st_size > MOST_BYTES:
-        raise UsageError(f"{path}: {path.stat().st_size:,} bytes, more than a preset has; name another file.")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:  # not UTF-8 and not TOML are ValueErrors
-        raise UsageError(f"{path}: not a readable TOML file ({error}). Correct it there.") from error
+    tables = read_toml(path)
     if faults := _faults(tables):
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise UsageError(f"{path}: a preset that cannot be used:\n{lines}\nCorrect these lines in the file.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..config import DataSettings, InvertSettings, SampleSettings, Settings, TrainSettings
+from ..engine.toml import read_toml
 from ..errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ..presets import read_preset
 
 STAGES: dict[str, type[BaseModel]] = {
     "data": DataSettings, "invert": InvertSettings, "sample": SampleSettings, "train": TrainSettings,
 }  # fmt: skip
-LARGEST_FILE = 1 << 20  # bytes
 MOST_CELLS = 10_000
 
 
@@ -134,18 +129,14 @@ class Cell:
 
 
 def read_plan(path: Path, data: str | None = None, test: str | None = None) -> SweepPlan:
-    """Read and check an experiment file; `data` and `test` replace the file's own.
+    """Read and check an experiment file; `data` and `test` replace the file's own. A `preset` lies below its settings.
 
     Raises UsageError, which names the key, for a file that cannot be used.
     """
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UsageError(f"{path}: larger than {LARGEST_FILE} bytes: not an experiment file.")
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}). Give an experiment file (TOML).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not TOML ({error}).") from error
+    content = read_toml(path)
+    if preset := content.pop("preset", None):
+        base = read_preset(str(preset))
+        content |= {stage: {**base[stage], **content.get(stage, {})} for stage in base}
     content["name"] = path.stem
     given = {key: value for key, value in {"data": data, "test": test}.items() if value is not None}
     if given:
