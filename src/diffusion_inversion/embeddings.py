@@ -22,6 +22,7 @@ from .engine.units import unit_name
 from .engine.untrusted import TensorSpec, check_record, inside, parse_json, read_tensors
 from .errors import DataError, UsageError
 from .images import LabelledImages
+from .perturb import nearest_rows
 
 FOLDER = "embeddings"
 SCHEMA = 2
@@ -114,6 +115,49 @@ class Embeddings:
         for row in sorted(range(len(self)), key=lambda row: self.ids[row]):
             found[labels[row]].append(row)
         return tuple(tuple(rows) for rows in found)
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """All rows, by class and in it by image id."""
+        return tuple(row for rows in self.class_rows for row in rows)
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {row: place for place, row in enumerate(self.order)}
+
+    def class_mean(self, label: int, step: int | None = None) -> Float32[Tensor, "tokens features"]:
+        """Mean over the images of one class (tokens, width); NaN where it has none."""
+        self.at(step)
+        return self._class_means[-1 if step is None else self.steps.index(step), label]
+
+    def group_mean(self, row: int, size: int, step: int | None = None) -> Float32[Tensor, "tokens features"]:
+        """Mean over the group of a row (tokens, width): `order` is cut into groups of `size`, the last may be smaller.
+
+        The reference code learns groups of 100 together and leads away from the mean of each. Which images it groups
+        depends on its loader; here they are neighbours by class and id.
+        """
+        start = self._places[row] // size * size
+        return self.at(step)[list(self.order[start : start + size])].mean(dim=0)
+
+    def nearest(self, row: int, step: int | None = None) -> int:
+        """The row of the same class whose vector is nearest (L2) at a step; the row itself where it is alone."""
+        self.at(step)
+        label = int(self.labels[row])
+        own, key = self.class_rows[label], (label, self.steps[-1] if step is None else step)
+        if len(own) == 1:
+            return row
+        if key not in self._nearest:
+            places = nearest_rows(self.at(step)[list(own)].flatten(1)).tolist()
+            self._nearest[key] = {mine: own[place] for mine, place in zip(own, places, strict=True)}
+        return self._nearest[key][row]
+
+    @cached_property
+    def _nearest(self) -> dict[tuple[int, int], dict[int, int]]:
+        return {}
+
+    @cached_property
+    def _class_means(self) -> Float32[Tensor, "steps classes tokens features"]:
+        return torch.stack([self.vectors[:, list(rows)].mean(dim=1) for rows in self.class_rows], dim=1)
 
     def mean(self, step: int | None = None) -> Float32[Tensor, "tokens features"]:
         """Mean over ALL images (tokens, width): the paper's unconditional vector (section 3.2)."""
