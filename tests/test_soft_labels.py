@@ -116,6 +116,8 @@ def test_adversarial_copies_keep_the_targets_of_their_originals_and_a_kill_chang
     real, synthetic = toy(12, 0), soft(toy(12, 1, name="synthetic"))
     found = goals(monkeypatch, settings, real, synthetic)
     assert {tuple(sorted(row)) for row in torch.cat(found).tolist()} == {(0.0, 0.0, 1.0), (0.0, 0.25, 0.75)}
+    found = goals(monkeypatch, settings, synthetic, None)
+    assert {tuple(sorted(row)) for row in torch.cat(found).tolist()} == {(0.0, 0.25, 0.75)}
     whole = training.train(real, synthetic=synthetic, settings=settings, device="cpu")
 
     class Killed(Exception):
