@@ -177,6 +177,7 @@ def test_help_states_the_real_defaults(command: str, model: type[config.Settings
     text = " ".join(dinv(command, "--help").stdout.split())
     renamed = {"steps": "train-steps"} if command == "train" else {}
     renamed |= {"learning_rate": f"{command}-learning-rate", "batch_size": f"{command}-batch-size"}
+    renamed |= {"resolution": "sample-resolution"} if command == "sample" else {}
     for name, field in model.model_fields.items():
         option = re.search(rf"--{renamed.get(name, name.replace('_', '-'))} (.*?)(?= --\w|$)", text)
         if option is None:

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from diffusion_inversion.guidance import classifier_free_guidance
-from diffusion_inversion.perturb import add_gaussian_noise, choose_partner, interpolate
+from diffusion_inversion.perturb import (
+    add_gaussian_noise,
+    choose_outside,
+    choose_partner,
+    interpolate,
+    nearest_rows,
+    slerp,
+)
 
 
 def test_scale_one_is_the_conditional_prediction_and_zero_the_unconditional() -> None:
@@ -52,3 +59,43 @@ def test_partners_are_others_of_the_same_class_all_equally_often() -> None:
         assert set(drawn) == others
         assert all(900 < drawn.count(other) < 1100 for other in others)
     assert choose_partner(5, (5,), stream) == 5
+
+
+def test_slerp_goes_along_the_great_circle_at_a_steady_pace() -> None:
+    c, partner = torch.nn.functional.normalize(torch.randn(2, 40, dtype=torch.float64), dim=1)
+    whole = torch.acos((c * partner).sum())
+    for alpha in (0.0, 0.1, 0.5, 0.9, 1.0):
+        found = slerp((7 * c).view(5, 8), (7 * partner).view(5, 8), alpha).flatten() / 7
+        assert float(found.norm()) == pytest.approx(1), "equal norms are kept; a straight line is shorter inside"
+        angle = torch.acos((found * c).sum().clamp(-1, 1))
+        assert float(angle) == pytest.approx(alpha * float(whole), abs=1e-6)
+    torch.testing.assert_close(slerp(c, partner, 0.0), c)
+    torch.testing.assert_close(slerp(c, partner, 1.0), partner)
+    assert float(interpolate(c, partner, 0.5).norm()) < 0.9
+
+
+def test_slerp_is_a_straight_line_where_the_angle_says_nothing() -> None:
+    c = torch.randn(5, 8)
+    near = c + 1e-4 * torch.randn(5, 8)
+    for partner in (near, -c, torch.zeros(5, 8), 2 * c):
+        found = slerp(c, partner, 0.3)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, interpolate(c, partner, 0.3))
+
+
+def test_the_nearest_row_is_the_nearest_other_one() -> None:
+    points = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 1.0], [-2.5, 0.0], [3.0, 1.0]])
+    assert nearest_rows(points).tolist() == [3, 2, 4, 0, 2]
+    far = points + 1000.0  # a shared mean costs no digits
+    assert nearest_rows(far).tolist() == [3, 2, 4, 0, 2]
+    cloud = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    distances = torch.cdist(cloud, cloud).fill_diagonal_(torch.inf)
+    assert torch.equal(nearest_rows(cloud, block=7), distances.argmin(1))
+
+
+def test_partners_from_outside_are_all_others_equally_often() -> None:
+    stream = torch.Generator().manual_seed(0)
+    order, own = (4, 0, 5, 2, 1, 3), (5, 2)
+    drawn = [choose_outside(order, own, stream) for _ in range(4000)]
+    assert set(drawn) == {4, 0, 1, 3}
+    assert all(900 < drawn.count(row) < 1100 for row in (4, 0, 1, 3))

@@ -135,7 +135,7 @@ def test_adversarial_copies_are_worse_for_the_network_and_come_round_by_round(mo
     added: list[tuple[float, float, int]] = []
     original = Pool.add
 
-    def look(pool: Pool, copies: Tensor, labels: Tensor) -> None:
+    def look(pool: Pool, copies: Tensor, labels: Tensor, soft: None) -> None:
         def loss(images: Tensor) -> float:
             with torch.no_grad():
                 return torch.nn.functional.cross_entropy(classifiers[-1](images).float(), labels).item()

@@ -24,8 +24,9 @@ from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
 INVERT = InvertSettings(steps=2, keep_steps=(1,), init="random", batch_size=4, eval_draws=1, resolution=16)
 SAMPLE = SampleSettings(
-    variants=2, inference_steps=2, batch_size=4, guidance_scales=(2.0,), kept_steps=(2,), image_size=16
-)
+    variants=2, inference_steps=2, batch_size=4, guidance_scales=(2.0,), kept_steps=(2,), image_size=16,
+    scheduler="ddim", unconditional="group-mean",
+)  # fmt: skip
 TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0,), arms=("real", "synthetic"))
 
 # Another valid value of each field. A field that is missing here fails the test, so none is forgotten.
@@ -37,7 +38,9 @@ OTHER: dict[str, dict[str, Any]] = {
     },
     "SampleSettings": {
         "variants": 1, "guidance_scales": (1.0,), "kept_steps": (1,), "noise_strength": 0.2, "interpolation": 0.3,
-        "scheduler": "ddim", "inference_steps": 3, "image_size": 8, "batch_size": 3, "seed": 1,
+        "scheduler": "dpm++", "inference_steps": 3, "image_size": 8, "batch_size": 3, "seed": 1,
+        "interpolation_kind": "slerp", "partner": "nearest", "unconditional": "zero", "group_size": 3,
+        "guidance_interval": (0.0, 0.5), "eta": 0.5, "resolution": 32, "strict": True,
     },
     "TrainSettings": {
         "architecture": "resnet18", "recipe": "fast", "steps": 3, "batch_size": 6, "learning_rate": 0.05,
@@ -53,7 +56,7 @@ OTHER: dict[str, dict[str, Any]] = {
 # What may change: more or fewer results of the same kind, where files lie, and what makes no difference to the images.
 HARMLESS = {
     "InvertSettings": {"gradient_checkpointing"},
-    "SampleSettings": {"variants"},
+    "SampleSettings": {"variants", "strict"},
     "TrainSettings": {"arms", "seeds"},
     "DataSettings": {"data", "root", "drop_test_duplicates", "allow_near_duplicates"},
 }

@@ -16,7 +16,7 @@ from .errors import DinvError, UsageError
 
 
 def objective(logits: Tensor, start_logits: Tensor, labels: Tensor, gamma: float, eta: float) -> Tensor:
-    """What each copy raises: logits (B, C) now and at the start, labels (B,) int64, to (B,) in nats.
+    """What each copy raises: logits (B, C) now and at the start, labels (B,) int64 or soft (B, C), to (B,) in nats.
 
     cross-entropy + eta * entropy of the prediction - gamma / 2 * squared distance of the logits. Differs from Zhao et
     al., who take the distance between the inputs of the last layer: a classifier here is a function to logits.
@@ -37,8 +37,9 @@ def ascend(
     gamma: float,
     eta: float,
 ) -> Tensor:
-    """Return adversarial copies (B, 3, S, S) in [0, 1] of float32 images (B, 3, S, S) in [0, 1], labels (B,) int64.
+    """Return adversarial copies (B, 3, S, S) in [0, 1] of float32 images (B, 3, S, S) in [0, 1].
 
+    Labels are (B,) int64, or soft ones (B, classes) float32.
     Each of `steps` steps adds `rate` times the gradient of the `objective` to every image and clips it to [0, 1].
     `network` maps images in [0, 1] to logits (B, classes); give it in eval mode, or its batch statistics tie the
     images to each other and are moved. Its parameters' gradients are left alone. The labels stay those of the images.

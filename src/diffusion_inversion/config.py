@@ -6,6 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+SchedulerName = Literal["ddim", "pndm", "dpm++", "unipc", "euler"]
+Unconditional = Literal["mean", "class-mean", "group-mean", "empty", "zero"]
+PartnerPolicy = Literal["same-class", "nearest", "other-class", "reference"]
+
 
 class Settings(BaseModel):
     """Base of every settings model: immutable, no unknown keys, finite numbers."""
@@ -61,14 +65,64 @@ class SampleSettings(Settings):
     )
     kept_steps: tuple[int, ...] = Field((), description="stage-1 steps to mix; default: the last one")
     noise_strength: float = Field(0.1, ge=0, description="lambda: standard deviation of the Gaussian noise added to c")
-    interpolation: float = Field(0.1, ge=0, le=1, description="alpha: weight of a same-class partner's vector")
-    scheduler: Literal["ddim", "dpm++"] = Field("dpm++", description="DDIM (eta = 0) or DPM-Solver++(2M)")
+    interpolation: float = Field(0.1, ge=0, le=1, description="alpha: weight of a partner's vector")
+    interpolation_kind: Literal["lerp", "slerp"] = Field(
+        "lerp", description="along the straight line (the paper), or along the great circle of the flattened vectors"
+    )
+    partner: PartnerPolicy = Field(
+        "same-class",
+        description="any of the same class (the paper); the nearest of the same class; any of another class, with a "
+        "soft label; or, as the reference code, one of another class where the own has no other, label kept",
+    )
+    unconditional: Unconditional = Field(
+        "mean",
+        description="what guidance leads away from: the mean of all vectors (the paper), of the class, of the group "
+        "of group_size, the empty prompt, or zeros",
+    )
+    group_size: int = Field(
+        100, ge=1, description="images in a group of group-mean, by class and then id (reference code: 100)"
+    )
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="guide where t / T, 1 = pure noise, lies in it; plain prediction outside (2404.07724)"
+    )
+    scheduler: SchedulerName = Field(
+        "dpm++", description="DDIM, PNDM, DPM-Solver++(2M), UniPC or Euler (paper: DDIM; reference code: PNDM)"
+    )
+    eta: float = Field(0.0, ge=0, le=1, description="share of DDPM's noise that ddim adds at each step")
     inference_steps: int = Field(16, ge=1, le=1000, description="denoising steps (paper: 100 with DDIM)")
+    resolution: int | None = Field(
+        None, ge=8, description="side in px at which images are drawn; default: the one the vectors were learned at"
+    )
+    strict: bool = Field(False, description="refuse another resolution than the vectors were learned at")
     image_size: int | None = Field(
         None, ge=4, description="side of the saved PNG in px; default: the data set's own, at most the generator's"
     )
     batch_size: int = Field(100, ge=1, description="images denoised side by side")
     seed: int = Field(0, ge=0, description="run seed; every image derives its own from (seed, source id, variant)")
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _interval_is_one(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = interval
+        if not 0 <= low < high <= 1:
+            raise ValueError("give two different shares of the schedule in 0..1, the lower first")
+        return interval
+
+    @model_validator(mode="after")
+    def _eta_has_its_scheduler(self) -> SampleSettings:
+        if self.eta and self.scheduler != "ddim":
+            raise ValueError(f"eta={self.eta:g}: {self.scheduler} has no eta; leave it out or use scheduler ddim")
+        return self
+
+    @model_validator(mode="after")
+    def _group_size_has_its_use(self) -> SampleSettings:
+        used = self.unconditional == "group-mean" or self.partner == "reference"
+        if self.group_size != type(self).model_fields["group_size"].default and not used:
+            raise ValueError(
+                f"group_size={self.group_size}: unconditional={self.unconditional} and partner={self.partner} have no "
+                "groups; leave it out or use unconditional group-mean or partner reference"
+            )
+        return self
 
 
 Arm = Literal["real", "synthetic", "real+synthetic"]

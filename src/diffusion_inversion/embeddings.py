@@ -23,6 +23,8 @@ from .engine.units import unit_name
 from .engine.untrusted import TensorSpec, check_record, inside, parse_json, read_tensors
 from .errors import DataError, UsageError
 from .images import LabelledImages
+from .perturb import nearest_rows
+from .randomness import shuffled
 
 FOLDER = "embeddings"
 SCHEMA = 2
@@ -118,6 +120,52 @@ class Embeddings:
         for row in sorted(range(len(self)), key=lambda row: self.ids[row]):
             found[labels[row]].append(row)
         return tuple(tuple(rows) for rows in found)
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """All rows, by class and in it by image id."""
+        return tuple(row for rows in self.class_rows for row in rows)
+
+    def class_mean(self, label: int, step: int | None = None) -> Float32[Tensor, "tokens features"]:
+        """Mean over the images of one class (tokens, width); NaN where it has none."""
+        self.at(step)
+        return self._class_means[-1 if step is None else self.steps.index(step), label]
+
+    def group(self, row: int, size: int, seed: int) -> tuple[int, ...]:
+        """Rows of the group of a row: all, in an order shuffled by seed and id, are cut into groups of `size`.
+
+        With the size and the seed of stage 1 and grouping=joint: the images that were learned together.
+        """
+        if (size, seed) not in self._groups:
+            row_of = {image_id: place for place, image_id in enumerate(self.ids)}
+            order = [row_of[image_id] for image_id in shuffled(self.ids, seed)]
+            cut = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+            self._groups[size, seed] = {member: rows for rows in cut for member in rows}
+        return self._groups[size, seed][row]
+
+    @cached_property
+    def _groups(self) -> dict[tuple[int, int], dict[int, tuple[int, ...]]]:
+        return {}
+
+    def nearest(self, row: int, step: int | None = None) -> int:
+        """The row of the same class whose vector is nearest (L2) at a step; the row itself where it is alone."""
+        self.at(step)
+        label = int(self.labels[row])
+        own, key = self.class_rows[label], (label, self.steps[-1] if step is None else step)
+        if len(own) == 1:
+            return row
+        if key not in self._nearest:
+            places = nearest_rows(self.at(step)[list(own)].flatten(1)).tolist()
+            self._nearest[key] = {mine: own[place] for mine, place in zip(own, places, strict=True)}
+        return self._nearest[key][row]
+
+    @cached_property
+    def _nearest(self) -> dict[tuple[int, int], dict[int, int]]:
+        return {}
+
+    @cached_property
+    def _class_means(self) -> Float32[Tensor, "steps classes tokens features"]:
+        return torch.stack([self.vectors[:, list(rows)].mean(dim=1) for rows in self.class_rows], dim=1)
 
     def mean(self, step: int | None = None) -> Float32[Tensor, "tokens features"]:
         """Mean over ALL images (tokens, width): the paper's unconditional vector (section 3.2)."""

@@ -147,7 +147,8 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
 
 
 def _guided(row: Row) -> bool:
-    return float(row["guidance_scale"]) != 1.0
+    """Whether an average of vectors went into an image. Those of a class or group count as those of all."""
+    return float(row["guidance_scale"]) != 1.0 and row["unconditional"] not in ("empty", "zero")
 
 
 def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:

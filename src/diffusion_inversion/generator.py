@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -30,17 +30,20 @@ from .checkpoints import (
     text_weights,
     weight_names,
 )
+from .config import SchedulerName
 from .device import bfloat16_is_fast, resolve_device
 from .engine.untrusted import specs_of
 from .errors import UsageError
+from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+
+    from .schedulers import Scheduler
 
 PLAIN_ATTENTION_SIDE = 32  # latent cells; above it the full score matrix costs more memory than it saves time
 VAE_PIXELS = 2**21  # pixels that the VAE sees at once: 2,048 images of 32 px, 8 of 512 px
-SchedulerName = Literal["ddim", "dpm++"]
 Images: TypeAlias = Float[Tensor, "batch 3 height width"]
 Latents: TypeAlias = Float[Tensor, "batch channels height width"]
 Tokens: TypeAlias = Float[Tensor, "batch tokens features"]
@@ -160,10 +163,13 @@ class Generator:
         batch = _vae_batch(latents, self.vae_factor)
         return torch.cat([self.vae.decode(chunk).sample for chunk in scaled.split(batch)]).clamp(-1, 1)
 
-    def predict(self, noisy_latents: Latents, timesteps: Timesteps, embeddings: Tokens) -> Latents:
+    def predict(
+        self, noisy_latents: Latents, timesteps: Timesteps | Float[Tensor, " batch"], embeddings: Tokens
+    ) -> Latents:
         """The UNet's own output (noise or v, see prediction_type), float32, same shape as the latents.
 
-        Gradients flow to `embeddings`; the weights are frozen.
+        Timesteps are float where a sampler has them between two of the schedule's. Gradients flow to `embeddings`; the
+        weights are frozen.
         """
         output: Tensor = self.unet(
             noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=embeddings.to(self.dtype), return_dict=False
@@ -221,23 +227,9 @@ class Generator:
         tokens: Tensor = self.adapter(profile(self._lite0, images.to(self.device)))
         return tokens
 
-    def scheduler(self, name: SchedulerName, inference_steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
-        """A fresh diffusers scheduler over this model's own noise schedule, timesteps set."""
-        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-
-        if inference_steps > self.training_timesteps:
-            raise UsageError(
-                f"inference_steps={inference_steps}: more than the model's {self.training_timesteps} timesteps."
-            )
-        if name == "ddim":
-            # PNDM checkpoints (SD 1.4) carry skip_prk_steps and the like, which DDIM ignores.
-            scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
-        else:
-            scheduler = DPMSolverMultistepScheduler.from_config(
-                self.scheduler_config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
-            )
-        scheduler.set_timesteps(inference_steps, device=self.device)
-        return scheduler
+    def scheduler(self, name: SchedulerName, inference_steps: int) -> Scheduler:
+        """A fresh diffusers scheduler over this model's own noise schedule, timesteps set; see `make_scheduler`."""
+        return make_scheduler(name, self.scheduler_config, inference_steps, self.device)
 
     @cached_property
     def _lite0(self) -> nn.Module:

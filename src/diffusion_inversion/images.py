@@ -16,6 +16,7 @@ from .decode import MAX_PIXELS, UnusableImageError, decode_rgb, naming_causes, o
 from .errors import DataError
 from .problems import Problem, raise_fatal
 from .scan import IMAGE_SUFFIXES, FolderScan, is_ignored, scan_beside, scan_folder
+from .soft_labels import SoftLabels
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -23,6 +24,7 @@ __all__ = [
     "FolderScan",
     "LabelledImages",
     "Problem",
+    "SoftLabels",
     "UnusableImageError",
     "content_hash",
     "decode_rgb",
@@ -57,6 +59,7 @@ class LabelledImages:
     native_size: int  # px: shorter side of the images as stored, the smallest where they vary
     problems: tuple[Problem, ...] = ()
     licence: str = ""  # set where it restricts use
+    soft: SoftLabels | None = None  # a second class for each image, where some have one; None: every label is hard
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -70,6 +73,14 @@ class LabelledImages:
             raise DataError(f"{self.name}: an id occurs twice; give every image its own")
         if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
             raise DataError(f"{self.name}: a label lies outside 0..{len(self.class_names) - 1}")
+        if self.soft is not None:
+            second, weight = self.soft.second, self.soft.weight
+            if second.shape != (n,) or weight.shape != (n,) or second.dtype != torch.int64:
+                raise DataError(f"{self.name}: {n} ids need as many second classes, int64, and weights")
+            if n and not (0 <= int(second.min()) <= int(second.max()) < len(self.class_names)):
+                raise DataError(f"{self.name}: a second class lies outside 0..{len(self.class_names) - 1}")
+            if not ((weight >= 0) & (weight <= 1)).all():
+                raise DataError(f"{self.name}: the weight of a label lies outside 0..1")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,6 +94,9 @@ class LabelledImages:
     def digest(self) -> str:
         """sha256 hex of what is learned from: ids, contents and labels of all images, and the class names."""
         rows = [f"{i} {h} {k}" for i, h, k in zip(self.ids, self.hashes, self.labels.tolist(), strict=True)]
+        if self.soft is not None:
+            both = zip(self.soft.second.tolist(), self.soft.weight.tolist(), strict=True)
+            rows = [f"{row} {k} {w}" for row, (k, w) in zip(rows, both, strict=True)]
         return hashlib.sha256("\n".join([*self.class_names, "", *rows]).encode()).hexdigest()
 
     def resized(self, size: int) -> LabelledImages:
@@ -100,6 +114,7 @@ class LabelledImages:
             hashes=tuple(self.hashes[row] for row in rows),
             labels=self.labels[index],
             images=self.images[index],
+            soft=None if self.soft is None else self.soft.rows(index),
         )
 
 

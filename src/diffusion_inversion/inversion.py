@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from .forgotten import forgotten_rows
 from .generator import Generator, Images
 from .images import LabelledImages, to_model_range
 from .optimisation import BatchResult, curve_steps, gradient_checkpointing, invert_batch
-from .randomness import generator_for
+from .randomness import generator_for, shuffled
 
 RANDOM_BOUND = 0.1
 
@@ -142,7 +141,7 @@ def learning_order(ids: Sequence[str], settings: InvertSettings) -> list[str]:
     """
     if settings.grouping == "independent":
         return list(ids)
-    return sorted(ids, key=lambda i: (hashlib.sha256(f"{settings.seed} group {i}".encode()).hexdigest(), i))
+    return shuffled(ids, settings.seed)
 
 
 def require_same_images(images: LabelledImages, tried: dict[str, tuple[str, int]], run: Path) -> None:

@@ -10,6 +10,7 @@ from .errors import DataError, UsageError
 from .images import LabelledImages
 from .randomness import generator_for
 from .recipes import resolve
+from .soft_labels import SoftLabels
 
 
 class RowOrder:
@@ -30,34 +31,52 @@ class RowOrder:
 class Pool:
     """Images that a training draws from, in the order that its generator gives. Copies of them may join."""
 
-    def __init__(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        soft: SoftLabels | None = None,
+        classes: int = 0,
+    ) -> None:
+        """With `soft` the labels that are drawn are targets of so many classes."""
         self.images, self.labels = images, labels  # (N, 3, S, S) uint8 and (N,) int64; those given, then copies
+        self.soft, self.classes = soft, classes
         self.given = len(labels)
         self.order = RowOrder(self.given, generator)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next images (count, 3, S, S) uint8 and their labels (count,) int64."""
+        """The next images (count, 3, S, S) uint8 and their labels, see `targets`."""
         rows = self.order.draw(count)
-        return self.images[rows], self.labels[rows]
+        return self.images[rows], self.targets(rows)
 
-    def add(self, copies: Tensor, labels: Tensor) -> None:
+    def targets(self, rows: Tensor) -> Tensor:
+        """Labels of rows (M,): (M,) int64, or (M, classes) float32 where there are soft ones."""
+        return self.labels[rows] if self.soft is None else self.soft.rows(rows).targets(self.labels[rows], self.classes)
+
+    def add(self, copies: Tensor, labels: Tensor, soft: SoftLabels | None = None) -> None:
         """Let copies (M, 3, S, S) uint8 with labels (M,) take part from the next epoch on."""
         self.images = torch.cat([self.images, copies])
         self.labels = torch.cat([self.labels, labels])
+        if self.soft is not None:
+            self.soft = SoftLabels.cat([self.soft, soft or SoftLabels.hard(labels)])
         self.order.population = len(self.labels)
 
     def state(self) -> dict[str, Tensor]:
         """All that changes while a training draws."""
+        second = {} if self.soft is None else {"copy_second": self.soft.second, "copy_weight": self.soft.weight}
         return {
             "queue": self.order.queue,
             "order": self.order.generator.get_state(),
             "copies": self.images[self.given :],
             "copy_labels": self.labels[self.given :],
+            **{name: values[self.given :] for name, values in second.items()},
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` took from an equal pool."""
-        self.add(state["copies"], state["copy_labels"])
+        soft = None if self.soft is None else SoftLabels(state["copy_second"], state["copy_weight"])
+        self.add(state["copies"], state["copy_labels"], soft)
         self.order.queue = state["queue"]
         self.order.generator.set_state(state["order"])
 
@@ -67,15 +86,25 @@ def make_pools(
 ) -> list[Pool]:
     """The pools of a training, after `check_images`. One order per pool: real images come alike in every arm of a seed.
 
-    With `synthetic` there are two, `images` first; with mixing="concatenate" one that holds all images.
+    With `synthetic` there are two, `images` first; with mixing="concatenate" one that holds all images. Where some
+    images have soft labels, all pools draw targets of all classes.
     """
     check_images(images, synthetic)
     parts = [images] if synthetic is None else [images, synthetic]
     pixels, labels = [part.images for part in parts], [part.labels for part in parts]
+    soft: list[SoftLabels] = []
+    if any(part.soft is not None for part in parts):
+        soft = [part.soft or SoftLabels.hard(part.labels) for part in parts]
     if settings.mixing == "concatenate":
-        pixels, labels = [torch.cat(pixels)], [torch.cat(labels)]
+        pixels, labels, soft = [torch.cat(pixels)], [torch.cat(labels)], [SoftLabels.cat(soft)] if soft else []
     return [
-        Pool(own, theirs, generator_for("train", seed, "order", place))
+        Pool(
+            own,
+            theirs,
+            generator_for("train", seed, "order", place),
+            soft[place] if soft else None,
+            len(images.class_names),
+        )
         for place, (own, theirs) in enumerate(zip(pixels, labels, strict=True))
     ]
 

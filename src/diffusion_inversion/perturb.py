@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
+
+NEARLY_PARALLEL = 0.9995  # cosine above which slerp divides by next to nothing
 
 
 def interpolate(
@@ -18,6 +20,43 @@ def interpolate(
     is no perturbation).
     """
     return embedding + interpolation * (partner - embedding)
+
+
+def slerp(
+    embedding: Float[Tensor, "*shape"], partner: Float[Tensor, "*shape"], interpolation: float
+) -> Float[Tensor, "*shape"]:
+    """Spherical interpolation of the flattened vectors (Shoemake 1985), alpha in [0, 1], 0 keeps the embedding.
+
+    sin((1 - alpha) theta) / sin(theta) * embedding + sin(alpha theta) / sin(theta) * partner, theta the angle between
+    them: two vectors of one norm keep it. As in diffusers' community pipelines, a straight line where |cos(theta)|
+    exceeds 0.9995, and where a vector is zero.
+    """
+    lengths = embedding.norm() * partner.norm()
+    cosine = (embedding * partner).sum() / lengths
+    if lengths == 0 or cosine.abs() > NEARLY_PARALLEL:
+        return interpolate(embedding, partner, interpolation)
+    theta = cosine.acos()
+    own, other = ((1 - interpolation) * theta).sin(), (interpolation * theta).sin()
+    blended: Tensor = (own * embedding + other * partner) / theta.sin()
+    return blended
+
+
+def nearest_rows(vectors: Float[Tensor, "rows features"], block: int = 1024) -> Int64[Tensor, " rows"]:
+    """For every vector the row of the nearest other one (L2), of equals the first; at least two rows.
+
+    Computed in float64 about the mean, `block` rows at a time.
+    """
+    points = vectors.double()
+    points = points - points.mean(0)
+    squares = points.square().sum(1)
+    found = []
+    for start in range(0, len(points), block):
+        part = points[start : start + block]
+        distances = squares - 2 * part @ points.T  # less |part|^2, which does not change the order
+        own = torch.arange(len(part))
+        distances[own, start + own] = torch.inf
+        found.append(distances.argmin(1))
+    return torch.cat(found)
 
 
 def add_gaussian_noise(
@@ -33,3 +72,10 @@ def choose_partner(source: int, class_rows: Sequence[int], generator: torch.Gene
         return source
     drawn = int(torch.randint(len(class_rows) - 1, (1,), generator=generator))
     return class_rows[drawn if drawn < class_rows.index(source) else drawn + 1]
+
+
+def choose_outside(order: Sequence[int], own: Sequence[int], generator: torch.Generator) -> int:
+    """A random row of `order` that is not in `own`, a whole stretch of it; at least one such row must be there."""
+    start = order.index(own[0])
+    drawn = int(torch.randint(len(order) - len(own), (1,), generator=generator))
+    return order[drawn if drawn < start else drawn + len(own)]

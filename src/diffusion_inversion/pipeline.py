@@ -42,7 +42,7 @@ from .reporting import (
     spread_over_classes,
 )
 from .run_images import open_splits
-from .sampling import check, draw_variants, is_stale, reconstruct
+from .sampling import check, check_resolution, draw_variants, is_stale, reconstruct
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, SyntheticStore, read_synthetic
 
@@ -249,6 +249,7 @@ def run_all(
     command: str,
 ) -> RunRecord:
     """Every stage in order; what is already in `run` is not done again."""
+    check_resolution(invert.resolution or generator.resolution, generator, sample)
     splits = open_splits(run, data)
     invert_stage(run, splits, generator, invert)
     sample_stage(run, generator, sample)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,26 @@ from .engine.units import unit_name
 from .engine.untrusted import inside
 from .errors import DataError, UsageError
 from .images import LabelledImages
+from .soft_labels import SoftLabels
 
 FOLDER, METADATA = "synthetic", "metadata.parquet"
 SCHEMA = 2
 COLUMNS = (
     "file_name", "class_name", "label", "source_id", "partner_id", "variant", "interpolation", "noise_strength",
     "guidance_scale", "inversion_step", "scheduler", "inference_steps", "seed", "generator", "generator_hash",
-    "source_version", "partner_version",
+    "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
+    "unconditional", "group_size", "guidance_interval", "eta", "resolution",
 )  # fmt: skip
 # Columns that differ between the images of a unit; the others are stored once for the unit.
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
-    "partner_version",
+    "partner_version", "partner_label", "label_weight",
 )  # fmt: skip
+# What images have in the columns that records of earlier versions lack; their partner is of their own class.
+EARLIER: dict[str, Any] = {
+    "label_weight": 1.0, "interpolation_kind": "lerp", "partner": "same-class", "unconditional": "mean",
+    "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
+}  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -60,6 +68,8 @@ class Columns(TypedDict):
     inversion_step: list[int]
     source_version: list[str]
     partner_version: list[str]
+    partner_label: NotRequired[list[int]]  # not in the records of earlier versions
+    label_weight: NotRequired[list[float]]  # of `label` in the target; partner_label has the rest
 
 
 class DrawnUnit(Unit):
@@ -90,15 +100,19 @@ class SyntheticStore:
 
     def _rows(self, record: Record) -> list[Row]:
         lengths = {len(record["files"]), len(record["ids"]), *map(len, record["columns"].values())}
-        if len(lengths) > 1 or not set(record["columns"]["label"]) <= set(range(len(self.class_names))):
+        labels = {*record["columns"]["label"], *record["columns"].get("partner_label", ())}
+        weighed = all(0 <= weight <= 1 for weight in record["columns"].get("label_weight", ()))
+        if len(lengths) > 1 or not labels <= set(range(len(self.class_names))) or not weighed:
             raise DataError(
-                f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, or an unknown label"
+                f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, an unknown label, or a "
+                "weight of a label outside 0..1"
             )
         found = []
         for place, (name, digest) in enumerate(record["files"].items()):
             row = {key: values[place] for key, values in record["columns"].items()}
             class_name = self.class_names[row["label"]]
-            found.append({"file_name": name, "class_name": class_name, "sha256": digest, **row, **record["shared"]})
+            known = {**EARLIER, "partner_label": row["label"], **row, **record["shared"]}
+            found.append({"file_name": name, "class_name": class_name, "sha256": digest, **known})
         return found
 
     def commit(self, images: Tensor, rows: list[Row], at_once: int | None = None) -> None:
@@ -151,7 +165,8 @@ class SyntheticStore:
 
         The first of many are those that a call for fewer draws. Raises UsageError where there are not as many.
         """
-        return read_rows(self.folder, self._drawn(variants), self.class_names)
+        rows = self._drawn(variants)
+        return replace(read_rows(self.folder, rows, self.class_names), soft=soft_labels(rows))
 
     def sources(self, variants: int | None = None) -> list[tuple[str, str]]:
         """Ids of the two real images, source and partner, that each image of `read` was made from, in its order."""
@@ -196,6 +211,16 @@ def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledIma
     Raises UsageError where stage 2 has not finished, DataError where a file is missing or changed.
     """
     return SyntheticStore(Path(run), class_names).read()
+
+
+def soft_labels(rows: Sequence[Row]) -> SoftLabels | None:
+    """What makes targets of the labels of these images; None where each has but one class."""
+    if all(row["label_weight"] == 1 for row in rows):
+        return None
+    return SoftLabels(
+        second=torch.tensor([row["partner_label"] for row in rows], dtype=torch.int64),
+        weight=torch.tensor([row["label_weight"] for row in rows], dtype=torch.float32),
+    )
 
 
 def read_rows(folder: Path, rows: Iterable[dict[str, Any]], class_names: tuple[str, ...]) -> LabelledImages:

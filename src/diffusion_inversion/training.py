@@ -79,8 +79,8 @@ def train(
             batch, targets = augmentation(batch, labels, moves)
             with _seeded(where, seed, step), _arithmetic(where):
                 logits = classifier(batch)
-            # Class numbers where nothing was mixed: the same loss as one-hot targets, and the bits it always had.
-            goal = targets if augmentation.mixes else labels
+            # Class numbers where nothing is mixed: the same loss as one-hot targets, and the bits it always had.
+            goal = targets if augmentation.mixes or labels.is_floating_point() else labels
             loss = F.cross_entropy(logits.float(), goal, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -120,14 +120,14 @@ def _add_adversarial(classifier: Classifier, pools: list[Pool], settings: TrainS
                 moved = ascend(
                     classifier.logits,
                     pool.images[part].to(where).float() / 255,
-                    pool.labels[part].to(where),
+                    pool.targets(part).to(where),
                     steps=settings.me_ada_steps,
                     rate=settings.me_ada_rate,
                     gamma=settings.me_ada_gamma,
                     eta=settings.me_ada_eta,
                 )
             copies.append((moved * 255).round().to(torch.uint8).cpu())
-        pool.add(torch.cat(copies), pool.labels[rows])
+        pool.add(torch.cat(copies), pool.labels[rows], None if pool.soft is None else pool.soft.rows(rows))
     classifier.train()
 
 
@@ -207,10 +207,13 @@ def _below(prefix: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fingerprint(images: LabelledImages) -> str:
-    """sha256 hex of what a classifier sees: side, class names, labels and pixels, in order."""
+    """sha256 hex of what a classifier sees: side, class names, labels, pixels and soft labels, in order."""
     digest = hashlib.sha256(f"{tuple(images.images.shape)} {images.class_names}".encode())
     digest.update(images.labels.contiguous().numpy().data)
     digest.update(images.images.contiguous().numpy().data)
+    if images.soft is not None:
+        digest.update(images.soft.second.contiguous().numpy().data)
+        digest.update(images.soft.weight.contiguous().numpy().data)
     return digest.hexdigest()
 
 

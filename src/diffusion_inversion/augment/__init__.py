@@ -45,18 +45,19 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether targets are ever soft. Without it each row of targets is one-hot."""
+        """Whether targets of hard labels are ever soft. Without it each row of these is one-hot."""
         return self.mixing is not None
 
     def __call__(self, images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Augment uint8 images (B, 3, S, S) with labels (B,) int64 in [0, classes).
+        """Augment uint8 images (B, 3, S, S) with labels (B,) int64 in [0, classes), or soft ones (B, classes) float32.
 
         Returns new uint8 images (B, 3, S, S) and targets (B, classes) float32, whose rows sum to 1, on the images'
         device. Equal generator states give equal bits. PyTorch's global generator is left as it was found.
         """
         for step in self.steps:
             images = step(images, generator)
-        targets = F.one_hot(labels.to(images.device), self.classes).float()
+        labels = labels.to(images.device)
+        targets = labels if labels.is_floating_point() else F.one_hot(labels, self.classes).float()
         return (images, targets) if self.mixing is None else self.mixing(images, targets, generator)
 
 

@@ -38,7 +38,7 @@ Tokens = Annotated[int | None, typer.Option(help="Tokens per vector. [default: 5
 InvertRate = Annotated[float | None, typer.Option("--invert-learning-rate", help="Of stage 1. [default: 0.03]")]
 Resolution = Annotated[int | None, typer.Option(help="Side in px to learn at. [default: the generator's]")]
 Grouping = Annotated[str | None, typer.Option(help="independent, or joint as the code. [default: independent]")]
-GroupSize = Annotated[int | None, typer.Option(help="Joint: images per group. [default: 100]")]
+JointGroup = Annotated[int | None, typer.Option(help="Joint: images per group. [default: 100]")]
 JointBatch = Annotated[
     int | None, typer.Option("--joint-batch-size", help="Joint: images with a loss at each step. [default: 50]")
 ]
@@ -52,8 +52,25 @@ Guidance = Annotated[
 ]
 KeptSteps = Annotated[str | None, typer.Option(help="Stage-1 steps to mix. [default: the last one]")]
 NoiseStrength = Annotated[float | None, typer.Option(help="lambda, Gaussian noise on the vector. [default: 0.1]")]
-Interpolation = Annotated[float | None, typer.Option(help="alpha, weight of a same-class partner. [default: 0.1]")]
-Scheduler = Annotated[str | None, typer.Option(help="ddim or dpm++. [default: dpm++]")]
+Interpolation = Annotated[float | None, typer.Option(help="alpha, weight of a partner. [default: 0.1]")]
+InterpolationKind = Annotated[str | None, typer.Option(help="lerp or slerp. [default: lerp]")]
+Partner = Annotated[
+    str | None, typer.Option(help="same-class, nearest, other-class (soft label) or reference. [default: same-class]")
+]
+Unconditional = Annotated[
+    str | None,
+    typer.Option(help="Guide away from: mean, class-mean, group-mean, empty (prompt) or zero. [default: mean]"),
+]
+GroupSize = Annotated[int | None, typer.Option(help="Group of group-mean and partner reference. [default: 100]")]
+GuidanceInterval = Annotated[
+    str | None, typer.Option(help="Guide where t / T lies in it, e.g. 0.2,0.8; 1 = pure noise. [default: 0,1]")
+]
+Scheduler = Annotated[str | None, typer.Option(help="ddim, pndm, dpm++, unipc or euler. [default: dpm++]")]
+Eta = Annotated[float | None, typer.Option(help="Share of DDPM's noise that ddim adds, 0 to 1. [default: 0]")]
+SampleResolution = Annotated[
+    int | None, typer.Option("--sample-resolution", help="Side in px to draw at. [default: the one learned at]")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse another resolution than the vectors were learned at.")]
 InferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps. [default: 16]")]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the images in px. [default: the data set's own]")]
 SampleBatch = Annotated[int | None, typer.Option("--sample-batch-size", help="Images side by side. [default: 100]")]

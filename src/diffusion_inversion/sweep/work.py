@@ -166,7 +166,7 @@ class Workshop:
 
         drawn = [] if images is None else [self._images_folder(cell), cell.sample.variants]
         through = cell.autoencode.train if arm != "synthetic" else None
-        side = [cell.sample.image_size, cell.invert.resolution]
+        side = [cell.sample.image_size, cell.sample.resolution, cell.invert.resolution]
         needs = [self._data(cell), *([] if images is None else [images]), *([fraction] if fraction else [])]
         needs += self._trained_on(cell) if arm != "synthetic" else []
         says = f"{arm}, seed {seed}, {_differs(cell)}"
@@ -223,7 +223,7 @@ class Workshop:
         """Training images, through the VAE where asked, and test images, at the side of the synthetic ones."""
         splits, through = self.splits(cell.data), cell.autoencode.train
         train = splits.train if through is None else self._read_autoencoded(cell, "train", through)
-        drawn_at = cell.invert.resolution or self.generator.resolution
+        drawn_at = cell.sample.resolution or cell.invert.resolution or self.generator.resolution
         side = cell.sample.image_size or min(train.size, drawn_at)
         return train.resized(side), splits.test.resized(side)
 
