@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import care, generators, measures, stages
+from . import bench, care, generators, measures, stages
 
 app = typer.Typer(
     help="Turn a folder of labelled images into a synthetic training set, and find out whether it helps.",
@@ -18,6 +18,7 @@ METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
 for function in (*METHOD, *CARE, measures.metrics, generators.autoencode, generators.generators, generators.pretrain):
     app.command()(function)
+app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:
