@@ -86,6 +86,12 @@ def draw_variants(
 
 def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> int:
     """Raise what `sample` raises for settings that cannot be, before anything is done; return the image side in px."""
+    width = embeddings.vectors.shape[-1]
+    if width != generator.text_width:
+        raise ConfigMismatchError(
+            f"embeddings: width={width}, but {generator.name} takes {generator.text_width}. Load the generator they "
+            "were learned on, or invert again."
+        )
     if embeddings.generator_hash != generator.hash:
         raise ConfigMismatchError(
             f"{generator.name}: the vectors were learned on other weights ({embeddings.generator_hash[:12]}, these are "
@@ -187,6 +193,12 @@ def denoise(
 
     Same arithmetic as StableDiffusionPipeline with prompt_embeds, negative_prompt_embeds and latents.
     """
+    shapes = {tuple(tokens.shape[1:]) for tokens in (conditional, unconditional)}
+    if len(shapes) > 1 or conditional.shape[-1] != generator.text_width:
+        raise UsageError(
+            f"tokens x width: {tuple(conditional.shape[1:])} conditional, {tuple(unconditional.shape[1:])} "
+            f"unconditional. Give both the same, with the width {generator.text_width} of {generator.name}."
+        )
     scheduler = generator.scheduler(scheduler_name, inference_steps)
     device = generator.device
     latents: Tensor = initial_noise.to(device) * scheduler.init_noise_sigma
