@@ -83,6 +83,7 @@ def locate(name: str, revision: str | None) -> Path:
     patterns = ["model_index.json"]
     patterns += [f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "txt")]
     patterns += [f"{part}/{name}" for part, name in WEIGHT_FILES.items()]
+    patterns += ["safety_checker/config.json", "safety_checker/model.safetensors", "feature_extractor/*.json"]
     try:
         _check_family(Path(snapshot_download(name, revision=revision, allow_patterns=patterns[:1])))  # before gigabytes
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
@@ -274,6 +275,8 @@ def _current_name(name: str, wanted: Mapping[str, TensorSpec]) -> str:
     match = re.fullmatch(r"(.*\.)(query|key|value|proj_attn)(\.weight|\.bias)", name)
     if match and name not in wanted:
         return f"{match[1]}{_OLD_ATTENTION[match[2]]}{match[3]}"
+    if name.startswith("vision_model.vision_model.") and name not in wanted:  # of a safety checker
+        return name.removeprefix("vision_model.")
     return name.removeprefix("text_model.")
 
 

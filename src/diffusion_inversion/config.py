@@ -63,6 +63,25 @@ class SampleSettings(Settings):
     )
     batch_size: int = Field(100, ge=1, description="images denoised side by side")
     seed: int = Field(0, ge=0, description="run seed; every image derives its own from (seed, source id, variant)")
+    safety_checker: bool = Field(
+        True, description="draw again what the checkpoint's safety checker, where it has one, would blank"
+    )
+
+
+class PromptSettings(Settings):
+    """Images from prompts, with the sampler of stage 2: what baselines are made of."""
+
+    variants: int = Field(10, ge=1, description="images per prompt")
+    guidance_scales: tuple[float, ...] = Field(
+        (7.5,), min_length=1, description="diffusers' convention, 1 = off; one is drawn per image"
+    )
+    scheduler: Literal["ddim", "dpm++"] = Field("dpm++", description="DDIM (eta = 0) or DPM-Solver++(2M)")
+    inference_steps: int = Field(16, ge=1, le=1000, description="denoising steps")
+    resolution: int | None = Field(None, ge=8, description="side in px that is drawn; default: the generator's")
+    image_size: int | None = Field(None, ge=4, description="side of the saved PNG in px; default: the resolution")
+    batch_size: int = Field(100, ge=1, description="images denoised side by side")
+    seed: int = Field(0, ge=0, description="run seed; every image derives its own from (seed, class, prompt, variant)")
+    safety_checker: bool = Field(True, description="as in stage 2")
 
 
 Arm = Literal["real", "synthetic", "real+synthetic"]

@@ -350,7 +350,7 @@ def _read_text_encoder(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
         config = CLIPTextConfig(**entries)
         wanted = text_weights(config)
     tensors = read_weights(weights, names, wanted)
-    with building(part), _quiet():
+    with building(part), quiet():
         # Neither a folder nor a name: nothing but these tensors can be read.
         text = CLIPTextModel.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
     with building(folder / "tokenizer"):
@@ -378,7 +378,7 @@ def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the loading bars of transformers off stderr, where our own progress is shown."""
     from transformers.utils import logging
 

@@ -24,6 +24,7 @@ from .guidance import classifier_free_guidance
 from .images import LabelledImages, resize, to_uint8
 from .perturb import add_gaussian_noise, choose_partner, interpolate
 from .randomness import generator_for
+from .safety import SafetyChecker, attempt_identity, draw_safely, load_safety_checker
 from .synthetic import SCHEMA, Row, SyntheticStore, job_name, parse_job
 
 
@@ -66,7 +67,8 @@ def draw_variants(
     with run_lock(run):
         store = SyntheticStore(run, embeddings.class_names)
         rows = store.rows()
-        claim_run(run, "sample", fingerprint(generator, settings, image_size), begun=bool(rows))
+        checker = load_safety_checker(generator) if settings.safety_checker else None
+        claim_run(run, "sample", fingerprint(generator, settings, image_size, checker), begun=bool(rows))
         require_same_vectors(embeddings, rows, run)
         row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
         jobs = [job_name(image_id, variant) for variant in range(settings.variants) for image_id in embeddings.ids]
@@ -75,9 +77,16 @@ def draw_variants(
 
             def draw(unit: tuple[str, ...]) -> None:
                 wanted = [parse_job(job) for job in unit]
-                plans = [plan_variant(embeddings, generator, settings, row_of[i], variant) for i, variant in wanted]
-                images = resize(to_uint8(draw_images(embeddings, generator, plans, settings)), image_size)
-                store.commit(images, [metadata_row(embeddings, generator, settings, plan) for plan in plans])
+
+                def plan(place: int, attempt: int) -> Plan:
+                    image_id, variant = wanted[place]
+                    return plan_variant(embeddings, generator, settings, row_of[image_id], variant, attempt)
+
+                plans, images, blanked = draw_safely(
+                    plan, lambda plans: draw_images(embeddings, generator, plans, settings), unit, checker
+                )
+                rows = [metadata_row(embeddings, generator, settings, plan) for plan in plans]
+                store.commit(resize(to_uint8(images), image_size), rows, blanked)
                 advance(len(plans))
 
             each_unit(run, jobs, store.manifest, settings.batch_size, draw)
@@ -134,21 +143,29 @@ def reconstruct(
     """
     plain = settings.model_copy(update={"noise_strength": 0.0, "interpolation": 0.0, "variants": 1})
     found = []
+    checker = load_safety_checker(generator) if settings.safety_checker else None
     rows = range(len(embeddings)) if rows is None else rows
     with track("reconstruct", len(rows)) as advance:
         for start in range(0, len(rows), settings.batch_size):
             batch = rows[start : start + settings.batch_size]
-            plans = [plan_variant(embeddings, generator, plain, row, 0) for row in batch]
-            found.append(to_uint8(draw_images(embeddings, generator, plans, plain)))
-            advance(len(plans))
+            _, images, _ = draw_safely(
+                lambda place, attempt, batch=batch: plan_variant(  # type: ignore[misc]
+                    embeddings, generator, plain, batch[place], 0, attempt
+                ),
+                lambda plans: draw_images(embeddings, generator, plans, plain),
+                [embeddings.ids[row] for row in batch],
+                checker,
+            )
+            found.append(to_uint8(images))
+            advance(len(batch))
     return torch.cat(found)
 
 
 def plan_variant(
-    embeddings: Embeddings, generator: Generator, settings: SampleSettings, row: int, variant: int
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, row: int, variant: int, attempt: int = 0
 ) -> Plan:
-    """Decide everything random about one variant, from its own stream."""
-    stream = generator_for(settings.seed, "sample", embeddings.ids[row], variant)
+    """Decide everything random about one variant, from its own stream; another attempt has another stream."""
+    stream = generator_for(settings.seed, "sample", embeddings.ids[row], variant, *attempt_identity(attempt))
     steps = settings.kept_steps or embeddings.steps[-1:]
     step = steps[int(torch.randint(len(steps), (1,), generator=stream))]
     scales = settings.guidance_scales
@@ -219,15 +236,20 @@ def denoise(
     return latents
 
 
-def fingerprint(generator: Generator, settings: SampleSettings, image_size: int) -> dict[str, Any]:
+def fingerprint(
+    generator: Generator, settings: SampleSettings, image_size: int, checker: SafetyChecker | None
+) -> dict[str, Any]:
     """Everything an image depends on, but the vectors, as JSON data.
 
-    `variants` is left out, so that more can be added later; each image's row names the version of its vectors.
+    `variants` is left out, so that more can be added later; each image's row names the version of its vectors. The
+    safety checker that is in use stands for the setting: where there is none, the setting makes no difference.
     """
+    left_out = {"variants", "safety_checker"}
     return {
         "schema": SCHEMA,
-        "settings": settings.model_dump(mode="json", exclude={"variants"}) | {"image_size": image_size},
+        "settings": settings.model_dump(mode="json", exclude=left_out) | {"image_size": image_size},
         "generator": generator.record,
+        **({"safety_checker": checker.hash} if checker else {}),
     }
 
 

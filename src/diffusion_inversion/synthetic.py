@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from .engine.ledger import Ledger
 from .engine.manifest import NAME as MANIFEST
@@ -66,6 +66,7 @@ class DrawnUnit(Unit):
     """A commit record of stage 2."""
 
     columns: Columns
+    blanked: NotRequired[int]  # drawings that a safety checker refused, of which none is here
     shared: dict[str, Any]  # what all images of the unit have in common, by column
 
 
@@ -100,7 +101,11 @@ class SyntheticStore:
             found.append({"file_name": name, "class_name": class_name, "sha256": digest, **row, **record["shared"]})
         return found
 
-    def commit(self, images: Tensor, rows: list[Row]) -> None:
+    def blanked(self) -> int:
+        """Drawings that a safety checker refused, over all units."""
+        return sum(record.get("blanked", 0) for record in self.manifest.units().values())
+
+    def commit(self, images: Tensor, rows: list[Row], blanked: int = 0) -> None:
         """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record."""
         files = {
             file_name(self.class_names[row["label"]], row["source_id"], row["variant"]): encode_png(image)
@@ -117,6 +122,7 @@ class SyntheticStore:
                 "files": {name: digests[self.folder / name] for name in files},
                 "columns": {key: [row[key] for row in rows] for key in VARYING},
                 "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
+                **({"blanked": blanked} if blanked else {}),
             }
         )
 
@@ -179,6 +185,11 @@ def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledIma
     Raises UsageError where stage 2 has not finished, DataError where a file is missing or changed.
     """
     return SyntheticStore(Path(run), class_names).read()
+
+
+def refused_drawings(run: Path) -> int:
+    """Drawings of a run that a safety checker refused; others were drawn in their place."""
+    return SyntheticStore(run, ()).blanked()
 
 
 def read_rows(folder: Path, rows: Iterable[dict[str, Any]], class_names: tuple[str, ...]) -> LabelledImages:

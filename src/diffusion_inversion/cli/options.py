@@ -46,6 +46,13 @@ InferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps. [defa
 ImageSize = Annotated[int | None, typer.Option(help="Side of the images in px. [default: the data set's own]")]
 SampleBatch = Annotated[int | None, typer.Option("--sample-batch-size", help="Images side by side. [default: 100]")]
 Seed = Annotated[int | None, typer.Option(help="Run seed of stages 1 and 2. [default: 0]")]
+SafetyCheck = Annotated[
+    bool | None,
+    typer.Option(
+        "--safety-checker/--no-safety-checker",
+        help="Draw again what the checkpoint's safety checker, where it has one, would blank. [default: on]",
+    ),
+]
 Architecture = Annotated[
     str | None,
     typer.Option(
