@@ -66,7 +66,6 @@ def pickled(folder: Path) -> None:
         (renamed_pipeline("StableDiffusionXLPipeline"), r"_class_name='?StableDiffusionXLPipeline.*1\.x and 2\.x"),
         (renamed_pipeline("StableDiffusion3Pipeline"), r"StableDiffusion3Pipeline.*give one of them"),
         (renamed_pipeline("FluxPipeline"), r"FluxPipeline"),
-        (renamed_pipeline(["pipeline", "Mine"]), r"_class_name="),
         (lambda folder: (folder / "text_encoder_2").mkdir(), r"text_encoder_2, as SDXL.*CompVis/stable-diffusion-v1-4"),
         (lambda folder: (folder / "unet").rename(folder / "transformer"), r"transformer, as Flux.*`mini`"),
         (lambda folder: shutil.rmtree(folder / "unet"), r"unet missing\. Give the folder"),

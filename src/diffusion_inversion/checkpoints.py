@@ -147,7 +147,7 @@ def _check_family(folder: Path) -> None:
     """Refuse SDXL, Flux and others by the name of their pipeline or by parts that Stable Diffusion lacks."""
     index = folder / "model_index.json"
     kind = read_config(index).get("_class_name") if index.is_file() else None
-    if kind is not None and not (isinstance(kind, str) and _STABLE_DIFFUSION.fullmatch(kind)):
+    if isinstance(kind, str) and not _STABLE_DIFFUSION.fullmatch(kind):  # a list names code, which is never read
         found = f"_class_name={shown(kind)} in model_index.json"
     else:
         found = next((f"it has {part}, as {like}" for part, like in _FOREIGN.items() if (folder / part).is_dir()), "")
