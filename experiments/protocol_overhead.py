@@ -38,9 +38,9 @@ from diffusion_inversion.images import resize, to_model_range, to_uint8
 from diffusion_inversion.inversion import guesses
 from diffusion_inversion.optimisation import curve_steps, invert_batch
 from diffusion_inversion.run_images import open_splits
-from diffusion_inversion.sampling import draw_images, plan_variant
 from diffusion_inversion.synthetic import encode_png
 from diffusion_inversion.training import train
+from diffusion_inversion.variants import draw_images, plan_variant
 
 
 def with_protocol(

@@ -188,7 +188,9 @@ def test_help_states_the_real_defaults(command: str, model: type[config.Settings
             default = ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in default)
         elif isinstance(default, float):
             default = f"{default:g}"
-        if default is not False and default not in (None, "", ()):
+        if default is True:
+            assert f"--{name.replace('_', '-')} / --no-{name.replace('_', '-')}" in text and "[default: on]" in text
+        elif default is not False and default not in (None, "", ()):
             assert f"[default: {default}]" in option.group(1), f"--{name}: {option.group(1)}"
 
 

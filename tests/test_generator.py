@@ -11,7 +11,7 @@ import torch
 from diffusion_inversion.checkpoints import MINI, available, hash_weights
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.generator import Generator
-from toy import LATENT_CHANNELS, RESOLUTION, WIDTH
+from toy import LATENT_CHANNELS, RESOLUTION, WIDTH, build_checkpoint
 
 
 def test_facts_of_the_checkpoint(generator: Generator) -> None:
@@ -114,3 +114,24 @@ def test_bfloat16_is_close_to_float32(checkpoint: Path, generator: Generator) ->
 
 def test_mini_is_always_available() -> None:
     assert available()["mini"] == MINI
+
+
+def test_attention_is_chosen_by_the_side_of_the_latents(tmp_path: Path) -> None:
+    """On a CPU a network of Stable Diffusion's side takes plain attention for small latents; both kinds agree."""
+    folder = build_checkpoint(tmp_path / "toy")
+    config = folder / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"sample_size": 8', '"sample_size": 64'))
+    generator = Generator.load(folder, device="cpu", dtype="float32")
+    t, c = torch.tensor([500]), torch.randn(1, 5, WIDTH)
+
+    def kinds() -> set[str]:
+        return {type(processor).__name__ for processor in generator.unet.attn_processors.values()}
+
+    for side, expected in ((8, "AttnProcessor"), (40, "AttnProcessor2_0"), (16, "AttnProcessor")):
+        z = torch.randn(1, LATENT_CHANNELS, side, side)
+        generator.predict(z, t, c)
+        assert kinds() == {expected}
+    z = torch.randn(1, LATENT_CHANNELS, 16, 16)
+    plain = generator.predict(z, t, c)
+    generator.predict(torch.randn(1, LATENT_CHANNELS, 40, 40), t, c)  # leaves the fused kind in place
+    torch.testing.assert_close(generator.unet(z, t, encoder_hidden_states=c).sample, plain, rtol=1e-4, atol=1e-5)

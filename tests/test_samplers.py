@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from diffusion_inversion.config import SchedulerName
+from diffusion_inversion.denoising import denoise
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.randomness import generator_for
-from diffusion_inversion.sampling import denoise
 from diffusion_inversion.schedulers import make_scheduler
 from toy import MINI_SCHEDULER, SD14_SCHEDULER, WIDTH
 

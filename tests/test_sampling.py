@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from diffusion_inversion.config import InvertSettings, SampleSettings
+from diffusion_inversion.denoising import denoise
 from diffusion_inversion.embeddings import Embeddings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.inversion import invert
-from diffusion_inversion.sampling import denoise, plan_variant, reconstruct, sample
+from diffusion_inversion.sampling import reconstruct, sample
 from diffusion_inversion.synthetic import COLUMNS, SyntheticStore, file_name, read_synthetic
+from diffusion_inversion.variants import plan_variant
 from toy import WIDTH, toy_images
 
 SETTINGS = SampleSettings(variants=2, inference_steps=3, batch_size=3, guidance_scales=(1.5, 3.0))

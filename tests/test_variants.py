@@ -16,16 +16,8 @@ from diffusion_inversion.embeddings import Embeddings
 from diffusion_inversion.errors import ConfigMismatchError, UsageError
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.randomness import shuffled
-from diffusion_inversion.sampling import (
-    Plan,
-    draw_images,
-    fingerprint,
-    metadata_row,
-    plan_variant,
-    reconstruct,
-    sample,
-    unconditional_tokens,
-)
+from diffusion_inversion.sampling import fingerprint, metadata_row, reconstruct, sample
+from diffusion_inversion.variants import Plan, draw_images, plan_variant, unconditional_tokens
 from toy import CLASSES, RESOLUTION, WIDTH
 
 QUICK = {"variants": 1, "inference_steps": 2, "guidance_scales": (2.0,)}

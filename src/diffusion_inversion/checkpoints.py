@@ -38,6 +38,9 @@ TEXT_KEYS = (
 )  # fmt: skip
 # Names that autoencoders of 2022 give to the parts of their attention.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# Pipelines over the parts of Stable Diffusion 1.x and 2.x; not StableDiffusionXL..., StableDiffusion3...
+_STABLE_DIFFUSION = re.compile(r"(Flax|Onnx)?StableDiffusion(?!XL|3|Cascade)\w*Pipeline(Legacy|Safe)?")
+_FOREIGN = {"text_encoder_2": "SDXL has", "transformer": "Flux and Stable Diffusion 3 have", "prior": "Kandinsky has"}
 _POSITION_IDS = "embeddings.position_ids"
 
 
@@ -66,15 +69,23 @@ def locate(name: str, revision: str | None) -> Path:
         return MINI
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        raise UsageError(
+            f"generator {name!r}: one file, not a diffusers folder. Convert it: `StableDiffusionPipeline."
+            "from_single_file(file).save_pretrained(folder, safe_serialization=True)`; a .ckpt only if you trust it."
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UsageError(
             f"generator {name!r}: no such folder, and not a hub id (owner/name). `dinv generators` lists some."
         )
     from huggingface_hub import snapshot_download
 
-    patterns = [f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "txt")]
+    patterns = ["model_index.json"]
+    patterns += [f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "txt")]
     patterns += [f"{part}/{name}" for part, name in WEIGHT_FILES.items()]
+    patterns += ["safety_checker/config.json", "safety_checker/model.safetensors", "feature_extractor/*.json"]
     try:
+        _check_family(Path(snapshot_download(name, revision=revision, allow_patterns=patterns[:1])))  # before gigabytes
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise UsageError(
@@ -85,12 +96,12 @@ def locate(name: str, revision: str | None) -> Path:
 
 def check_parts(folder: Path) -> None:
     """Refuse what is not a safetensors SD 1.x / 2.x checkpoint before anything large is read."""
+    _check_family(folder)
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
-        raise UsageError(f"{folder}: not a diffusers Stable Diffusion folder, {', '.join(missing)} missing.")
-    if (folder / "text_encoder_2").is_dir():
         raise UsageError(
-            f"{folder}: looks like SDXL (text_encoder_2). Only Stable Diffusion 1.x and 2.x are supported."
+            f"{folder}: not a diffusers Stable Diffusion folder, {', '.join(missing)} missing. Give the folder that "
+            "holds model_index.json, whole, or `mini`."
         )
     for part, name in WEIGHT_FILES.items():
         if not (folder / part / name).is_file():
@@ -130,6 +141,21 @@ def check_parts(folder: Path) -> None:
     for path in (folder / "tokenizer").iterdir():
         if _is_part_file(path) and path.stat().st_size > MAX_TOKENIZER_FILE:
             raise UsageError(f"{path}: more than {MAX_TOKENIZER_FILE:,} bytes. Use the tokenizer of the original.")
+
+
+def _check_family(folder: Path) -> None:
+    """Refuse SDXL, Flux and others by the name of their pipeline or by parts that Stable Diffusion lacks."""
+    index = folder / "model_index.json"
+    kind = read_config(index).get("_class_name") if index.is_file() else None
+    if isinstance(kind, str) and not _STABLE_DIFFUSION.fullmatch(kind):  # a list names code, which is never read
+        found = f"_class_name={shown(kind)} in model_index.json"
+    else:
+        found = next((f"it has {part}, as {like}" for part, like in _FOREIGN.items() if (folder / part).is_dir()), "")
+    if found:
+        raise UsageError(
+            f"{folder}: {found}. Only Stable Diffusion 1.x and 2.x are supported, such as "
+            "CompVis/stable-diffusion-v1-4: give one of them, or `mini`."
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -249,6 +275,8 @@ def _current_name(name: str, wanted: Mapping[str, TensorSpec]) -> str:
     match = re.fullmatch(r"(.*\.)(query|key|value|proj_attn)(\.weight|\.bias)", name)
     if match and name not in wanted:
         return f"{match[1]}{_OLD_ATTENTION[match[2]]}{match[3]}"
+    if name.startswith("vision_model.vision_model.") and name not in wanted:  # of a safety checker
+        return name.removeprefix("vision_model.")
     return name.removeprefix("text_model.")
 
 

@@ -72,7 +72,7 @@ class SampleSettings(Settings):
     partner: PartnerPolicy = Field(
         "same-class",
         description="any of the same class (the paper); the nearest of the same class; any of another class, with a "
-        "soft label; or, as the reference code, one of another class where the own has no other, label kept",
+        "soft label; or, as the reference code, of its group, of another class where the own has few others there",
     )
     unconditional: Unconditional = Field(
         "mean",
@@ -80,7 +80,7 @@ class SampleSettings(Settings):
         "of group_size, the empty prompt, or zeros",
     )
     group_size: int = Field(
-        100, ge=1, description="images in a group of group-mean, by class and then id (reference code: 100)"
+        100, ge=1, description="images in a group of group-mean and of partner reference (reference code: 100)"
     )
     guidance_interval: tuple[float, float] = Field(
         (0.0, 1.0), description="guide where t / T, 1 = pure noise, lies in it; plain prediction outside (2404.07724)"
@@ -99,6 +99,9 @@ class SampleSettings(Settings):
     )
     batch_size: int = Field(100, ge=1, description="images denoised side by side")
     seed: int = Field(0, ge=0, description="run seed; every image derives its own from (seed, source id, variant)")
+    safety_checker: bool = Field(
+        True, description="draw again what the checkpoint's safety checker, where it has one, would blank"
+    )
 
     @field_validator("guidance_interval")
     @classmethod
@@ -123,6 +126,22 @@ class SampleSettings(Settings):
                 "groups; leave it out or use unconditional group-mean or partner reference"
             )
         return self
+
+
+class PromptSettings(Settings):
+    """Images from prompts, with the sampler of stage 2: what baselines are made of."""
+
+    variants: int = Field(10, ge=1, description="images per prompt")
+    guidance_scales: tuple[float, ...] = Field(
+        (7.5,), min_length=1, description="diffusers' convention, 1 = off; one is drawn per image"
+    )
+    scheduler: SchedulerName = Field("dpm++", description="as in stage 2")
+    inference_steps: int = Field(16, ge=1, le=1000, description="denoising steps")
+    resolution: int | None = Field(None, ge=8, description="side in px that is drawn; default: the generator's")
+    image_size: int | None = Field(None, ge=4, description="side of the saved PNG in px; default: the resolution")
+    batch_size: int = Field(100, ge=1, description="images denoised side by side")
+    seed: int = Field(0, ge=0, description="run seed; every image derives its own from (seed, class, prompt, variant)")
+    safety_checker: bool = Field(True, description="as in stage 2")
 
 
 Arm = Literal["real", "synthetic", "real+synthetic"]

@@ -169,7 +169,11 @@ def require_same_images(images: LabelledImages, tried: dict[str, tuple[str, int]
 def check(generator: Generator, settings: InvertSettings, resolution: int) -> None:
     """Raise UsageError for settings that this generator cannot do, before anything is computed or claimed."""
     if resolution % generator.vae_factor:
-        raise UsageError(f"resolution={resolution}: not a multiple of {generator.vae_factor}, which the VAE needs.")
+        factor = generator.vae_factor
+        raise UsageError(
+            f"resolution={resolution}: not a multiple of {factor}, which the VAE of {generator.name} needs. "
+            f"Use --resolution {max(1, round(resolution / factor)) * factor}."
+        )
     if settings.init == "random":
         return
     if generator.adapter is not None and settings.tokens != generator.adapter.tokens:

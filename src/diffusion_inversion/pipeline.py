@@ -151,8 +151,9 @@ def resume(run: Path, device: str = "auto") -> list[str]:
         store.remove(lambda row: is_stale(row, version))
     if sampled is None:
         return ["sample"] if drawn.units() or drawn.dropped() else []
-    settings = {**read_config(run, "sample")["settings"], "variants": sampled["variants"]}
-    sample_stage(run, generator, SampleSettings(**settings))
+    recorded = read_config(run, "sample")
+    settings = {**recorded["settings"], "variants": sampled["variants"]}
+    sample_stage(run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded))
     classifiers = ClassifierStore(run).manifest
     reported = ledger.note(RUN_FILE)
     trained = classifiers.last("complete") or reported

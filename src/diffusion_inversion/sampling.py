@@ -3,54 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from .config import SampleSettings, SchedulerName
+from .config import SampleSettings
 from .embeddings import Embeddings
 from .engine.claim import claim_run, listed
 from .engine.lock import run_lock
 from .engine.memory import within_memory
 from .engine.progress import track
-from .engine.signals import out_of_time
 from .engine.units import each_unit, unit_name
 from .errors import ConfigMismatchError, UsageError
-from .generator import Generator, Latents, Tokens
-from .guidance import classifier_free_guidance
+from .generator import Generator
 from .images import LabelledImages, resize, to_uint8
-from .perturb import add_gaussian_noise, choose_outside, choose_partner, interpolate, slerp
-from .randomness import generator_for
+from .safety import SafetyChecker, draw_safely, load_safety_checker
 from .synthetic import SCHEMA, Row, SyntheticStore, job_name, parse_job
+from .variants import Plan, draw_in_parts, image_side, plan_variant, resolution_of
 
-EMPTY_PROMPT = ""
-LARGEST_ETA = 1 - 1e-6
-OtherTokens: TypeAlias = Float[Tensor, "batch other_tokens features"]  # the empty prompt has as many as a text
 # Settings that runs of earlier versions do not name.
 LATER = (
     "interpolation_kind", "partner", "unconditional", "group_size", "guidance_interval", "eta", "resolution",
 )  # fmt: skip
-
-REFERENCE_OTHERS = 4  # others of a class that a group must have for partner=reference to stay in the class: five
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one synthetic image is made from; it depends on (run seed, source id, variant) alone."""
-
-    source: int
-    variant: int
-    partner: int
-    step: int
-    guidance_scale: float
-    embedding: Float[Tensor, "tokens features"]
-    initial_noise: Float[Tensor, "channels height width"]
 
 
 def sample(
@@ -82,7 +61,8 @@ def draw_variants(
     with run_lock(run):
         store = SyntheticStore(run, embeddings.class_names)
         rows = store.rows()
-        claim_run(run, "sample", fingerprint(embeddings, generator, settings), begun=bool(rows))
+        checker = load_safety_checker(generator) if settings.safety_checker else None
+        claim_run(run, "sample", fingerprint(embeddings, generator, settings, checker), begun=bool(rows))
         require_same_vectors(embeddings, rows, run)
         row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
         jobs = [job_name(image_id, variant) for variant in range(settings.variants) for image_id in embeddings.ids]
@@ -93,15 +73,25 @@ def draw_variants(
             def draw(unit: tuple[str, ...]) -> None:
                 nonlocal room
                 wanted = [parse_job(job) for job in unit]
-                plans = [plan_variant(embeddings, generator, settings, row_of[i], variant) for i, variant in wanted]
                 # A unit that is drawn again is computed as it was, for the same bits.
                 before = store.manifest.dropped().get(unit_name(unit))
-                first = min(room, len(unit)) if before is None else before.get("at_once", len(unit))
-                drawn, at_once = within_memory(partial(draw_in_parts, embeddings, generator, plans, settings), first)
-                if at_once < first:
-                    room = at_once  # for the units that follow too
+                at_once = min(room, len(unit)) if before is None else before.get("at_once", len(unit))
+
+                def plan(place: int, attempt: int) -> Plan:
+                    image_id, variant = wanted[place]
+                    return plan_variant(embeddings, generator, settings, row_of[image_id], variant, attempt)
+
+                def together(plans: list[Plan]) -> Float[Tensor, "batch 3 side side"]:
+                    nonlocal at_once, room
+                    first = min(at_once, len(plans))
+                    drawn, taken = within_memory(partial(draw_in_parts, embeddings, generator, plans, settings), first)
+                    if taken < first:
+                        at_once = room = taken  # for the units that follow too
+                    return drawn
+
+                plans, images, blanked = draw_safely(plan, together, unit, checker)
                 rows = [metadata_row(embeddings, generator, settings, plan) for plan in plans]
-                store.commit(resize(to_uint8(drawn), image_size), rows, at_once)
+                store.commit(resize(to_uint8(images), image_size), rows, at_once, blanked)
                 advance(len(plans))
 
             each_unit(run, jobs, store.manifest, settings.batch_size, draw)
@@ -110,6 +100,12 @@ def draw_variants(
 
 def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> int:
     """Raise what `sample` raises for settings that cannot be, before anything is done; return the image side in px."""
+    width = embeddings.vectors.shape[-1]
+    if width != generator.text_width:
+        raise ConfigMismatchError(
+            f"embeddings: width={width}, but {generator.name} takes {generator.text_width}. Load the generator they "
+            "were learned on, or invert again."
+        )
     if embeddings.generator_hash != generator.hash:
         raise ConfigMismatchError(
             f"{generator.name}: the vectors were learned on other weights ({embeddings.generator_hash[:12]}, these are "
@@ -135,16 +131,6 @@ def check_resolution(learned: int, generator: Generator, settings: SampleSetting
         raise UsageError(f"resolution={resolution}: not a multiple of {generator.vae_factor}, which the VAE needs.")
     if settings.strict and resolution != learned:
         raise UsageError(f"resolution={resolution}, strict: {elsewhere(learned)}")
-
-
-def resolution_of(embeddings: Embeddings, settings: SampleSettings) -> int:
-    """Side in px at which images are drawn."""
-    return settings.resolution or embeddings.resolution
-
-
-def image_side(embeddings: Embeddings, settings: SampleSettings) -> int:
-    """Side in px at which images are saved."""
-    return settings.image_size or min(embeddings.image_size, resolution_of(embeddings, settings))
 
 
 def elsewhere(learned: int) -> str:
@@ -183,176 +169,41 @@ def reconstruct(
     """
     plain = settings.model_copy(update={"noise_strength": 0.0, "interpolation": 0.0, "variants": 1})
     found = []
+    checker = load_safety_checker(generator) if settings.safety_checker else None
     rows = range(len(embeddings)) if rows is None else rows
     with track("reconstruct", len(rows)) as advance:
         for start in range(0, len(rows), settings.batch_size):
             batch = rows[start : start + settings.batch_size]
-            plans = [plan_variant(embeddings, generator, plain, row, 0) for row in batch]
-            drawn, _ = within_memory(partial(draw_in_parts, embeddings, generator, plans, plain), len(plans))
-            found.append(to_uint8(drawn))
-            advance(len(plans))
+
+            def together(plans: list[Plan]) -> Float[Tensor, "batch 3 side side"]:
+                return within_memory(partial(draw_in_parts, embeddings, generator, plans, plain), len(plans))[0]
+
+            _, images, _ = draw_safely(
+                lambda place, attempt, batch=batch: plan_variant(  # type: ignore[misc]
+                    embeddings, generator, plain, batch[place], 0, attempt
+                ),
+                together,
+                [embeddings.ids[row] for row in batch],
+                checker,
+            )
+            found.append(to_uint8(images))
+            advance(len(batch))
     return torch.cat(found)
 
 
-def plan_variant(
-    embeddings: Embeddings, generator: Generator, settings: SampleSettings, row: int, variant: int
-) -> Plan:
-    """Decide everything random about one variant, from its own stream."""
-    stream = generator_for(settings.seed, "sample", embeddings.ids[row], variant)
-    steps = settings.kept_steps or embeddings.steps[-1:]
-    step = steps[int(torch.randint(len(steps), (1,), generator=stream))]
-    scales = settings.guidance_scales
-    guidance_scale = scales[int(torch.randint(len(scales), (1,), generator=stream))]
-    partner = pick_partner(embeddings, settings, row, step, stream)
-    vectors = embeddings.at(step)
-    blend = slerp if settings.interpolation_kind == "slerp" else interpolate
-    embedding = blend(vectors[row], vectors[partner], settings.interpolation)
-    embedding = add_gaussian_noise(embedding, settings.noise_strength, stream)
-    side = resolution_of(embeddings, settings) // generator.vae_factor
-    initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
-    return Plan(row, variant, partner, step, guidance_scale, embedding, initial_noise)
-
-
-def pick_partner(embeddings: Embeddings, settings: SampleSettings, row: int, step: int, stream: torch.Generator) -> int:
-    """The row whose vector at `step` is mixed in; the row itself where the policy finds no other."""
-    if settings.partner == "nearest":
-        return embeddings.nearest(row, step)
-    own = embeddings.class_rows[int(embeddings.labels[row])]
-    if settings.partner == "other-class":
-        return choose_outside(embeddings.order, own, stream)
-    if settings.partner == "reference":
-        group = sorted(embeddings.group(row, settings.group_size, settings.seed), key=embeddings.order.index)
-        mine = [member for member in group if member in own]
-        if len(mine) > REFERENCE_OTHERS or len(mine) == len(group):
-            return choose_partner(row, mine, stream)
-        return choose_outside(group, mine, stream)
-    return choose_partner(row, own, stream)
-
-
-def unconditional_tokens(
-    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings
-) -> Tokens:
-    """What guidance leads away from, for each plan: (B, tokens, width), of the empty prompt (B, text tokens, width)."""
-    match settings.unconditional:
-        case "mean":
-            return torch.stack([embeddings.mean(plan.step) for plan in plans])
-        case "class-mean":
-            labels = embeddings.labels.tolist()
-            return torch.stack([embeddings.class_mean(labels[plan.source], plan.step) for plan in plans])
-        case "group-mean":
-            groups = [embeddings.group(plan.source, settings.group_size, settings.seed) for plan in plans]
-            means = [embeddings.at(plan.step)[list(rows)].mean(0) for plan, rows in zip(plans, groups, strict=True)]
-            return torch.stack(means)
-        case "empty":
-            return generator.text_tokens([EMPTY_PROMPT]).expand(len(plans), -1, -1)
-        case "zero":
-            return torch.stack([torch.zeros_like(plan.embedding) for plan in plans])
-
-
-def draw_images(
-    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings
-) -> Float[Tensor, "batch 3 side side"]:
-    """Denoise and decode a batch of plans: (B, 3, R, R) float32 in [-1, 1]."""
-    latents = denoise(
-        generator,
-        torch.stack([plan.initial_noise for plan in plans]),
-        torch.stack([plan.embedding for plan in plans]),
-        unconditional_tokens(embeddings, generator, plans, settings),
-        torch.tensor([plan.guidance_scale for plan in plans]),
-        settings.scheduler,
-        settings.inference_steps,
-        guidance_interval=settings.guidance_interval,
-        eta=settings.eta,
-        streams=[generator_for(settings.seed, "eta", embeddings.ids[p.source], p.variant) for p in plans],
-    )
-    return generator.decode(latents).cpu()
-
-
-def draw_in_parts(
-    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings, at_once: int
-) -> Float[Tensor, "batch 3 side side"]:
-    """`draw_images` with `at_once` plans in memory at a time."""
-    parts = [plans[start : start + at_once] for start in range(0, len(plans), at_once)]
-    return torch.cat([draw_images(embeddings, generator, part, settings) for part in parts])
-
-
-@torch.no_grad()
-def denoise(
-    generator: Generator,
-    initial_noise: Latents,
-    conditional: Tokens,
-    unconditional: OtherTokens,
-    guidance_scale: Float[Tensor, " batch"],
-    scheduler_name: SchedulerName,
-    inference_steps: int,
-    on_step: Callable[[int], None] = lambda step: None,
-    *,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    eta: float = 0.0,
-    streams: Sequence[torch.Generator] = (),
-) -> Latents:
-    """Run the reverse process from standard normal noise to scaled latents, float32.
-
-    Same arithmetic as StableDiffusionPipeline with prompt_embeds, negative_prompt_embeds and latents. Guidance acts
-    where low <= t / T <= high; outside, and where every scale is 1, the conditional prediction stands alone and is
-    all that is computed (arXiv 2404.07724). `eta`, for ddim, adds that share of DDPM's noise at each step, drawn for
-    each image from its own one of `streams`, on the CPU.
-    """
-    scheduler = generator.scheduler(scheduler_name, inference_steps)
-    device = generator.device
-    latents: Tensor = initial_noise.to(device) * scheduler.init_noise_sigma
-    conditional, unconditional = conditional.to(device), unconditional.to(device)
-    guidance_scale = guidance_scale.to(device)
-    guided = bool((guidance_scale != 1).any())
-    low, high = guidance_interval
-    if generator.alphas_cumprod[-1] == 0:
-        # DDIM then takes the root of 1 - alpha_bar - sigma^2, which eta = 1 makes 0, or less by rounding.
-        eta = min(eta, LARGEST_ETA)
-    for index, timestep in enumerate(scheduler.timesteps):
-        model_input = scheduler.scale_model_input(latents, timestep)
-        if guided and low <= float(timestep) / generator.training_timesteps <= high:
-            conditioned, unconditioned = predict_both(generator, model_input, timestep, conditional, unconditional)
-            prediction = classifier_free_guidance(conditioned, unconditioned, guidance_scale)
-        else:
-            prediction = generator.predict(model_input, timestep.expand(len(model_input)), conditional)
-        noise: dict[str, Any] = {}
-        if eta:
-            drawn = torch.stack([torch.randn(latents.shape[1:], generator=stream) for stream in streams])
-            noise = {"eta": eta, "variance_noise": drawn.to(device)}
-        latents = scheduler.step(prediction, timestep, latents, **noise).prev_sample
-        on_step(index)
-        if out_of_time():  # a stop was asked for, and the batch would take too long to end
-            raise KeyboardInterrupt
-    return latents
-
-
-def predict_both(
-    generator: Generator,
-    model_input: Latents,
-    timestep: Tensor,
-    conditional: Tokens,
-    unconditional: OtherTokens,
-) -> tuple[Latents, Latents]:
-    """The predictions under each of two conditions: in one pass where they have as many tokens, else in two."""
-    if unconditional.shape[1] != conditional.shape[1]:
-        times = timestep.expand(len(model_input))
-        return generator.predict(model_input, times, conditional), generator.predict(model_input, times, unconditional)
-    twice = torch.cat([model_input] * 2)
-    tokens = torch.cat([unconditional, conditional])
-    unconditioned, conditioned = generator.predict(twice, timestep.expand(len(twice)), tokens).chunk(2)
-    return conditioned, unconditioned
-
-
-def fingerprint(embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> dict[str, Any]:
+def fingerprint(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, checker: SafetyChecker | None
+) -> dict[str, Any]:
     """Everything an image depends on, but the vectors, as JSON data.
 
     `variants` is left out, so that more can be added later; each image's row names the version of its vectors.
-    Settings that earlier versions did not have are left out at their defaults, so that their runs go on.
+    Settings that earlier versions did not have are left out at their defaults, so that their runs go on. The safety
+    checker that is in use stands for the setting: where there is none, the setting makes no difference.
     """
     resolution = resolution_of(embeddings, settings)
     plain = settings.model_copy(update={"resolution": None if resolution == embeddings.resolution else resolution})
     values, defaults = (
-        plain.model_dump(mode="json", exclude={"variants", "strict"}),
+        plain.model_dump(mode="json", exclude={"variants", "strict", "safety_checker"}),
         SampleSettings().model_dump(mode="json"),
     )
     kept = {key: value for key, value in values.items() if key not in LATER or value != defaults[key]}
@@ -360,6 +211,7 @@ def fingerprint(embeddings: Embeddings, generator: Generator, settings: SampleSe
         "schema": SCHEMA,
         "settings": kept | {"image_size": image_side(embeddings, settings)},
         "generator": generator.record,
+        **({"safety_checker": checker.hash} if checker else {}),
     }
 
 

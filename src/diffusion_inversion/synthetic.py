@@ -76,6 +76,7 @@ class DrawnUnit(Unit):
     """A commit record of stage 2."""
 
     columns: Columns
+    blanked: NotRequired[int]  # drawings that a safety checker refused, of which none is here
     shared: dict[str, Any]  # what all images of the unit have in common, by column
     at_once: NotRequired[int]  # images computed at a time, where memory did not suffice for the unit
 
@@ -115,10 +116,15 @@ class SyntheticStore:
             found.append({"file_name": name, "class_name": class_name, "sha256": digest, **known})
         return found
 
-    def commit(self, images: Tensor, rows: list[Row], at_once: int | None = None) -> None:
+    def blanked(self) -> int:
+        """Drawings that a safety checker refused, over all units."""
+        return sum(record.get("blanked", 0) for record in self.manifest.units().values())
+
+    def commit(self, images: Tensor, rows: list[Row], at_once: int | None = None, blanked: int = 0) -> None:
         """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record.
 
-        `at_once` is how many of them were computed at a time, all of them by default.
+        `at_once` is how many of them were computed at a time, all of them by default; `blanked` how many drawings a
+        safety checker refused.
         """
         files = {
             file_name(self.class_names[row["label"]], row["source_id"], row["variant"]): encode_png(image)
@@ -136,6 +142,7 @@ class SyntheticStore:
                 "columns": {key: [row[key] for row in rows] for key in VARYING},
                 "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
                 **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
+                **({"blanked": blanked} if blanked else {}),
             }
         )
 
@@ -221,6 +228,11 @@ def soft_labels(rows: Sequence[Row]) -> SoftLabels | None:
         second=torch.tensor([row["partner_label"] for row in rows], dtype=torch.int64),
         weight=torch.tensor([row["label_weight"] for row in rows], dtype=torch.float32),
     )
+
+
+def refused_drawings(run: Path) -> int:
+    """Drawings of a run that a safety checker refused; others were drawn in their place."""
+    return SyntheticStore(run, ()).blanked()
 
 
 def read_rows(folder: Path, rows: Iterable[dict[str, Any]], class_names: tuple[str, ...]) -> LabelledImages:

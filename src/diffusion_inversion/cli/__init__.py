@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import care, generators, measures, stages, sweeps
+from . import bench, care, generators, measures, stages, sweeps
 
 app = typer.Typer(
     help="Turn a folder of labelled images into a synthetic training set, and find out whether it helps.",
@@ -26,6 +26,7 @@ for function in (
     generators.pretrain,
 ):
     app.command()(function)
+app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:

@@ -68,13 +68,23 @@ GuidanceInterval = Annotated[
 Scheduler = Annotated[str | None, typer.Option(help="ddim, pndm, dpm++, unipc or euler. [default: dpm++]")]
 Eta = Annotated[float | None, typer.Option(help="Share of DDPM's noise that ddim adds, 0 to 1. [default: 0]")]
 SampleResolution = Annotated[
-    int | None, typer.Option("--sample-resolution", help="Side in px to draw at. [default: the one learned at]")
+    int | None,
+    typer.Option(
+        "--sample-resolution", help="Side in px to draw at. [default: the one learned at, or the generator's]"
+    ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse another resolution than the vectors were learned at.")]
 InferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps. [default: 16]")]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the images in px. [default: the data set's own]")]
 SampleBatch = Annotated[int | None, typer.Option("--sample-batch-size", help="Images side by side. [default: 100]")]
 Seed = Annotated[int | None, typer.Option(help="Run seed of stages 1 and 2. [default: 0]")]
+SafetyCheck = Annotated[
+    bool | None,
+    typer.Option(
+        "--safety-checker/--no-safety-checker",
+        help="Draw again what the checkpoint's safety checker, where it has one, would blank. [default: on]",
+    ),
+]
 Architecture = Annotated[
     str | None,
     typer.Option(

@@ -69,6 +69,7 @@ from .options import (
     Revision,
     Root,
     Run,
+    SafetyCheck,
     SampleBatch,
     SampleResolution,
     Scheduler,
@@ -86,6 +87,7 @@ from .options import (
     Unconditional,
     Variants,
 )
+from .prompts import ClassesOf, Prompts, sample_prompts
 
 if TYPE_CHECKING:
     from ..report import RunRecord
@@ -126,7 +128,8 @@ def invert(
 
 
 def sample(
-    run: Run, generator: Annotated[str | None, typer.Option(help="[default: the one it was inverted with]")] = None,
+    run: Annotated[Path, typer.Argument(help="Run folder; with --prompts, the folder to write.")],
+    generator: Annotated[str | None, typer.Option(help="[default: the one it was inverted with]")] = None,
     revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = None,
     variants: Variants = None, guidance_scales: Guidance = None, kept_steps: KeptSteps = None,
     noise_strength: NoiseStrength = None, interpolation: Interpolation = None, scheduler: Scheduler = None,
@@ -134,19 +137,40 @@ def sample(
     group_size: GroupSize = None, guidance_interval: GuidanceInterval = None, eta: Eta = None,
     resolution: SampleResolution = None, strict: Strict = False,
     inference_steps: InferenceSteps = None, image_size: ImageSize = None, batch_size: SampleBatch = None,
-    seed: Seed = None, restart: Restart = False, join: Join = False, as_json: Json = False,
+    seed: Seed = None, safety_checker: SafetyCheck = None, prompts: Prompts = None, classes_of: ClassesOf = None,
+    restart: Restart = False, join: Join = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Stage 2: draw variants around the learned vectors of RUN."""
+    """Stage 2: draw variants around the learned vectors of RUN. With --prompts: draw from prompts instead."""
+    if prompts is not None:
+        unused = {
+            "--preset": preset, "--kept-steps": kept_steps, "--noise-strength": noise_strength,
+            "--interpolation": interpolation, "--interpolation-kind": interpolation_kind, "--partner": partner,
+            "--unconditional": unconditional, "--group-size": group_size, "--guidance-interval": guidance_interval,
+            "--eta": eta, "--strict": strict or None,
+        }  # fmt: skip
+        sample_prompts(
+            run, prompts, classes_of, (generator or "mini", revision, device, dtype), unused, restart, join, as_json,
+            variants=variants, guidance_scales=guidance_scales, scheduler=scheduler, inference_steps=inference_steps,
+            resolution=resolution, image_size=image_size, batch_size=batch_size, seed=seed,
+            safety_checker=safety_checker,
+        )  # fmt: skip
+        return
     with command(as_json) as summary:
         from ..config import SampleSettings
         from ..pipeline import inverted_with, sample_stage
+        from ..synthetic import refused_drawings
 
+        if classes_of is not None:
+            raise UsageError("--classes-of: goes with --prompts; vectors have their classes.")
+        if not run.is_dir():
+            raise UsageError(f"{run}: no such run folder. Start with `dinv invert DATA --out {run}`.")
         settings = settings_of(
             SampleSettings, preset, "sample", variants=variants, guidance_scales=numbers(guidance_scales),
             kept_steps=integers(kept_steps), noise_strength=noise_strength, interpolation=interpolation,
             scheduler=scheduler, inference_steps=inference_steps, image_size=image_size,
-            batch_size=batch_size, seed=seed, interpolation_kind=interpolation_kind, partner=partner,
-            unconditional=unconditional, group_size=group_size, guidance_interval=numbers(guidance_interval), eta=eta,
+            batch_size=batch_size, seed=seed, safety_checker=safety_checker, interpolation_kind=interpolation_kind,
+            partner=partner, unconditional=unconditional, group_size=group_size,
+            guidance_interval=numbers(guidance_interval), eta=eta,
             resolution=resolution, strict=strict or None,
         )  # fmt: skip
         recorded, its_revision = inverted_with(run) if generator is None else (generator, revision)
@@ -154,6 +178,7 @@ def sample(
         with hold(run, join, restart):
             count = sample_stage(run, loaded, settings, anew=restart)
         summary |= {"run": str(run), "images": count, "folder": str(run / "synthetic")}
+        summary |= {"blanked": refused_drawings(run)}
         summary["text"] = f"{count} images in {run / 'synthetic'}. Next: dinv train {run}"
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..classifiers import Classifier
 from ..config import InvertSettings, SampleSettings, TrainSettings
 from ..datasets import load_images
+from ..denoising import denoise
 from ..engine.progress import track
 from ..engine.store import commit_bytes
 from ..errors import UsageError
@@ -23,7 +24,7 @@ from ..features import load_lite0
 from ..generator import Generator
 from ..images import LabelledImages, to_model_range, to_uint8
 from ..inversion import invert
-from ..sampling import denoise, reconstruct
+from ..sampling import reconstruct
 from ..training import train
 from .corpus import Corpus
 from .vae import image_psnr

@@ -1,0 +1,125 @@
+"""What one variant is made from, and how it is drawn (paper, section 3.2); all random numbers by its identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .config import SampleSettings
+from .denoising import denoise
+from .embeddings import Embeddings
+from .generator import Generator, Tokens
+from .perturb import add_gaussian_noise, choose_outside, choose_partner, interpolate, slerp
+from .randomness import generator_for
+from .safety import attempt_identity
+
+EMPTY_PROMPT = ""
+REFERENCE_OTHERS = 4  # others of a class that a group must have for partner=reference to stay in the class: five
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one synthetic image is made from; it depends on (run seed, source id, variant) alone."""
+
+    source: int
+    variant: int
+    partner: int
+    step: int
+    guidance_scale: float
+    embedding: Float[Tensor, "tokens features"]
+    initial_noise: Float[Tensor, "channels height width"]
+
+
+def resolution_of(embeddings: Embeddings, settings: SampleSettings) -> int:
+    """Side in px at which images are drawn."""
+    return settings.resolution or embeddings.resolution
+
+
+def image_side(embeddings: Embeddings, settings: SampleSettings) -> int:
+    """Side in px at which images are saved."""
+    return settings.image_size or min(embeddings.image_size, resolution_of(embeddings, settings))
+
+
+def plan_variant(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, row: int, variant: int, attempt: int = 0
+) -> Plan:
+    """Decide everything random about one variant, from its own stream; another attempt has another stream."""
+    stream = generator_for(settings.seed, "sample", embeddings.ids[row], variant, *attempt_identity(attempt))
+    steps = settings.kept_steps or embeddings.steps[-1:]
+    step = steps[int(torch.randint(len(steps), (1,), generator=stream))]
+    scales = settings.guidance_scales
+    guidance_scale = scales[int(torch.randint(len(scales), (1,), generator=stream))]
+    partner = pick_partner(embeddings, settings, row, step, stream)
+    vectors = embeddings.at(step)
+    blend = slerp if settings.interpolation_kind == "slerp" else interpolate
+    embedding = blend(vectors[row], vectors[partner], settings.interpolation)
+    embedding = add_gaussian_noise(embedding, settings.noise_strength, stream)
+    side = resolution_of(embeddings, settings) // generator.vae_factor
+    initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
+    return Plan(row, variant, partner, step, guidance_scale, embedding, initial_noise)
+
+
+def pick_partner(embeddings: Embeddings, settings: SampleSettings, row: int, step: int, stream: torch.Generator) -> int:
+    """The row whose vector at `step` is mixed in; the row itself where the policy finds no other."""
+    if settings.partner == "nearest":
+        return embeddings.nearest(row, step)
+    own = embeddings.class_rows[int(embeddings.labels[row])]
+    if settings.partner == "other-class":
+        return choose_outside(embeddings.order, own, stream)
+    if settings.partner == "reference":
+        group = sorted(embeddings.group(row, settings.group_size, settings.seed), key=embeddings.order.index)
+        mine = [member for member in group if member in own]
+        if len(mine) > REFERENCE_OTHERS or len(mine) == len(group):
+            return choose_partner(row, mine, stream)
+        return choose_outside(group, mine, stream)
+    return choose_partner(row, own, stream)
+
+
+def unconditional_tokens(
+    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings
+) -> Tokens:
+    """What guidance leads away from, for each plan: (B, tokens, width), of the empty prompt (B, text tokens, width)."""
+    match settings.unconditional:
+        case "mean":
+            return torch.stack([embeddings.mean(plan.step) for plan in plans])
+        case "class-mean":
+            labels = embeddings.labels.tolist()
+            return torch.stack([embeddings.class_mean(labels[plan.source], plan.step) for plan in plans])
+        case "group-mean":
+            groups = [embeddings.group(plan.source, settings.group_size, settings.seed) for plan in plans]
+            means = [embeddings.at(plan.step)[list(rows)].mean(0) for plan, rows in zip(plans, groups, strict=True)]
+            return torch.stack(means)
+        case "empty":
+            return generator.text_tokens([EMPTY_PROMPT]).expand(len(plans), -1, -1)
+        case "zero":
+            return torch.stack([torch.zeros_like(plan.embedding) for plan in plans])
+
+
+def draw_images(
+    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings
+) -> Float[Tensor, "batch 3 side side"]:
+    """Denoise and decode a batch of plans: (B, 3, R, R) float32 in [-1, 1]."""
+    latents = denoise(
+        generator,
+        torch.stack([plan.initial_noise for plan in plans]),
+        torch.stack([plan.embedding for plan in plans]),
+        unconditional_tokens(embeddings, generator, plans, settings),
+        torch.tensor([plan.guidance_scale for plan in plans]),
+        settings.scheduler,
+        settings.inference_steps,
+        guidance_interval=settings.guidance_interval,
+        eta=settings.eta,
+        streams=[generator_for(settings.seed, "eta", embeddings.ids[p.source], p.variant) for p in plans],
+    )
+    return generator.decode(latents).cpu()
+
+
+def draw_in_parts(
+    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings, at_once: int
+) -> Float[Tensor, "batch 3 side side"]:
+    """`draw_images` with `at_once` plans in memory at a time."""
+    parts = [plans[start : start + at_once] for start in range(0, len(plans), at_once)]
+    return torch.cat([draw_images(embeddings, generator, part, settings) for part in parts])
