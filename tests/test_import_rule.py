@@ -31,7 +31,7 @@ STAGES = {
     "report",
     "reporting",
 }
-DIFFUSERS = {"bench", "generator", "safety"}  # `bench` measures the plain diffusers loop beside ours
+DIFFUSERS = {"bench", "generator", "safety", "schedulers"}  # `bench` measures the plain diffusers loop beside ours
 PURE = {"perturb", "guidance", "metrics"}
 # What a module may import of ours, itself apart. A module that is not listed may import all but what the rule forbids.
 ONLY = {"errors": set[str](), "config": {"errors"}, "engine": {"errors"}, **{name: {"errors"} for name in PURE}}

@@ -24,7 +24,7 @@ from .generator import Generator
 from .images import LabelledImages, resize, to_uint8
 from .randomness import generator_for
 from .safety import SafetyChecker, attempt_identity, draw_safely, load_safety_checker
-from .synthetic import SCHEMA, Row, SyntheticStore, job_name, parse_job
+from .synthetic import EARLIER, SCHEMA, Row, SyntheticStore, job_name, parse_job
 
 CLASS = "{class}"
 MOST_CHARACTERS = 2**22  # of a file of prompts
@@ -226,10 +226,13 @@ def _metadata_row(
     """How one image was made; see `synthetic.COLUMNS`. A prompt is its own partner and has no stage-1 step."""
     prompt = prompts[draw.prompt]
     version = hashlib.sha256(prompt.source_id.encode()).hexdigest()[:16]
+    label = class_names.index(prompt.class_name)
     return {
+        **EARLIER,
         "source_id": prompt.source_id,
         "variant": draw.variant,
-        "label": class_names.index(prompt.class_name),
+        "label": label,
+        "partner_label": label,
         "partner_id": prompt.source_id,
         "interpolation": 0.0,
         "noise_strength": 0.0,
@@ -242,4 +245,6 @@ def _metadata_row(
         "generator_hash": generator.hash,
         "source_version": version,
         "partner_version": version,
+        "unconditional": "empty",
+        "resolution": settings.resolution or generator.resolution,
     }

@@ -53,7 +53,7 @@ def sample_prompts(
         if classes_of is not None and record is None:
             raise UsageError(f"--classes-of {classes_of}: not a run folder (data.json is missing).")
         texts = read_prompts(prompts, record["class_names"] if record else ())
-        settings = settings_of(PromptSettings, "default", "sample", guidance_scales=numbers(guidance_scales), **given)
+        settings = settings_of(PromptSettings, None, "sample", guidance_scales=numbers(guidance_scales), **given)
         loaded = load(*generator)
         check(loaded, settings)
         with hold(out, join, restart):
