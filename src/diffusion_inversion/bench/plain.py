@@ -21,10 +21,13 @@ def load_plain(folder: Path) -> Any:
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
-    with redirect_stderr(StringIO()):  # its bars, and the advice to install accelerate
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # without the advice to install accelerate
+    with redirect_stderr(StringIO()):  # and without bars
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder, safety_checker=None, use_safetensors=True, local_files_only=True
         )
+    logging.set_verbosity(verbosity)
     logging.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)

@@ -27,8 +27,9 @@ def real_size(
 ) -> None:
     """Time and memory of learning and sampling at Stable Diffusion's size, against the plain diffusers loop.
 
-    Everything is measured in turn in one run, on the CPU: about 5 minutes and 12 GB on 2 cores. The checkpoint takes
-    4.3 GB below ~/.cache/diffusion-inversion.
+    Everything is measured in turn in one run, on the CPU: about 5 minutes and 12 GB on 2 idle cores. The checkpoint
+    takes 4.3 GB below ~/.cache/diffusion-inversion. On a busy machine set OMP_NUM_THREADS=1: threads that wait for one
+    another count as CPU seconds.
     """
     with command(as_json) as summary:
         from ..bench.real_size import Plan, table
