@@ -132,15 +132,15 @@ def test_vectors_of_another_width_are_refused(loaded: Generator, tmp_path: Path)
     assert not (tmp_path / "synthetic").exists()
 
 
-@pytest.mark.parametrize(("conditional", "unconditional"), [((5, WIDTH), (16, WIDTH)), ((5, 8), (5, 8))])
-def test_tokens_that_do_not_fit_are_refused(
+@pytest.mark.parametrize(("conditional", "unconditional"), [((5, WIDTH), (16, 8)), ((5, 8), (5, 8))])
+def test_tokens_of_another_width_are_refused(
     loaded: Generator, conditional: tuple[int, int], unconditional: tuple[int, int]
 ) -> None:
     noise = torch.randn(1, loaded.latent_channels, 8, 8)
     c, u = torch.zeros(1, *conditional), torch.zeros(1, *unconditional)
     jaxtyping.config.update("jaxtyping_disable", True)  # users have no checked shapes
     try:
-        with pytest.raises(UsageError, match=rf"tokens x width: .*width {WIDTH}") as caught:
+        with pytest.raises(UsageError, match=rf"width: .* Give both the width {WIDTH}") as caught:
             denoise(loaded, noise, c, u, torch.full((1,), 2.0), "ddim", 1)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

@@ -38,7 +38,7 @@ VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
     "partner_version", "partner_label", "label_weight",
 )  # fmt: skip
-# What images without the options of stage 2 have in its columns, as all of earlier versions; partner_label is the label.
+# What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
     "label_weight": 1.0, "interpolation_kind": "lerp", "partner": "same-class", "unconditional": "mean",
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
