@@ -242,13 +242,13 @@ def test_defaults_leave_no_word_of_new_settings_in_the_fingerprint(
     generator: Generator, embeddings: Embeddings
 ) -> None:
     """So a run of an earlier version is the same run."""
-    plain = fingerprint(embeddings, generator, SampleSettings())
+    plain = fingerprint(embeddings, generator, SampleSettings(), None)
     assert set(plain["settings"]) == {
         "guidance_scales", "kept_steps", "noise_strength", "interpolation", "scheduler", "inference_steps",
         "image_size", "batch_size", "seed",
     }  # fmt: skip
-    assert fingerprint(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True)) == plain
-    assert fingerprint(embeddings, generator, SampleSettings(resolution=8))["settings"]["resolution"] == 8
+    assert fingerprint(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
+    assert fingerprint(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8
 
 
 def test_a_new_setting_is_refused_by_name_where_it_was_not_known(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,10 +16,18 @@ class Settings(BaseModel):
     """Base of every settings model: immutable, no unknown keys, finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    _later: ClassVar[frozenset[str]] = frozenset()  # fields that the run folders of earlier versions do not name
+
+    def described(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """As JSON data to compare runs by: a field newer than some runs only where it differs from its default."""
+        same = {name for name in self._later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=same.union(leave_out))
 
 
 class InvertSettings(Settings):
     """Stage 1: learn one conditioning vector c (tokens x text width) per image."""
+
+    _later = frozenset({"grouping", "group_size", "joint_batch_size", "gradient_checkpointing"})
 
     steps: int = Field(100, ge=0, description="AdamW steps per image; 0 keeps the initial vectors")
     keep_steps: tuple[int, ...] = Field((), description="steps whose vectors are kept too, e.g. 1000,2000,3000")
@@ -56,6 +65,13 @@ class InvertSettings(Settings):
 
 class SampleSettings(Settings):
     """Stage 2: draw variants around the learned vectors."""
+
+    _later = frozenset(
+        {
+            "interpolation_kind", "partner", "unconditional", "group_size", "guidance_interval", "eta", "resolution",
+            "strict", "safety_checker",
+        }
+    )  # fmt: skip
 
     variants: int = Field(10, ge=1, description="images per learned vector (paper: 45)")
     guidance_scales: tuple[float, ...] = Field(

@@ -197,7 +197,7 @@ def fingerprint(
     """
     return {
         "schema": SCHEMA,
-        "settings": settings.model_dump(mode="json", exclude={"gradient_checkpointing"}),
+        "settings": settings.described({"gradient_checkpointing"}),
         "resolution": resolution,
         "class_names": list(images.class_names),
         "image_size": images.size,

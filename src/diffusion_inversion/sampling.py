@@ -26,11 +26,6 @@ from .safety import SafetyChecker, draw_safely, load_safety_checker
 from .synthetic import SCHEMA, Row, SyntheticStore, job_name, parse_job
 from .variants import Plan, draw_in_parts, image_side, plan_variant, resolution_of
 
-# Settings that runs of earlier versions do not name.
-LATER = (
-    "interpolation_kind", "partner", "unconditional", "group_size", "guidance_interval", "eta", "resolution",
-)  # fmt: skip
-
 
 def sample(
     embeddings: Embeddings, generator: Generator, out: str | Path, settings: SampleSettings | None = None
@@ -197,19 +192,14 @@ def fingerprint(
     """Everything an image depends on, but the vectors, as JSON data.
 
     `variants` is left out, so that more can be added later; each image's row names the version of its vectors.
-    Settings that earlier versions did not have are left out at their defaults, so that their runs go on. The safety
-    checker that is in use stands for the setting: where there is none, the setting makes no difference.
+    The safety checker that is in use stands for the setting: where there is none, the setting makes no difference.
     """
     resolution = resolution_of(embeddings, settings)
     plain = settings.model_copy(update={"resolution": None if resolution == embeddings.resolution else resolution})
-    values, defaults = (
-        plain.model_dump(mode="json", exclude={"variants", "strict", "safety_checker"}),
-        SampleSettings().model_dump(mode="json"),
-    )
-    kept = {key: value for key, value in values.items() if key not in LATER or value != defaults[key]}
     return {
         "schema": SCHEMA,
-        "settings": kept | {"image_size": image_side(embeddings, settings)},
+        "settings": plain.described({"variants", "strict", "safety_checker"})
+        | {"image_size": image_side(embeddings, settings)},
         "generator": generator.record,
         **({"safety_checker": checker.hash} if checker else {}),
     }

@@ -12,7 +12,7 @@ from typing import Any
 from ..arms import train_arms
 from ..autoencoding import read_autoencoded, write_autoencoded
 from ..classifiers import Classifier
-from ..config import DataSettings, TrainSettings
+from ..config import DataSettings, Settings, TrainSettings
 from ..datasets import Splits
 from ..embeddings import read_embeddings
 from ..engine.lock import run_lock
@@ -118,7 +118,7 @@ class Workshop:
         return self._job(f"{folder}-{most}", f"{most} an image, {_differs(cell, 'sample')}", [vectors], do)
 
     def _images_folder(self, cell: Cell) -> str:
-        return self._name("images", self._vectors_name(cell), _dump(cell.sample, {"variants"}))
+        return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"))
 
     def _autoencoded(self, cell: Cell, part: Role, resolution: int) -> str:
         def do(home: Path) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class Workshop:
 
         drawn = [] if images is None else [self._images_folder(cell), cell.sample.variants]
         through = cell.autoencode.train if arm != "synthetic" else None
-        side = [cell.sample.image_size, cell.sample.resolution, cell.invert.resolution]
+        side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
         needs = [self._data(cell), *([] if images is None else [images]), *([fraction] if fraction else [])]
         needs += self._trained_on(cell) if arm != "synthetic" else []
         says = f"{arm}, seed {seed}, {_differs(cell)}"
@@ -235,9 +235,8 @@ class Workshop:
         return cell.train.real_fraction == "auto"
 
 
-def _dump(settings: Any, leave_out: set[str] | None = None) -> dict[str, Any]:
-    found: dict[str, Any] = settings.model_dump(mode="json", exclude=leave_out)
-    return found
+def _dump(settings: Settings, *leave_out: str) -> dict[str, Any]:
+    return settings.described(leave_out)
 
 
 def _differs(cell: Cell, section: str = "") -> str:
