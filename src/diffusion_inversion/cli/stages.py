@@ -228,7 +228,8 @@ def run(
     group_size: GroupSize = None, guidance_interval: GuidanceInterval = None, eta: Eta = None,
     sample_resolution: SampleResolution = None, strict: Strict = False,
     scheduler: Scheduler = None, inference_steps: InferenceSteps = None, image_size: ImageSize = None,
-    sample_batch_size: SampleBatch = None, seed: Seed = None, architecture: Architecture = None,
+    sample_batch_size: SampleBatch = None, seed: Seed = None, safety_checker: SafetyCheck = None,
+    architecture: Architecture = None,
     recipe: Recipe = None, augmentations: Augmentations = None, mixing: Mixing = None,
     train_steps: TrainSteps = None, train_batch_size: TrainBatch = None, train_learning_rate: TrainRate = None,
     real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, join: Join = False,
@@ -254,7 +255,7 @@ def run(
             scheduler=scheduler, inference_steps=inference_steps, image_size=image_size,
             batch_size=sample_batch_size, seed=seed, interpolation_kind=interpolation_kind, partner=partner,
             unconditional=unconditional, group_size=group_size, guidance_interval=numbers(guidance_interval), eta=eta,
-            resolution=sample_resolution, strict=strict or None,
+            resolution=sample_resolution, strict=strict or None, safety_checker=safety_checker,
         )  # fmt: skip
         training = settings_of(
             TrainSettings, preset, "train", architecture=architecture, steps=train_steps, batch_size=train_batch_size,
