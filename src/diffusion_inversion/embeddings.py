@@ -271,10 +271,14 @@ class EmbeddingStore:
         if self.manifest.last("complete") != record:
             self.manifest.append(record)
 
+    def is_complete(self) -> bool:
+        """Whether stage 1 went through, for all images it holds."""
+        complete = self.manifest.last("complete")
+        return complete is not None and bool(complete["count"] == len(self.images()))
+
     def require_complete(self) -> None:
         """Raise UsageError unless stage 1 went through: means and partners need every vector."""
-        complete = self.manifest.last("complete")
-        if complete is None or complete["count"] != len(self.images()):
+        if not self.is_complete():
             raise UsageError(f"{self.folder}: stage 1 is not finished. Run the same `dinv invert` command again first.")
 
     def remove(self, ids: set[str]) -> None:

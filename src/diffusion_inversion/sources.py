@@ -383,3 +383,8 @@ def _reading(data: str, remedy: str) -> Iterator[None]:
         # `datasets` wraps the cause: "An error occurred while generating the dataset".
         cause = error.__cause__ or error
         raise DataError(f"{data}: cannot be read: {' '.join(str(cause).split())}; {remedy}") from error
+
+
+def absolute(data: str | None) -> str | None:
+    """An existing path made absolute, so that a run goes on from any folder; other names as they are."""
+    return str(Path(data).resolve()) if data is not None and data not in BUILTINS and Path(data).exists() else data

@@ -162,10 +162,15 @@ class SyntheticStore:
 
     def variants(self) -> int:
         """Variants a source that the last finished call asked for. Raises UsageError where none has finished."""
-        complete = self.manifest.last("complete")
-        if complete is None or complete["count"] != sum(len(unit["files"]) for unit in self.manifest.units().values()):
+        if not (variants := self.complete()):
             raise UsageError(f"{self.folder}: stage 2 is not finished. Run `dinv sample {self.folder.parent}` first.")
-        return int(complete["variants"])
+        return variants
+
+    def complete(self) -> int:
+        """As `variants`, 0 where no call has finished."""
+        last = self.manifest.last("complete")
+        there = sum(len(unit["files"]) for unit in self.manifest.units().values())
+        return int(last["variants"]) if last is not None and last["count"] == there else 0
 
     def read(self, variants: int | None = None) -> LabelledImages:
         """The first variants of every source, by default all that the last finished call asked for.

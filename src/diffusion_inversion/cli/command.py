@@ -63,13 +63,6 @@ def hold(run: Path, join: bool = False, restart: bool = False) -> Iterator[None]
         yield
 
 
-def absolute(data: str | None) -> str | None:
-    """An existing path made absolute, so that a run goes on from any folder; other names as they are."""
-    from ..sources import BUILTINS
-
-    return str(Path(data).resolve()) if data is not None and data not in BUILTINS and Path(data).exists() else data
-
-
 def command_line() -> str:
     """The command that was given, as it can be typed again, without secrets."""
     from ..engine.redaction import redact
@@ -105,6 +98,7 @@ def data_settings(
 ) -> DataSettings:  # fmt: skip
     """The data options of a command, checked."""
     from ..config import DataSettings
+    from ..sources import absolute
 
     return settings_of(
         DataSettings, None, "data", data=absolute(data), test=absolute(test), size=size, limit=limit,

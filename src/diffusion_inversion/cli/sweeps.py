@@ -26,9 +26,8 @@ def sweep(
     with command(as_json) as summary:
         from ..sweep import read_plan, run_sweep
         from ..sweep.table import accuracy_table
-        from .command import absolute
 
-        plan = read_plan(file, absolute(data), absolute(test))
+        plan = read_plan(file, data, test)
         folder = out or Path("sweeps")
         loaded = load(generator or plan.generator, None if generator else plan.revision, device, dtype)
         with hold(folder, join):

@@ -61,11 +61,15 @@ def _xlabel(figure: Figure) -> str:
 
 
 def _has(row: Row | MetricsRow, key: str) -> bool:
-    return key in row.at or (key == "images" and isinstance(row, Row) and row.images > 0)
+    return key in row.at or (key == "images" and _count(row) > 0)
+
+
+def _count(row: Row | MetricsRow) -> int:
+    return row.images if isinstance(row, Row) else row.n_generated
 
 
 def _place(row: Row | MetricsRow, key: str) -> Any:
-    found = row.images if key == "images" and isinstance(row, Row) else row.at[key]
+    found = _count(row) if key == "images" else row.at[key]
     return found[0] if isinstance(found, (list, tuple)) and len(found) == 1 else found
 
 
@@ -90,7 +94,7 @@ def _metric_line(rows: Sequence[MetricsRow], key: str, name: str) -> list[Point]
     return [
         {"at": float(_place(row, key)), "value": value, "low": found["low"], "high": found["high"]}
         for row in rows
-        if key in row.at and (value := (found := row.metrics[name])["value"]) is not None
+        if _has(row, key) and (value := (found := row.metrics[name])["value"]) is not None
     ]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ class Job:
     says: str  # for people
     needs: tuple[str, ...]
     do: Callable[[], dict[str, Any]]
+    home: str  # the folder it writes to, below that of the sweep; one process at a time does
+    whole: Callable[[], bool]  # whether that folder still has what the job made
 
     @property
     def file(self) -> str:
@@ -39,39 +42,28 @@ def run_jobs(folder: Path, jobs: Mapping[str, Job]) -> None:
     """
     ledger = Ledger(folder)
     total = len(jobs)
-    while True:
-        done = _done(ledger, jobs.values())
-        left = [job for name, job in jobs.items() if name not in done]
-        if not left:
-            return
+    done = {name for name, job in jobs.items() if _is_done(ledger, job)}
+    while left := [job for name, job in jobs.items() if name not in done]:
         worked = False
         for job in left:
             if not done.issuperset(job.needs):
                 continue
-            if not is_shared(folder):
-                _do(ledger, job, len(done), total)
+            with claim(folder, job.home.replace("/", "-")) if is_shared(folder) else nullcontext(True) as mine:
+                if not mine:
+                    continue
+                if not _is_done(ledger, job):
+                    print(f"{len(done) + 1} of {total}: {job.says}", file=sys.stderr, flush=True)
+                    text = json.dumps(job.do(), allow_nan=False) + "\n"
+                    ledger.commit(job.file, text.encode())
                 done.add(job.name)
                 worked = True
-                continue
-            with claim(folder, job.name.replace("/", "-")) as mine:
-                done = _done(ledger, jobs.values())
-                if mine and job.name not in done:
-                    _do(ledger, job, len(done), total)
-                    done.add(job.name)
-                    worked = True
         if not worked:
             time.sleep(_POLL)
 
 
-def _do(ledger: Ledger, job: Job, done: int, total: int) -> None:
-    print(f"{done + 1} of {total}: {job.says}", file=sys.stderr, flush=True)
-    text = json.dumps(job.do(), allow_nan=False) + "\n"
-    ledger.commit(job.file, text.encode())
-
-
-def _done(ledger: Ledger, jobs: Iterable[Job]) -> set[str]:
-    committed = ledger.manifest.units()
-    return {job.name for job in jobs if job.file in committed}
+def _is_done(ledger: Ledger, job: Job) -> bool:
+    """Whether the job's result is there as it was written, and so is what the job made."""
+    return ledger.holds(job.file) and job.whole()
 
 
 def result(folder: Path, job: Job) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..evaluation import MIN_SEEDS, compare
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 
+METRICS = ("fid", "fid_infinity", "kid", "cmmd", "precision", "recall", "density", "coverage")
 Outcome = Literal["holds", "does not hold", "too noisy to say"]
 
 
@@ -99,8 +100,12 @@ def gather(workshop: Workshop, cells: Sequence[Cell], jobs: Sequence[CellJobs]) 
     return SweepResult(plan, tuple(cells), tuple(rows), tuple(metrics), claims)
 
 
-def require_answerable(plan: SweepPlan, cells: Sequence[Cell], jobs: Sequence[CellJobs]) -> None:
+def require_answerable(plan: SweepPlan, cells: Sequence[Cell], jobs: Sequence[CellJobs], suffix: str) -> None:
     """Raise UsageError for a claim that does not name one result, or metrics that nobody measures."""
+    known = [f"{name}{suffix}" for name in METRICS] if plan.metrics is not None else []
+    asked = [*(plan.figure.y if plan.figure is not None else ()), *(claim.of for claim in plan.claims)]
+    if unknown := [name for name in asked if name not in ("accuracy", *known)]:
+        raise UsageError(f"{plan.title}: {unknown[0]} is not measured here; these are: accuracy {' '.join(known)}")
     for claim in plan.claims:
         for side in (side for pair in claim.pairs for side in (pair.greater, pair.less)):
             fitting = [found for cell, found in zip(cells, jobs, strict=True) if _fits(cell, side)]
@@ -124,6 +129,8 @@ def _row(
     splits = workshop.splits(cells[first].data)
     predictions = torch.tensor([record["predictions"] for record in found])
     chosen = jobs[first].fraction if arm == "real+synthetic" else None
+    drawn = jobs[first].images
+    images = 0 if arm == "real" or drawn is None else _of_variants(workshop, drawn, cells[first].sample.variants)
     return Row(
         at=_shared(cells, members),
         cells=tuple(members),
@@ -133,9 +140,14 @@ def _row(
         ece=tuple(record["ece"] for record in found),
         correct=predictions == splits.test.labels,
         n_train=len(splits.train),
-        images=0 if arm == "real" else cells[first].sample.variants * len(splits.train),
+        images=images,
         real_fraction=None if chosen is None else workshop.read(chosen)["real_fraction"],
     )
+
+
+def _of_variants(workshop: Workshop, job: str, variants: int) -> int:
+    """How many images the first variants are, of the vectors that were learned; the job may have drawn more."""
+    return int(workshop.read(job)["images"]) // int(job.rpartition("-")[2]) * variants
 
 
 def _shared(cells: Sequence[Cell], members: Sequence[int]) -> dict[str, Any]:
@@ -185,9 +197,6 @@ def _difference(
 ) -> tuple[float, float | None, float | None]:
     """Difference of two metrics with the interval of independent errors; theirs are 95 % intervals of a normal."""
     from scipy.stats import norm
-
-    if name not in more:
-        raise UsageError(f"a claim speaks of {name}; these were measured: {', '.join(more)}.")
 
     def bounds(found: Mapping[str, float | None]) -> tuple[float, float | None]:
         """Value and standard error, None where there is no interval."""

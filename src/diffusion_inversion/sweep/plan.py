@@ -14,6 +14,7 @@ from ..config import DataSettings, InvertSettings, SampleSettings, Settings, Tra
 from ..engine.toml import read_toml
 from ..errors import UsageError
 from ..presets import read_preset
+from ..sources import absolute
 
 STAGES: dict[str, type[BaseModel]] = {
     "data": DataSettings, "invert": InvertSettings, "sample": SampleSettings, "train": TrainSettings,
@@ -54,7 +55,7 @@ class Side(Settings):
 
 
 class Pair(Settings):
-    """Two results of which the first is said to be the greater (for FID and KID: the smaller, hence better)."""
+    """Two results of which the first is said to be the greater; of FID and KID the smaller is the better one."""
 
     greater: Side
     less: Side
@@ -103,6 +104,8 @@ class SweepPlan(Settings):
         if not keys:
             raise ValueError("nothing varies: give a [grid] or [[cases]]")
         for name, values in self.grid.items():
+            if name == "case":
+                raise ValueError("grid: case is what [[cases]] are called; give them there")
             if not values:
                 raise ValueError(f"grid: {name} has no values")
         if self.figure is not None:
@@ -134,13 +137,16 @@ def read_plan(path: Path, data: str | None = None, test: str | None = None) -> S
     Raises UsageError, which names the key, for a file that cannot be used.
     """
     content = read_toml(path)
+    tables = {name: content.get(name, {}) for name in STAGES}
+    if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
+        raise UsageError(f"{path}: {', '.join(wrong)}: not a table; write [{wrong[0]}] and its settings below.")
     if preset := content.pop("preset", None):
         base = read_preset(str(preset))
-        content |= {stage: {**base[stage], **content.get(stage, {})} for stage in base}
+        content |= {stage: {**base[stage], **tables[stage]} for stage in base}
     content["name"] = path.stem
     given = {key: value for key, value in {"data": data, "test": test}.items() if value is not None}
-    if given:
-        content["data"] = {**content.get("data", {}), **given}
+    named = {**tables["data"], **given}
+    content["data"] = named | {key: absolute(named[key]) for key in ("data", "test") if isinstance(named.get(key), str)}
     try:
         plan = SweepPlan.model_validate(content)
     except ValidationError as error:

@@ -29,7 +29,7 @@ def run_sweep(plan: SweepPlan, folder: Path, generator: Generator, *, command: s
     wanted = cells(plan)
     workshop = Workshop(plan, folder, generator, generator.device.type)
     jobs = workshop.add(wanted)
-    require_answerable(plan, wanted, jobs)
+    require_answerable(plan, wanted, jobs, workshop.suffix)
     require_room(folder, SPARE_BYTES, "the results of a sweep")
     run_jobs(folder, workshop.jobs)
     found = gather(workshop, wanted, jobs)

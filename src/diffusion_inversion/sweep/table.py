@@ -99,7 +99,10 @@ def accuracy_table(found: SweepResult) -> tuple[list[str], list[list[str]]]:
     arms = list(dict.fromkeys(row.arm for row in found.rows))
     places: dict[str, dict[str, Row]] = {}
     for row in found.rows:
-        places.setdefault(label(row.at), {})[row.arm] = row
+        name = label(row.at)
+        if row.arm in places.get(name, {}):  # what its cells have in common does not tell it from another
+            name = "; ".join(label(found.cells[place].at) for place in row.cells)
+        places.setdefault(name, {})[row.arm] = row
     body = []
     for name, by_arm in places.items():
         first = next(iter(by_arm.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +15,23 @@ from ..autoencoding import read_autoencoded, write_autoencoded
 from ..classifiers import Classifier
 from ..config import DataSettings, Settings, TrainSettings
 from ..datasets import Splits
-from ..embeddings import read_embeddings
+from ..device import resolve_device
+from ..embeddings import EmbeddingStore, read_embeddings
+from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
+from ..errors import ConfigMismatchError, PartialError, UsageError
 from ..evaluation import Evaluation, evaluate
+from ..extractors.catalog import open_extractor
 from ..generator import Generator
 from ..images import LabelledImages
 from ..inversion import check, invert
 from ..measuring import compare_images
 from ..real_fraction import real_fraction_of
-from ..run_images import open_splits
+from ..run_images import load
 from ..sampling import draw_variants
 from ..sources import Role
 from ..synthetic import SyntheticStore
+from ..training import fingerprint
 from .jobs import Job, result
 from .plan import Cell, SweepPlan
 
@@ -37,6 +43,7 @@ class CellJobs:
     """The jobs whose results are a cell's: by arm one for each seed, in their order; and the metrics."""
 
     classifiers: dict[str, tuple[str, ...]]
+    images: str | None  # None where the cell needs none
     metrics: str | None
     fraction: str | None
 
@@ -50,11 +57,18 @@ class Workshop:
     generator: Generator
     device: str  # cpu or cuda
     jobs: dict[str, Job] = field(default_factory=dict)
+    suffix: str = ""  # of the metrics' names
     _most_variants: dict[str, int] = field(default_factory=dict)  # by the folder of the images
     _splits: dict[str, Splits] = field(default_factory=dict)
 
     def add(self, cells: Sequence[Cell]) -> list[CellJobs]:
-        """The jobs of every cell, in their order. Raises UsageError for settings that the generator cannot do."""
+        """The jobs of every cell, in their order.
+
+        Raises UsageError for settings that the generator cannot do and for an extractor that cannot be had.
+        """
+        if self.plan.metrics is not None:
+            device, wanted = resolve_device(self.device), self.plan.metrics
+            self.suffix = open_extractor(wanted.extractor, device, wanted.weights).suffix
         for cell in cells:
             images = self._images_folder(cell)
             self._most_variants[images] = max(self._most_variants.get(images, 0), cell.sample.variants)
@@ -62,12 +76,17 @@ class Workshop:
 
     def _add(self, cell: Cell) -> CellJobs:
         check(self.generator, cell.invert, cell.invert.resolution or self.generator.resolution)
+        for part, side in cell.autoencode.model_dump().items():
+            if side is not None and side % self.generator.vae_factor:
+                factor = self.generator.vae_factor
+                raise UsageError(f"autoencode.{part}={side}: not a multiple of {factor}, which the VAE needs.")
         arms: dict[str, tuple[str, ...]] = {
             arm: tuple(self._classifier(cell, arm, seed) for seed in cell.train.seeds) for arm in cell.train.arms
         }
         drawn = set(cell.train.arms) != {"real"} or self.plan.metrics is not None
         fraction = self._fraction(cell) if self._is_auto(cell) and "real+synthetic" in cell.train.arms else None
-        return CellJobs(arms, self._metrics(cell) if drawn and self.plan.metrics is not None else None, fraction)
+        metrics = self._metrics(cell) if self.plan.metrics is not None else None
+        return CellJobs(arms, self._images(cell) if drawn else None, metrics, fraction)
 
     def read(self, name: str) -> dict[str, Any]:
         """The result of a job that is done."""
@@ -78,44 +97,70 @@ class Workshop:
         text = json.dumps([self.generator.record, self.device, *key], sort_keys=True)
         return f"{kind}/{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
-    def _job(self, name: str, says: str, needs: list[str], do: Callable[[Path], dict[str, Any]]) -> str:
-        """Register a job, unless an equal one is there; `do` gets a folder of its own."""
+    def _job(
+        self,
+        name: str,
+        says: str,
+        needs: list[str],
+        do: Callable[[Path], dict[str, Any]],
+        home: str | None = None,
+        whole: Callable[[], bool] = lambda: True,
+    ) -> str:
+        """Register a job, unless an equal one is there; `do` gets a folder, by default of its own name."""
         if name not in self.jobs:
-            home = self.folder / name
-            self.jobs[name] = Job(name, f"{name.partition('/')[0]}: {says}", tuple(needs), lambda: do(home))
+            place = home or name
+            says = f"{name.partition('/')[0]}: {says}"
+            self.jobs[name] = Job(name, says, tuple(needs), lambda: do(self.folder / place), place, whole)
         return name
 
     def _vectors(self, cell: Cell) -> str:
+        name = self._vectors_name(cell)
+
         def do(home: Path) -> dict[str, Any]:
             with run_lock(home):
-                found = invert(self.splits(cell.data).train, self.generator, home, cell.invert)
+                try:
+                    found = invert(self.splits(cell.data).train, self.generator, home, cell.invert)
+                except PartialError as error:
+                    print(f"warning: {error}", file=sys.stderr, flush=True)
+                    found = read_embeddings(home)
             curve = found.losses.mean(1).tolist()
             return {"images": len(found), "loss_initial": curve[0], "loss_final": curve[-1]}
 
-        return self._job(self._vectors_name(cell), f"{cell.invert.steps} steps an image", [self._data(cell)], do)
+        def whole() -> bool:
+            return EmbeddingStore(self.folder / name).is_complete()
+
+        return self._job(name, f"{cell.invert.steps} steps an image", [self._data(cell)], do, whole=whole)
 
     def _vectors_name(self, cell: Cell) -> str:
         return self._name("vectors", _dump(cell.data), _dump(cell.invert))
 
     def _data(self, cell: Cell) -> str:
-        def do(home: Path) -> dict[str, Any]:
-            splits = open_splits(home, cell.data)
-            return {"n_train": len(splits.train), "n_test": len(splits.test), "how": splits.how}
+        def do(_: Path) -> dict[str, Any]:
+            splits = self.splits(cell.data)
+            return {"train": fingerprint(splits.train), "test": fingerprint(splits.test), "how": splits.how}
 
-        return self._job(self._name("data", _dump(cell.data)), cell.data.data, [], do)
+        return self._job(self._data_name(cell.data), cell.data.data, [], do)
+
+    def _data_name(self, settings: DataSettings) -> str:
+        return self._name("splits", _dump(settings))
 
     def _images(self, cell: Cell) -> str:
         """Cells that differ in the number of variants alone share the images of the largest."""
         vectors, folder = self._vectors(cell), self._images_folder(cell)
         most = self._most_variants[folder]
 
-        def do(_: Path) -> dict[str, Any]:
+        def do(home: Path) -> dict[str, Any]:
             embeddings = read_embeddings(self.folder / vectors)
-            settings = cell.sample.model_copy(update={"variants": most})
-            draw_variants(embeddings, self.generator, self.folder / folder, settings)
+            there = SyntheticStore(home, embeddings.class_names).complete()  # another experiment may have drawn more
+            settings = cell.sample.model_copy(update={"variants": max(most, there)})
+            draw_variants(embeddings, self.generator, home, settings)
             return {"images": most * len(embeddings)}
 
-        return self._job(f"{folder}-{most}", f"{most} an image, {_differs(cell, 'sample')}", [vectors], do)
+        def whole() -> bool:
+            return SyntheticStore(self.folder / folder, ()).complete() >= most
+
+        says = f"{most} an image, {_differs(cell, 'sample')}"
+        return self._job(f"{folder}-{most}", says, [vectors], do, folder, whole)
 
     def _images_folder(self, cell: Cell) -> str:
         return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"))
@@ -135,7 +180,7 @@ class Workshop:
         def do(home: Path) -> dict[str, Any]:
             store = self._store(cell)
             synthetic = store.read(cell.sample.variants)
-            real, _ = self._real(cell)
+            real, _ = self._real(cell, "real+synthetic")
             with run_lock(home):
                 chosen = real_fraction_of(
                     home, real, synthetic, train, sources=store.sources(cell.sample.variants), device=self.device
@@ -150,12 +195,13 @@ class Workshop:
         images = None if arm == "real" else self._images(cell)
         auto = arm == "real+synthetic" and self._is_auto(cell)
         fraction = self._fraction(cell) if auto else None
-        mixed = {} if arm == "real+synthetic" else {"real_fraction": TrainSettings().real_fraction}
+        plain = TrainSettings()
+        mixed = {} if arm == "real+synthetic" else {"real_fraction": plain.real_fraction, "mixing": plain.mixing}
         settings = cell.train.model_copy(update={"arms": (arm,), "seeds": (seed,), **mixed})
 
         def do(home: Path) -> dict[str, Any]:
             synthetic = None if images is None else self._store(cell).read(cell.sample.variants)
-            real, test = self._real(cell)
+            real, test = self._real(cell, arm)
             chosen = settings
             if fraction is not None:
                 chosen = settings.model_copy(update={"real_fraction": self.read(fraction)["real_fraction"]})
@@ -200,12 +246,24 @@ class Workshop:
         return self._job(name, _differs(cell), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:
-        """The images of a data set, kept in memory for the next job."""
+        """The images of a data set, kept in memory for the next job.
+
+        Raises ConfigMismatchError where they are not those that this sweep began with.
+        """
         key = json.dumps(_dump(settings))
         if key not in self._splits:
             while len(self._splits) >= KEPT_SPLITS:
                 self._splits.pop(next(iter(self._splits)))
-            self._splits[key] = open_splits(self.folder / self._name("data", _dump(settings)), settings)
+            found = load(self.folder, settings, None)
+            job = self.jobs.get(self._data_name(settings))
+            begun = Ledger(self.folder).read_json(job.file) if job is not None else None
+            for part, images in (("train", found.train), ("test", found.test)):
+                if begun is not None and begun[part] != fingerprint(images):
+                    raise ConfigMismatchError(
+                        f"{images.name}: the {part} images are not those that {self.folder} began with. Restore them, "
+                        "or give another --out."
+                    )
+            self._splits[key] = found
         return self._splits[key]
 
     def _part(self, cell: Cell, part: Role) -> LabelledImages:
@@ -219,9 +277,10 @@ class Workshop:
     def _trained_on(self, cell: Cell) -> list[str]:
         return [] if cell.autoencode.train is None else [self._autoencoded(cell, "train", cell.autoencode.train)]
 
-    def _real(self, cell: Cell) -> tuple[LabelledImages, LabelledImages]:
-        """Training images, through the VAE where asked, and test images, at the side of the synthetic ones."""
-        splits, through = self.splits(cell.data), cell.autoencode.train
+    def _real(self, cell: Cell, arm: str) -> tuple[LabelledImages, LabelledImages]:
+        """Training images, through the VAE where the arm's are, and test images, at the side of the synthetic ones."""
+        splits = self.splits(cell.data)
+        through = None if arm == "synthetic" else cell.autoencode.train
         train = splits.train if through is None else self._read_autoencoded(cell, "train", through)
         drawn_at = cell.sample.resolution or cell.invert.resolution or self.generator.resolution
         side = cell.sample.image_size or min(train.size, drawn_at)
