@@ -115,6 +115,13 @@ def test_an_arm_reads_only_what_it_needs(bench: Bench, tmp_path: Path) -> None:
     assert len(list((results / "autoencoded").iterdir())) == 1
 
 
+def test_vectors_do_not_depend_on_the_test_images(bench: Bench, tmp_path: Path) -> None:
+    file = write(tmp_path / "care.toml", bench, '[grid]\n"data.test_limit" = [4, 6]\n')
+    assert sweep(file, tmp_path / "out").exit_code == 0
+    count = {kind.name: len(list(kind.iterdir())) for kind in (tmp_path / "out" / "results").iterdir()}
+    assert count == {"splits": 2, "vectors": 1, "images": 1, "classifiers": 2}
+
+
 def test_rows_of_equal_labels_stay_apart(bench: Bench, tmp_path: Path) -> None:
     """Cases a and b share one arm real, c and d another; the cases are all they differ in."""
     names = {"a": (1, "default"), "b": (2, "default"), "c": (1, "none"), "d": (2, "none")}

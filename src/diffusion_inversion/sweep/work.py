@@ -132,7 +132,9 @@ class Workshop:
         return self._job(name, f"{cell.invert.steps} steps an image", [self._data(cell)], do, whole=whole)
 
     def _vectors_name(self, cell: Cell) -> str:
-        return self._name("vectors", _dump(cell.data), _dump(cell.invert))
+        # Which images test makes no difference to those that are learned, but whether DATA is parted does.
+        learned = _dump(cell.data, "test", "test_limit", "drop_test_duplicates", "allow_near_duplicates")
+        return self._name("vectors", learned, cell.data.test is None, _dump(cell.invert))
 
     def _data(self, cell: Cell) -> str:
         def do(_: Path) -> dict[str, Any]:
