@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.engine.ledger import Ledger
-from diffusion_inversion.integrity import verify
+from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.integrity import discard, verify
 from diffusion_inversion.real_fraction import FRACTION_FILE, PAPER_FRACTIONS
 
 ONE = ["--train-steps", "2", "--train-batch-size", "4", "--device", "cpu"]
@@ -103,6 +104,19 @@ def test_a_mixture_of_a_given_number_leaves_nothing_to_choose(run: Path) -> None
     other = dinv("train", run, *AUTO, *SHORT, "--recipe", "fast")
     assert other.exit_code == 5 and "recipe" in other.output
     assert not (run / FRACTION_FILE).exists(), "refused before any trial"
+
+
+@pytest.mark.parametrize("damage", [b"{}", None])
+def test_a_damaged_choice_is_restored(chosen: Path, damage: bytes | None) -> None:
+    path = chosen / FRACTION_FILE
+    whole = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    with run_lock(chosen):
+        discard(chosen, verify(chosen))
+    assert path.read_bytes() == whole
+    assert not verify(chosen).findings
 
 
 @pytest.mark.parametrize(
