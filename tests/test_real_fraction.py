@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
+from diffusion_inversion.embeddings import read_embeddings
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.forgetting import forget
 from diffusion_inversion.integrity import discard, verify
 from diffusion_inversion.real_fraction import FRACTION_FILE, PAPER_FRACTIONS
 
@@ -116,6 +118,13 @@ def test_a_damaged_choice_is_restored(chosen: Path, damage: bytes | None) -> Non
     with run_lock(chosen):
         discard(chosen, verify(chosen))
     assert path.read_bytes() == whole
+    assert not verify(chosen).findings
+
+
+def test_forget_drops_the_choice_with_the_classifiers_that_made_it(chosen: Path) -> None:
+    forget(chosen, read_embeddings(chosen).ids[:1])
+    assert not (chosen / FRACTION_FILE).exists()
+    assert "trials" not in (chosen / "manifest.jsonl").read_text(), "its copy in the records is gone too"
     assert not verify(chosen).findings
 
 
