@@ -23,6 +23,7 @@ from .engine.units import unit_name
 from .engine.untrusted import TensorSpec, check_record, inside, parse_json, read_tensors
 from .errors import DataError, UsageError
 from .images import LabelledImages
+from .peers import Peers, peers_of
 from .perturb import nearest_rows
 from .randomness import shuffled
 
@@ -122,9 +123,9 @@ class Embeddings:
         return tuple(tuple(rows) for rows in found)
 
     @cached_property
-    def order(self) -> tuple[int, ...]:
-        """All rows, by class and in it by image id."""
-        return tuple(row for rows in self.class_rows for row in rows)
+    def peers(self) -> dict[int, Peers]:
+        """All rows, by class and in it by image id, as each row sees them."""
+        return peers_of([row for rows in self.class_rows for row in rows], self.labels.tolist())
 
     def class_mean(self, label: int, step: int | None = None) -> Float32[Tensor, "tokens features"]:
         """Mean over the images of one class (tokens, width); NaN where it has none."""
@@ -136,15 +137,25 @@ class Embeddings:
 
         With the size and the seed of stage 1 and grouping=joint: the images that were learned together.
         """
+        return self._grouped(size, seed)[row][0]
+
+    def group_peers(self, row: int, size: int, seed: int) -> Peers:
+        """The rows of the `group` of a row, by class and in it by image id."""
+        return self._grouped(size, seed)[row][1]
+
+    def _grouped(self, size: int, seed: int) -> dict[int, tuple[tuple[int, ...], Peers]]:
         if (size, seed) not in self._groups:
             row_of = {image_id: place for place, image_id in enumerate(self.ids)}
             order = [row_of[image_id] for image_id in shuffled(self.ids, seed)]
             cut = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
-            self._groups[size, seed] = {member: rows for rows in cut for member in rows}
-        return self._groups[size, seed][row]
+            labels, found = self.labels.tolist(), self._groups.setdefault((size, seed), {})
+            for rows in cut:
+                by_class = sorted(rows, key=lambda member: self.peers[member].place)
+                found.update((member, (rows, near)) for member, near in peers_of(by_class, labels).items())
+        return self._groups[size, seed]
 
     @cached_property
-    def _groups(self) -> dict[tuple[int, int], dict[int, tuple[int, ...]]]:
+    def _groups(self) -> dict[tuple[int, int], dict[int, tuple[tuple[int, ...], Peers]]]:
         return {}
 
     def nearest(self, row: int, step: int | None = None) -> int:
