@@ -8,6 +8,7 @@ import torch
 from diffusion_inversion.guidance import classifier_free_guidance
 from diffusion_inversion.perturb import (
     add_gaussian_noise,
+    choose_in_group,
     choose_outside,
     choose_partner,
     interpolate,
@@ -54,11 +55,12 @@ def test_gaussian_noise_has_mean_zero_and_standard_deviation_lambda() -> None:
 
 def test_partners_are_others_of_the_same_class_all_equally_often() -> None:
     stream = torch.Generator().manual_seed(0)
-    for source, others in ((0, {2, 3}), (2, {0, 3}), (3, {0, 2})):
-        drawn = [choose_partner(source, (0, 2, 3), stream) for _ in range(2000)]
+    rows = (7, 9, 0, 2, 3, 8)
+    for place, others in ((2, {2, 3}), (3, {0, 3}), (4, {0, 2})):
+        drawn = [choose_partner(rows, place, range(2, 5), stream) for _ in range(2000)]
         assert set(drawn) == others
         assert all(900 < drawn.count(other) < 1100 for other in others)
-    assert choose_partner(5, (5,), stream) == 5
+    assert choose_partner(rows, 5, range(5, 6), stream) == 8
 
 
 def test_slerp_goes_along_the_great_circle_at_a_steady_pace() -> None:
@@ -95,7 +97,29 @@ def test_the_nearest_row_is_the_nearest_other_one() -> None:
 
 def test_partners_from_outside_are_all_others_equally_often() -> None:
     stream = torch.Generator().manual_seed(0)
-    order, own = (4, 0, 5, 2, 1, 3), (5, 2)
-    drawn = [choose_outside(order, own, stream) for _ in range(4000)]
+    drawn = [choose_outside((4, 0, 5, 2, 1, 3), range(2, 4), stream) for _ in range(4000)]
     assert set(drawn) == {4, 0, 1, 3}
     assert all(900 < drawn.count(row) < 1100 for row in (4, 0, 1, 3))
+
+
+@pytest.mark.parametrize(("others", "inside"), [(6, 1.0), (5, 1.0), (4, 0.8), (2, 0.4), (1, 0.2), (0, 0.0)])
+def test_with_fewer_than_five_others_of_its_class_a_group_gives_all_of_these_and_strangers(
+    others: int, inside: float
+) -> None:
+    """Of the 5 partners that the reference code draws of an image, k are the k others of its class, each once."""
+    stream, count = torch.Generator().manual_seed(0), 5000
+    rows, own = tuple(range(20, 40)), range(3, 4 + others)
+    place = own[len(own) // 2]
+    drawn = [choose_in_group(rows, place, own, stream) for _ in range(count)]
+    kin = {rows[other] for other in own} - {rows[place]}
+    strangers = {*rows} - {rows[other] for other in own}
+    assert set(drawn) == (kin if others else set()) | (strangers if inside < 1 else set())
+    spread = 4 * (0.25 / count) ** 0.5
+    assert sum(row in kin for row in drawn) / count == pytest.approx(inside, abs=spread)
+    assert all(drawn.count(row) / count == pytest.approx(inside / others, abs=spread) for row in kin)
+
+
+def test_a_group_of_one_class_gives_another_of_it_however_few() -> None:
+    stream = torch.Generator().manual_seed(0)
+    assert {choose_in_group((4, 6, 5), 1, range(3), stream) for _ in range(100)} == {4, 5}
+    assert choose_in_group((4,), 0, range(1), stream) == 4

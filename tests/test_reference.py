@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_inversion.config import InvertSettings
-from diffusion_inversion.embeddings import EmbeddingStore, read_embeddings
+from diffusion_inversion.config import InvertSettings, SampleSettings
+from diffusion_inversion.embeddings import EmbeddingStore, Shard, read_embeddings
+from diffusion_inversion.errors import PartialError
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.images import to_model_range
 from diffusion_inversion.inversion import invert, learning_order
 from diffusion_inversion.objective import draw
 from diffusion_inversion.optimisation import invert_batch, mini_batch
 from diffusion_inversion.presets import read_preset
-from diffusion_inversion.randomness import generator_for
+from diffusion_inversion.randomness import generator_for, shuffled
+from diffusion_inversion.variants import pick_partner, plan_variant, unconditional_tokens
 from toy import WIDTH, toy_images
 
 GROUP, BATCH, STEPS = 5, 2, 7
@@ -94,3 +96,47 @@ def test_groups_are_mixed_committed_whole_and_start_as_nn_linear(generator: Gene
     bound = GROUP**-0.5
     assert 0.98 * bound < float(start.abs().max()) <= bound
     assert float(start.var()) == pytest.approx(bound**2 / 3, rel=0.1)
+
+
+def test_groups_of_stage_2_are_those_learned_together_after_a_failure_an_addition_and_a_removal(
+    generator: Generator, tmp_path: Path
+) -> None:
+    images, settings = toy_images(20), joint().model_copy(update={"steps": 0, "keep_steps": ()})
+    first, failed = invert(images.subset(range(8)), generator, tmp_path, settings), images.subset(range(8, 12))
+    store = EmbeddingStore(tmp_path)
+    vectors = first.vectors[:, :4].clone()
+    vectors[0, 1, 2, 3] = torch.nan
+    store.commit(Shard(failed.ids, failed.labels, vectors, first.losses[:, :4], first.null_losses[:4]), failed)
+    together = [set(record["ids"]) for record in store.manifest.units().values()]
+    assert [len(ids) for ids in together] == [5, 3, 4]
+    with pytest.raises(PartialError, match="1 of 20 images"):
+        invert(images, generator, tmp_path, settings)
+    rest = [i for i in learning_order(images.ids, settings) if i in images.ids[12:]]
+    together += [set(rest[:5]), set(rest[5:])]
+    gone = {failed.ids[1], rest[0]}
+    store.remove({rest[0]})
+    found = read_embeddings(tmp_path)
+    assert {*found.ids} == {*images.ids} - gone
+    for size, seed in ((GROUP, 0), (100, 3)):
+        drawing = SampleSettings(unconditional="group-mean", partner="reference", group_size=size, seed=seed)
+        rows = range(len(found))
+        plans = [plan_variant(found, generator, drawing, row, 0) for row in rows]
+        for row, mean in zip(rows, unconditional_tokens(found, generator, plans, drawing), strict=True):
+            (unit,) = (ids - gone for ids in together if found.ids[row] in ids)
+            group = [other for other in rows if found.ids[other] in unit]
+            assert sorted(found.group(row, size, seed)) == group
+            torch.testing.assert_close(mean, found.at()[group].mean(0))
+            stream = torch.Generator().manual_seed(0)
+            partners = {pick_partner(found, drawing, row, found.steps[-1], stream) for _ in range(200)}
+            assert partners == {*group} - {row}
+
+
+def test_groups_of_stage_2_are_cut_by_size_where_each_image_was_learned_alone(
+    generator: Generator, tmp_path: Path
+) -> None:
+    settings = InvertSettings(steps=0, init="random", batch_size=3, eval_draws=1)
+    found = invert(toy_images(10), generator, tmp_path, settings)
+    order = shuffled(found.ids, 7)
+    assert {tuple(found.ids[other] for other in found.group(row, 4, 7)) for row in range(10)} == {
+        tuple(order[:4]), tuple(order[4:8]), tuple(order[8:]),
+    }  # fmt: skip

@@ -96,7 +96,10 @@ class SampleSettings(Settings):
         "of group_size, the empty prompt, or zeros",
     )
     group_size: int = Field(
-        100, ge=1, description="images in a group of group-mean and of partner reference (reference code: 100)"
+        100,
+        ge=1,
+        description="images in a group of group-mean and of partner reference, where stage 1 has no groups of its own "
+        "(reference code: 100)",
     )
     guidance_interval: tuple[float, float] = Field(
         (0.0, 1.0), description="guide where t / T, 1 = pure noise, lies in it; plain prediction outside (2404.07724)"

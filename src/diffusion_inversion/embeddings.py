@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
+from .engine.ledger import Ledger
 from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest, Record, Unit
 from .engine.store import commit_bytes
@@ -23,10 +24,11 @@ from .engine.units import unit_name
 from .engine.untrusted import TensorSpec, check_record, inside, parse_json, read_tensors
 from .errors import DataError, UsageError
 from .images import LabelledImages
+from .peers import Peers, peers_in_groups, peers_of
 from .perturb import nearest_rows
 from .randomness import shuffled
 
-FOLDER = "embeddings"
+FOLDER, CONFIG_FILE = "embeddings", "invert.config.json"
 SCHEMA = 2
 LARGEST_SHARD = 8 << 30  # bytes: 100 images of 77 x 1,024 tokens at 200 kept steps take 6.3 GB
 LARGEST_NORM = 1e6  # of one token: those of Stable Diffusion's text encoder are near 28
@@ -60,6 +62,12 @@ class Header(TypedDict):
     image_size: int
 
 
+class Config(TypedDict):
+    """The settings of stage 1, as far as they matter here."""
+
+    settings: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """Learned vectors of N images at S kept steps.
@@ -67,7 +75,7 @@ class Embeddings:
     ids (N); labels (N,) int64; class_names; steps (S, ascending); vectors (S, N, tokens, width) float32;
     curve_steps (P, ascending) and losses (P, N) float32: mean loss of each image on its fixed evaluation bank;
     null_losses (N,): the same with the empty prompt; generator_hash; resolution (side in px they were learned at);
-    image_size (native side of the data set in px).
+    image_size (native side of the data set in px); groups (N): the unit each was learned in, where stage 1 was joint.
     """
 
     ids: tuple[str, ...]
@@ -81,6 +89,7 @@ class Embeddings:
     generator_hash: str
     resolution: int
     image_size: int
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -122,9 +131,9 @@ class Embeddings:
         return tuple(tuple(rows) for rows in found)
 
     @cached_property
-    def order(self) -> tuple[int, ...]:
-        """All rows, by class and in it by image id."""
-        return tuple(row for rows in self.class_rows for row in rows)
+    def peers(self) -> dict[int, Peers]:
+        """All rows, by class and in it by image id, as each row sees them."""
+        return peers_of([row for rows in self.class_rows for row in rows], self.labels.tolist())
 
     def class_mean(self, label: int, step: int | None = None) -> Float32[Tensor, "tokens features"]:
         """Mean over the images of one class (tokens, width); NaN where it has none."""
@@ -132,19 +141,28 @@ class Embeddings:
         return self._class_means[-1 if step is None else self.steps.index(step), label]
 
     def group(self, row: int, size: int, seed: int) -> tuple[int, ...]:
-        """Rows of the group of a row: all, in an order shuffled by seed and id, are cut into groups of `size`.
+        """Rows of the group of a row, in an order shuffled by seed and id.
 
-        With the size and the seed of stage 1 and grouping=joint: the images that were learned together.
+        Where stage 1 was joint: the images that it learned together and still has, whatever the size. Elsewhere all
+        rows are cut into groups of `size` in that order, so an image that goes or comes changes the groups after it.
         """
+        return self._grouped(size, seed)[row][0]
+
+    def group_peers(self, row: int, size: int, seed: int) -> Peers:
+        """The rows of the `group` of a row, by class and in it by image id."""
+        return self._grouped(size, seed)[row][1]
+
+    def _grouped(self, size: int, seed: int) -> dict[int, tuple[tuple[int, ...], Peers]]:
         if (size, seed) not in self._groups:
             row_of = {image_id: place for place, image_id in enumerate(self.ids)}
             order = [row_of[image_id] for image_id in shuffled(self.ids, seed)]
-            cut = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
-            self._groups[size, seed] = {member: rows for rows in cut for member in rows}
-        return self._groups[size, seed][row]
+            names = [place // size if self.groups is None else self.groups[row] for place, row in enumerate(order)]
+            places = {row: near.place for row, near in self.peers.items()}
+            self._groups[size, seed] = peers_in_groups(order, names, places, self.labels.tolist())
+        return self._groups[size, seed]
 
     @cached_property
-    def _groups(self) -> dict[tuple[int, int], dict[int, tuple[int, ...]]]:
+    def _groups(self) -> dict[tuple[int, int], dict[int, tuple[tuple[int, ...], Peers]]]:
         return {}
 
     def nearest(self, row: int, step: int | None = None) -> int:
@@ -328,12 +346,14 @@ class EmbeddingStore:
         """All committed vectors, sorted by image id. DataError where a shard is missing or not what was written."""
         units = self.manifest.units().values()
         header = self.manifest.last("header")
-        shards = [self._read_shard(name, digest) for unit in units for name, digest in unit["files"].items()]
+        files = [(unit["unit"], *file) for unit in units for file in unit["files"].items()]
+        shards = [self._read_shard(name, digest) for _, name, digest in files]
         if not shards or header is None:
             raise DataError(
                 f"{self.folder}: no learned vectors. Run `dinv invert DATA --out {self.folder.parent}` first."
             )
         ids = [image_id for shard in shards for image_id in shard.ids]
+        learned_in = [unit for (unit, *_), shard in zip(files, shards, strict=True) for _ in shard.ids]
         order = sorted(range(len(ids)), key=ids.__getitem__)
         return Embeddings(
             ids=tuple(ids[row] for row in order),
@@ -347,7 +367,14 @@ class EmbeddingStore:
             generator_hash=header["generator_hash"],
             resolution=header["resolution"],
             image_size=header["image_size"],
+            groups=tuple(learned_in[row] for row in order) if self._joint() else None,
         )
+
+    def _joint(self) -> bool:
+        """Whether stage 1 learned its units as groups, by the settings that it recorded."""
+        path = self.folder.parent / CONFIG_FILE
+        found = Ledger(self.folder.parent).read_json(CONFIG_FILE)
+        return found is not None and check_record(found, Config, path)["settings"].get("grouping") == "joint"
 
     def _read_shard(self, name: str, digest: str) -> Shard:
         path = inside(self.folder, name)

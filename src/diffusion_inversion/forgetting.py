@@ -30,8 +30,9 @@ from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, Row, SyntheticStore
 
 POSITION = re.compile(r".+/\d{6}")
-# Files that show or summarise the images; made again by the stages.
-DERIVED = ("run.json", "report.html", "reconstructions.safetensors", f"{SYNTHETIC}/{METADATA}")
+FRACTION_FILE = "real_fraction.json"
+# Files that show or summarise the images, or a choice by classifiers that saw them; made again by the stages.
+DERIVED = ("run.json", "report.html", "reconstructions.safetensors", f"{SYNTHETIC}/{METADATA}", FRACTION_FILE)
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,9 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     ledger = Ledger(run)
     for name in DERIVED:
         ledger.drop(name)
+    records = ledger.manifest.records()
+    if any(record.get("unit") == FRACTION_FILE for record in records):  # they hold copies of it
+        ledger.manifest.rewrite([record for record in records if record.get("unit") != FRACTION_FILE])
     trained = len(ClassifierStore(run).manifest.units())
     shutil.rmtree(run / CLASSIFIERS, ignore_errors=True)
     if (record := read_record(run)) is not None:

@@ -35,9 +35,10 @@ CONFIGS = (
     "train.config.json",
     "data.json",
     "generator.json",
+    "real_fraction.json",
     FORGOTTEN_FILE,
 )
-# Files of the ledger: settings, which cannot be made again, and what can.
+# Files of the ledger: settings and choices, which cannot be made again, and what can.
 KNOWN = (*CONFIGS, "run.json", "report.html", "reconstructions.safetensors", f"{SYNTHETIC}/{METADATA}")
 Kind = Literal["damaged", "missing", "unlisted", "unfinished"]
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 NEARLY_PARALLEL = 0.9995  # cosine above which slerp divides by next to nothing
+REFERENCE_PARTNERS = 5  # of each image: num_samples of the reference code's di/sample_dataset.py
 
 
 def interpolate(
@@ -66,16 +67,30 @@ def add_gaussian_noise(
     return embedding + noise_strength * torch.randn(embedding.shape, generator=generator)
 
 
-def choose_partner(source: int, class_rows: Sequence[int], generator: torch.Generator) -> int:
-    """A random other row of `class_rows`, which holds `source`; the source itself where it is alone in its class."""
-    if len(class_rows) == 1:
-        return source
-    drawn = int(torch.randint(len(class_rows) - 1, (1,), generator=generator))
-    return class_rows[drawn if drawn < class_rows.index(source) else drawn + 1]
+def choose_partner(rows: Sequence[int], place: int, own: range, generator: torch.Generator) -> int:
+    """A random other row of the class at the places `own` of `rows`, for the row at `place`; itself where alone."""
+    if len(own) == 1:
+        return rows[place]
+    drawn = own.start + int(torch.randint(len(own) - 1, (1,), generator=generator))
+    return rows[drawn if drawn < place else drawn + 1]
 
 
-def choose_outside(order: Sequence[int], own: Sequence[int], generator: torch.Generator) -> int:
-    """A random row of `order` that is not in `own`, a whole stretch of it; at least one such row must be there."""
-    start = order.index(own[0])
-    drawn = int(torch.randint(len(order) - len(own), (1,), generator=generator))
-    return order[drawn if drawn < start else drawn + len(own)]
+def choose_outside(rows: Sequence[int], own: range, generator: torch.Generator) -> int:
+    """A random row that is not at the places `own` of `rows`; at least one such row must be there."""
+    drawn = int(torch.randint(len(rows) - len(own), (1,), generator=generator))
+    return rows[drawn if drawn < own.start else drawn + len(own)]
+
+
+def choose_in_group(rows: Sequence[int], place: int, own: range, generator: torch.Generator) -> int:
+    """As the reference code, which draws 5 partners at a time: rows of the class, and where it has fewer than 5 others
+    in the group all of these and the rest from outside it.
+
+    Here one is drawn at a time, so with k < 5 others it is one of them with probability k / 5. It is never the row
+    itself, which the code can draw where there are 5 others, unless the group holds no other.
+    """
+    others = len(own) - 1
+    if others < REFERENCE_PARTNERS and len(own) < len(rows):
+        drawn = int(torch.randint(REFERENCE_PARTNERS, (1,), generator=generator))
+        if drawn >= others:
+            return choose_outside(rows, own, generator)
+    return choose_partner(rows, place, own, generator)

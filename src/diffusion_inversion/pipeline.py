@@ -29,7 +29,14 @@ from .errors import ConfigMismatchError, LockedError, UsageError
 from .generator import Generator
 from .images import LabelledImages
 from .inversion import invert
-from .real_fraction import FRACTION_FILE, PAPER_FRACTIONS, real_fraction_of
+from .real_fraction import (
+    FRACTION_FILE,
+    PAPER_FRACTIONS,
+    chosen_before,
+    claim_fraction,
+    real_fraction_of,
+    require_choosable,
+)
 from .report import RunRecord
 from .reporting import (
     GENERATOR_FILE,
@@ -207,23 +214,29 @@ def train_stage(
 def _with_fraction(
     run: Path, splits: Splits, synthetic: LabelledImages, settings: TrainSettings, device: str
 ) -> TrainSettings:
-    """The settings with a number for real_fraction=auto, chosen on real training images where an arm needs it."""
+    """The settings with a number for real_fraction=auto: the one chosen before, or one chosen now, whatever the arms.
+
+    So arms and seeds that are added later, in whatever order, have the same number.
+    """
     if settings.real_fraction != "auto":
         return settings
-    if "real+synthetic" not in settings.arms:
-        return settings.model_copy(update={"real_fraction": TrainSettings().real_fraction})
-    real = splits.train.resized(synthetic.size)
-    sources = SyntheticStore(run, real.class_names).sources()
-    total = len(PAPER_FRACTIONS) * len(settings.seeds)
-    with (
-        briefly(run, "real-fraction"),
-        _timed(ClassifierStore(run).manifest),
-        track("real fraction", total, "trials") as advance,
-    ):
-        fraction = real_fraction_of(
-            run, real, synthetic, settings, sources=sources, device=device, on_trial=lambda: advance(1)
-        )
-    return settings.model_copy(update={"real_fraction": fraction})
+    fraction = chosen_before(run, settings, device)
+    if fraction is None:
+        require_choosable(run, settings, device)
+        real = splits.train.resized(synthetic.size)
+        sources = SyntheticStore(run, real.class_names).sources()
+        total = len(PAPER_FRACTIONS) * len(settings.seeds)
+        with (
+            briefly(run, "real-fraction"),
+            _timed(ClassifierStore(run).manifest),
+            track("real fraction", total, "trials") as advance,
+        ):
+            fraction = real_fraction_of(
+                run, real, synthetic, settings, sources=sources, device=device, on_trial=lambda: advance(1)
+            )
+    settings = settings.model_copy(update={"real_fraction": fraction})
+    claim_fraction(run, settings, device)
+    return settings
 
 
 def require_whole(run: Path, splits: Splits) -> None:

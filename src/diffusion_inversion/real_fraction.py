@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from .classifier_store import ClassifierStore
 from .config import TrainSettings
 from .device import resolve_device
+from .engine.claim import claim_run
 from .engine.ledger import Ledger
-from .errors import DataError, UsageError
+from .engine.lock import is_shared
+from .errors import ConfigMismatchError, DataError, UsageError
 from .evaluation import evaluate
 from .images import LabelledImages
 from .training import fingerprint, recipe, train
 
 # Section C.2 of the paper: real to synthetic 1:7, 1:3, 1:1, 3:1, 7:1.
 PAPER_FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
-FRACTION_FILE = "real_fraction.json"
+FRACTION_FILE, CONFIG_FILE = "real_fraction.json", "train.config.json"
 COUNTS = ("n_train", "n_synthetic", "n_validation")
 
 
@@ -105,19 +108,20 @@ def real_fraction_of(
 ) -> float:
     """The real fraction of a run: chosen once by `choose_real_fraction`, kept in RUN/real_fraction.json, then read.
 
-    Each trial is kept as it ends, so a killed call goes on. Images that are added later do not change the choice;
-    other settings of training do. `on_trial` follows every trial, those that were kept too.
+    Each trial is kept as it ends, so a killed call goes on. Images that are added later, other arms and other seeds do
+    not change the choice; other settings of training do, and other seeds before it is made. `on_trial` follows every
+    trial, those that were kept too.
     """
     ledger = Ledger(run)
     made_with = recipe(settings, resolve_device(device)) | {"seeds": list(settings.seeds)}
     made_from = [fingerprint(real), fingerprint(synthetic)]
     kept = ledger.read_json(FRACTION_FILE)
-    if kept is not None and kept["made_with"] != made_with:
-        kept = None
-    if kept is not None and kept["real_fraction"] is not None:
+    if (number := chosen_before(run, settings, device)) is not None:
         for _ in kept["trials"]:
             on_trial()
-        return float(kept["real_fraction"])
+        return number
+    if kept is not None and kept["made_with"] != made_with:
+        kept = None
     trials: list[list[float]] = kept["trials"] if kept is not None and kept["made_from"] == made_from else []
 
     def keep(choice: FractionChoice | None = None) -> None:
@@ -140,6 +144,51 @@ def real_fraction_of(
     )  # fmt: skip
     keep(choice)
     return choice.real_fraction
+
+
+def chosen_before(run: Path, settings: TrainSettings, device: str = "auto") -> float | None:
+    """The number that a run chose with these settings, whatever their arms and seeds; None where it has none yet."""
+    kept = Ledger(run).read_json(FRACTION_FILE)
+    if kept is None or kept["real_fraction"] is None:
+        return None
+    made_with = {key: value for key, value in kept["made_with"].items() if key != "seeds"}
+    return float(kept["real_fraction"]) if made_with == recipe(settings, resolve_device(device)) else None
+
+
+def require_choosable(run: Path, settings: TrainSettings, device: str = "auto") -> None:
+    """Raise ConfigMismatchError, before any trial, where the classifiers of a run leave nothing to choose.
+
+    They were trained with other settings, or with a mixture whose number was given.
+    """
+    claimed = Ledger(run).read_json(CONFIG_FILE)
+    if claimed is None or not ClassifierStore(run).manifest.units():
+        return
+    number = claimed["settings"]["real_fraction"]
+    claim_run(run, "train", recipe(settings.model_copy(update={"real_fraction": number}), resolve_device(device)))
+    if _mixed(run):
+        raise ConfigMismatchError(
+            f"{run}: real_fraction=auto: real+synthetic was trained here with the number {number:g}. Give "
+            f"--real-fraction {number:g}, or --restart to choose another."
+        )
+
+
+def claim_fraction(run: Path, settings: TrainSettings, device: str = "auto") -> None:
+    """Let a run whose classifiers saw no mixture go on with another number: it plays no part in what they are.
+
+    In a shared run nothing changes, since others may train with the number that is recorded.
+    """
+    ledger = Ledger(run)
+    claimed, described = ledger.read_json(CONFIG_FILE), recipe(settings, resolve_device(device))
+    if claimed is None or claimed == described or _mixed(run) or is_shared(run):
+        return
+    claimed["settings"]["real_fraction"] = settings.real_fraction
+    if claimed == described:
+        text = json.dumps(described, indent=2) + "\n"
+        ledger.commit(CONFIG_FILE, text.encode(), note={"copy": text})
+
+
+def _mixed(run: Path) -> bool:
+    return any(record["arm"] == "real+synthetic" for record in ClassifierStore(run).manifest.units().values())
 
 
 def validation_rows(images: LabelledImages, share: float, seed: int) -> list[int]:

@@ -12,12 +12,11 @@ from .config import SampleSettings
 from .denoising import denoise
 from .embeddings import Embeddings
 from .generator import Generator, Tokens
-from .perturb import add_gaussian_noise, choose_outside, choose_partner, interpolate, slerp
+from .perturb import add_gaussian_noise, choose_in_group, choose_outside, choose_partner, interpolate, slerp
 from .randomness import generator_for
 from .safety import attempt_identity
 
 EMPTY_PROMPT = ""
-REFERENCE_OTHERS = 4  # others of a class that a group must have for partner=reference to stay in the class: five
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,13 @@ def pick_partner(embeddings: Embeddings, settings: SampleSettings, row: int, ste
     """The row whose vector at `step` is mixed in; the row itself where the policy finds no other."""
     if settings.partner == "nearest":
         return embeddings.nearest(row, step)
-    own = embeddings.class_rows[int(embeddings.labels[row])]
-    if settings.partner == "other-class":
-        return choose_outside(embeddings.order, own, stream)
     if settings.partner == "reference":
-        group = sorted(embeddings.group(row, settings.group_size, settings.seed), key=embeddings.order.index)
-        mine = [member for member in group if member in own]
-        if len(mine) > REFERENCE_OTHERS or len(mine) == len(group):
-            return choose_partner(row, mine, stream)
-        return choose_outside(group, mine, stream)
-    return choose_partner(row, own, stream)
+        near = embeddings.group_peers(row, settings.group_size, settings.seed)
+        return choose_in_group(near.rows, near.place, near.own, stream)
+    peers = embeddings.peers[row]
+    if settings.partner == "other-class":
+        return choose_outside(peers.rows, peers.own, stream)
+    return choose_partner(peers.rows, peers.place, peers.own, stream)
 
 
 def unconditional_tokens(

@@ -114,7 +114,10 @@ def same_jobs(folder: Path, stage: str, jobs: str) -> Iterator[None]:
 
 @contextmanager
 def briefly(folder: Path, name: str) -> Iterator[None]:
-    """Wait until no other process of a shared run is inside a block of this name; for blocks of an instant."""
+    """Wait until no other process of a shared run is inside a block of this name, however long that takes.
+
+    Most blocks take an instant; what a run chooses once takes as long as its trials, for which the others wait.
+    """
     if not is_shared(folder):
         yield
         return
