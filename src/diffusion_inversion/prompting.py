@@ -20,7 +20,7 @@ from .engine.lock import run_lock
 from .engine.progress import track
 from .engine.units import each_unit
 from .errors import DataError, UsageError
-from .generator import Generator
+from .generator import EMPTY_PROMPT, Generator
 from .images import LabelledImages, resize, to_uint8
 from .randomness import generator_for
 from .safety import SafetyChecker, attempt_identity, draw_safely, load_safety_checker
@@ -28,7 +28,6 @@ from .synthetic import EARLIER, SCHEMA, Row, SyntheticStore, job_name, parse_job
 
 CLASS = "{class}"
 MOST_CHARACTERS = 2**22  # of a file of prompts
-EMPTY_PROMPT = ""
 
 
 @dataclass(frozen=True)
