@@ -131,6 +131,18 @@ def test_the_label_of_a_variant_is_soft_where_the_partner_is_of_another_class(
             assert made["label_weight"] == (0.75 if policy == "other-class" else 1.0)
 
 
+def test_a_row_names_the_group_size_where_groups_matter(generator: Generator, embeddings: Embeddings) -> None:
+    for changes, found in (
+        ({}, None),
+        ({"partner": "reference", "group_size": 4}, 4),
+        ({"unconditional": "group-mean"}, 100),
+        ({"partner": "nearest", "unconditional": "class-mean"}, None),
+    ):
+        settings = SampleSettings.model_validate(changes)
+        plan = plan_variant(embeddings, generator, settings, 0, 0)
+        assert metadata_row(embeddings, generator, settings, plan)["group_size"] == found
+
+
 def test_the_unconditional_vector(generator: Generator, embeddings: Embeddings) -> None:
     drawn = plans(embeddings, generator, variants=2, kept_steps=(1, 2))
     at = embeddings.vectors

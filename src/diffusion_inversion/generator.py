@@ -200,6 +200,11 @@ class Generator:
         signal_scale, noise_scale = self._coefficients(timesteps)
         return signal_scale * noise - noise_scale * latents
 
+    @cached_property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return locate(self.source, self.revision)
+
     @property
     def record(self) -> dict[str, str]:
         """What an image depends on: weight hash, precision, prediction type. Not the name: folders move."""

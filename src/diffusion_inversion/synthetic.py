@@ -120,7 +120,7 @@ class SyntheticStore:
         """Drawings that a safety checker refused, over all units."""
         return sum(record.get("blanked", 0) for record in self.manifest.units().values())
 
-    def commit(self, images: Tensor, rows: list[Row], at_once: int | None = None, blanked: int = 0) -> None:
+    def commit(self, images: Tensor, rows: list[Row], *, at_once: int | None = None, blanked: int = 0) -> None:
         """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record.
 
         `at_once` is how many of them were computed at a time, all of them by default; `blanked` how many drawings a
@@ -163,9 +163,15 @@ class SyntheticStore:
     def variants(self) -> int:
         """Variants a source that the last finished call asked for. Raises UsageError where none has finished."""
         complete = self.manifest.last("complete")
-        if complete is None or complete["count"] != sum(len(unit["files"]) for unit in self.manifest.units().values()):
+        if complete is None or not self.is_complete():
             raise UsageError(f"{self.folder}: stage 2 is not finished. Run `dinv sample {self.folder.parent}` first.")
         return int(complete["variants"])
+
+    def is_complete(self) -> bool:
+        """Whether the images of the last finished call are all there, and no others."""
+        complete = self.manifest.last("complete")
+        drawn = sum(len(unit["files"]) for unit in self.manifest.units().values())
+        return complete is not None and complete["count"] == drawn
 
     def read(self, variants: int | None = None) -> LabelledImages:
         """The first variants of every source, by default all that the last finished call asked for.

@@ -38,11 +38,6 @@ def resolution_of(embeddings: Embeddings, settings: SampleSettings) -> int:
     return settings.resolution or embeddings.resolution
 
 
-def image_side(embeddings: Embeddings, settings: SampleSettings) -> int:
-    """Side in px at which images are saved."""
-    return settings.image_size or min(embeddings.image_size, resolution_of(embeddings, settings))
-
-
 def plan_variant(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, row: int, variant: int, attempt: int = 0
 ) -> Plan:
@@ -118,11 +113,3 @@ def draw_images(
         ],
     )
     return generator.decode(latents).cpu()
-
-
-def draw_in_parts(
-    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings, at_once: int
-) -> Float[Tensor, "batch 3 side side"]:
-    """`draw_images` with `at_once` plans in memory at a time."""
-    parts = [plans[start : start + at_once] for start in range(0, len(plans), at_once)]
-    return torch.cat([draw_images(embeddings, generator, part, settings) for part in parts])

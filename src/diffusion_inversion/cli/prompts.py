@@ -71,7 +71,7 @@ def sample_prompts(
         texts = read_prompts(prompts, record["class_names"] if record else ())
         settings = settings_of(PromptSettings, None, "sample", guidance_scales=numbers(guidance_scales), **given)
         loaded = load(*generator)
-        check(loaded, settings)
+        check(loaded, settings, out)
         with hold(out, join, restart):
             if restart:
                 delete(out, "sample")
