@@ -89,7 +89,7 @@ def without(
         for plan, picture in zip(plans, pictures, strict=True):
             (folder / f"{plan.source}-{plan.variant}.png").write_bytes(encode_png(picture))
         drawn.append(pictures)
-    pipeline.reconstruct(learned, generator, sample, pipeline.spread_over_classes(learned.labels.tolist(), 8))
+    pipeline.reconstruct(learned, generator, sample, pipeline.shown_rows(learned))
     drawings = replace(
         images,
         ids=tuple(f"{row}-{variant}" for row, variant in jobs),

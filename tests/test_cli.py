@@ -194,6 +194,51 @@ def test_help_states_the_real_defaults(command: str, model: type[config.Settings
             assert f"[default: {default}]" in option.group(1), f"--{name}: {option.group(1)}"
 
 
+def test_help_of_sample_states_the_defaults_of_prompts() -> None:
+    text = " ".join(dinv("sample", "--help").stdout.split())
+    prompts = config.PromptSettings()
+    for option, default in (
+        ("guidance-scales", f"{prompts.guidance_scales[0]:g}"), ("generator", "mini"), ("image-size", "the resolution"),
+    ):  # fmt: skip
+        found = re.search(rf"--{option} (.*?)(?= --\w[\w-]* <)", text)
+        assert found and f"with --prompts: {default}]" in found[1], (option, found)
+    assert "--prompts" not in " ".join(dinv("run", "--help").stdout.split())
+
+
+def test_run_has_every_option_of_the_stages() -> None:
+    from typer.main import get_command
+
+    def options(name: str) -> set[str]:
+        command: Any = get_command(app)
+        return {option for one in command.commands[name].params for option in one.opts if option.startswith("--")}
+
+    stages = options("invert") | options("sample") | options("train")
+    assert stages - options("run") == {"--prompts", "--classes-of", "--restart"}
+
+
+def test_the_group_size_of_run_is_that_of_both_stages(data: Path, toy: Path, tmp_path: Path) -> None:
+    def recorded(out: Path, stage: str) -> dict[str, Any]:
+        return dict(json.loads((out / f"{stage}.config.json").read_text())["settings"])
+
+    def run(out: str, *options: object) -> Any:
+        return dinv("run", data, "--out", tmp_path / out, *small(toy), "--arms", "real", "--seeds", 0, *options)
+
+    both = run("both", "--grouping", "joint", "--joint-batch-size", 2, "--group-size", 3, "--partner", "reference",
+               "--me-ada-every", 1, "--me-ada-steps", 1)  # fmt: skip
+    assert both.exit_code == 0, both.output
+    invert, sample, train = (recorded(tmp_path / "both", stage) for stage in ("invert", "sample", "train"))
+    assert (invert["grouping"], invert["group_size"], invert["joint_batch_size"]) == ("joint", 3, 2)
+    assert (sample["partner"], sample["group_size"]) == ("reference", 3)
+    assert (train["me_ada_every"], train["me_ada_steps"]) == (1, 1)
+    one = run("one", "--grouping", "joint", "--joint-batch-size", 2, "--group-size", 3)
+    assert one.exit_code == 0, one.output
+    assert recorded(tmp_path / "one", "invert")["group_size"] == 3
+    assert "group_size" not in recorded(tmp_path / "one", "sample")
+    neither = run("neither", "--group-size", 3)
+    assert neither.exit_code == 2 and "group_size=3" in neither.output
+    assert run("neither", "--partner", "reference", "--group-size", 0).exit_code == 2
+
+
 def test_results_do_not_depend_on_the_number_of_threads(data: Path, toy: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     found = []

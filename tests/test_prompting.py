@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent / "chaos"))
+
+from harness import content
 
 from diffusion_inversion import prompting
 from diffusion_inversion.cli import app
@@ -76,6 +81,28 @@ def test_resumed_and_extended_equal_uninterrupted(generator: Generator, tmp_path
     assert int((again.images.int() - whole.images.int()).abs().max()) <= 1  # batches differ: rounding only
 
 
+def test_a_unit_of_prompts_is_drawn_in_parts_where_memory_is_short(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sample_prompts(PROMPTS, generator, tmp_path / "whole", SETTINGS)
+    predict = generator.predict
+
+    def short(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(latents) > 4:  # two images with guidance
+            raise MemoryError
+        return predict(latents, *rest)
+
+    monkeypatch.setattr(generator, "predict", short)
+    parts = sample_prompts(PROMPTS, generator, tmp_path / "parts", SETTINGS)
+    manifest = SyntheticStore(tmp_path / "parts", parts.class_names).manifest
+    assert [(unit["count"], unit.get("at_once")) for unit in manifest.units().values()] == [(4, 2), (2, None)]
+    assert int((parts.images.int() - whole.images.int()).abs().max()) <= 1  # batches differ: rounding only
+    manifest.append({"event": "drop", "unit": next(iter(manifest.units()))})
+    monkeypatch.undo()
+    again = sample_prompts(PROMPTS, generator, tmp_path / "parts", SETTINGS)
+    assert torch.equal(again.images, parts.images), "a unit that is drawn again has the size on record"
+
+
 def test_a_draw_depends_on_seed_prompt_and_variant_alone(generator: Generator, tmp_path: Path) -> None:
     def noise(row: int, variant: int, prompts: tuple[Prompt, ...] = PROMPTS, seed: int = 0) -> torch.Tensor:
         settings = SETTINGS.model_copy(update={"seed": seed})
@@ -99,7 +126,7 @@ def test_what_changes_an_image_is_refused(generator: Generator, tmp_path: Path) 
 
 
 def test_bad_requests_name_the_remedy(generator: Generator, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"resolution=15: not a multiple of 2.*--resolution 16"):
+    with pytest.raises(UsageError, match=r"resolution=15: not a multiple of 2.*--sample-resolution 16"):
         sample_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update={"resolution": 15}))
     with pytest.raises(UsageError, match="image_size=99"):
         sample_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update={"image_size": 99}))
@@ -140,7 +167,28 @@ def test_the_command_draws_over_the_classes_of_a_run(checkpoint: Path, finished:
     assert sorted(path.name for path in (tmp_path / "out" / "synthetic").iterdir() if path.is_dir()) == classes
     assert dinv(*command, "--seed", 1).exit_code == 5
     assert dinv(*command, "--seed", 1, "--restart").exit_code == 0
+    before = content(finished)
+    wrong = dinv("sample", finished, *command[2:], "--restart")
+    assert wrong.exit_code == 2 and "a run of learned vectors" in wrong.output
+    assert content(finished) == before, "what is refused deletes nothing"
+    assert_care_of_prompts(tmp_path / "out", [*command, "--seed", 1])
     mixed = dinv(*command, "--noise-strength", 0.0)
     assert mixed.exit_code == 2 and "--noise-strength: of learned vectors" in mixed.output
     assert dinv("sample", tmp_path / "nowhere").exit_code == 2
     assert dinv("sample", finished, "--resolution", 16).exit_code == 2
+
+
+def assert_care_of_prompts(out: Path, command: list[object]) -> None:
+    """Damage is taken out by `dinv repair`, which says that the same command draws what is missing."""
+    assert dinv("verify", out).exit_code == 0
+    fine = dinv("repair", out)
+    assert fine.exit_code == 0 and "0 findings mended" in fine.stdout and "draws what is missing" not in fine.stdout
+    before = content(out)
+    picture = next((out / "synthetic").rglob("*.png"))
+    picture.write_bytes(picture.read_bytes()[:-9])
+    assert dinv("verify", out).exit_code == 4
+    mended = dinv("repair", out, "--json")
+    assert mended.exit_code == 0 and json.loads(mended.stdout)["unfinished"] == ["sample"]
+    assert "The same `dinv sample --prompts` command draws what is missing" in dinv("repair", out).stdout
+    assert dinv(*command).exit_code == 0
+    assert dinv("verify", out).exit_code == 0 and content(out) == before

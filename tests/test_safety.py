@@ -17,8 +17,14 @@ from diffusion_inversion.errors import ConfigMismatchError, PartialError, UsageE
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.inversion import invert
 from diffusion_inversion.prompting import Prompt, sample_prompts
-from diffusion_inversion.safety import ATTEMPTS, draw_safely, load_safety_checker, read_safety_checker
-from diffusion_inversion.sampling import sample
+from diffusion_inversion.safety import (
+    ATTEMPTS,
+    check_safety_checker,
+    draw_safely,
+    load_safety_checker,
+    read_safety_checker,
+)
+from diffusion_inversion.sampling import reconstruct, sample
 from diffusion_inversion.synthetic import SyntheticStore, refused_drawings
 from diffusion_inversion.variants import plan_variant
 from toy import build_checkpoint, toy_images
@@ -143,11 +149,28 @@ def test_an_image_that_is_always_flagged_is_named(folder: Path, embeddings: Embe
     with pytest.raises(PartialError, match=rf"toy/000\.png#0: the safety checker blanked all {ATTEMPTS} drawings"):
         sample(embeddings, generator, tmp_path / "run", SETTINGS)
     assert SyntheticStore(tmp_path / "run", embeddings.class_names).rows() == []
+    white = reconstruct(embeddings, generator, SETTINGS, [0, 1])
+    assert white.shape[0] == 2 and bool((white == 255).all()), "the report goes on without its picture"
     prompts = [Prompt("cat", "a cat")]
     with pytest.raises(PartialError, match="cat: a cat#0"):
         sample_prompts(prompts, generator, tmp_path / "prompts", PromptSettings(variants=1, inference_steps=1))
     settings = PromptSettings(variants=1, inference_steps=1, safety_checker=False)
     assert len(sample_prompts(prompts, generator, tmp_path / "unchecked", settings)) == 1
+
+
+def test_flagged_images_of_prompts_are_drawn_again_and_counted(folder: Path, tmp_path: Path) -> None:
+    prompts = [Prompt("cat", "a cat"), Prompt("dog", "a dog")]
+    settings = PromptSettings(variants=4, inference_steps=2, batch_size=8)
+    generator = Generator.load(add_checker(folder, 2.0), device="cpu", dtype="float32")
+    free = sample_prompts(prompts, generator, tmp_path / "free", settings)
+    assert refused_drawings(tmp_path / "free") == 0
+    threshold = between(folder, free.images)
+    bad = scores(folder, free.images) > threshold
+    set_threshold(folder, threshold)
+    kept = sample_prompts(prompts, generator, tmp_path / "kept", settings)
+    assert torch.equal((kept.images != free.images).flatten(1).any(1), bad) and bad.any() and not bad.all()
+    (unit,) = SyntheticStore(tmp_path / "kept", kept.class_names).manifest.units().values()
+    assert unit["blanked"] == refused_drawings(tmp_path / "kept") >= int(bad.sum()) and "at_once" not in unit
 
 
 def test_each_attempt_has_another_stream(toy: Path, embeddings: Embeddings) -> None:
@@ -172,6 +195,15 @@ def test_only_what_is_flagged_is_drawn_again() -> None:
         return torch.stack([torch.full((3, 2, 2), value[item]) for item in items])
 
     checker: Any = Dark()
+    never = {(0, 0): 0.5, **{(1, attempt): -0.5 for attempt in range(ATTEMPTS)}}
+    _, shown, blanked = draw_safely(
+        lambda place, attempt: (place, attempt),
+        lambda items: torch.stack([torch.full((3, 2, 2), never[item]) for item in items]),
+        ["a", "b"],
+        checker,
+        white=True,
+    )
+    assert shown[:, 0, 0, 0].tolist() == [0.5, 1.0] and blanked == ATTEMPTS
     plans, images, blanked = draw_safely(lambda place, attempt: (place, attempt), draw, ["a", "b", "c"], checker)
     assert plans == [(0, 0), (1, 2), (2, 1)] and blanked == 3
     torch.testing.assert_close(images[:, 0, 0, 0], torch.tensor([0.5, 0.3, 0.9]))
@@ -179,8 +211,11 @@ def test_only_what_is_flagged_is_drawn_again() -> None:
 
 
 def test_pickles_and_odd_configs_are_refused(folder: Path) -> None:
+    generator = Generator.load(folder, device="cpu", dtype="float32")
     assert read_safety_checker(folder, CPU) is None
+    check_safety_checker(generator)
     add_checker(folder, 0.0)
+    check_safety_checker(generator)
     extractor = folder / "feature_extractor" / "preprocessor_config.json"
     config, whole = folder / "safety_checker" / "config.json", extractor.read_text()
     extractor.write_text(json.dumps(json.loads(whole) | {"size": 32, "crop_size": 32}))  # as in 2022
@@ -194,6 +229,8 @@ def test_pickles_and_odd_configs_are_refused(folder: Path) -> None:
         config.write_text(json.dumps(entries | change))
         with pytest.raises(UsageError, match=r"safety_checker"):
             read_safety_checker(folder, CPU)
+        with pytest.raises(UsageError, match=r"safety_checker"):
+            check_safety_checker(generator)
     config.write_text(json.dumps(entries))
     weights = folder / "safety_checker" / "model.safetensors"
     old = {name.replace("vision_model.", "vision_model.vision_model.", 1): t for name, t in load_file(weights).items()}
@@ -202,3 +239,5 @@ def test_pickles_and_odd_configs_are_refused(folder: Path) -> None:
     weights.rename(weights.with_name("pytorch_model.bin"))
     with pytest.raises(UsageError, match=r"pickles are never loaded.*--no-safety-checker"):
         read_safety_checker(folder, CPU)
+    with pytest.raises(UsageError, match=r"pickles are never loaded.*--no-safety-checker"):
+        check_safety_checker(generator)

@@ -232,6 +232,7 @@ def test_a_claim_is_judged_by_its_intervals() -> None:
         ("[metrics]\nk = 2", "[metrics]\nextractor = 'nobody'", "nobody"),
         ("[grid]", "[grid]\ncase = [1]", "[[cases]]"),
         ("[invert]", "[[invert]]", "not a table"),
+        ("interpolation = 0.0", "interpolation = 0.0\nkept_steps = [1]", "not kept"),
         ("[grid]", "[autoencode]\ntest = 9\n[grid]", "autoencode.test=9"),
         ("title = ", "title ", "not a readable TOML"),
         ('title = "A small sweep"', "", "title"),

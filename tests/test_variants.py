@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from diffusion_inversion.config import SampleSettings
+from diffusion_inversion.denoising import denoise
 from diffusion_inversion.embeddings import Embeddings
 from diffusion_inversion.errors import ConfigMismatchError, UsageError
 from diffusion_inversion.generator import Generator
-from diffusion_inversion.randomness import shuffled
+from diffusion_inversion.randomness import generator_for, shuffled
 from diffusion_inversion.sampling import fingerprint, metadata_row, reconstruct, sample
 from diffusion_inversion.variants import Plan, draw_images, pick_partner, plan_variant, unconditional_tokens
 from toy import CLASSES, RESOLUTION, WIDTH
@@ -148,6 +149,18 @@ def test_the_label_of_a_variant_is_soft_where_the_partner_is_of_another_class(
             assert made["label_weight"] == (0.75 if policy == "other-class" else 1.0)
 
 
+def test_a_row_names_the_group_size_where_groups_matter(generator: Generator, embeddings: Embeddings) -> None:
+    for changes, found in (
+        ({}, None),
+        ({"partner": "reference", "group_size": 4}, 4),
+        ({"unconditional": "group-mean"}, 100),
+        ({"partner": "nearest", "unconditional": "class-mean"}, None),
+    ):
+        settings = SampleSettings.model_validate(changes)
+        plan = plan_variant(embeddings, generator, settings, 0, 0)
+        assert metadata_row(embeddings, generator, settings, plan)["group_size"] == found
+
+
 def test_the_unconditional_vector(generator: Generator, embeddings: Embeddings) -> None:
     drawn = plans(embeddings, generator, variants=2, kept_steps=(1, 2))
     at = embeddings.vectors
@@ -198,6 +211,25 @@ def test_eta_does_not_depend_on_the_batch(generator: Generator, embeddings: Embe
     still = sample(embeddings, generator, tmp_path / "still", settings.model_copy(update={"eta": 0.0}))
     assert int((still.images.int() - whole.images.int()).abs().max()) > 1
     assert len(set(whole.hashes)) == 14
+
+
+def test_eta_has_noise_of_its_own_at_each_attempt(generator: Generator, embeddings: Embeddings) -> None:
+    """The same plan at another attempt differs by the sampler's noise alone; the first attempt's stream is plain."""
+    settings = SampleSettings(**QUICK, scheduler="ddim", eta=1.0)
+    first = plan_variant(embeddings, generator, settings, 0, 3)
+    assert (first.attempt, plan_variant(embeddings, generator, settings, 0, 3, 2).attempt) == (0, 2)
+    again, other = (draw_images(embeddings, generator, [replace(first, attempt=n)], settings) for n in (0, 1))
+    assert torch.equal(draw_images(embeddings, generator, [first], settings), again)
+    assert not torch.allclose(other, again, atol=1e-2)
+    still = settings.model_copy(update={"eta": 0.0})
+    plain = [draw_images(embeddings, generator, [replace(first, attempt=n)], still) for n in (0, 1)]
+    assert torch.equal(*plain)
+    latents = denoise(
+        generator, first.initial_noise[None], first.embedding[None], embeddings.mean(first.step)[None],
+        torch.tensor([first.guidance_scale]), "ddim", settings.inference_steps, eta=1.0,
+        streams=[generator_for(settings.seed, "eta", embeddings.ids[0], 3)],
+    )  # fmt: skip
+    assert torch.equal(generator.decode(latents).cpu(), again)
 
 
 # --- resolution -------------------------------------------------------------------------------------------------------

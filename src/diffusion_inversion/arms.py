@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .augment import make_augmentation
 from .classifier_store import ClassifierStore
+from .classifiers import Classifier, choose_architecture
 from .config import TrainSettings
 from .device import resolve_device
 from .engine.claim import claim_run
@@ -93,7 +94,7 @@ def train_arms(
     """
     settings = settings or TrainSettings()
     where = resolve_device(device)
-    sources = _sources(real, synthetic, test, settings)
+    sources = check_arms(real, synthetic, test, settings)
     # Seeds outside, arms inside: whatever a killed run has finished can be compared.
     wanted = [(arm, seed) for seed in settings.seeds for arm in sources]
     if folder is None:
@@ -175,12 +176,14 @@ def _bind(on_step: Callable[[str, int, int, float], None], arm: str, seed: int) 
     return lambda step, loss: on_step(arm, seed, step, loss)
 
 
-def _sources(
+def check_arms(
     real: LabelledImages, synthetic: LabelledImages | None, test: LabelledImages, settings: TrainSettings
 ) -> dict[str, tuple[LabelledImages, LabelledImages | None]]:
-    """What `train` gets in each arm, after checking everything that could fail only after hours."""
-    if len(set(settings.seeds)) < len(settings.seeds):
-        raise UsageError(f"seeds={list(settings.seeds)}: a repeated seed is one result counted twice. Give each once.")
+    """What `train` gets in each arm, after checking everything that could fail only after hours.
+
+    Raises UsageError, DataError.
+    """
+    check_settings(settings, real.class_names, real.size)
     needy = [arm for arm in settings.arms if arm != "real"]
     if synthetic is None and needy:
         raise UsageError(
@@ -188,7 +191,6 @@ def _sources(
             "Run `dinv sample` first, or keep to the arm real."
         )
     check_images(real, synthetic)
-    make_augmentation(settings.augmentations, len(real.class_names))
     if len(test) == 0 or (test.class_names, test.size) != (real.class_names, real.size):
         raise DataError(
             f"{test.name}: {len(test)} test images of classes {list(test.class_names)} at {test.size} px; {real.name} "
@@ -198,3 +200,12 @@ def _sources(
     if synthetic is not None:
         every |= {"synthetic": (synthetic, None), "real+synthetic": (real, synthetic)}
     return {arm: every[arm] for arm in settings.arms}
+
+
+def check_settings(settings: TrainSettings, class_names: Sequence[str], side: int) -> None:
+    """Raise UsageError or DataError for settings that images of these classes and this side cannot be trained with."""
+    if len(set(settings.seeds)) < len(settings.seeds):
+        raise UsageError(f"seeds={list(settings.seeds)}: a repeated seed is one result counted twice. Give each once.")
+    make_augmentation(settings.augmentations, len(class_names))
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        Classifier(choose_architecture(settings.architecture, torch.device("cpu")), class_names, side)

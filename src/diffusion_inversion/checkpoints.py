@@ -14,7 +14,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from .engine.untrusted import FLOATS, TensorSpec, check_record, read_header, read_json, read_tensors, shown
+from .engine.untrusted import (
+    FLOATS,
+    TensorSpec,
+    check_record,
+    check_tensors,
+    read_header,
+    read_json,
+    read_tensors,
+    shown,
+)
 from .errors import DataError, DinvError, UsageError
 
 MINI = Path(__file__).parent / "weights" / "mini"
@@ -207,6 +216,23 @@ def read_weights(path: Path, names: tuple[str, ...], wanted: Mapping[str, Tensor
 
     Names of older files are translated; position ids, which are no weights, are left out. Raises UsageError.
     """
+    current, specs = _fitted(path, names, wanted)
+    with _checkpoint_error():
+        tensors, _ = read_tensors(path, specs, max_bytes=MAX_WEIGHTS)
+    return {current[name]: tensor for name, tensor in tensors.items() if current[name] in wanted}
+
+
+def check_weights(path: Path, names: tuple[str, ...], wanted: Mapping[str, TensorSpec]) -> None:
+    """Raise what `read_weights` raises by the header of the file alone."""
+    specs = _fitted(path, names, wanted)[1]
+    with _checkpoint_error():
+        check_tensors(path, specs, max_bytes=MAX_WEIGHTS)
+
+
+def _fitted(
+    path: Path, names: tuple[str, ...], wanted: Mapping[str, TensorSpec]
+) -> tuple[dict[str, str], dict[str, TensorSpec]]:
+    """Today's name of every tensor in a file, and what it must be. Raises UsageError where one is lacking."""
     current = {name: _current_name(name, wanted) for name in names}
     present = set(current.values())
     lacking = [name for name in wanted if name not in present]
@@ -217,9 +243,7 @@ def read_weights(path: Path, names: tuple[str, ...], wanted: Mapping[str, Tensor
         )
     specs = {name: wanted[new] for name, new in current.items() if new in wanted}
     specs |= {name: TensorSpec((*FLOATS, torch.int64), (1, None)) for name in names if name.endswith(_POSITION_IDS)}
-    with _checkpoint_error():
-        tensors, _ = read_tensors(path, specs, max_bytes=MAX_WEIGHTS)
-    return {current[name]: tensor for name, tensor in tensors.items() if current[name] in wanted}
+    return current, specs
 
 
 def text_weights(config: Any) -> dict[str, TensorSpec]:

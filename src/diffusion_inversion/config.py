@@ -138,13 +138,17 @@ class SampleSettings(Settings):
 
     @model_validator(mode="after")
     def _group_size_has_its_use(self) -> SampleSettings:
-        used = self.unconditional == "group-mean" or self.partner == "reference"
-        if self.group_size != type(self).model_fields["group_size"].default and not used:
+        if self.group_size != type(self).model_fields["group_size"].default and not self.has_groups:
             raise ValueError(
                 f"group_size={self.group_size}: unconditional={self.unconditional} and partner={self.partner} have no "
                 "groups; leave it out or use unconditional group-mean or partner reference"
             )
         return self
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether group_size makes a difference."""
+        return self.unconditional == "group-mean" or self.partner == "reference"
 
 
 class PromptSettings(Settings):

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from .schedulers import Scheduler
 
+EMPTY_PROMPT = ""  # what guidance by text leads away from
 PLAIN_ATTENTION_SIDE = 32  # latent cells; above it the full score matrix costs more memory than it saves time
 PLAIN_LATENT_SIDE = 16  # the same for latents of a network whose own side is larger (SD 1.4 at 128 px: a tenth faster)
 VAE_PIXELS = 2**21  # pixels that the VAE sees at once: 2,048 images of 32 px, 8 of 512 px
@@ -198,6 +199,11 @@ class Generator:
             return noise
         signal_scale, noise_scale = self._coefficients(timesteps)
         return signal_scale * noise - noise_scale * latents
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return locate(self.source, self.revision)
 
     @property
     def record(self) -> dict[str, str]:

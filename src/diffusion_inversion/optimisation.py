@@ -15,12 +15,11 @@ from torch import Tensor
 from .config import InvertSettings
 from .embeddings import LARGEST_NORM
 from .engine.state import UnitState
-from .generator import Generator, Images, LatentDistribution, Tokens
+from .generator import EMPTY_PROMPT, Generator, Images, LatentDistribution, Tokens
 from .objective import EvaluationBank, draw, encode, gradients, loss_scale, rows_of
 from .randomness import generator_for
 
 CURVE_POINTS = 4
-EMPTY_PROMPT = ""
 RETRIES = 2  # of an image whose numbers run away, each from its start at a third of the rate before
 RETRY_FACTOR = 3.0
 # Why an image is given up, by the number that the loop notes.

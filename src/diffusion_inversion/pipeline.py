@@ -11,7 +11,8 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from .arms import ArmResults, train_arms
+from .arms import ArmResults, check_arms, train_arms
+from .arms import check_settings as check_training
 from .classifier_store import FOLDER as CLASSIFIERS
 from .classifier_store import ClassifierStore
 from .classifiers import choose_architecture
@@ -29,9 +30,11 @@ from .errors import ConfigMismatchError, LockedError, UsageError
 from .generator import Generator
 from .images import LabelledImages
 from .inversion import invert
+from .prompting import PROMPTS
 from .real_fraction import (
     FRACTION_FILE,
     PAPER_FRACTIONS,
+    choose_real_fraction,
     chosen_before,
     claim_fraction,
     real_fraction_of,
@@ -42,14 +45,14 @@ from .reporting import (
     GENERATOR_FILE,
     RECONSTRUCTIONS_FILE,
     REPORT_FILE,
-    REPORT_ROWS,
     RUN_FILE,
     read_config,
+    read_reconstructions,
     report_stage,
-    spread_over_classes,
+    shown_rows,
 )
 from .run_images import open_splits
-from .sampling import check, check_resolution, draw_variants, is_stale, reconstruct
+from .sampling import check, check_settings, draw_variants, is_stale, reconstruct
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, SyntheticStore, read_synthetic
 
@@ -98,12 +101,14 @@ def _require_room(run: Path, missing: int, size: int, what: str) -> None:
 
 def _reconstruct(run: Path, embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> None:
     """Draw the reconstructions that the report shows, unless those of the same vectors are there."""
-    rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
+    rows = shown_rows(embeddings)
     note = {"versions": [embeddings.versions[row] for row in rows], "variants": settings.variants}
     ledger = Ledger(run)
     if ledger.holds(RECONSTRUCTIONS_FILE) and ledger.note(RECONSTRUCTIONS_FILE) == note:
         return
     images = reconstruct(embeddings, generator, settings, rows).contiguous()
+    if ledger.note(RECONSTRUCTIONS_FILE) not in (None, note):
+        ledger.drop(RECONSTRUCTIONS_FILE)  # a commit of the same pixels would keep the old note
     ledger.commit(RECONSTRUCTIONS_FILE, save({"images": images}), note)
 
 
@@ -140,9 +145,12 @@ def restart(run: Path, stage: str) -> None:
 def resume(run: Path, device: str = "auto") -> list[str]:
     """Do again what is missing in every stage that had been finished; return the stages that had not been.
 
-    Settings, data and generator are those that the run recorded.
+    Settings, data and generator are those that the run recorded. Images from prompts are stage "sample" alone, which
+    cannot be done again here: what their prompts were is not on record as a whole.
     """
     ledger = Ledger(run)
+    if holds_prompts(run):
+        return [] if SyntheticStore(run, ()).complete() and ledger.holds(f"{SYNTHETIC}/{METADATA}") else ["sample"]
     made_with = ledger.read_json(GENERATOR_FILE)  # written when stage 1 had ended
     if made_with is None:
         return ["invert"]
@@ -175,6 +183,12 @@ def resume(run: Path, device: str = "auto") -> list[str]:
     return []
 
 
+def holds_prompts(run: Path) -> bool:
+    """Whether the images of a folder come from prompts, not from vectors."""
+    config = Ledger(run).read_json("sample.config.json")
+    return config is not None and config.get("kind") == PROMPTS
+
+
 def train_stage(
     run: Path, splits: Splits, settings: TrainSettings, device: str = "auto", *, anew: bool = False
 ) -> ArmResults:
@@ -185,10 +199,13 @@ def train_stage(
     where = resolve_device(device)
     require_whole(run, splits)
     synthetic = read_synthetic(run, splits.train.class_names)
+    real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
+    check_arms(real, synthetic, test, settings)
     if anew:
+        if settings.real_fraction == "auto":
+            _check_fraction(run, real, synthetic, settings)
         restart(run, "train")
-    side = synthetic.size
-    settings = _with_fraction(run, splits, synthetic, settings, device)
+    settings = _with_fraction(run, real, synthetic, settings, device)
     total = settings.steps * len(settings.arms) * len(settings.seeds)
     trained = len(ClassifierStore(run).manifest.units())
     size = CLASSIFIER_BYTES.get(choose_architecture(settings.architecture, where), OTHER_CLASSIFIER_BYTES)
@@ -199,9 +216,9 @@ def train_stage(
             advance(1)
 
         results = train_arms(
-            splits.train.resized(side),
+            real,
             synthetic,
-            splits.test.resized(side),
+            test,
             settings=settings,
             device=device,
             folder=run,
@@ -212,7 +229,7 @@ def train_stage(
 
 
 def _with_fraction(
-    run: Path, splits: Splits, synthetic: LabelledImages, settings: TrainSettings, device: str
+    run: Path, real: LabelledImages, synthetic: LabelledImages, settings: TrainSettings, device: str
 ) -> TrainSettings:
     """The settings with a number for real_fraction=auto: the one chosen before, or one chosen now, whatever the arms.
 
@@ -223,7 +240,6 @@ def _with_fraction(
     fraction = chosen_before(run, settings, device)
     if fraction is None:
         require_choosable(run, settings, device)
-        real = splits.train.resized(synthetic.size)
         sources = SyntheticStore(run, real.class_names).sources()
         total = len(PAPER_FRACTIONS) * len(settings.seeds)
         with (
@@ -239,8 +255,18 @@ def _with_fraction(
     return settings
 
 
+def _check_fraction(run: Path, real: LabelledImages, synthetic: LabelledImages, settings: TrainSettings) -> None:
+    """Raise what choosing the real fraction raises: choose it, as if every trial had been measured."""
+    sources = SyntheticStore(run, real.class_names).sources()
+    measured = {(fraction, seed): 0.0 for fraction in PAPER_FRACTIONS for seed in settings.seeds}
+    choose_real_fraction(real, synthetic, settings, sources=sources, known=measured)
+
+
 def require_whole(run: Path, splits: Splits) -> None:
-    """Raise UsageError unless every training image has its vector and every vector its variants: arms must be equal."""
+    """Raise UsageError unless every training image has its vector and every vector its variants: arms must be equal.
+
+    And unless the reconstructions are there, without which training would end without its report.
+    """
     store = EmbeddingStore(run)
     if set(store.images()) != set(splits.train.ids):
         raise UsageError(f"{run}: images were added since stage 1. Run the same `dinv invert` command again first.")
@@ -250,6 +276,7 @@ def require_whole(run: Path, splits: Splits) -> None:
     drawn = {(row["source_id"], row["variant"]) for row in synthetic.rows() if row["variant"] < variants}
     if len(drawn) != len(embeddings) * variants:
         raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
+    read_reconstructions(run, embeddings)
 
 
 def run_all(
@@ -262,9 +289,21 @@ def run_all(
     train: TrainSettings,
     command: str,
 ) -> RunRecord:
-    """Every stage in order; what is already in `run` is not done again."""
-    check_resolution(invert.resolution or generator.resolution, generator, sample)
+    """Every stage in order; what is already in `run` is not done again.
+
+    Settings that a later stage would refuse are refused before stage 1.
+    """
     splits = open_splits(run, data)
+    images = splits.train
+    side = check_settings(
+        generator,
+        sample,
+        steps=invert.checkpoints,
+        resolution=invert.resolution or generator.resolution,
+        image_size=images.size,
+        classes=len({*images.labels.tolist()}),
+    )
+    check_training(train, images.class_names, side)
     invert_stage(run, splits, generator, invert)
     sample_stage(run, generator, sample)
     results = train_stage(run, splits, train, str(generator.device))

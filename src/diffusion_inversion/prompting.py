@@ -14,21 +14,20 @@ from torch import Tensor
 
 from .config import PromptSettings
 from .denoising import denoise
+from .drawing import draw_missing
 from .embeddings import FOLDER as EMBEDDINGS
 from .engine.claim import claim_run
 from .engine.lock import run_lock
-from .engine.progress import track
-from .engine.units import each_unit
 from .errors import DataError, UsageError
-from .generator import Generator
-from .images import LabelledImages, resize, to_uint8
+from .generator import EMPTY_PROMPT, Generator
+from .images import LabelledImages
 from .randomness import generator_for
-from .safety import SafetyChecker, attempt_identity, draw_safely, load_safety_checker
-from .synthetic import EARLIER, SCHEMA, Row, SyntheticStore, job_name, parse_job
+from .safety import SafetyChecker, attempt_identity, check_safety_checker, load_safety_checker
+from .synthetic import EARLIER, SCHEMA, Row, SyntheticStore
 
 CLASS = "{class}"
+PROMPTS = "prompts"  # the kind of what is drawn here, among the settings of stage 2
 MOST_CHARACTERS = 2**22  # of a file of prompts
-EMPTY_PROMPT = ""
 
 
 @dataclass(frozen=True)
@@ -104,51 +103,48 @@ def draw_prompts(
 ) -> None:
     """What `sample_prompts` does, without reading the images back."""
     settings = settings or PromptSettings()
-    resolution, image_size = check(generator, settings)
     run, class_names = Path(out), classes_of(prompts)
-    if (run / EMBEDDINGS).exists():
-        raise UsageError(f"{run}: a run of learned vectors. Give images from prompts a folder of their own.")
+    resolution, image_size = check(generator, settings, run)
     with run_lock(run):
         store = SyntheticStore(run, class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None
         described = fingerprint(generator, settings, class_names, resolution, image_size, checker)
         claim_run(run, "sample", described, begun=bool(store.rows()))
         row_of = {prompt.source_id: row for row, prompt in enumerate(prompts)}
-        jobs = [job_name(source_id, variant) for variant in range(settings.variants) for source_id in row_of]
-        done = {job_name(row["source_id"], row["variant"]) for row in store.rows()}
-        with track("sample", len(set(jobs) - done)) as advance:
-
-            def draw(unit: tuple[str, ...]) -> None:
-                wanted = [parse_job(job) for job in unit]
-
-                def plan(place: int, attempt: int) -> _Draw:
-                    source_id, variant = wanted[place]
-                    return _plan(prompts, generator, settings, resolution, row_of[source_id], variant, attempt)
-
-                draws, images, blanked = draw_safely(
-                    plan, lambda draws: draw_images(prompts, generator, draws, settings), unit, checker
-                )
-                rows = [_metadata_row(prompts, class_names, generator, settings, one) for one in draws]
-                store.commit(resize(to_uint8(images), image_size), rows, blanked)
-                advance(len(draws))
-
-            each_unit(run, jobs, store.manifest, settings.batch_size, draw)
-        store.finish(variants=settings.variants)
+        draw_missing(
+            store,
+            row_of,
+            settings,
+            image_size,
+            checker,
+            plan=lambda source_id, variant, attempt: _plan(
+                prompts, generator, settings, resolution, row_of[source_id], variant, attempt
+            ),
+            draw=lambda draws: draw_images(prompts, generator, draws, settings),
+            describe=lambda draw: _metadata_row(prompts, class_names, generator, settings, draw),
+        )
 
 
-def check(generator: Generator, settings: PromptSettings) -> tuple[int, int]:
-    """Sides in px of what is drawn and of what is saved. Raises UsageError for settings that cannot be."""
+def check(generator: Generator, settings: PromptSettings, run: Path) -> tuple[int, int]:
+    """Sides in px of what is drawn and of what is saved.
+
+    Raises, before anything is done, UsageError for settings that cannot be, and where `run` is one of vectors.
+    """
+    if (run / EMBEDDINGS).exists():
+        raise UsageError(f"{run}: a run of learned vectors. Give images from prompts a folder of their own.")
     resolution = settings.resolution or generator.resolution
     if resolution % generator.vae_factor:
         factor = generator.vae_factor
         raise UsageError(
             f"resolution={resolution}: not a multiple of {factor}, which the VAE of {generator.name} needs. "
-            f"Use --resolution {max(1, round(resolution / factor)) * factor}."
+            f"Use --sample-resolution {max(1, round(resolution / factor)) * factor}."
         )
     image_size = settings.image_size or resolution
     if image_size > resolution:
         raise UsageError(f"image_size={image_size}: larger than the {resolution} px that are generated.")
     generator.scheduler(settings.scheduler, settings.inference_steps)
+    if settings.safety_checker:
+        check_safety_checker(generator)
     return resolution, image_size
 
 
@@ -189,7 +185,7 @@ def fingerprint(
     sides = {"resolution": resolution, "image_size": image_size}
     return {
         "schema": SCHEMA,
-        "kind": "prompts",
+        "kind": PROMPTS,
         "settings": settings.model_dump(mode="json", exclude={"variants", "safety_checker"}) | sides,
         "class_names": list(class_names),
         "generator": generator.record,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load
+from torch import Tensor
 
 from .arms import ArmResults
 from .classifier_store import ClassifierStore
@@ -19,6 +20,7 @@ from .datasets import Splits
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.ledger import Ledger
 from .engine.manifest import Manifest
+from .errors import UsageError
 from .evaluation import Verdict
 from .images import resize
 from .real_fraction import FRACTION_FILE
@@ -108,7 +110,7 @@ def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportI
     """A few real images, spread over the classes, beside their reconstructions and variants."""
     store = SyntheticStore(run, embeddings.class_names)
     shown = min(REPORT_VARIANTS, store.variants())
-    rows = spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
+    rows = shown_rows(embeddings)
     variants: dict[str, list[dict[str, Any]]] = {embeddings.ids[row]: [] for row in rows}
     for entry in sorted(store.rows(), key=lambda entry: int(entry["variant"])):
         if entry["source_id"] in variants and entry["variant"] < shown:
@@ -118,10 +120,32 @@ def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportI
     real = splits.train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
     return ReportImages(
         real=real.images,
-        reconstruction=resize(load(Ledger(run).read(RECONSTRUCTIONS_FILE) or b"")["images"], drawn.size),
+        reconstruction=resize(read_reconstructions(run, embeddings), drawn.size),
         variants=drawn.images.unflatten(0, (len(rows), shown)),
         labels=embeddings.labels[rows],
     )
+
+
+def shown_rows(embeddings: Embeddings) -> list[int]:
+    """Rows of the vectors that the report shows."""
+    return spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
+
+
+def read_reconstructions(run: Path, embeddings: Embeddings) -> Tensor:
+    """The reconstructions of `shown_rows`, uint8 (rows, 3, R, R).
+
+    Raises UsageError where stage 2 was cut short before it drew them, DataError where the file was damaged.
+    """
+    ledger = Ledger(run)
+    content, note = ledger.read(RECONSTRUCTIONS_FILE), ledger.note(RECONSTRUCTIONS_FILE)
+    versions = [embeddings.versions[row] for row in shown_rows(embeddings)]
+    if content is None or note is None or note.get("versions") != versions:
+        raise UsageError(
+            f"{run}: stage 2 ended before it drew the reconstructions that the report shows. Run the same "
+            "`dinv sample` command again first."
+        )
+    images: Tensor = load(content)["images"]
+    return images
 
 
 def spread_over_classes(labels: list[int], count: int) -> list[int]:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +15,8 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from .checkpoints import building, locate, read_config, read_weights, weight_names
-from .engine.untrusted import check_record, specs_of
+from .checkpoints import building, check_weights, read_config, read_weights, weight_names
+from .engine.untrusted import TensorSpec, check_record, specs_of
 from .errors import DataError, PartialError, UsageError
 from .generator import Generator, quiet
 from .images import to_uint8
@@ -84,17 +85,49 @@ def load_safety_checker(generator: Generator) -> SafetyChecker | None:
 
     Raises UsageError where it is a pickle, or its files do not fit each other.
     """
-    return read_safety_checker(locate(generator.source, generator.revision), generator.device)
+    return read_safety_checker(generator.folder, generator.device)
+
+
+def check_safety_checker(generator: Generator) -> None:
+    """Raise what `load_safety_checker` raises for files that do not fit each other, without reading the weights."""
+    if (found := _examine(generator.folder)) is not None:
+        check_weights(found.weights, found.names, found.wanted)
 
 
 def read_safety_checker(folder: Path, device: torch.device) -> SafetyChecker | None:
     """The checker below a checkpoint's folder; see `load_safety_checker`."""
+    if (found := _examine(folder)) is None:
+        return None
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPImageProcessor
 
+    part, other = (folder / name for name in PARTS)
+    tensors = read_weights(found.weights, found.names, found.wanted)
+    with building(part), quiet():
+        network = StableDiffusionSafetyChecker.from_pretrained(
+            None, config=found.clip, state_dict=tensors, dtype=torch.float32
+        )
+    return SafetyChecker(network, found.processor, _hash(part, other), device)
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """What a checker is made of, by its configs and the header of its weights."""
+
+    clip: Any  # CLIPConfig
+    processor: Any  # CLIPImageProcessor
+    weights: Path
+    names: tuple[str, ...]
+    wanted: dict[str, TensorSpec]
+
+
+def _examine(folder: Path) -> _Examined | None:
+    """Look at the checker below a checkpoint's folder without reading its weights; None where there is none."""
     part, other = (folder / name for name in PARTS)
     if not part.is_dir():
         return None
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
     weights = part / "model.safetensors"
     if not weights.is_file() or not other.is_dir():
         lacking = "feature_extractor" if weights.is_file() else "safety_checker/model.safetensors"
@@ -114,14 +147,9 @@ def read_safety_checker(folder: Path, device: torch.device) -> SafetyChecker | N
     with building(part), torch.device("meta"):
         clip = CLIPConfig(projection_dim=config.projection_dim, vision_config=config.vision_config.model_dump())
         wanted = specs_of(StableDiffusionSafetyChecker(clip), any_precision=True)
-    tensors = read_weights(weights, names, wanted)
-    with building(part), quiet():
-        network = StableDiffusionSafetyChecker.from_pretrained(
-            None, config=clip, state_dict=tensors, dtype=torch.float32
-        )
     with building(other):
         processor = CLIPImageProcessor(**extractor.model_dump(), resample=3)
-    return SafetyChecker(network, processor, _hash(part, other), device)
+    return _Examined(clip, processor, weights, names, wanted)
 
 
 def draw_safely(
@@ -129,11 +157,14 @@ def draw_safely(
     draw: Callable[[list[Item]], Float[Tensor, "batch 3 height width"]],
     names: Sequence[str],
     checker: SafetyChecker | None,
+    *,
+    white: bool = False,
 ) -> tuple[list[Item], Float[Tensor, "batch 3 height width"], int]:
     """Draw one image for every name; what `checker` flags is drawn again, from its plan of the next attempt.
 
     `plan(place, attempt)` gives what `draw` draws; attempt counts from 0. Returns the plans and images that are kept,
-    in the order of the names, and how many were blanked. Raises PartialError after 5 attempts, naming the image.
+    in the order of the names, and how many were blanked. Raises PartialError after 5 attempts, naming the image, or,
+    where `white`, gives a white image in its place.
     """
     plans = [plan(place, 0) for place in range(len(names))]
     images = draw(plans)
@@ -152,6 +183,9 @@ def draw_safely(
         images[left] = draw(again)
         for place, item in zip(left.tolist(), again, strict=True):
             plans[place] = item
+    if white:
+        images[left] = 1.0
+        return plans, images, blanked
     raise PartialError(
         f"{names[int(left[0])]}: the safety checker blanked all {ATTEMPTS} drawings of it (and of {len(left) - 1} more "
         "in its batch). What is committed is kept. Leave the source out, draw with other settings, or, if you know "

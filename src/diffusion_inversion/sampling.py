@@ -13,18 +13,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .config import SampleSettings
+from .drawing import draw_missing, in_parts
 from .embeddings import Embeddings
 from .engine.claim import claim_run, listed
 from .engine.lock import run_lock
 from .engine.memory import within_memory
 from .engine.progress import track
-from .engine.units import each_unit, unit_name
-from .errors import ConfigMismatchError, UsageError
+from .errors import ConfigMismatchError, DataError, UsageError
 from .generator import Generator
-from .images import LabelledImages, resize, to_uint8
-from .safety import SafetyChecker, draw_safely, load_safety_checker
-from .synthetic import SCHEMA, Row, SyntheticStore, job_name, parse_job
-from .variants import Plan, draw_in_parts, image_side, plan_variant, resolution_of
+from .images import LabelledImages, to_uint8
+from .safety import SafetyChecker, check_safety_checker, draw_safely, load_safety_checker
+from .synthetic import SCHEMA, Row, SyntheticStore
+from .variants import Plan, draw_images, plan_variant, resolution_of
 
 
 def sample(
@@ -60,37 +60,18 @@ def draw_variants(
         claim_run(run, "sample", fingerprint(embeddings, generator, settings, checker), begun=bool(rows))
         require_same_vectors(embeddings, rows, run)
         row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
-        jobs = [job_name(image_id, variant) for variant in range(settings.variants) for image_id in embeddings.ids]
-        left = set(jobs) - {job_name(row["source_id"], row["variant"]) for row in rows}
-        room = settings.batch_size
-        with track("sample", len(left)) as advance:
-
-            def draw(unit: tuple[str, ...]) -> None:
-                nonlocal room
-                wanted = [parse_job(job) for job in unit]
-                # A unit that is drawn again is computed as it was, for the same bits.
-                before = store.manifest.dropped().get(unit_name(unit))
-                at_once = min(room, len(unit)) if before is None else before.get("at_once", len(unit))
-
-                def plan(place: int, attempt: int) -> Plan:
-                    image_id, variant = wanted[place]
-                    return plan_variant(embeddings, generator, settings, row_of[image_id], variant, attempt)
-
-                def together(plans: list[Plan]) -> Float[Tensor, "batch 3 side side"]:
-                    nonlocal at_once, room
-                    first = min(at_once, len(plans))
-                    drawn, taken = within_memory(partial(draw_in_parts, embeddings, generator, plans, settings), first)
-                    if taken < first:
-                        at_once = room = taken  # for the units that follow too
-                    return drawn
-
-                plans, images, blanked = draw_safely(plan, together, unit, checker)
-                rows = [metadata_row(embeddings, generator, settings, plan) for plan in plans]
-                store.commit(resize(to_uint8(images), image_size), rows, at_once, blanked)
-                advance(len(plans))
-
-            each_unit(run, jobs, store.manifest, settings.batch_size, draw)
-        store.finish(variants=settings.variants)
+        draw_missing(
+            store,
+            embeddings.ids,
+            settings,
+            image_size,
+            checker,
+            plan=lambda image_id, variant, attempt: plan_variant(
+                embeddings, generator, settings, row_of[image_id], variant, attempt
+            ),
+            draw=lambda plans: draw_images(embeddings, generator, plans, settings),
+            describe=lambda plan: metadata_row(embeddings, generator, settings, plan),
+        )
 
 
 def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> int:
@@ -106,26 +87,54 @@ def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings
             f"{generator.name}: the vectors were learned on other weights ({embeddings.generator_hash[:12]}, these are "
             f"{generator.hash[:12]}). Load the generator they were learned on, or invert again."
         )
-    check_resolution(embeddings.resolution, generator, settings)
-    resolution = resolution_of(embeddings, settings)
-    image_size = image_side(embeddings, settings)
-    if image_size > resolution:
-        raise UsageError(f"image_size={image_size}: larger than the {resolution} px that are generated.")
-    if settings.partner == "other-class" and len({*embeddings.labels.tolist()}) == 1:
+    return check_settings(
+        generator,
+        settings,
+        steps=embeddings.steps,
+        resolution=embeddings.resolution,
+        image_size=embeddings.image_size,
+        classes=len({*embeddings.labels.tolist()}),
+    )
+
+
+def check_settings(
+    generator: Generator,
+    settings: SampleSettings,
+    *,
+    steps: Sequence[int],
+    resolution: int,
+    image_size: int,
+    classes: int,
+) -> int:
+    """Raise what `sample` raises for settings that cannot be, before there are vectors; return the image side in px.
+
+    Vectors are to be kept at `steps`, learned at `resolution` px from images of `image_size` px in so many classes.
+    Nothing large is read. Raises UsageError, DataError (a step that is not kept).
+    """
+    drawn_at = settings.resolution or resolution
+    if drawn_at % generator.vae_factor:
+        raise UsageError(f"resolution={drawn_at}: not a multiple of {generator.vae_factor}, which the VAE needs.")
+    if settings.strict and drawn_at != resolution:
+        raise UsageError(f"resolution={drawn_at}, strict: {elsewhere(resolution)}")
+    side = image_side(settings, drawn_at, image_size)
+    if side > drawn_at:
+        raise UsageError(f"image_size={side}: larger than the {drawn_at} px that are generated.")
+    if settings.partner == "other-class" and classes == 1:
         raise UsageError("partner=other-class: the vectors are of one class. Use same-class or nearest.")
-    for step in settings.kept_steps:
-        embeddings.at(step)
+    if lacking := [step for step in settings.kept_steps if step not in steps]:
+        raise DataError(
+            f"kept_steps={lacking}: vectors of these steps are not kept (kept: {list(steps)}). "
+            f"Invert with --keep-steps {','.join(map(str, lacking))}."
+        )
     generator.scheduler(settings.scheduler, settings.inference_steps)
-    return image_size
+    if settings.safety_checker:
+        check_safety_checker(generator)
+    return side
 
 
-def check_resolution(learned: int, generator: Generator, settings: SampleSettings) -> None:
-    """Raise UsageError for a resolution that cannot be, or, where `strict`, that is not the one learned at."""
-    resolution = settings.resolution or learned
-    if resolution % generator.vae_factor:
-        raise UsageError(f"resolution={resolution}: not a multiple of {generator.vae_factor}, which the VAE needs.")
-    if settings.strict and resolution != learned:
-        raise UsageError(f"resolution={resolution}, strict: {elsewhere(learned)}")
+def image_side(settings: SampleSettings, resolution: int, image_size: int) -> int:
+    """Side in px at which images are saved that are drawn at `resolution` for a data set of `image_size`."""
+    return settings.image_size or min(image_size, resolution)
 
 
 def elsewhere(learned: int) -> str:
@@ -160,18 +169,20 @@ def reconstruct(
 ) -> UInt8[Tensor, "images 3 side side"]:
     """One image per learned vector, or per vector of `rows`, without perturbation (lambda = alpha = 0).
 
-    Returns uint8 (N, 3, R, R) at the side R at which images are drawn.
+    Returns uint8 (N, 3, R, R) at the side R at which images are drawn; white where the safety checker blanks every
+    attempt.
     """
     plain = settings.model_copy(update={"noise_strength": 0.0, "interpolation": 0.0, "variants": 1})
     found = []
     checker = load_safety_checker(generator) if settings.safety_checker else None
     rows = range(len(embeddings)) if rows is None else rows
+    draw = partial(draw_images, embeddings, generator, settings=plain)
     with track("reconstruct", len(rows)) as advance:
         for start in range(0, len(rows), settings.batch_size):
             batch = rows[start : start + settings.batch_size]
 
             def together(plans: list[Plan]) -> Float[Tensor, "batch 3 side side"]:
-                return within_memory(partial(draw_in_parts, embeddings, generator, plans, plain), len(plans))[0]
+                return within_memory(partial(in_parts, draw, plans), len(plans))[0]
 
             _, images, _ = draw_safely(
                 lambda place, attempt, batch=batch: plan_variant(  # type: ignore[misc]
@@ -180,6 +191,7 @@ def reconstruct(
                 together,
                 [embeddings.ids[row] for row in batch],
                 checker,
+                white=True,
             )
             found.append(to_uint8(images))
             advance(len(batch))
@@ -199,7 +211,7 @@ def fingerprint(
     return {
         "schema": SCHEMA,
         "settings": plain.described({"variants", "strict", "safety_checker"})
-        | {"image_size": image_side(embeddings, settings)},
+        | {"image_size": image_side(settings, resolution, embeddings.image_size)},
         "generator": generator.record,
         **({"safety_checker": checker.hash} if checker else {}),
     }
@@ -228,7 +240,8 @@ def metadata_row(embeddings: Embeddings, generator: Generator, settings: SampleS
         "interpolation_kind": settings.interpolation_kind,
         "partner": settings.partner,
         "unconditional": settings.unconditional,
-        "group_size": settings.group_size if settings.unconditional == "group-mean" else None,
+        # Groups that were learned together have their own size.
+        "group_size": settings.group_size if settings.has_groups and embeddings.groups is None else None,
         "guidance_interval": list(settings.guidance_interval),
         "eta": settings.eta,
         "resolution": resolution_of(embeddings, settings),

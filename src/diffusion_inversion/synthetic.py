@@ -120,7 +120,7 @@ class SyntheticStore:
         """Drawings that a safety checker refused, over all units."""
         return sum(record.get("blanked", 0) for record in self.manifest.units().values())
 
-    def commit(self, images: Tensor, rows: list[Row], at_once: int | None = None, blanked: int = 0) -> None:
+    def commit(self, images: Tensor, rows: list[Row], *, at_once: int | None = None, blanked: int = 0) -> None:
         """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record.
 
         `at_once` is how many of them were computed at a time, all of them by default; `blanked` how many drawings a

@@ -11,17 +11,15 @@ from torch import Tensor
 from .config import SampleSettings
 from .denoising import denoise
 from .embeddings import Embeddings
-from .generator import Generator, Tokens
+from .generator import EMPTY_PROMPT, Generator, Tokens
 from .perturb import add_gaussian_noise, choose_in_group, choose_outside, choose_partner, interpolate, slerp
 from .randomness import generator_for
 from .safety import attempt_identity
 
-EMPTY_PROMPT = ""
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What one synthetic image is made from; it depends on (run seed, source id, variant) alone."""
+    """What one synthetic image is made from; it depends on (run seed, source id, variant, attempt) alone."""
 
     source: int
     variant: int
@@ -30,16 +28,12 @@ class Plan:
     guidance_scale: float
     embedding: Float[Tensor, "tokens features"]
     initial_noise: Float[Tensor, "channels height width"]
+    attempt: int  # from 0: how many drawings of it the safety checker refused
 
 
 def resolution_of(embeddings: Embeddings, settings: SampleSettings) -> int:
     """Side in px at which images are drawn."""
     return settings.resolution or embeddings.resolution
-
-
-def image_side(embeddings: Embeddings, settings: SampleSettings) -> int:
-    """Side in px at which images are saved."""
-    return settings.image_size or min(embeddings.image_size, resolution_of(embeddings, settings))
 
 
 def plan_variant(
@@ -58,7 +52,7 @@ def plan_variant(
     embedding = add_gaussian_noise(embedding, settings.noise_strength, stream)
     side = resolution_of(embeddings, settings) // generator.vae_factor
     initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
-    return Plan(row, variant, partner, step, guidance_scale, embedding, initial_noise)
+    return Plan(row, variant, partner, step, guidance_scale, embedding, initial_noise, attempt)
 
 
 def pick_partner(embeddings: Embeddings, settings: SampleSettings, row: int, step: int, stream: torch.Generator) -> int:
@@ -108,14 +102,9 @@ def draw_images(
         settings.inference_steps,
         guidance_interval=settings.guidance_interval,
         eta=settings.eta,
-        streams=[generator_for(settings.seed, "eta", embeddings.ids[p.source], p.variant) for p in plans],
+        streams=[
+            generator_for(settings.seed, "eta", embeddings.ids[p.source], p.variant, *attempt_identity(p.attempt))
+            for p in plans
+        ],
     )
     return generator.decode(latents).cpu()
-
-
-def draw_in_parts(
-    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings, at_once: int
-) -> Float[Tensor, "batch 3 side side"]:
-    """`draw_images` with `at_once` plans in memory at a time."""
-    parts = [plans[start : start + at_once] for start in range(0, len(plans), at_once)]
-    return torch.cat([draw_images(embeddings, generator, part, settings) for part in parts])

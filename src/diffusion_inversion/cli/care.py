@@ -87,7 +87,7 @@ def repair(run: Run, device: Device = "auto", as_json: Json = False) -> None:
         from ..engine.lock import run_lock
         from ..forgetting import finish_pending
         from ..integrity import discard
-        from ..pipeline import resume
+        from ..pipeline import holds_prompts, resume
 
         with run_lock(run):
             before = _verified(run)
@@ -99,7 +99,12 @@ def repair(run: Run, device: Device = "auto", as_json: Json = False) -> None:
         summary["text"] = f"{run}: {len(before.findings)} findings mended; {after.files} files are as written"
         if after.lost:
             raise DataError(f"{_lines(run, after)}\nThese could not be mended.", _record(after))
-        if unfinished:
+        if unfinished and holds_prompts(run):
+            summary["text"] = (
+                f"{run}: {len(before.findings)} findings; {after.files} files are as written, damaged ones are taken "
+                "out. The same `dinv sample --prompts` command draws what is missing."
+            )
+        elif unfinished:
             summary["text"] += f". Stage {unfinished[0]} was never finished: run its command again to go on."
 
 

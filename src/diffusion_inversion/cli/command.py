@@ -92,6 +92,13 @@ def settings_of(model: type[Model], preset: str | None, stage: str, **given: Any
         raise UsageError("settings that cannot be used:\n" + "\n".join(f"  {line}" for line in problems)) from error
 
 
+def regrouped(settings: Model, group_size: int | None) -> Model:
+    """The settings with another group size, checked; as they are where it is None."""
+    if group_size is None:
+        return settings
+    return settings_of(type(settings), None, "settings", **{**settings.model_dump(), "group_size": group_size})
+
+
 def data_settings(
     data: str, test: str | None, size: int | None, limit: int | None, test_limit: int | None, holdout: float | None,
     seed: int | None, root: str | None, drop_test_duplicates: bool, allow_near_duplicates: bool,

@@ -62,6 +62,10 @@ Unconditional = Annotated[
     typer.Option(help="Guide away from: mean, class-mean, group-mean, empty (prompt) or zero. [default: mean]"),
 ]
 GroupSize = Annotated[int | None, typer.Option(help="Group of group-mean and partner reference. [default: 100]")]
+RunGroup = Annotated[
+    int | None,
+    typer.Option("--group-size", help="Group of grouping joint, of group-mean and partner reference. [default: 100]"),
+]
 GuidanceInterval = Annotated[
     str | None, typer.Option(help="Guide where t / T lies in it, e.g. 0.2,0.8; 1 = pure noise. [default: 0,1]")
 ]

@@ -21,9 +21,25 @@ Prompts = Annotated[
 ClassesOf = Annotated[
     Path | None, typer.Option(help="With --prompts: the run whose classes a template is filled with.")
 ]
-PromptResolution = Annotated[
+
+
+# Options of `dinv sample` that have another default with --prompts.
+GeneratorOrMini = Annotated[
+    str | None, typer.Option("--generator", help="[default: the one it was inverted with; with --prompts: mini]")
+]
+GuidanceOrPrompts = Annotated[
+    str | None,
+    typer.Option(
+        "--guidance-scales",
+        help="To mix, e.g. 1.5,2,3; 1 = off, paper's w + 1. [default: 1] [with --prompts: 7.5]",
+    ),
+]
+SizeOrResolution = Annotated[
     int | None,
-    typer.Option("--resolution", help="With --prompts: side in px that is drawn. [default: the generator's]"),
+    typer.Option(
+        "--image-size",
+        help="Side of the images in px. [default: the data set's own; with --prompts: the resolution]",
+    ),
 ]
 
 
@@ -55,7 +71,7 @@ def sample_prompts(
         texts = read_prompts(prompts, record["class_names"] if record else ())
         settings = settings_of(PromptSettings, None, "sample", guidance_scales=numbers(guidance_scales), **given)
         loaded = load(*generator)
-        check(loaded, settings)
+        check(loaded, settings, out)
         with hold(out, join, restart):
             if restart:
                 delete(out, "sample")

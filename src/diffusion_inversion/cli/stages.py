@@ -17,6 +17,7 @@ from .command import (
     load,
     number_or_auto,
     numbers,
+    regrouped,
     settings_of,
     words,
 )
@@ -69,6 +70,7 @@ from .options import (
     Revision,
     Root,
     Run,
+    RunGroup,
     SafetyCheck,
     SampleBatch,
     SampleResolution,
@@ -87,7 +89,7 @@ from .options import (
     Unconditional,
     Variants,
 )
-from .prompts import ClassesOf, Prompts, sample_prompts
+from .prompts import ClassesOf, GeneratorOrMini, GuidanceOrPrompts, Prompts, SizeOrResolution, sample_prompts
 
 if TYPE_CHECKING:
     from ..report import RunRecord
@@ -129,14 +131,14 @@ def invert(
 
 def sample(
     run: Annotated[Path, typer.Argument(help="Run folder; with --prompts, the folder to write.")],
-    generator: Annotated[str | None, typer.Option(help="[default: the one it was inverted with]")] = None,
+    generator: GeneratorOrMini = None,
     revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = None,
-    variants: Variants = None, guidance_scales: Guidance = None, kept_steps: KeptSteps = None,
+    variants: Variants = None, guidance_scales: GuidanceOrPrompts = None, kept_steps: KeptSteps = None,
     noise_strength: NoiseStrength = None, interpolation: Interpolation = None, scheduler: Scheduler = None,
     interpolation_kind: InterpolationKind = None, partner: Partner = None, unconditional: Unconditional = None,
     group_size: GroupSize = None, guidance_interval: GuidanceInterval = None, eta: Eta = None,
     resolution: SampleResolution = None, strict: Strict = False,
-    inference_steps: InferenceSteps = None, image_size: ImageSize = None, batch_size: SampleBatch = None,
+    inference_steps: InferenceSteps = None, image_size: SizeOrResolution = None, batch_size: SampleBatch = None,
     seed: Seed = None, safety_checker: SafetyCheck = None, prompts: Prompts = None, classes_of: ClassesOf = None,
     restart: Restart = False, join: Join = False, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -221,16 +223,19 @@ def run(
     drop_test_duplicates: DropDuplicates = False,
     allow_near_duplicates: AllowNear = False, steps: Steps = None, keep_steps: KeepSteps = None,
     init: Init = None, tokens: Tokens = None, learning_rate: InvertRate = None, resolution: Resolution = None,
-    invert_batch_size: InvertBatch = None, gradient_checkpointing: GradientCheckpointing = None,
+    invert_batch_size: InvertBatch = None, grouping: Grouping = None, joint_batch_size: JointBatch = None,
+    gradient_checkpointing: GradientCheckpointing = None,
     variants: Variants = None, guidance_scales: Guidance = None,
     kept_steps: KeptSteps = None, noise_strength: NoiseStrength = None, interpolation: Interpolation = None,
     interpolation_kind: InterpolationKind = None, partner: Partner = None, unconditional: Unconditional = None,
-    group_size: GroupSize = None, guidance_interval: GuidanceInterval = None, eta: Eta = None,
+    group_size: RunGroup = None, guidance_interval: GuidanceInterval = None, eta: Eta = None,
     sample_resolution: SampleResolution = None, strict: Strict = False,
     scheduler: Scheduler = None, inference_steps: InferenceSteps = None, image_size: ImageSize = None,
     sample_batch_size: SampleBatch = None, seed: Seed = None, safety_checker: SafetyCheck = None,
     architecture: Architecture = None,
-    recipe: Recipe = None, augmentations: Augmentations = None, mixing: Mixing = None,
+    recipe: Recipe = None, augmentations: Augmentations = None, mixing: Mixing = None, me_ada_every: MeAdaEvery = None,
+    me_ada_share: MeAdaShare = None, me_ada_steps: MeAdaSteps = None, me_ada_rate: MeAdaRate = None,
+    me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
     train_steps: TrainSteps = None, train_batch_size: TrainBatch = None, train_learning_rate: TrainRate = None,
     real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, join: Join = False,
     as_json: Json = False,
@@ -247,21 +252,28 @@ def run(
         inverting = settings_of(
             InvertSettings, preset, "invert", steps=steps, keep_steps=integers(keep_steps), init=init, tokens=tokens,
             learning_rate=learning_rate, resolution=resolution, batch_size=invert_batch_size, seed=seed,
-            gradient_checkpointing=gradient_checkpointing,
+            grouping=grouping, joint_batch_size=joint_batch_size, gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
         sampling = settings_of(
             SampleSettings, preset, "sample", variants=variants, guidance_scales=numbers(guidance_scales),
             kept_steps=integers(kept_steps), noise_strength=noise_strength, interpolation=interpolation,
             scheduler=scheduler, inference_steps=inference_steps, image_size=image_size,
             batch_size=sample_batch_size, seed=seed, interpolation_kind=interpolation_kind, partner=partner,
-            unconditional=unconditional, group_size=group_size, guidance_interval=numbers(guidance_interval), eta=eta,
+            unconditional=unconditional, guidance_interval=numbers(guidance_interval), eta=eta,
             resolution=sample_resolution, strict=strict or None, safety_checker=safety_checker,
         )  # fmt: skip
+        joint = inverting.grouping == "joint"
+        if joint:
+            inverting = regrouped(inverting, group_size)
+        if sampling.has_groups or not joint:  # a size that neither stage has a use for is refused
+            sampling = regrouped(sampling, group_size)
         training = settings_of(
             TrainSettings, preset, "train", architecture=architecture, steps=train_steps, batch_size=train_batch_size,
             learning_rate=train_learning_rate, real_fraction=number_or_auto(real_fraction), arms=words(arms),
             seeds=integers(seeds),
-            recipe=recipe, augmentations=words(augmentations), mixing=mixing,
+            recipe=recipe, augmentations=words(augmentations), mixing=mixing, me_ada_every=me_ada_every,
+            me_ada_share=me_ada_share, me_ada_steps=me_ada_steps, me_ada_rate=me_ada_rate,
+            me_ada_gamma=me_ada_gamma, me_ada_eta=me_ada_eta,
         )  # fmt: skip
         with hold(folder, join):
             record = run_all(

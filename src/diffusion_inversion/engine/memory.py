@@ -42,7 +42,8 @@ def within_memory(do: Callable[[int], Result], size: int) -> tuple[Result, int]:
             if size == 1:
                 raise UsageError(
                     f"memory: not even one image fits ({str(error).partition(chr(10))[0]}). Use a smaller "
-                    "--resolution, --dtype bfloat16, --gradient-checkpointing (stage 1), or a machine with more."
+                    "--resolution (--sample-resolution in stage 2 and with prompts), --dtype bfloat16, "
+                    "--gradient-checkpointing (stage 1), or a machine with more."
                 ) from error
         size = -(-size // 2)  # here, where the traceback and the tensors that it held are gone
         gc.collect()

@@ -106,6 +106,12 @@ def read_tensors(
         return {name: _read_tensor(path, file, name, infos[name], spec) for name, spec in specs.items()}, metadata
 
 
+def check_tensors(path: Path, specs: Mapping[str, TensorSpec], *, max_bytes: int) -> None:
+    """Raise the DataError that `read_tensors` raises by the header alone, without reading the tensors."""
+    with _open(path) as file:
+        _check_specs(path, _header(path, file, max_bytes)[0], specs)
+
+
 def read_json(path: Path, *, max_bytes: int = MAX_JSON) -> Any:
     """The value in a JSON file of at most `max_bytes`, as strict as `parse_json`. Raises DataError."""
     with _open(path) as file:

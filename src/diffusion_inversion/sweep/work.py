@@ -28,7 +28,7 @@ from ..inversion import check, invert
 from ..measuring import compare_images
 from ..real_fraction import real_fraction_of
 from ..run_images import load
-from ..sampling import draw_variants
+from ..sampling import check_settings, draw_variants
 from ..sources import Role
 from ..synthetic import SyntheticStore
 from ..training import fingerprint
@@ -75,7 +75,12 @@ class Workshop:
         return [self._add(cell) for cell in cells]
 
     def _add(self, cell: Cell) -> CellJobs:
-        check(self.generator, cell.invert, cell.invert.resolution or self.generator.resolution)
+        learned_at = cell.invert.resolution or self.generator.resolution
+        check(self.generator, cell.invert, learned_at)
+        check_settings(
+            self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
+            image_size=cell.data.size or learned_at, classes=2,
+        )  # fmt: skip
         for part, side in cell.autoencode.model_dump().items():
             if side is not None and side % self.generator.vae_factor:
                 factor = self.generator.vae_factor
