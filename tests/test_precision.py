@@ -91,8 +91,9 @@ def test_checkpointing_computes_the_same_vectors(generator: Generator, tmp_path:
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 from diffusers import UNet2DConditionModel
+from diffusion_inversion.bench.memory import own_peak
 torch.manual_seed(0)
 unet = UNet2DConditionModel(
     sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 128), layers_per_block=2,
@@ -101,9 +102,9 @@ unet = UNet2DConditionModel(
 if sys.argv[1] == "yes":
     unet.enable_gradient_checkpointing()
 z, t, c = torch.randn(16, 4, 16, 16), torch.full((16,), 500), torch.randn(16, 5, 64, requires_grad=True)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = own_peak()
 unet(z, t, encoder_hidden_states=c).sample.square().sum().backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, float(c.grad.norm()))
+print((own_peak() - before) / 1e6, float(c.grad.norm()))
 """
 
 
@@ -115,5 +116,5 @@ def test_checkpointing_takes_less_memory() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[enabled] = tuple(map(float, done.stdout.split()))
     print(found)
-    assert found["yes"][0] < 0.6 * found["no"][0]
+    assert found["yes"][0] < 0.75 * found["no"][0]
     assert found["yes"][1] == pytest.approx(found["no"][1], rel=1e-6)
