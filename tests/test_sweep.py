@@ -118,7 +118,7 @@ def test_a_cell_is_what_the_commands_give(made: Path, bench: Bench, tmp_path: Pa
     assert (real["at"], tuple(real["accuracies"])) == ({}, found["real"])
 
 
-def test_what_is_written_shows_every_cell(made: Path) -> None:
+def test_what_is_written_shows_every_cell(made: Path, bench: Bench) -> None:
     rows = list(csv.DictReader((made / "small.csv").open()))
     accuracies = [row for row in rows if row["measure"] == "accuracy"]
     assert len(accuracies) == 3 + 4 * 3
@@ -127,6 +127,7 @@ def test_what_is_written_shows_every_cell(made: Path) -> None:
     text = (made / "small.md").read_text()
     assert "variants 3, noise_strength 0.5" in text
     assert "± " in text and "(n=3)" in text
+    assert f"Generator: toy, weights {bench.generator().hash[:12]}, float32 on cpu." in text
     page = (made / "small.html").read_text()
     assert page.count("data:image/png") == 3
     assert "Noise costs accuracy" in page

@@ -69,6 +69,7 @@ class SweepResult:
     """All that a sweep found, rows in the order of the cells."""
 
     plan: SweepPlan
+    generator: str  # name, hash of the weights and precision
     cells: tuple[Cell, ...]
     rows: tuple[Row, ...]
     metrics: tuple[MetricsRow, ...]
@@ -97,7 +98,9 @@ def gather(workshop: Workshop, cells: Sequence[Cell], jobs: Sequence[CellJobs]) 
         metrics.append(MetricsRow(at, tuple(members), record["metrics"], record["n_real"], record["n_generated"]))
     plan = workshop.plan
     claims = tuple(_check(claim, cells, rows, metrics) for claim in plan.claims)
-    return SweepResult(plan, tuple(cells), tuple(rows), tuple(metrics), claims)
+    made_with = workshop.generator
+    generator = f"{made_with.name}, weights {made_with.hash[:12]}, {made_with.record['dtype']} on {workshop.device}"
+    return SweepResult(plan, generator, tuple(cells), tuple(rows), tuple(metrics), claims)
 
 
 def require_answerable(plan: SweepPlan, cells: Sequence[Cell], jobs: Sequence[CellJobs], suffix: str) -> None:

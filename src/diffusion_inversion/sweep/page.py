@@ -22,6 +22,7 @@ def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
             "title": found.plan.title,
             "about": found.plan.about,
             "command": command,
+            "generator": found.generator,
             "tables": {name: [head, *body] for name, (head, body) in tables.items()},
         }
     )

@@ -55,6 +55,7 @@ def as_json(found: SweepResult, command: str) -> str:
     record = {
         "title": found.plan.title,
         "command": command,
+        "generator": found.generator,
         "plan": found.plan.model_dump(mode="json"),
         "rows": [_row(found, row) for row in found.rows],
         "metrics": [
@@ -80,7 +81,7 @@ def _row(found: SweepResult, row: Row) -> dict[str, Any]:
 def as_markdown(found: SweepResult, command: str, figures: Sequence[str]) -> str:
     """The page as Markdown: what was run, tables, figures, claims."""
     lines = [f"# {found.plan.title}", "", *([found.plan.about.strip(), ""] if found.plan.about else [])]
-    lines += [f"`{command}`", ""]
+    lines += [f"`{command}`", "", f"Generator: {found.generator}.", ""]
     head, body = accuracy_table(found)
     lines += ["Test accuracy in %, mean ± standard deviation over n seeds.", "", *_markdown(head, body), ""]
     if found.metrics:
