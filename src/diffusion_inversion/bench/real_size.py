@@ -45,11 +45,11 @@ def real_size(checkpoint: Path, plan: Plan) -> dict[str, Any]:
     The first of `sizes` is the one at which the two paths are compared, the last is text-prompted Stable Diffusion's
     own. Raises UsageError for sizes that the VAE cannot divide.
     """
-    peak = peak_rss_gb(checkpoint, plan.sizes[0], plan.batch, plan.dtype)
-    print(f"bench: peak of an inversion at {plan.sizes[0]} px: {peak:.2f} GB", file=sys.stderr, flush=True)
     torch.manual_seed(0)
     generator = Generator.load(checkpoint, device="cpu", dtype=plan.dtype)
     check(generator, plan)
+    peak = peak_rss_gb(checkpoint, plan.sizes[0], plan.batch, plan.dtype)
+    print(f"bench: peak of an inversion at {plan.sizes[0]} px: {peak:.2f} GB", file=sys.stderr, flush=True)
     tasks = make_tasks(generator, load_plain(checkpoint), plan)
     measure_in_turn(list(tasks.values()), plan.repeats)
     return {
