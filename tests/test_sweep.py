@@ -233,7 +233,6 @@ def test_a_claim_is_judged_by_its_intervals() -> None:
         ("[metrics]\nk = 2", "[metrics]\nextractor = 'nobody'", "nobody"),
         ("[grid]", "[grid]\ncase = [1]", "[[cases]]"),
         ("[invert]", "[[invert]]", "not a table"),
-        ("interpolation = 0.0", "interpolation = 0.0\nkept_steps = [1]", "not kept"),
         ("[grid]", "[autoencode]\ntest = 9\n[grid]", "autoencode.test=9"),
         ("title = ", "title ", "not a readable TOML"),
         ('title = "A small sweep"', "", "title"),
@@ -248,6 +247,14 @@ def test_a_bad_file_is_refused_before_anything_is_done(
     refused = sweep(file, tmp_path / "out")
     assert refused.exit_code == 2, refused.output
     assert message in refused.stderr
+    assert not (tmp_path / "out" / "results").exists()
+
+
+def test_a_step_that_is_not_kept_is_refused_before_anything_is_done(file: Path, tmp_path: Path) -> None:
+    file.write_text(file.read_text().replace("interpolation = 0.0", "interpolation = 0.0\nkept_steps = [1]"))
+    refused = sweep(file, tmp_path / "out")
+    assert refused.exit_code == 4
+    assert "not kept" in refused.stderr
     assert not (tmp_path / "out" / "results").exists()
 
 
