@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,10 @@ def reconstruct(
     checker = load_safety_checker(generator) if settings.safety_checker else None
     rows = range(len(embeddings)) if rows is None else rows
     draw = partial(draw_images, embeddings, generator, settings=plain)
+
+    def planner(batch: Sequence[int]) -> Callable[[int, int], Plan]:
+        return lambda place, attempt: plan_variant(embeddings, generator, plain, batch[place], 0, attempt)
+
     with track("reconstruct", len(rows)) as advance:
         for start in range(0, len(rows), settings.batch_size):
             batch = rows[start : start + settings.batch_size]
@@ -185,9 +189,7 @@ def reconstruct(
                 return within_memory(partial(in_parts, draw, plans), len(plans))[0]
 
             _, images, _ = draw_safely(
-                lambda place, attempt, batch=batch: plan_variant(  # type: ignore[misc]
-                    embeddings, generator, plain, batch[place], 0, attempt
-                ),
+                planner(batch),
                 together,
                 [embeddings.ids[row] for row in batch],
                 checker,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def make_tasks(generator: Generator, pipeline: Any, plan: Plan) -> dict[str, Tim
             images = (large // side) ** 2
             found.append(Timed(f"invert_{side}", inversion_step(generator, side, images, TOKENS), images))
         latents = torch.randn(1, generator.latent_channels, *[side // generator.vae_factor] * 2)
-        found.append(Timed(f"decode_{side}", lambda latents=latents: generator.decode(latents), repeats=DECODES))  # type: ignore[misc]
+        found.append(Timed(f"decode_{side}", partial(generator.decode, latents), repeats=DECODES))
     found.append(Timed("text_encoder", lambda: encode_prompts(pipeline, 1)))
     return {task.name: task for task in found}
 
