@@ -250,6 +250,12 @@ def test_a_bad_file_is_refused_before_anything_is_done(
     assert not (tmp_path / "out" / "results").exists()
 
 
+def test_a_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    refused = sweep(tmp_path / "nowhere.toml", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "nowhere.toml: cannot be read (No such file or directory). Name a TOML file." in refused.stderr
+
+
 def test_a_step_that_is_not_kept_is_refused_before_anything_is_done(file: Path, tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("interpolation = 0.0", "interpolation = 0.0\nkept_steps = [1]"))
     refused = sweep(file, tmp_path / "out")

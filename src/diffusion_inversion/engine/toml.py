@@ -22,6 +22,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise UsageError(f"{path}: {size:,} bytes, more than a file of settings has; name another file.")
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:  # not UTF-8 and not TOML are ValueErrors
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). Name a TOML file.") from error
+    except ValueError as error:  # not UTF-8 and not TOML
         raise UsageError(f"{path}: not a readable TOML file ({error}). Correct it there.") from error
     return content
