@@ -163,6 +163,12 @@ def test_the_axis_is_logarithmic_where_that_shows_more() -> None:
     assert scale(0, 1000, 8000) == "symlog" and scale(0, 1000, 2000) == "linear"
 
 
+def test_a_logarithmic_axis_names_strengths_as_they_are() -> None:
+    axes = accuracy_curve({"a": [point(place, 0.5) for place in (0, 0.1, 0.4, 1.6)]}).axes[0]
+    assert axes.get_xscale() == "symlog"
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0", "0.1", "0.4", "1.6"]
+
+
 def test_an_interval_beside_its_value_is_drawn_where_it_is() -> None:
     axes = accuracy_curve({"a": [{"at": 1, "value": 0.5, "low": 0.51, "high": 0.53}]}).axes[0]
     assert segments(axes) == [(1, pytest.approx(51), pytest.approx(53))]

@@ -57,7 +57,7 @@ def accuracy_curve(arms: Mapping[str, Line], xlabel: str = "synthetic images") -
             axes.set_xscale("symlog", linthresh=above[0])
         else:
             axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(_whole)
+        axes.xaxis.set_major_formatter(_number)
         if len(places) <= _MOST_TICKS:
             axes.set_xticks(places)
             axes.minorticks_off()
@@ -121,9 +121,9 @@ def _with_bars(axes: Axes, line: Line, colour: str, scale: float) -> Line2D:
     return drawn
 
 
-def _whole(value: float, _: float) -> str:
-    """A place on an axis of counts: 1000 as 1,000."""
-    return f"{value:,.0f}"
+def _number(value: float, _: float) -> str:
+    """A place on an axis of counts or strengths: 1000 as 1,000, 0.1 as it is."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:g}"
 
 
 def _symbol(strength: str) -> str:
