@@ -9,6 +9,7 @@ from pathlib import Path
 from ..engine.untrusted import read_json
 from .figures_text import figures_markdown
 from .log import read_log
+from .pieces import SCHEMA
 
 CORPUS = "Tiny-ImageNet (200 classes), research use under its own terms"
 TEXT = """# mini
@@ -20,7 +21,7 @@ A small latent diffusion model in diffusers' folder layout, embedded in diffusio
 parameters |
 | unet | UNet2DConditionModel {unet_widths} x {unet_layers} layers, {prediction}; {unet_million:.1f} M |
 | text_encoder | CLIPTextModel, {text_layers} layers of width {text_width}, {text_tokens} tokens; {text_million:.1f} M |
-| adapter | Lite0 profile of an image to {adapter_tokens} tokens (ours; a plain StableDiffusionPipeline does not need it) |
+| adapter | Lite0 profile of an image to {adapter_tokens} tokens (ours; StableDiffusionPipeline does not need it) |
 
 Data: {corpus}; the adapter reads features of an EfficientNet-Lite0 trained on ImageNet. Imagenette and part of STL-10
 come from ImageNet too: results on them are not free of that. CIFAR-10 is.
@@ -39,8 +40,8 @@ Measured with `dinv pretrain --stage figures` on data that it was never trained 
 Left to right: {shown}. Guidance 2, 16 DPM-Solver++ steps, not selected.
 
 Known weaknesses: {resolution} px only; objects are often blobs with the right colours and layout; prompts outside the
-corpus's class names mean little to it; people, text and fine texture are poor. Not meant for making pictures to show: it
-exists so that the whole method runs on a CPU.
+corpus's class names mean little to it; people, text and fine texture are poor. Not meant for making pictures to show:
+it exists so that the whole method runs on a CPU.
 """
 NOT_MEASURED = "not measured"
 _OF_EVERY_LOG = ("time", "step", "samples", "seconds")
@@ -63,7 +64,6 @@ def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str =
         )
     )
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    figures = folder / "figures.json"
     written = TEXT.format(
         resolution=unet["sample_size"] * factor,
         factor=factor,
@@ -81,10 +81,16 @@ def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str =
         corpus=corpus,
         vae_log=_last(folder / "vae.log.tsv"),
         unet_log=_last(folder / "unet.log.tsv"),
-        figures=figures_markdown(read_json(figures)) if figures.is_file() else NOT_MEASURED,
+        figures=_figures(folder / "figures.json"),
         shown=", ".join(shown),
     )
     (target / "README.md").write_text(written)
+
+
+def _figures(path: Path) -> str:
+    """The tables of figures.json; its pictures stay beside it."""
+    content = read_json(path) if path.is_file() else {}
+    return figures_markdown(content, pictures=False) if content.get("schema") == SCHEMA else NOT_MEASURED
 
 
 def _million(path: Path) -> float:

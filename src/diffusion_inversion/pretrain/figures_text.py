@@ -21,13 +21,18 @@ def short(weights_hash: str) -> str:
     return weights_hash[:12]
 
 
-def figures_markdown(content: dict[str, Any]) -> str:
-    """Tables of everything that `content` holds for its generators; what was not measured says so."""
+def figures_markdown(content: dict[str, Any], pictures: bool = True) -> str:
+    """Tables of everything that `content` holds for its generators; what was not measured says so.
+
+    `pictures` adds the grids, by their paths from where figures.json lies.
+    """
     parts = [_generators(content)]
     if found_in(content, "judge") is not None:
         parts.append(_agreement(content))
     if content["domains"]:
         parts.append(_domains(content))
+    if content["domains"] and pictures:
+        parts.append(_pictures(content))
     parts += [_quality(content), _autoencoders(content)]
     return "\n".join(part for part in parts if part)
 
@@ -76,8 +81,9 @@ def _agreement(content: dict[str, Any]) -> str:
     sources, generators = found_in(content, "agreement/sources"), content["generators"]
     keys = [("autoencoded sources", AUTOENCODED)]
     for step in content["steps"]:
-        name = "guess (step 0)" if step == GUESS else f"{step} steps"
-        keys += [(f"{name}, guidance {scale:g}", f"{step}/{scale:g}") for scale in content["guidance_scales"]]
+        keys += [
+            (f"{_view(str(step))}, guidance {scale:g}", f"{step}/{scale:g}") for scale in content["guidance_scales"]
+        ]
     rows = [
         [name, *(_percent(found_in(content, f"agreement/{short(g['hash'])}/{key}")) for g in generators)]
         for name, key in keys
@@ -111,7 +117,7 @@ def _each(
 def _domains(content: dict[str, Any]) -> str:
     names, steps = content["domains"], [str(step) for step in content["steps"]]
     views = [AUTOENCODED, *steps]
-    titles = ["guess" if step == str(GUESS) else f"{step} steps" for step in steps]
+    titles = [_view(step) for step in steps]
 
     def loss_cells(found: dict[str, Any]) -> list[str]:
         values = [f"{found['losses'][step]:.3f} ({found['ratio'][step]:.3f})" for step in steps]
@@ -151,20 +157,26 @@ def _domains(content: dict[str, Any]) -> str:
                 partial(view_cells, "lite0", size, ".3f"),
             )
         )
-    pictures = []
-    for name in names:
+    return "\n".join(parts)
+
+
+def _pictures(content: dict[str, Any]) -> str:
+    parts = []
+    for name in content["domains"]:
         for g in content["generators"]:
             found = found_in(content, f"domain/{name}/{short(g['hash'])}")
             if found is not None:
-                rows = ", ".join(
-                    row if not row.isdigit() else "guess" if row == str(GUESS) else f"{row} steps"
-                    for row in found["pictured"]
-                )
-                pictures.append(
-                    f"{visible(name)}, {visible(g['label'])}; rows: {rows}\n\n"
-                    f"![{visible(name)}, {visible(g['label'])}](figures/{found['picture']})\n"
-                )
-    return "\n".join([*parts, *pictures])
+                title = visible(f"{name}, {g['label']}")
+                rows = ", ".join(_view(row) for row in found["pictured"])
+                parts.append(f"{title}; rows: {rows}\n\n![{title}](figures/{found['picture']})\n")
+    return "\n".join(parts)
+
+
+def _view(name: str) -> str:
+    """A view of a source in words."""
+    if not name.isdigit():
+        return name
+    return "guess" if name == str(GUESS) else f"{name} steps"
 
 
 def _quality(content: dict[str, Any]) -> str:
