@@ -135,7 +135,7 @@ class _Call:
         keep, amounts = self.pieces.keep, self.amounts
         path = judge or trained(self.folder, "judge", real, amounts.judge)
         classifier = Classifier.load(path)
-        sources = _balanced(real, amounts.sources)
+        sources = balanced(real, amounts.sources)
         judged_by = {"judge": hashlib.sha256(path.read_bytes()).hexdigest(), "tested_on": test.digest}
         inputs = {"judge": judged_by["judge"], "sources": sources.digest}
         keep("judge", judged_by, lambda: _judge_figures(classifier, test))
@@ -254,7 +254,7 @@ def _described(label: str, generator: Generator) -> dict[str, Any]:
     }
 
 
-def _balanced(images: LabelledImages, count: int) -> LabelledImages:
+def balanced(images: LabelledImages, count: int) -> LabelledImages:
     """`count` images, an equal share a class as far as it goes, chosen by id; all where there are no more."""
     label_of = dict(zip(images.ids, images.labels.tolist(), strict=True))
     row_of = {image_id: row for row, image_id in enumerate(images.ids)}
