@@ -75,6 +75,7 @@ def test_psnr_of_a_constant_error_has_a_closed_form() -> None:
     off[1] -= 5
     expected = [20 * math.log10(255 / 10), 20 * math.log10(255 / 5)]
     assert psnr(off, images) == pytest.approx(sum(expected) / 2)
+    assert psnr(off.repeat(90, 1, 1, 1), images.repeat(90, 1, 1, 1)) == pytest.approx(sum(expected) / 2)  # in parts
     assert psnr(images, images) == 100
 
 
@@ -92,6 +93,7 @@ def test_sharpness_is_a_gradient_over_a_spread_and_falls_with_blur() -> None:
     flat = torch.full_like(smooth[:1], 9)
     assert (sharpness_ratio(planted, smooth) or 0) > 2 > 0.5 > (sharpness_ratio(smooth, planted) or 1)
     assert sharpness_ratio(smooth, smooth) == pytest.approx(1)
+    torch.testing.assert_close(sharpness(smooth.repeat(40, 1, 1, 1)), sharpness(smooth).repeat(40))
     with_flat = sharpness_ratio(torch.cat([planted, flat]), torch.cat([smooth, flat]))
     assert with_flat == pytest.approx(sharpness_ratio(planted, smooth))
     assert sharpness_ratio(flat, flat) is None

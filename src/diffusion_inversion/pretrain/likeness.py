@@ -37,7 +37,8 @@ def through_autoencoder(generator: Generator, images: UInt8[Tensor, "images 3 si
 
 def psnr(drawn: UInt8[Tensor, "images 3 side side"], sources: UInt8[Tensor, "images 3 side side"]) -> float:
     """Mean over images of 10 log10(255^2 / mean squared error) in dB; 100 dB for an image that is exact."""
-    return mean_psnr((drawn.double() - sources.double()).square().mean(dim=(1, 2, 3)).tolist())
+    pairs = zip(drawn.split(BATCH), sources.split(BATCH), strict=True)
+    return mean_psnr(torch.cat([(a.double() - b).square().mean(dim=(1, 2, 3)) for a, b in pairs]).tolist())
 
 
 def sharpness(images: UInt8[Tensor, "images 3 side side"]) -> Float[Tensor, " images"]:
@@ -45,8 +46,8 @@ def sharpness(images: UInt8[Tensor, "images 3 side side"]) -> Float[Tensor, " im
 
     It does not change with brightness or contrast, and falls with blur.
     """
-    values = images.double()
-    return values.diff(dim=-1).abs().mean(dim=(1, 2, 3)) / values.std(dim=(1, 2, 3))
+    parts = (chunk.double() for chunk in images.split(BATCH))
+    return torch.cat([x.diff(dim=-1).abs().mean(dim=(1, 2, 3)) / x.std(dim=(1, 2, 3)) for x in parts])
 
 
 def sharpness_ratio(decoded: Tensor, originals: Tensor) -> float | None:
