@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from ..metrics.frechet import small_sample_warning
 from ..report.text import visible
 from .domains import AUTOENCODED, GUESS
 from .judge import JUDGE_ACCURACY
@@ -194,12 +195,14 @@ def _quality(content: dict[str, Any]) -> str:
             kid = f"{1000 * at['kid_lite0']:.2f} ± {1000 * at['kid_std']:.2f}"
             rows.append([label, f"{size} px", f"{figures['n']:,}", f"{at['fid_lite0']:.1f}{error}", kid])
     sampler = content["sampler"]
+    warning = small_sample_warning(first["n_real"], first["n"], first["dim"])
     return (
         "## Quality of samples\n"
         f"Images of class names in turn (guidance {sampler['guidance_scale']:g}, {sampler['inference_steps']} "
         f"DPM-Solver++ steps) against {first['n_real']:,} held-out images of the corpus, both resized to the same "
         "side, on pooled Lite0 features (not the standard FID). FID ± jackknife standard error; 1,000 x KID, mean ± "
-        "std over subsets of images.\n\n" + table(["generator", "compared at", "n", "fid_lite0", "KID"], rows)
+        f"std over subsets of images.{f' {warning}.' if warning else ''}\n\n"
+        + table(["generator", "compared at", "n", "fid_lite0", "KID"], rows)
     )
 
 

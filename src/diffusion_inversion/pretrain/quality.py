@@ -70,7 +70,7 @@ def quality_figures(
     names take turns. Features are kept below `folder`, those of the samples in blocks, so that a killed call goes on.
     """
     drawn = _sample_features(generator, names, samples, tuple(sizes), folder, extractor)
-    found: dict[str, Any] = {"n": samples, "n_real": len(heldout), "sizes": {}}
+    found: dict[str, Any] = {"n": samples, "n_real": len(heldout), "dim": extractor.dim, "sizes": {}}
     for size, features in drawn.items():
         with track(f"held-out features at {size} px", len(heldout)) as advance:
             real = cached_features(extractor, at_size(heldout, size), folder / "held-out", advance=advance)
