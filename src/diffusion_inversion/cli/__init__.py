@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, generators, measures, stages, sweeps
+from . import bench, care, compare, generators, measures, stages, sweeps
 
 app = typer.Typer(
     help="Turn a folder of labelled images into a synthetic training set, and find out whether it helps.",
@@ -22,11 +22,11 @@ for function in (
     sweeps.sweep,
     measures.metrics,
     generators.autoencode,
-    generators.generators,
     generators.pretrain,
 ):
     app.command()(function)
 app.add_typer(bench.bench, name="bench")
+app.add_typer(compare.group, name="generators")
 
 
 def main() -> None:
