@@ -55,12 +55,13 @@ def cache_views(
     *,
     device: torch.device,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> LatentCache:
     """Compute the cache of `corpus` with a normalised VAE, or read it from `path` where it was made from the same.
 
     Latents and profile are those of the same view. The views' draws are the same on every device.
     """
+    batch_size = batch_size or (2_000 if device.type == "cuda" else 500)
     made_from = _origin(vae, corpus, views, seed)
     count = len(corpus.images)
     if not _is_from(path, made_from):

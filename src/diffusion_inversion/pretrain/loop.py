@@ -120,7 +120,9 @@ def fit(
             while (done := budget.share(progress, task.batch_size)) < 1:
                 with finishing():
                     factor = trapezoid(progress.step, done, task.decay_share)
-                    count = chunk if total is None else min(chunk, total - progress.step)
+                    count = chunk - progress.step % chunk  # so that every log and validation is met
+                    if total is not None:
+                        count = min(count, total - progress.step)
                     for _ in range(count):
                         task.weights.set_rates(factor, progress.step)
                         run()
