@@ -21,12 +21,12 @@ def trapezoid(step: int, done: float, decay: float) -> float:
     return max(0.0, min(1.0, (step + 1) / WARMUP_STEPS, (1 - done) / decay))
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration of Muon in bfloat16: matrices (N, R, C) to near-orthogonal ones, float32.
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> Tensor:
+    """Newton-Schulz iteration of Muon, computed in `dtype`: matrices (N, R, C) to near-orthogonal ones, float32.
 
     Quintic coefficients of https://kellerjordan.github.io/posts/muon/.
     """
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -45,9 +45,11 @@ class Muon(nn.Module):
     arXiv 2502.16982, eq. 4). A module only so that its momentum is saved with the others' weights.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], momentum: float = 0.95) -> None:
+    def __init__(
+        self, parameters: list[nn.Parameter], momentum: float = 0.95, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         super().__init__()
-        self.momentum = momentum
+        self.momentum, self.dtype = momentum, dtype
         shapes: dict[tuple[int, int], list[nn.Parameter]] = {}
         for parameter in parameters:
             shapes.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
@@ -62,7 +64,7 @@ class Muon(nn.Module):
             average = self.get_buffer(f"momentum_{index}")
             gradients = torch.stack([_grad(p).reshape(rows, columns) for p in members])
             average.lerp_(gradients, 1 - self.momentum)
-            update = orthogonalise(gradients.lerp(average, self.momentum))  # Nesterov
+            update = orthogonalise(gradients.lerp(average, self.momentum), self.dtype)  # Nesterov
             update *= RMS * math.sqrt(max(rows, columns)) * lr
             for parameter, change in zip(members, update.unbind(0), strict=True):
                 parameter.sub_(change.reshape(parameter.shape))
