@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.classifiers import Classifier
 from diffusion_inversion.cli import app
-from diffusion_inversion.cli.compare import labelled
+from diffusion_inversion.cli.command import labelled
 from diffusion_inversion.config import TrainSettings
 from diffusion_inversion.errors import DataError, UsageError
 from diffusion_inversion.extractors.extractor import Extractor

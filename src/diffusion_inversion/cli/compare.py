@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import UsageError
-from .command import command, integers, load, numbers
+from .command import command, integers, labelled, load, numbers, pairs
 from .generators import generators
 from .options import Device, Dtype, Json
 
@@ -85,27 +84,3 @@ def compare(
                 ),
             )  # fmt: skip
         summary |= {"folder": str(out), **content, "text": (out / TEXT).read_text()}
-
-
-def pairs(given: Sequence[str], option: str) -> dict[str, str]:
-    """NAME=DATA as a mapping. Raises UsageError for what is not one, or a name twice."""
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value) or name in found:
-            raise UsageError(f"{option} {text}: give NAME=DATA, each name once.")
-        found[name] = value
-    return found
-
-
-def labelled(names: Sequence[str]) -> dict[str, str]:
-    """LABEL=NAME, or names that are their own labels (of a folder its last part), as label => name."""
-    found: dict[str, str] = {}
-    for text in names:
-        label, equals, name = text.partition("=")
-        if not equals or Path(text).exists():
-            label, name = Path(text).name if Path(text).is_dir() else text, text
-        if not label or not name or label in found:
-            raise UsageError(f"{text}: two generators of this name. Tell them apart by LABEL=NAME.")
-        found[label] = name
-    return found

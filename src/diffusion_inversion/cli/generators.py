@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .command import command, data_settings, load, words
+from .command import command, data_settings, labelled, load, pairs, words
 from .options import (
     AllowNear,
     Data,
@@ -73,8 +73,12 @@ def pretrain(
         int | None, typer.Option(help="Of the denoiser.  [default: 1,024 on CUDA, 128 elsewhere]")
     ] = None,
     device: Device = "auto",
-    target_train: Annotated[Path | None, typer.Option(help="For stage figures: a target data set, train.")] = None,
-    target_test: Annotated[Path | None, typer.Option(help="For stage figures: a target data set, test.")] = None,
+    target_train: Annotated[str | None, typer.Option(help="For stage figures: DATA whose labels are judged.")] = None,
+    target_test: Annotated[str | None, typer.Option(help="For stage figures: its test images.")] = None,
+    judge: Annotated[Path | None, typer.Option(help="For stage figures: a classifier of the target.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="For stage figures: NAME=DATA, a domain.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="For stage figures: NAME=DATA, its test images.")] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="For stage figures: LABEL=GENERATOR, another one.")] = None,
     start_from: Annotated[str | None, typer.Option(help="mini or a folder made here: go on from its weights.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -82,6 +86,7 @@ def pretrain(
     with command(as_json) as summary:
         from ..engine.lock import run_lock
         from ..pretrain.loop import Budget
+        from ..pretrain.recipe import Measured
         from ..pretrain.recipe import pretrain as recipe
 
         def budget(samples: int | None, limit: float | None) -> Budget | None:
@@ -93,7 +98,11 @@ def pretrain(
                 vae_budget=budget(vae_samples, vae_minutes), decoder_budget=budget(decoder_samples, decoder_minutes),
                 unet_budget=budget(unet_samples, minutes),
                 device=device, batch_size=batch_size, part_minutes=part_minutes,
-                target_train=target_train, target_test=target_test, start_from=start_from,
+                start_from=start_from,
+                measured=Measured(
+                    target_train, target_test, judge, pairs(data or (), "--data"), pairs(test or (), "--test"),
+                    labelled(beside or ()),
+                ),
             )  # fmt: skip
         summary |= {"folder": str(folder), "text": str(folder)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..engine.untrusted import read_json
 from .figures_text import figures_markdown
-from .log import read_log
+from .log import OF_EVERY_LOG, read_log
 from .pieces import SCHEMA
 
 CORPUS = "Tiny-ImageNet (200 classes), research use under its own terms"
@@ -24,10 +24,13 @@ parameters |
 | adapter | Lite0 profile of an image to {adapter_tokens} tokens (ours; StableDiffusionPipeline does not need it) |
 
 Data: {corpus}; the adapter reads features of an EfficientNet-Lite0 trained on ImageNet. Imagenette and part of STL-10
-come from ImageNet too: results on them are not free of that. CIFAR-10 is.
+come from ImageNet too: results on them are not free of that. CIFAR-10 is. The adapter also saw crops and "wide" views
+of the photographs (zoomed, turned, grey, inverted, in other colours, blurred), so that cells, solar modules and
+drawings lie within its reach; `val_wide` is the loss on such views of held-out images, `val_adapter` on the images
+themselves.
 
-| stage | images seen | hours | last record of its log |
-|---|---|---|---|
+| stage | images seen | minutes | on | last record of its log |
+|---|---|---|---|---|
 | vae | {vae_log} |
 | unet | {unet_log} |
 
@@ -44,7 +47,6 @@ corpus's class names mean little to it; people, text and fine texture are poor. 
 it exists so that the whole method runs on a CPU.
 """
 NOT_MEASURED = "not measured"
-_OF_EVERY_LOG = ("time", "step", "samples", "seconds")
 
 
 def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str = CORPUS) -> None:
@@ -104,9 +106,9 @@ def _million(path: Path) -> float:
 
 
 def _last(path: Path) -> str:
-    """Images, hours and every figure of the last record of a log, as cells."""
+    """Images, minutes, device and every figure of the last record of a log, as cells."""
     if not path.is_file():
-        return " | ".join([NOT_MEASURED] * 3)
+        return " | ".join([NOT_MEASURED] * 4)
     last = read_log(path)[-1]
-    figures = ", ".join(f"{name} {value}" for name, value in last.items() if name not in _OF_EVERY_LOG)
-    return f"{int(last['samples']):,} | {float(last['seconds']) / 3600:.2f} | {figures}"
+    figures = ", ".join(f"{name} {value}" for name, value in last.items() if name not in OF_EVERY_LOG)
+    return f"{int(last['samples']):,} | {float(last['seconds']) / 60:.1f} | {last['device']} | {figures}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..device import describe
 from ..engine.signals import finishing
 from ..errors import DinvError, UsageError
 from . import checkpoint
@@ -104,7 +105,8 @@ def fit(
         random.seed(seed)
         progress = checkpoint.restore(state, modules, {"adamw": task.weights.adamw}, random)
         task.weights.restored()
-        log = TrainingLog(folder / f"{task.name}.log.tsv", ("lr", *task.columns, *task.validated), progress.step)
+        columns = ("lr", *task.columns, *task.validated)
+        log = TrainingLog(folder / f"{task.name}.log.tsv", columns, progress.step, describe(device))
         started, saved_at = time.monotonic() - progress.seconds, time.monotonic()
 
         def save() -> None:

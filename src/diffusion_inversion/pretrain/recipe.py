@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,12 +25,12 @@ from .card import write_card
 from .corpus import Corpus, hold_out, load_corpus
 from .decoder import refine_decoder
 from .figures import FILE as FIGURES
-from .figures import measure, prompt_grid
+from .figures import Amounts, measure, prompt_grid
 from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, cache_views
 from .log import read_log
 from .loop import Budget
 from .tokenizer import train_tokenizer
-from .unet import DenoiserTask, prompt_texts, train_unet
+from .unet import DenoiserTask, prompt_texts, recomputed_losses, train_unet
 from .vae import normalise_latents, train_vae
 
 ARCHITECTURES = Path(__file__).parent / "architecture"
@@ -41,8 +42,22 @@ REFINED_VAE = "vae-refined.safetensors"  # the same encoder
 DENOISER = "denoiser"
 LOGS = ("vae.log.tsv", "unet.log.tsv")
 DECODER_LOG = "decoder.log.tsv"
+HELD_OUT_LOSSES = "held-out.json"
 GRID_CLASSES = 10
 NORMALISED_ON = 5_000  # training images
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What stage figures measures beside the held-out images; see `figures.measure`."""
+
+    target_train: str | None = None
+    target_test: str | None = None
+    judge: Path | None = None
+    domains: Mapping[str, str] = field(default_factory=dict)  # name => DATA
+    tests: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)  # label => another generator
+    amounts: Amounts | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +96,7 @@ def pretrain(
     device: str = "auto",
     batch_size: int | None = None,
     part_minutes: float | None = None,
-    target_train: Path | None = None,
-    target_test: Path | None = None,
+    measured: Measured | None = None,
     start_from: str | None = None,
     seed: int = 0,
 ) -> Path:
@@ -91,8 +105,8 @@ def pretrain(
     `corpus_path` is a parquet file with `image` (`size` px) and `label`; `validation_path` another, in no gradient, or
     None to hold 5,000 images of the corpus out. Every state, log and cache lives below `folder`; the same call goes on
     where a killed one saved. With `part_minutes` the call saves and ends after that time (PartEnded). `batch_size` is
-    the denoiser's, 1,024 on CUDA and 128 elsewhere. Stage `figures` measures the exported model on a target data set
-    (parquet files too) and writes the card again. `start_from` ("mini" or an exported folder) lays its weights and logs
+    the denoiser's, 1,024 on CUDA and 128 elsewhere. Stage `figures` measures the exported model, on the data sets
+    of `measured` too, and writes the card again. `start_from` ("mini" or an exported folder) lays its weights and logs
     into an empty `folder` first, to go on from them. Raises UsageError where a stage is unknown or needs an earlier one
     that was not run, DataError for a bad corpus.
     """
@@ -102,8 +116,6 @@ def pretrain(
         raise UsageError(f"--stage {','.join(unknown)}: unknown. Use some of {','.join(STAGES)}.")
     if size not in SIZES:
         raise UsageError(f"--size {size}: no architecture of that size. Use one of {', '.join(map(str, SIZES))}.")
-    if "figures" in stages and (target_train is None or target_test is None):
-        raise UsageError("--stage figures: needs --target-train and --target-test, parquet files of a target data set.")
     if part_minutes is not None and not part_minutes > 0:
         raise UsageError(f"--part-minutes {part_minutes:g}: leaves no time to train. Give a number above 0.")
     where = resolve_device(device)
@@ -145,10 +157,8 @@ def pretrain(
             run_unet(corpus, held_out, setting, unet_budget or Budget(samples=8_900_000))
         elif stage == "export":
             export(corpus.names, setting)
-        elif target_train is not None and target_test is not None:
-            measure(folder, held_out, target_train, target_test)
-            shutil.copyfile(folder / FIGURES, folder / "mini" / FIGURES)
-            write_card(folder / "mini", folder, _shown(corpus.names))
+        else:
+            run_figures(corpus.names, held_out, setting, measured or Measured())
     return folder / "mini"
 
 
@@ -289,6 +299,41 @@ def export(names: tuple[str, ...], setting: Setting) -> None:
     for name in (*LOGS, *([DECODER_LOG] if refined else [])):
         shutil.copyfile(folder / name, target / name)
     write_card(target, folder, shown)
+
+
+def run_figures(names: tuple[str, ...], held_out: Corpus, setting: Setting, measured: Measured) -> None:
+    """Measure `folder`/mini, beside others if so wished, and write its card again.
+
+    The held-out losses are those of the log's last record, computed again from the weights that are shipped.
+    """
+    folder = setting.folder
+    if not (folder / "mini").is_dir():
+        raise UsageError(f"{folder / 'mini'}: missing. Run the stage export first.")
+    vae, model = load_vae(setting), new_denoiser(setting)
+    cache = cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=setting.device)
+    generator = Generator.load(folder / "mini", device=str(setting.device), dtype="float32")
+    networks = {"unet": generator.unet, "text_encoder": generator.text_encoder, "adapter": generator.adapter}
+    model.load_state_dict({f"{n}.{key}": v for n, part in networks.items() for key, v in part.state_dict().items()})
+    losses = recomputed_losses(
+        model.to(setting.device), noise_schedule(setting.architecture), generator.tokenizer, cache, names
+    )
+    commit_bytes(folder / HELD_OUT_LOSSES, (json.dumps(losses, indent=2) + "\n").encode())
+    generators = {"mini": Generator.load(folder / "mini", device=str(setting.device))}
+    generators |= {label: Generator.load(name, device=str(setting.device)) for label, name in measured.beside.items()}
+    measure(
+        folder,
+        held_out,
+        measured.target_train,
+        measured.target_test,
+        generators=generators,
+        judge=measured.judge,
+        domains=measured.domains,
+        tests=measured.tests,
+        amounts=measured.amounts,
+    )
+    for name in (FIGURES, HELD_OUT_LOSSES):
+        shutil.copyfile(folder / name, folder / "mini" / name)
+    write_card(folder / "mini", folder, _shown(names))
 
 
 def new_denoiser(setting: Setting) -> nn.ModuleDict:

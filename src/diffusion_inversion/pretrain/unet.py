@@ -164,6 +164,20 @@ def held_out_losses(
     return sums
 
 
+def recomputed_losses(
+    model: nn.ModuleDict,
+    alphas_cumprod: Tensor,
+    tokenizer: CLIPTokenizer,
+    cache: LatentCache,
+    names: tuple[str, ...],
+) -> dict[str, float]:
+    """The held-out losses of finished networks, as the last record of their log has them."""
+    device = next(model.parameters()).device
+    prompts = tokenize(tokenizer, prompt_texts(names)).unflatten(0, (len(names), len(TEMPLATES))).to(device)
+    empty = tokenize(tokenizer, [""]).to(device)
+    return held_out_losses(model, alphas_cumprod.to(device), cache.to(device), prompts, empty)
+
+
 def train_unet(
     task: DenoiserTask,
     folder: Path,
