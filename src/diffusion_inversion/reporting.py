@@ -174,6 +174,7 @@ def _verdict(found: Verdict) -> VerdictRecord:
                 "low": c.interval[0] if c.interval else None,
                 "high": c.interval[1] if c.interval else None,
                 "confidence": c.simultaneous_confidence,
+                "outcome": c.outcome(found.smallest_effect),
             }
             for c in found.comparisons
         ],

@@ -121,7 +121,7 @@ RealFraction = Annotated[
 ]
 Arms = Annotated[str | None, typer.Option(help="[default: real,synthetic,real+synthetic]")]
 Restart = Annotated[bool, typer.Option(help="Delete what this stage and later ones made here, and begin anew.")]
-Seeds = Annotated[str | None, typer.Option(help="Seeds of the classifiers. [default: 0,1,2]")]
+Seeds = Annotated[str | None, typer.Option(help="Seeds of the classifiers. [default: 0,1,2,3,4]")]
 AllowNear = Annotated[
     bool, typer.Option("--allow-near-duplicates", help="Accept test images that nearly equal training images.")
 ]

@@ -82,10 +82,11 @@ class ComparisonRecord(TypedDict):
     low: float | None  # None where it cannot be computed (one seed)
     high: float | None
     confidence: NotRequired[float]  # of the interval, in (0, 1)
+    outcome: NotRequired[str]  # of this arm alone, in the words of the verdict
 
 
 class VerdictRecord(TypedDict):
-    outcome: Literal["helps", "does not help", "not enough evidence"]
+    outcome: Literal["helps", "harms", "does not help", "not enough evidence"]
     sentence: str  # one plain sentence with numbers and n
     comparisons: list[ComparisonRecord]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..evaluation import MIN_SEEDS, compare
+from ..evaluation import MIN_UNITS, compare
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 
@@ -176,7 +176,7 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
     for pair in claim.pairs:
         if claim.of == "accuracy":
             more, less = _find(pair.greater, cells, rows), _find(pair.less, cells, rows)
-            enough &= len(more.accuracies) >= MIN_SEEDS
+            enough &= len(more.accuracies) >= MIN_UNITS
             found = compare(
                 "greater",
                 {"greater": more.accuracies, "less": less.accuracies},
