@@ -105,7 +105,9 @@ def test_a_cell_is_what_the_commands_give(made: Path, bench: Bench, tmp_path: Pa
     )
     drawing = SampleSettings(variants=1, inference_steps=2, interpolation=0.0, noise_strength=0.5, batch_size=4)
     sample_stage(tmp_path, bench.generator(), drawing)
-    training = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1, 2), arms=("real", "synthetic"))
+    training = TrainSettings(
+        architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1, 2), arms=("real", "synthetic")
+    )
     found = train_stage(tmp_path, splits, training, "cpu").accuracies()
     (vectors,) = (made / "vectors").iterdir()
     assert read_embeddings(vectors).digest == read_embeddings(tmp_path).digest
