@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from .config import DataSettings, InvertSettings, SampleSettings, TrainSettings
 
 FOLDER = "replicates"
+Drawn = TypeVar("Drawn", DataSettings, InvertSettings, SampleSettings, TrainSettings)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,13 @@ def replicate_folders(run: Path) -> list[Path]:
     return [run, *sorted(found, key=lambda path: int(path.name))]
 
 
+def drawn_anew(settings: Drawn, number: int) -> Drawn:
+    """The settings of replicate `number`: the run's with other seeds."""
+    if isinstance(settings, TrainSettings):
+        return settings.model_copy(update={"seeds": tuple(seed_of(seed, number) for seed in settings.seeds)})
+    return settings.model_copy(update={"seed": seed_of(settings.seed, number)})
+
+
 def replicate(
     run: Path, number: int, data: DataSettings, invert: InvertSettings, sample: SampleSettings, train: TrainSettings
 ) -> Replicate:
@@ -49,8 +58,8 @@ def replicate(
     return Replicate(
         number,
         folder_of(run, number),
-        data.model_copy(update={"seed": seed_of(data.seed, number)}),
-        invert.model_copy(update={"seed": seed_of(invert.seed, number)}),
-        sample.model_copy(update={"seed": seed_of(sample.seed, number)}),
-        train.model_copy(update={"seeds": tuple(seed_of(seed, number) for seed in train.seeds)}),
+        drawn_anew(data, number),
+        drawn_anew(invert, number),
+        drawn_anew(sample, number),
+        drawn_anew(train, number),
     )
