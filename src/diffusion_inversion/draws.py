@@ -28,23 +28,24 @@ class Draw:
 class Components:
     """Standard deviations of an accuracy, or of a difference of two, in [0, 1]."""
 
-    between: float | None  # of draws, apart from what their seeds explain; None with one draw or one seed
+    between: float | None  # of draws, apart from what their seeds explain; None with one draw or one seed each
     within: float | None  # of classifier seeds within a draw; None with one seed
 
 
 def components(values: Sequence[Sequence[float]]) -> Components:
-    """Variance components of values by draw and seed, as many seeds in every draw (one-way random effects, ANOVA).
+    """Variance components of values by draw and seed (one-way random effects, ANOVA).
 
-    within^2 = mean of the draws' variances over their k seeds; between^2 = variance of the draws' means - within^2 / k,
-    0 where that is negative.
+    within^2 = pooled variance over the seeds of a draw; between^2 = variance of the draws' means - within^2 times the
+    mean of 1 / seeds, 0 where that is negative.
     """
-    seeds = len(values[0])
-    if seeds < 2:
+    freedom = sum(len(draw) - 1 for draw in values)
+    if freedom == 0:
         return Components(None, None)
-    within = statistics.fmean(statistics.variance(draw) for draw in values)
+    within = sum((len(draw) - 1) * statistics.variance(draw) for draw in values if len(draw) > 1) / freedom
     if len(values) < 2:
         return Components(None, within**0.5)
-    between = statistics.variance([statistics.fmean(draw) for draw in values]) - within / seeds
+    means = [statistics.fmean(draw) for draw in values]
+    between = statistics.variance(means) - within * statistics.fmean(1 / len(draw) for draw in values)
     return Components(max(between, 0.0) ** 0.5, within**0.5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -158,8 +159,11 @@ class Redone:
     note: dict[str, Any]
 
     def report(self, run: Path, others: Sequence[Draw] = ()) -> None:
-        """Write the report as it was last asked for, of as many replicates."""
-        beside = others[: self.note.get("replicates", 1) - 1]
+        """Write the report as it was last asked for, of as many replicates, less those that have not all its arms."""
+        arms = self.results.accuracies().keys()
+        beside = [
+            one for one in others[: self.note.get("replicates", 1) - 1] if one.results.accuracies().keys() >= arms
+        ]
         report_stage(run, self.splits, self.results, self.settings, self.note["command"], beside)
 
 
@@ -351,6 +355,7 @@ def run_all(
     results = _all_stages(plans[0], splits, generator)
     others = []
     for plan in plans[1:]:
+        print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
         with _replicate(run, plan) as own:
             found = _all_stages(plan, own, generator)
             report_stage(plan.folder, own, found, plan.train, command)
