@@ -83,7 +83,7 @@ class Measurement:
         return next(iter(self.metrics)).removeprefix("fid")
 
     def record(self) -> dict[str, Any]:
-        """JSON data: every field, estimates as {value, low, high}."""
+        """JSON data: every field, estimates as {value, low, high, error}."""
         return asdict(self)
 
     def table(self) -> str:
