@@ -261,14 +261,14 @@ class DataSettings(Settings):
 # What `dinv demo` runs, sized for 2 CPU cores: elpv in at most 10 minutes, digits in at most 4.
 DEMOS: dict[str, dict[str, dict[str, object]]] = {
     "elpv": {
-        "data": {"limit": 200, "test_limit": 1000, "holdout": 0.4},
-        "invert": {"steps": 100},
-        "sample": {"variants": 10, "image_size": 32},
-        "train": {"steps": 300, "seeds": [0, 1, 2]},
+        "data": {"limit": 160, "test_limit": 1000, "holdout": 0.4},
+        "invert": {"steps": 40},
+        "sample": {"variants": 8},
+        "train": {"recipe": "fast", "steps": 300, "seeds": [0, 1, 2]},
     },
     "digits": {
         "data": {"limit": 100, "test_limit": 350},
-        "invert": {"steps": 60},
+        "invert": {"steps": 25},
         "sample": {"variants": 5},
         "train": {"steps": 200, "seeds": [0, 1, 2]},
     },
