@@ -115,7 +115,8 @@ def stratified(
 ) -> list[int]:
     """At most `limit` of the rows, in their order: the first of every class's ranking, then the second, ...
 
-    Ids in `chosen` are ranked before the others.
+    Ids in `chosen` come before all others: what was added since takes what they leave. Raises UsageError where that
+    is nothing for a class.
     """
     rows = range(len(source.ids)) if rows is None else rows
     if limit is None or limit >= len(rows):
@@ -124,8 +125,20 @@ def stratified(
     used = sum(1 for members in ranked if members)
     if limit < used:
         raise UsageError(f"limit={limit}: fewer than the {used} classes of {source.name}; give at least {used}")
-    turns = [(place, label, row) for label, members in enumerate(ranked) for place, row in enumerate(members)]
-    return sorted(row for _, _, row in sorted(turns)[:limit])
+    turns = [
+        (source.ids[row] not in chosen, place, label, row)
+        for label, members in enumerate(ranked)
+        for place, row in enumerate(members)
+    ]
+    taken = sorted(turns)[:limit]
+    without = sorted({label for label, members in enumerate(ranked) if members} - {label for _, _, label, _ in taken})
+    if without:
+        names = ", ".join(source.class_names[label] for label in without)
+        raise UsageError(
+            f"limit={limit}: the images that were chosen before leave no room for {names}; give at least "
+            f"{limit + len(without)}"
+        )
+    return sorted(row for *_, row in taken)
 
 
 def hold_out(source: Source, share: float, seed: int, chosen: Chosen | None = None) -> tuple[list[int], list[int]]:
