@@ -95,9 +95,10 @@ def test_what_was_chosen_under_a_limit_stays(tmp_path: Path) -> None:
 
 
 def test_settings_of_another_order_of_classes_are_still_refused(bench: Bench, tmp_path: Path) -> None:
+    from harness import INVERT
+
     from diffusion_inversion.errors import ConfigMismatchError
     from diffusion_inversion.inversion import invert
-    from harness import INVERT
 
     images = open_splits(tmp_path / "run", DataSettings(data=str(bench.data))).train
     invert(images, bench.generator(), tmp_path / "run", INVERT)

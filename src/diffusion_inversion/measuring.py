@@ -34,6 +34,7 @@ from .metrics.kernel import (
     unit_rows,
 )
 from .metrics.manifold import manifold_values
+from .naming import class_folder
 from .sources import Role, default_root
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -296,11 +297,12 @@ def _per_class(real: _Side, generated: _Side, x: Tensor, y: Tensor) -> dict[str,
     if real.images is None or generated.images is None:
         return {}
     found = {}
+    label_of = {class_folder(name): label for label, name in enumerate(generated.images.class_names)}
     for label, name in enumerate(real.images.class_names):
-        if name not in generated.images.class_names:
+        if class_folder(name) not in label_of:
             continue
         own = x[(real.images.labels == label).to(x.device)]
-        other = y[(generated.images.labels == generated.images.class_names.index(name)).to(y.device)]
+        other = y[(generated.images.labels == label_of[class_folder(name)]).to(y.device)]
         if min(len(own), len(other)) >= 2:
             found[name] = ClassDistance(fid(own, other), kid(own, other), len(own), len(other))
     return found
@@ -319,7 +321,7 @@ def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int
                 f"real images have {real.images.size} px, generated ones {generated.images.size} px: part of every "
                 "distance is sharpness; give --size to make them equal"
             )
-        only = set(real.images.class_names) ^ set(generated.images.class_names)
+        only = {*map(class_folder, real.images.class_names)} ^ {*map(class_folder, generated.images.class_names)}
         if only:
             found.append(f"classes on one side only: {', '.join(sorted(only)[:5])}{', ...' if len(only) > 5 else ''}")
     return tuple(found)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import DataError, UsageError
+from .naming import class_folder
 from .sources import BUILTINS, Source, open_data
 
 HOLDOUT = 0.2
@@ -163,11 +164,12 @@ def check_classes(train: Source) -> None:
 
 def with_classes(test: Source, train: Source) -> Source:
     """The test source with its labels numbered as the training classes are. Raises DataError where they differ."""
-    if set(test.class_names) != set(train.class_names):
+    label_of = {class_folder(name): label for label, name in enumerate(train.class_names)}  # as it may be on disk
+    named = [class_folder(name) for name in test.class_names]
+    if {*named} != {*label_of}:
         raise DataError(
             f"classes of train and test differ: {train.name} trains on {', '.join(train.class_names) or 'none'}; "
             f"{test.name} tests on {', '.join(test.class_names) or 'none'}; give both the same classes"
         )
-    label_of = {name: label for label, name in enumerate(train.class_names)}
-    labels = tuple(label_of[test.class_names[label]] for label in test.labels)
+    labels = tuple(label_of[named[label]] for label in test.labels)
     return replace(test, labels=labels, class_names=train.class_names)

@@ -105,13 +105,18 @@ def _check_images(path: Path, column: str, kind: Any) -> None:
 
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         what, remedy = f"a list in every cell ({kind})", "give one row for each image, holding its PNG or JPEG bytes"
-    elif types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}:
-        return
-    elif any(
+    elif (types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}) or any(
         test(kind)
-        for test in (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_string,
-                     types.is_large_string, types.is_string_view, types.is_fixed_size_binary)
-    ):  # fmt: skip
+        for test in (
+            types.is_binary,
+            types.is_large_binary,
+            types.is_binary_view,
+            types.is_string,
+            types.is_large_string,
+            types.is_string_view,
+            types.is_fixed_size_binary,
+        )
+    ):
         return
     else:
         what, remedy = str(kind), "store PNG or JPEG bytes, or a struct of bytes and path as `datasets` does"
