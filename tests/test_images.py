@@ -135,6 +135,16 @@ def test_transparency_lies_on_white(mode: str) -> None:
     assert got[0].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_picture_that_is_transparent_everywhere_is_named(mode: str) -> None:
+    """SixLabors/ImageSharp#581: it is white on white, whatever colours it holds."""
+    image = Image.new("RGBA", (8, 8), (200, 100, 0, 0))
+    pixels, notes = decoded(encoded(image.convert(mode)))
+    assert (pixels == 255).all() and notes == "transparent everywhere: a white picture"
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    assert decoded(encoded(image.convert(mode)))[1] == ""
+
+
 def test_half_transparent_red_is_pink() -> None:
     got, _ = decoded(encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 128))))
     assert got[0, 0].tolist() == [255, 127, 127]
