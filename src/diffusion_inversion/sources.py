@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .decode import open_image
-from .errors import UsageError
+from .errors import DataError, UsageError
 from .listed import Source, numbered, reading, unused_classes
 from .scan import is_ignored, scan_beside, scan_folder
 from .tables import hub_data, parquet_file
@@ -27,6 +27,9 @@ __all__ = ["BUILTINS", "Opened", "Role", "Source", "absolute", "default_root", "
 
 Role = Literal["train", "test"]
 
+# Names of splits that are in use (huggingface/datasets#4839), the wanted test split first.
+_TRAIN = ("train", "training")
+_TESTS = (("test", "testing"), ("val", "valid", "validation"))
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -72,12 +75,29 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
 
 def _folder(folder: Path) -> Opened:
     # A class may be called "train" or "test": only folders that hold folders are splits.
-    test = next((name for name in ("test", "val") if _holds_folders(folder / name)), None)
-    if test is None or not _holds_folders(folder / "train"):
+    train, tests = _split(folder, _TRAIN), [name for names in _TESTS if (name := _split(folder, names))]
+    if train is None:
         return _from_scan(folder.name, folder), None
-    train = _from_scan(folder.name, folder / "train", folder)
-    beside = scan_beside(folder, ("train", test))
-    return replace(train, problems=(*train.problems, *beside)), _from_scan(folder.name, folder / test, folder)
+    if not tests:
+        raise DataError(
+            f"{folder}: {train}/ holds class folders, but no test/, val/ or valid/ is beside it; give {folder / train} "
+            "itself, of which a part is held out, or put the test images beside it"
+        )
+    source = _from_scan(folder.name, folder / train, folder)
+    beside = scan_beside(folder, (train, tests[0]))
+    tested = _from_scan(folder.name, folder / tests[0], folder)
+    return replace(source, problems=(*source.problems, *beside)), tested
+
+
+def _split(folder: Path, names: tuple[str, ...]) -> str | None:
+    """The folder of a split by the names that are in use for it, in whatever case. Raises DataError for two."""
+    try:
+        found = sorted(e.name for e in folder.iterdir() if e.name.lower() in names and _holds_folders(e))
+    except OSError:  # the scan says which folder cannot be listed
+        return None
+    if len(found) > 1:
+        raise DataError(f"{folder}: {' and '.join(found)} are one split by their names; keep one of them")
+    return found[0] if found else None
 
 
 def _holds_folders(folder: Path) -> bool:

@@ -114,6 +114,12 @@ def data_settings(
     )  # fmt: skip
 
 
+def notes_on(count: int, data: str) -> list[str]:
+    """The line that says where files of DATA that are not used, or worth a look, are listed; none for none."""
+    many = f"{count} notes" if count > 1 else "1 note"
+    return [f"{many} on the data: {shlex.join(['dinv', 'inspect', data])}"] if count else []
+
+
 def words(text: str | None) -> tuple[str, ...] | None:
     """Parse a comma-separated list; None stays None."""
     return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())

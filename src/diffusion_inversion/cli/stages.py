@@ -15,6 +15,7 @@ from .command import (
     hold,
     integers,
     load,
+    notes_on,
     number_or_auto,
     numbers,
     regrouped,
@@ -123,10 +124,14 @@ def invert(
         )  # fmt: skip
         loaded = load(generator, revision, device, dtype)
         with hold(out, join):
-            embeddings = invert_stage(out, open_splits(out, source), loaded, settings)
+            splits = open_splits(out, source)
+            embeddings = invert_stage(out, splits, loaded, settings)
         first, last = float(embeddings.losses[0].mean()), float(embeddings.losses[-1].mean())
         summary |= {"run": str(out), "images": len(embeddings), "loss_initial": first, "loss_final": last}
-        summary["text"] = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
+        notes = len(splits.train.problems) + len(splits.test.problems)
+        summary |= {"notes": notes}
+        next_one = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
+        summary["text"] = "\n".join([*notes_on(notes, data), next_one])
 
 
 def sample(
@@ -280,7 +285,7 @@ def run(
                 folder, source, load(generator, revision, device, dtype), invert=inverting, sample=sampling,
                 train=training, command=command_line(),
             )  # fmt: skip
-        _summarise(summary, folder, record)
+        _summarise(summary, folder, record, data)
 
 
 def demo(
@@ -309,12 +314,16 @@ def demo(
         _summarise(summary, folder, record)
 
 
-def _summarise(summary: dict[str, Any], folder: Path, record: RunRecord) -> None:
-    """Fill the summary of a finished run."""
+def _summarise(summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None) -> None:
+    """Fill the summary of a finished run; `data` as it was given, to inspect what there is to know of it."""
     verdict, report = record["verdict"], folder / "report.html"
     rows = []
     for arm, result in record["arms"].items():
         spread = "" if result["std"] is None else f" ± {100 * result['std']:.1f}"
         rows.append(f"{arm:>15}  {100 * result['mean']:.1f}{spread} % (n={result['n']})")
     summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
-    summary["text"] = "\n".join([*rows, f"verdict: {verdict['outcome']} ({verdict['sentence']})", f"report: {report}"])
+    notes = len(record["data"]["problems"])
+    summary["notes"] = notes
+    told = notes_on(notes, data) if data is not None else []
+    outcome = f"verdict: {verdict['outcome']} ({verdict['sentence']})"
+    summary["text"] = "\n".join([*rows, outcome, *told, f"report: {report}"])
