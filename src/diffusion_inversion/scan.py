@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -101,6 +102,9 @@ class _Scan:
         for entry in found:
             if not _is_utf8(entry.name):
                 self.report(entry.path, "its name is not UTF-8", "rename it", fatal=True)
+            elif not entry.name.isascii() and not _names_are_utf8():
+                cause = f"this process reads names as {sys.getfilesystemencoding()}, and others another name"
+                self.report(entry.path, cause, "set PYTHONUTF8=1", fatal=True)
             elif is_ignored(entry.name):
                 self.report(entry.path, f"{_HIDDEN}, not used", "delete it")
             elif entry.is_symlink():
@@ -166,6 +170,10 @@ class _Scan:
             self.report(entry.path, f"an image, but not by its suffix {suffix}, not used", "rename it, or delete it")
         else:
             self.report(entry.path, "no image by its suffix, not used", "delete it, or convert it to PNG or JPEG")
+
+
+def _names_are_utf8() -> bool:
+    return sys.getfilesystemencoding().lower().replace("-", "") == "utf8"
 
 
 def _is_utf8(name: str) -> bool:

@@ -38,9 +38,13 @@ Opened = tuple[Source, Source | None]
 
 
 def default_root() -> Path:
-    """Where downloads go: $DINV_DATA, or ~/.cache/diffusion-inversion/data."""
-    named = os.environ.get("DINV_DATA")
-    return Path(named) if named else Path.home() / ".cache" / "diffusion-inversion" / "data"
+    """Where downloads go: $DINV_DATA, or ~/.cache/diffusion-inversion/data; below here for a user without a home."""
+    if named := os.environ.get("DINV_DATA"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "diffusion-inversion" / "data"
+    except RuntimeError:
+        return Path.cwd() / ".diffusion-inversion" / "data"
 
 
 def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
@@ -50,12 +54,17 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
     Raises UsageError where nothing has that name or a package is missing, DataError where it cannot be read.
     """
     text = str(data)
+    if not text:
+        raise UsageError("DATA: empty; give a folder of class folders, a parquet file, hf:<id> or a built-in name")
     if isinstance(data, str) and data in BUILTINS:
         with reading(data, f"check the network, or put the files under {root}"):
             return BUILTINS[data](root)
     if text.startswith("hf:"):
         return hub_data(text, root)
-    path = Path(data).expanduser()
+    try:
+        path = Path(data).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"DATA {text}: no home folder is known for its ~; write the whole path") from error
     if path.is_dir():
         return _folder(path.resolve())
     if path.is_file() and path.suffix.lower() == ".parquet":

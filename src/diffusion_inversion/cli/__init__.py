@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from . import bench, care, generators, measures, stages, sweeps
+from .command import Command
+from .surroundings import prepare
 
 app = typer.Typer(
     help="Turn a folder of labelled images into a synthetic training set, and find out whether it helps.",
@@ -25,10 +27,11 @@ for function in (
     generators.generators,
     generators.pretrain,
 ):
-    app.command()(function)
+    app.command(cls=Command)(function)
 app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:
     """Entry point of `dinv`."""
+    prepare()
     app()
