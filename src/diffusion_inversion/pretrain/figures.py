@@ -40,7 +40,7 @@ def measure(folder: Path, validation: Corpus, target_train: Path, target_test: P
     """Measure folder/mini and write folder/figures.json; a figure already there for the same weights is kept.
 
     The ResNet-20 is trained on all of `target_train` (2,500 steps of 128) and kept in `folder`. Nothing is
-    selected on `target_test`. Raises UsageError without torchmetrics (extra `metrics`).
+    selected on `target_test`. Raises UsageError without torchmetrics.
     """
     generator = Generator.load(folder / "mini")
     path = folder / FILE
@@ -151,7 +151,7 @@ def fid_figures(generator: Generator, validation: Corpus) -> dict[str, Any]:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
         raise UsageError(
-            "the stage figures needs torchmetrics. Install the extra: diffusion-inversion[metrics]."
+            "the stage figures needs torchmetrics, which no extra brings but dev. Install it: pip install torchmetrics."
         ) from error
 
     metric = FrechetInceptionDistance(feature=_PooledLite0(), normalize=False, input_img_size=(3, 32, 32))
