@@ -115,6 +115,31 @@ def test_files_beside_the_table_and_none_elsewhere(tmp_path: Path) -> None:
         load_images(path)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 132\n"
+
+
+def test_git_lfs_pointers_are_called_so(tmp_path: Path) -> None:
+    (tmp_path / "d.parquet").write_bytes(POINTER)
+    with pytest.raises(DataError, match=r"d\.parquet: a Git LFS pointer.*git lfs pull"):
+        load_images(tmp_path / "d.parquet")
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "a" / "x.png").write_bytes(POINTER)
+    with pytest.raises(DataError, match=r"a/x\.png +a Git LFS pointer, not the file it stands for +fetch"):
+        load_images(tmp_path / "data")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """Not the network, and not the data."""
+    from diffusion_inversion.errors import DiskError
+
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"cannot be written \(.*--root or \$DINV_DATA"):
+        load_images("eurosat", root=tmp_path / "file" / "root")
+    write(tmp_path / "mnist" / "train.parquet", noise(2, 8, 8, 3))
+    with pytest.raises(DiskError, match=r"cannot be written \(.*--root or \$DINV_DATA"):
+        load_images(f"hf:{tmp_path}/mnist", root=tmp_path / "file" / "root")
+
+
 def test_a_folder_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "mnist" / "train.parquet", noise(2, 8, 8, 3))
     monkeypatch.chdir(tmp_path)

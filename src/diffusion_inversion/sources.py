@@ -57,7 +57,7 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
     if not text:
         raise UsageError("DATA: empty; give a folder of class folders, a parquet file, hf:<id> or a built-in name")
     if isinstance(data, str) and data in BUILTINS:
-        with reading(data, f"check the network, or put the files under {root}"):
+        with reading(data, f"check the network, or put the files under {root}", kept_in=root):
             return BUILTINS[data](root)
     if text.startswith("hf:"):
         return hub_data(text, root)

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from .decode import UnusableImageError, open_image
-from .engine.untrusted import parse_json
+from .engine.untrusted import LFS_CAUSE, LFS_POINTER, LFS_REMEDY, parse_json
 from .errors import DataError, UsageError
 from .listed import Source, numbered, reading, unused_classes
 from .problems import Problem
@@ -32,7 +32,10 @@ def parquet_file(path: Path, role: str) -> Source:
     """
     import pyarrow.parquet as pq
 
-    with reading(str(path), "give a whole parquet file with columns image and label"):
+    with reading(str(path), "give a whole, readable parquet file with columns image and label"):
+        with path.open("rb") as start:
+            if start.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise DataError(f"{path}: {LFS_CAUSE}; {LFS_REMEDY}")
         file = pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
         schema = file.schema_arrow
         info = _hub_info(path, schema.metadata or {})
@@ -138,7 +141,8 @@ def hub_data(data: str, root: Path) -> tuple[Source, Source | None]:
         )
     if local and (pattern := next((c for c in "*?[" if c in name), "")):
         raise UsageError(f"DATA {data}: {pattern} in a path is a pattern to `datasets`; rename the folder")
-    with reading(data, "check the id, the revision and the network, or give a local folder or parquet file"):
+    remedy = "check the id, the revision and the network, or give a local folder or parquet file"
+    with reading(data, remedy, kept_in=root):
         splits = datasets.load_dataset(
             name,
             revision=revision or None,

@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from .engine.untrusted import LFS_CAUSE, LFS_POINTER, LFS_REMEDY
+
 _WIDTH, _BITS, _PHOTOMETRIC, _CHANNELS, _PLANES, _FORMAT = 256, 258, 262, 277, 284, 339
 _SEPARATE = 2
 _FORMATS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex float"}
@@ -53,12 +55,14 @@ def _native(mode: str) -> str:
 
 
 def unread_kind(file: Path | bytes) -> tuple[str, str] | None:
-    """Cause and remedy for a TIFF whose kind of samples Pillow does not know; None for other files."""
+    """Cause and remedy for a Git LFS pointer, or a TIFF whose samples Pillow does not know; None for other files."""
     from PIL import TiffImagePlugin
 
     try:
         with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as handle:
             head = handle.read(8)
+            if head == LFS_POINTER[:8]:
+                return LFS_CAUSE, LFS_REMEDY
             if head[:4] not in (b"II*\0", b"MM\0*"):
                 return None
             tags = TiffImagePlugin.ImageFileDirectory_v2(head)
