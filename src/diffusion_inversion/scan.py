@@ -100,11 +100,11 @@ class _Scan:
             return []
         kept = []
         for entry in found:
-            if not _is_utf8(entry.name):
-                self.report(entry.path, "its name is not UTF-8", "rename it", fatal=True)
-            elif not entry.name.isascii() and not _names_are_utf8():
-                cause = f"this process reads names as {sys.getfilesystemencoding()}, and others another name"
+            if not entry.name.isascii() and not _names_are_utf8():
+                cause = f"this process reads names as {sys.getfilesystemencoding()}, so others see another name"
                 self.report(entry.path, cause, "set PYTHONUTF8=1", fatal=True)
+            elif not _is_utf8(entry.name):
+                self.report(entry.path, "its name is not UTF-8", "rename it", fatal=True)
             elif is_ignored(entry.name):
                 self.report(entry.path, f"{_HIDDEN}, not used", "delete it")
             elif entry.is_symlink():

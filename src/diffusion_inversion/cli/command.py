@@ -34,7 +34,7 @@ class Command(typer.core.TyperCommand):
         for param in self.get_params(ctx):
             value = given.get(param.name or "")
             if value == "" or (isinstance(value, (list, tuple)) and "" in value):
-                raise typer.BadParameter("it is empty; give a value, or leave it out", ctx, param)
+                raise typer.BadParameter(f"{param.opts[0]} is empty; give a value, or leave it out", ctx)
         return super().parse_args(ctx, args)
 
 

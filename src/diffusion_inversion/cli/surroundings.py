@@ -53,10 +53,8 @@ def _use_utf8() -> None:
     """Start again in Python's UTF-8 mode where file names would be read as Latin-1 or the like."""
     if sys.getfilesystemencoding().lower().replace("_", "-") in ("utf-8", "utf8") or sys.flags.utf8_mode:
         return
-    if os.environ.get("PYTHONUTF8") or not sys.executable:  # set to 0 on purpose: then scan.py refuses such names
-        return
-    os.environ["PYTHONUTF8"] = "1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
