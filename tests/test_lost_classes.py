@@ -30,6 +30,14 @@ def test_images_by_other_suffixes_and_by_content(tmp_path: Path, name: str) -> N
     assert images.class_names == ("a", "b") and len(images) == 6 and images.problems == ()
 
 
+def test_text_without_a_suffix_is_no_image(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"a": 3, "b": 3})
+    for row, text in enumerate(("BMW 2002 turbo, red", "P5 of the series", "MM", "II* a note", "RIFF raff", "")):
+        (tmp_path / "a" / f"note{row}").write_text(text)
+    images = load_images(tmp_path)
+    assert len(images) == 6 and len(images.problems) == 6
+
+
 @pytest.mark.parametrize("suffix", [".bak", ".dng", ".heic", ".npy"])
 def test_a_class_of_other_files_is_lost_with_a_word(tmp_path: Path, suffix: str) -> None:
     """What a suffix says is believed: a camera's raw file begins as a TIFF, which is its thumbnail."""

@@ -16,8 +16,10 @@ IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
-# How files of these formats begin; "....WEBP" follows RIFF.
-_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6", b"P4")
+# How files of these formats begin, as far as it tells them from text.
+_START = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|BM.{4}\0{4}|P[456]\s+[#0-9]", re.DOTALL
+)
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_-]{0,11}")
 _HIDDEN = "hidden or system file"
 _SYSTEM_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})
@@ -198,4 +200,4 @@ def _begins_as_image(path: str) -> bool:
             start = file.read(12)
     except OSError:  # said when it is decoded, if it is one
         return False
-    return start.startswith(_STARTS) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
+    return _START.match(start) is not None

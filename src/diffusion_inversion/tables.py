@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -106,23 +107,15 @@ def _check_images(path: Path, column: str, kind: Any) -> None:
     """Raise DataError for a column that cannot hold encoded images or the names of their files."""
     import pyarrow.types as types
 
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        what, remedy = f"a list in every cell ({kind})", "give one row for each image, holding its PNG or JPEG bytes"
-    elif (types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}) or any(
-        test(kind)
-        for test in (
-            types.is_binary,
-            types.is_large_binary,
-            types.is_binary_view,
-            types.is_string,
-            types.is_large_string,
-            types.is_string_view,
-            types.is_fixed_size_binary,
-        )
-    ):
+    name = str(kind)
+    if types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}:
         return
+    if re.fullmatch(r"(large_)?(binary|string)(_view)?|fixed_size_binary\[\d+\]", name):
+        return
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        what, remedy = f"a list in every cell ({name})", "give one row for each image, holding its PNG or JPEG bytes"
     else:
-        what, remedy = str(kind), "store PNG or JPEG bytes, or a struct of bytes and path as `datasets` does"
+        what, remedy = name, "store PNG or JPEG bytes, or a struct of bytes and path as `datasets` does"
     raise DataError(f"{path}: column {column} holds {what}, no image; {remedy}")
 
 

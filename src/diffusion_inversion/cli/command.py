@@ -160,10 +160,14 @@ def data_settings(
     )  # fmt: skip
 
 
-def notes_on(count: int, data: str) -> list[str]:
+def notes_on(count: int, data: str, test: str | None) -> list[str]:
     """The line that says where files of DATA that are not used, or worth a look, are listed; none for none."""
     many = f"{count} notes" if count > 1 else "1 note"
-    return [f"{many} on the data: {shlex.join(['dinv', 'inspect', data])}"] if count else []
+    return (
+        [f"{many} on the data: {shlex.join(['dinv', 'inspect', data, *(['--test', test] if test else [])])}"]
+        if count
+        else []
+    )
 
 
 def words(text: str | None) -> tuple[str, ...] | None:

@@ -131,7 +131,7 @@ def invert(
         notes = len(splits.train.problems) + len(splits.test.problems)
         summary |= {"notes": notes}
         next_one = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
-        summary["text"] = "\n".join([*notes_on(notes, data), next_one])
+        summary["text"] = "\n".join([*notes_on(notes, data, test), next_one])
 
 
 def sample(
@@ -285,7 +285,7 @@ def run(
                 folder, source, load(generator, revision, device, dtype), invert=inverting, sample=sampling,
                 train=training, command=command_line(),
             )  # fmt: skip
-        _summarise(summary, folder, record, data)
+        _summarise(summary, folder, record, data, test)
 
 
 def demo(
@@ -314,8 +314,10 @@ def demo(
         _summarise(summary, folder, record)
 
 
-def _summarise(summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None) -> None:
-    """Fill the summary of a finished run; `data` as it was given, to inspect what there is to know of it."""
+def _summarise(
+    summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None, test: str | None = None
+) -> None:
+    """Fill the summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
     verdict, report = record["verdict"], folder / "report.html"
     rows = []
     for arm, result in record["arms"].items():
@@ -324,6 +326,6 @@ def _summarise(summary: dict[str, Any], folder: Path, record: RunRecord, data: s
     summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
     notes = len(record["data"]["problems"])
     summary["notes"] = notes
-    told = notes_on(notes, data) if data is not None else []
+    told = notes_on(notes, data, test) if data is not None else []
     outcome = f"verdict: {verdict['outcome']} ({verdict['sentence']})"
     summary["text"] = "\n".join([*rows, outcome, *told, f"report: {report}"])
