@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 from ..evaluation import MIN_SEEDS, compare
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
@@ -204,7 +204,8 @@ def _difference(
     def bounds(found: Mapping[str, float | None]) -> tuple[float, float | None]:
         """Value and standard error, None where there is no interval."""
         value, low, high = found["value"], found["low"], found["high"]
-        assert value is not None
+        if value is None:
+            raise DataError(f"{name}: a claim is about it, but it is not defined on these features; take the claim out")
         return value, None if low is None or high is None else (high - low) / (2 * float(norm.ppf(0.975)))
 
     (first, first_error), (second, second_error) = bounds(more[name]), bounds(less[name])

@@ -45,8 +45,8 @@ def as_csv(found: SweepResult) -> str:
     for measured in found.metrics:
         at = [shown(measured.at.get(key, "")) for key in keys]
         for name, estimate in measured.metrics.items():
-            bounds = ["" if estimate[side] is None else estimate[side] for side in ("low", "high")]
-            writer.writerow([*at, "synthetic", "", name, estimate["value"], *bounds, "", measured.n_generated])
+            numbers = ["" if estimate[key] is None else estimate[key] for key in ("value", "low", "high")]
+            writer.writerow([*at, "synthetic", "", name, *numbers, "", measured.n_generated])
     return buffer.getvalue()
 
 
@@ -129,6 +129,8 @@ def metrics_table(rows: Sequence[MetricsRow]) -> tuple[list[str], list[list[str]
 
 def _bounded(found: Mapping[str, float | None]) -> str:
     value, low, high = found["value"], found["low"], found["high"]
+    if value is None:
+        return "undefined"
     return f"{value:.3g}" if low is None or high is None else f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
