@@ -301,6 +301,14 @@ def save_checkpoint(
     ).save_pretrained(folder, safe_serialization=True)
 
 
+def use_fused_attention(*modules: nn.Module) -> None:
+    """Switch diffusers modules to PyTorch's fused attention, the better one on a GPU."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    for module in modules:
+        module.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
+
+
 def use_plain_attention(*modules: nn.Module) -> None:
     """Switch diffusers modules to explicit softmax(QK)V: on CPUs the fused kernel's backward is slow at these sizes."""
     from diffusers.models.attention_processor import AttnProcessor

@@ -27,8 +27,8 @@ from diffusion_inversion.features import load_lite0
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.pretrain import checkpoint as training_state
 from diffusion_inversion.pretrain.corpus import Corpus, load_corpus
-from diffusion_inversion.pretrain.latents import cache_latents
-from diffusion_inversion.pretrain.recipe import lay_down
+from diffusion_inversion.pretrain.latents import cache_views
+from diffusion_inversion.pretrain.recipe import Setting, lay_down
 from diffusion_inversion.sources import open_data
 from toy import build_checkpoint
 
@@ -116,9 +116,19 @@ def parquet(path: Path) -> None:
     source.open(0)
 
 
+class NoRandom:
+    """No random numbers are drawn here."""
+
+    def get(self) -> torch.Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set(self, state: torch.Tensor) -> None:
+        raise AssertionError("nothing to go on with")
+
+
 def state(path: Path) -> None:
     module = torch.nn.Linear(2, 2)
-    training_state.restore(path, {"model": module}, {"adam": torch.optim.Adam(module.parameters())})
+    training_state.restore(path, {"model": module}, {"adam": torch.optim.Adam(module.parameters())}, NoRandom())
 
 
 READERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
@@ -130,12 +140,11 @@ READERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
     "jpeg": lambda path, _: load_images(image_folder(path, "evil.jpg")),
     "tiff": lambda path, _: load_images(image_folder(path, "evil.tif")),
     "parquet": lambda path, _: parquet(path),
-    "corpus": lambda path, _: load_corpus(path),
+    "corpus": lambda path, _: load_corpus(path, 32),
     "cifar10": lambda path, _: cifar(path),
     "medmnist": lambda path, _: medmnist(path),
     "webdataset": lambda path, _: webdataset(path),
     "training state": lambda path, _: state(path),
-    "module": lambda path, _: training_state.load_module(path, torch.nn.Linear(2, 2)),
 }
 
 
@@ -218,7 +227,7 @@ def test_pickles_beside_the_weights_are_not_touched(name: str, copy: Path, marke
 def test_going_on_from_a_pickle_is_refused(name: str, copy: Path, tmp_path: Path, marker: Path) -> None:
     (copy / "adapter" / "model.safetensors").write_bytes(payload(name, marker))
     with pytest.raises(DinvError, match="adapter"):
-        lay_down(str(copy), tmp_path / "folder")
+        lay_down(str(copy), Setting(32, tmp_path / "folder", torch.device("cpu"), 4, 4))
     with pytest.raises(DinvError):
         load_adapter(copy / "adapter")
 
@@ -228,9 +237,9 @@ def test_a_pickle_as_cache_of_latents_is_made_again(name: str, toy: Path, tmp_pa
     vae = Generator.load(toy, device="cpu", dtype="float32").vae
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     corpus = Corpus(images, torch.tensor([0, 1]), ("cat", "dog"))
-    fresh = cache_latents(vae, corpus, tmp_path / "fresh.safetensors")
+    fresh = cache_views(vae, corpus, tmp_path / "fresh.safetensors", ("plain",), device=torch.device("cpu"))
     (tmp_path / "evil.safetensors").write_bytes(payload(name, marker))
-    again = cache_latents(vae, corpus, tmp_path / "evil.safetensors")
+    again = cache_views(vae, corpus, tmp_path / "evil.safetensors", ("plain",), device=torch.device("cpu"))
     assert torch.equal(fresh.latents, again.latents) and torch.equal(fresh.profiles, again.profiles)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, generators, measures, stages, sweeps
+from . import bench, care, compare, generators, measures, stages, sweeps
 from .command import Command
 from .surroundings import prepare
 
@@ -24,11 +24,11 @@ for function in (
     sweeps.sweep,
     measures.metrics,
     generators.autoencode,
-    generators.generators,
     generators.pretrain,
 ):
     app.command(cls=Command)(function)
 app.add_typer(bench.bench, name="bench")
+app.add_typer(compare.group, name="generators")
 
 
 def main() -> None:

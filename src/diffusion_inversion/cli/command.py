@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -199,3 +199,27 @@ def number_or_auto(text: str | None) -> float | str | None:
         return float(text)
     except ValueError as error:
         raise UsageError(f"{text!r}: neither a number nor auto.") from error
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=DATA as a mapping. Raises UsageError for what is not one, or a name twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in found:
+            raise UsageError(f"{option} {text}: give NAME=DATA, each name once.")
+        found[name] = value
+    return found
+
+
+def labelled(names: Sequence[str]) -> dict[str, str]:
+    """LABEL=NAME, or names that are their own labels (of a folder its last part), as label => name."""
+    found: dict[str, str] = {}
+    for text in names:
+        label, equals, name = text.partition("=")
+        if not equals or Path(text).exists():
+            label, name = Path(text).name if Path(text).is_dir() else text, text
+        if not label or not name or label in found:
+            raise UsageError(f"{text}: two generators of this name. Tell them apart by LABEL=NAME.")
+        found[label] = name
+    return found

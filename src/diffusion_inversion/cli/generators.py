@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .command import command, data_settings, load, words
+from .command import command, data_settings, labelled, load, pairs, words
 from .options import (
     AllowNear,
     Data,
@@ -49,26 +49,60 @@ def generators(
 
 
 def pretrain(
-    corpus: Annotated[Path, typer.Option(help="Parquet file with image (32 px) and label to train on.")],
-    validation: Annotated[Path, typer.Option(help="The same for validation.")],
+    corpus: Annotated[Path, typer.Option(help="Parquet file with image and label to train on.")],
+    validation: Annotated[
+        Path | None, typer.Option(help="The same for validation; without it 5,000 images of the corpus are held out.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for states, caches, logs and the result.")] = Path("pretraining"),
-    stage: Annotated[str, typer.Option(help="Some of vae,latents,unet,export,figures.")] = "vae,latents,unet,export",
-    vae_samples: Annotated[int, typer.Option(help="Images the autoencoder sees.")] = 77_000,
-    unet_samples: Annotated[int, typer.Option(help="Images the denoiser sees.")] = 450_000,
-    target_train: Annotated[Path | None, typer.Option(help="For stage figures: a target data set, train.")] = None,
-    target_test: Annotated[Path | None, typer.Option(help="For stage figures: a target data set, test.")] = None,
+    stage: Annotated[
+        str, typer.Option(help="Some of vae,decoder,latents,unet,export,figures.")
+    ] = "vae,latents,unet,export",
+    size: Annotated[int, typer.Option(help="Side of the images in px: 64 or 32.")] = 64,
+    vae_samples: Annotated[int | None, typer.Option(help="Images the autoencoder sees.  [default: 1,000,000]")] = None,
+    vae_minutes: Annotated[float | None, typer.Option(help="Train the autoencoder for this long instead.")] = None,
+    decoder_samples: Annotated[
+        int | None, typer.Option(help="Images the decoder is sharpened with.  [default: 100,000]")
+    ] = None,
+    decoder_minutes: Annotated[float | None, typer.Option(help="Sharpen the decoder for this long instead.")] = None,
+    unet_samples: Annotated[int | None, typer.Option(help="Images the denoiser sees.  [default: 8,900,000]")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train the denoiser for this long instead.")] = None,
+    part_minutes: Annotated[
+        float | None, typer.Option(help="Save and end after this long; the same command goes on.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Of the denoiser.  [default: 1,024 on CUDA, 128 elsewhere]")
+    ] = None,
+    device: Device = "auto",
+    target_train: Annotated[str | None, typer.Option(help="For stage figures: DATA whose labels are judged.")] = None,
+    target_test: Annotated[str | None, typer.Option(help="For stage figures: its test images.")] = None,
+    judge: Annotated[Path | None, typer.Option(help="For stage figures: a classifier of the target.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="For stage figures: NAME=DATA, a domain.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="For stage figures: NAME=DATA, its test images.")] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="For stage figures: LABEL=GENERATOR, another one.")] = None,
     start_from: Annotated[str | None, typer.Option(help="mini or a folder made here: go on from its weights.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make the embedded generator `mini` again, or go on with it."""
     with command(as_json) as summary:
         from ..engine.lock import run_lock
+        from ..pretrain.loop import Budget
+        from ..pretrain.recipe import Measured
         from ..pretrain.recipe import pretrain as recipe
+
+        def budget(samples: int | None, limit: float | None) -> Budget | None:
+            return None if samples is None and limit is None else Budget(samples, limit)
 
         with run_lock(out):
             folder = recipe(
-                corpus, validation, out, stages=words(stage) or (), vae_samples=vae_samples, unet_samples=unet_samples,
-                target_train=target_train, target_test=target_test, start_from=start_from,
+                corpus, validation, out, size=size, stages=words(stage) or (),
+                vae_budget=budget(vae_samples, vae_minutes), decoder_budget=budget(decoder_samples, decoder_minutes),
+                unet_budget=budget(unet_samples, minutes),
+                device=device, batch_size=batch_size, part_minutes=part_minutes,
+                start_from=start_from,
+                measured=Measured(
+                    target_train, target_test, judge, pairs(data or (), "--data"), pairs(test or (), "--test"),
+                    labelled(beside or ()),
+                ),
             )  # fmt: skip
         summary |= {"folder": str(folder), "text": str(folder)}
 

@@ -1,4 +1,4 @@
-"""The model card of `mini`, written from the training logs so that no figure in it is typed by hand."""
+"""The model card of `mini`, written from configs, training logs and figures, so that no figure is typed by hand."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ import json
 import math
 from pathlib import Path
 
-from .log import read_log
+from ..engine.untrusted import read_json
+from .figures_text import figures_markdown
+from .log import OF_EVERY_LOG, read_log
+from .pieces import SCHEMA
 
+CORPUS = "Tiny-ImageNet (200 classes), research use under its own terms"
 TEXT = """# mini
 A small latent diffusion model in diffusers' folder layout, embedded in diffusion-inversion. Made by `dinv pretrain`.
 
 | part | what |
 |---|---|
-| vae | AutoencoderKL, 32 px, f = 4, 8 latent channels, each normalised; {vae_million:.1f} M parameters |
-| unet | UNet2DConditionModel (64, 128) x 2 layers, cross-attention at both levels, v-prediction; {unet_million:.1f} M |
-| text_encoder | CLIPTextModel, 3 layers of width 256, 16 tokens; {text_million:.1f} M |
-| adapter | Lite0 profile of an image to 5 tokens (ours; a plain StableDiffusionPipeline does not need it) |
+| vae | AutoencoderKL, {resolution} px, f = {factor}, {channels} latent channels, each normalised; {vae_million:.1f} M \
+parameters |
+| unet | UNet2DConditionModel {unet_widths} x {unet_layers} layers, {prediction}; {unet_million:.1f} M |
+| text_encoder | CLIPTextModel, {text_layers} layers of width {text_width}, {text_tokens} tokens; {text_million:.1f} M |
+| adapter | Lite0 profile of an image to {adapter_tokens} tokens (ours; StableDiffusionPipeline does not need it) |
 
-Data: Tiny-ImageNet at 32 px (100,000 images, 200 classes), research use under its own terms; the adapter reads
-features of an EfficientNet-Lite0 trained on ImageNet. Imagenette and part of STL-10 come from ImageNet too: results on
-them are not free of that. CIFAR-10 is.
-Conditioning while training: adapter tokens 60 %, class-name prompts 30 %, empty prompt 10 %.
+Data: {corpus}; the adapter reads features of an EfficientNet-Lite0 trained on ImageNet. Imagenette and part of STL-10
+come from ImageNet too: results on them are not free of that. CIFAR-10 is. The adapter also saw crops and "wide" views
+of the photographs (zoomed, turned, grey, inverted, in other colours, blurred), so that cells, solar modules and
+drawings lie within its reach; `val_wide` is the loss on such views of held-out images, `val_adapter` on the images
+themselves.
 
-| stage | images seen | hours | last figures |
-|---|---|---|---|
-| vae | {vae_samples:,} | {vae_hours:.2f} | L1 {vae_l1}, PSNR on tiny-imagenet-32-val {vae_psnr} dB |
-| unet | {unet_samples:,} | {unet_hours:.2f} | v-loss: adapter {unet_adapter}, name {unet_name}, empty {unet_empty}; \
-on validation images: adapter {unet_val_adapter}, name {unet_val_name}, empty {unet_val_empty} |
+| stage | images seen | minutes | on | last record of its log |
+|---|---|---|---|---|
+| vae | {vae_log} |
+| unet | {unet_log} |
 
-Measured with `dinv pretrain --stage figures` on CIFAR-10, which it was never trained on (every number:
-`figures.json`):
+Measured with `dinv pretrain --stage figures` on data that it was never trained on (every number: `figures.json`):
 
 {figures}
 
@@ -38,49 +42,73 @@ Measured with `dinv pretrain --stage figures` on CIFAR-10, which it was never tr
 
 Left to right: {shown}. Guidance 2, 16 DPM-Solver++ steps, not selected.
 
-Known weaknesses: 32 px only; objects are often blobs with the right colours and layout; prompts outside the 200
-Tiny-ImageNet class names mean little to it; people, text and fine texture are poor. Not meant for making pictures
-to show: it exists so that the whole method runs on a CPU.
+Known weaknesses: {resolution} px only; objects are often blobs with the right colours and layout; prompts outside the
+corpus's class names mean little to it; people, text and fine texture are poor. Not meant for making pictures to show:
+it exists so that the whole method runs on a CPU.
 """
+NOT_MEASURED = "not measured"
 
 
-def write_card(target: Path, folder: Path, shown: tuple[str, ...]) -> None:
-    """Write `target`/README.md from the logs and figures.json in `folder`; what was not measured says so.
+def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str = CORPUS) -> None:
+    """Write `target`/README.md from its configs and from the logs and figures.json in `folder`.
 
-    `shown` are the class names of samples.png, left to right.
+    `shown` are the class names of samples.png, left to right; `corpus` says what it was trained on. What was not
+    measured says so.
     """
-    from safetensors import safe_open
-
-    def million(path: Path) -> float:
-        with safe_open(path, "pt") as handle:
-            names = list(handle.keys())
-            count: int = sum(math.prod(handle.get_slice(name).get_shape()) for name in names)
-        return count / 1e6
-
-    vae, unet = read_log(folder / "vae.log.tsv")[-1], read_log(folder / "unet.log.tsv")[-1]
-    figures_path = folder / "figures.json"
-    rows = ["| figure | value |", "|---|---|"]
-    if figures_path.is_file():
-        rows += [f"| {key} | {value} |" for key, value in json.loads(figures_path.read_text())["summary"].items()]
-    else:
-        rows += ["| all | not measured |"]
-    text = TEXT.format(
-        vae_million=million(target / "vae" / "diffusion_pytorch_model.safetensors"),
-        unet_million=million(target / "unet" / "diffusion_pytorch_model.safetensors"),
-        text_million=million(target / "text_encoder" / "model.safetensors"),
-        vae_samples=int(vae["samples"]),
-        vae_hours=float(vae["seconds"]) / 3600,
-        vae_l1=vae["l1"],
-        vae_psnr=vae["val_psnr_db"],
-        unet_samples=int(unet["samples"]),
-        unet_hours=float(unet["seconds"]) / 3600,
-        unet_adapter=unet["adapter"],
-        unet_name=unet["name"],
-        unet_empty=unet["empty"],
-        unet_val_adapter=unet["val_adapter"],
-        unet_val_name=unet["val_name"],
-        unet_val_empty=unet["val_empty"],
-        figures="\n".join(rows),
+    vae, unet, text, scheduler, adapter = (
+        json.loads((target / name).read_text())
+        for name in (
+            "vae/config.json",
+            "unet/config.json",
+            "text_encoder/config.json",
+            "scheduler/scheduler_config.json",
+            "adapter/config.json",
+        )
+    )
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    written = TEXT.format(
+        resolution=unet["sample_size"] * factor,
+        factor=factor,
+        channels=vae["latent_channels"],
+        vae_million=_million(target / "vae" / "diffusion_pytorch_model.safetensors"),
+        unet_widths=tuple(unet["block_out_channels"]),
+        unet_layers=unet["layers_per_block"],
+        prediction=scheduler["prediction_type"],
+        unet_million=_million(target / "unet" / "diffusion_pytorch_model.safetensors"),
+        text_layers=text["num_hidden_layers"],
+        text_width=text["hidden_size"],
+        text_tokens=text["max_position_embeddings"],
+        text_million=_million(target / "text_encoder" / "model.safetensors"),
+        adapter_tokens=adapter["tokens"],
+        corpus=corpus,
+        vae_log=_last(folder / "vae.log.tsv"),
+        unet_log=_last(folder / "unet.log.tsv"),
+        figures=_figures(folder / "figures.json"),
         shown=", ".join(shown),
     )
-    (target / "README.md").write_text(text)
+    (target / "README.md").write_text(written)
+
+
+def _figures(path: Path) -> str:
+    """The tables of figures.json; its pictures stay beside it."""
+    content = read_json(path) if path.is_file() else {}
+    return figures_markdown(content, pictures=False) if content.get("schema") == SCHEMA else NOT_MEASURED
+
+
+def _million(path: Path) -> float:
+    """Parameters of a safetensors file, in millions."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as handle:
+        names = list(handle.keys())
+        count: int = sum(math.prod(handle.get_slice(name).get_shape()) for name in names)
+    return count / 1e6
+
+
+def _last(path: Path) -> str:
+    """Images, minutes, device and every figure of the last record of a log, as cells."""
+    if not path.is_file():
+        return " | ".join([NOT_MEASURED] * 4)
+    last = read_log(path)[-1]
+    figures = ", ".join(f"{name} {value}" for name, value in last.items() if name not in OF_EVERY_LOG)
+    return f"{int(last['samples']):,} | {float(last['seconds']) / 60:.1f} | {last['device']} | {figures}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import Field
@@ -26,6 +26,8 @@ from ..engine.untrusted import (
 )
 from ..errors import DataError
 
+RANDOM = "random"
+MOMENTS = "muon"  # a module without which training can go on
 MAX_STATE = 2**34  # bytes; mini's has 2e8
 
 
@@ -38,9 +40,22 @@ class Progress:
     seconds: Annotated[float, Field(ge=0)] = 0.0
 
 
-def save(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer], progress: Progress) -> None:
+class Random(Protocol):
+    """A generator of random numbers whose state can be kept."""
+
+    def get(self) -> Tensor: ...
+    def set(self, state: Tensor) -> None: ...
+
+
+def save(
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+    progress: Progress,
+    random: Random | None,
+) -> None:
     """Write everything a resumed run needs, then rename over the previous state."""
-    tensors: dict[str, Tensor] = {}
+    tensors = {} if random is None else {RANDOM: random.get()}
     for name, module in modules.items():
         tensors |= {f"module/{name}/{key}": value for key, value in module.state_dict().items()}
     for name, optimizer in optimizers.items():
@@ -52,16 +67,21 @@ def save(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimi
     commit_file(path, lambda partial: save_file(copies, partial, metadata=metadata))
 
 
-def restore(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> Progress:
+def restore(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer], random: Random) -> Progress:
     """Load the state that `save` wrote into the given objects; a missing file means a fresh start.
 
-    Raises DataError where the file is not the state of such objects.
+    Moments that the file does not hold begin anew. Random numbers go on where they were only on the kind of device that
+    saved them. Raises DataError where the file is not the state of such objects.
     """
     if not path.is_file():
         return Progress()
     infos, metadata = read_header(path, max_bytes=MAX_STATE)
     progress = check_record(parse_json(metadata.get("progress", "null").encode(), path), Progress, path)
+    if not any(key.startswith(f"module/{MOMENTS}/") for key in infos):
+        modules = {name: module for name, module in modules.items() if name != MOMENTS}
     specs = {f"module/{n}/{key}": spec for n, m in modules.items() for key, spec in specs_of(m).items()}
+    if RANDOM in infos:
+        specs[RANDOM] = TensorSpec(torch.uint8, (None,))
     for name, optimizer in optimizers.items():
         specs |= _moments(path, f"optimizer/{name}/", optimizer, infos)
     tensors, _ = read_tensors(path, specs, max_bytes=MAX_STATE)
@@ -75,13 +95,9 @@ def restore(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Opt
                 index, moment = key.split("/")[2:]
                 state.setdefault(int(index), {})[moment] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if RANDOM in tensors and tensors[RANDOM].shape == random.get().shape:
+        random.set(tensors[RANDOM])
     return progress
-
-
-def load_module(path: Path, module: nn.Module) -> None:
-    """Fill a module from the safetensors file of its `state_dict`. Raises DataError where it is another's."""
-    tensors, _ = read_tensors(path, specs_of(module), max_bytes=MAX_STATE)
-    module.load_state_dict(tensors)
 
 
 def _moments(path: Path, prefix: str, optimizer: Optimizer, infos: dict[str, TensorInfo]) -> dict[str, TensorSpec]:

@@ -1,7 +1,10 @@
-"""The pre-training corpus: a Hugging Face parquet file of small labelled images, held in memory."""
+"""The pre-training corpus: Hugging Face parquet files of small labelled images, held in memory."""
 
 from __future__ import annotations
 
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+
+HELD_OUT = 5_000  # images of the corpus that no gradient sees, where no other file is given for validation
+_HOLD_OUT_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -20,43 +26,68 @@ class Corpus:
     labels: Tensor
     names: tuple[str, ...]
 
+    def rows(self, index: Tensor) -> Corpus:
+        """The images of these rows (indices or a mask), in this order."""
+        return Corpus(self.images[index], self.labels[index], self.names)
 
-def load_corpus(path: Path, size: int = 32) -> Corpus:
+
+def load_corpus(path: Path, size: int) -> Corpus:
     """Decode every image of a parquet file with columns `image` and `label`; all must be `size` px square.
 
-    Raises DataError where the file, a column or an image's size is not as expected.
+    Class names come from the ClassLabel feature of the label. Raises DataError where the file, a column, the names or
+    an image's size is not as expected.
     """
-    from datasets import load_dataset
+    import pyarrow.parquet as pq
+    from pyarrow.lib import ArrowException
 
     if not path.is_file():
         raise DataError(f"{path}: no such file. Give the parquet file of the pre-training corpus.")
-    table = load_dataset("parquet", data_files=str(path), split="train")
+    try:
+        table = pq.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a parquet file ({error}). Give the corpus as parquet.") from error
     if not {"image", "label"} <= set(table.column_names):
         raise DataError(f"{path}: needs the columns image and label, has {table.column_names}.")
-    images = np.empty((len(table), size, size, 3), np.uint8)
-    labels = np.empty(len(table), np.int64)
-    for index, row in enumerate(table):
-        if row["image"].size != (size, size):
-            raise DataError(f"{path}: image {index} is {row['image'].size}, expected {size} x {size}.")
-        images[index] = np.asarray(row["image"].convert("RGB"))
-        labels[index] = row["label"]
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return Corpus(pixels, torch.from_numpy(labels), tuple(table.features["label"].names))
+    names = _class_names(path, table.schema.metadata)
+    labels = torch.tensor(table["label"].to_pylist(), dtype=torch.int64)
+    encoded = [image["bytes"] for image in table["image"].to_pylist()]
+    images = np.empty((len(encoded), size, size, 3), np.uint8)
+
+    def decode(index: int) -> None:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(encoded[index])) as image:
+            if image.size != (size, size):
+                raise DataError(
+                    f"{path}: image {index} is {image.size[0]} x {image.size[1]} px, expected {size} x {size}. "
+                    "Give a corpus of that size, or another --size."
+                )
+            images[index] = np.asarray(image.convert("RGB"))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(decode, range(len(encoded)), chunksize=256))
+    return Corpus(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, names)
 
 
-def epoch_order(count: int, epoch: int, seed: int) -> Tensor:
-    """A permutation of range(count) that depends on (seed, epoch) alone, so that a resumed run repeats it."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+def hold_out(corpus: Corpus, count: int = HELD_OUT) -> tuple[Corpus, Corpus]:
+    """Part a corpus into training and held-out images, the same ones on every machine.
 
-
-def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """The row numbers of training step `step`: epochs without replacement, remainders dropped.
-
-    Raises DataError where there are fewer rows than a batch takes.
+    Raises DataError where nothing would be left to train on.
     """
-    per_epoch = count // batch_size
-    if per_epoch == 0:
-        raise DataError(f"corpus: {count} images, fewer than a batch of {batch_size}. Give a larger corpus.")
-    epoch, position = divmod(step, per_epoch)
-    order = epoch_order(count, epoch, seed)
-    return order[position * batch_size : (position + 1) * batch_size]
+    total = len(corpus.labels)
+    if total <= count:
+        raise DataError(f"corpus: {total} images, {count} of them are held out. Give --validation or more images.")
+    held = torch.zeros(total, dtype=torch.bool)
+    held[torch.randperm(total, generator=torch.Generator().manual_seed(_HOLD_OUT_SEED))[:count]] = True
+    return corpus.rows(~held), corpus.rows(held)
+
+
+def _class_names(path: Path, metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(features["label"]["names"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: the labels have no class names, which the prompts are made of. Write the file with "
+            "`datasets` and a ClassLabel feature for label."
+        ) from error

@@ -1,224 +1,272 @@
-"""Stage `figures`: the numbers of mini's card, measured on a target data set it was never trained on."""
+"""Stage `figures`: what generators can do, measured side by side on images that none of them was trained on."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..classifiers import Classifier
-from ..config import InvertSettings, SampleSettings, TrainSettings
+from ..config import TrainSettings
 from ..datasets import load_images
-from ..denoising import denoise
-from ..engine.progress import track
 from ..engine.store import commit_bytes
 from ..errors import UsageError
-from ..evaluation import evaluate
-from ..features import load_lite0
+from ..extractors.lite0 import open_lite0
 from ..generator import Generator
-from ..images import LabelledImages, to_model_range, to_uint8
-from ..inversion import invert
-from ..sampling import reconstruct
-from ..training import train
+from ..images import LabelledImages
+from ..naming import safe_name
+from ..randomness import shuffled
+from ..sources import BUILTINS
 from .corpus import Corpus
-from .vae import image_psnr
+from .domains import AUTOENCODED, GUESS, domain_figures, drawn_at, learned
+from .figures_text import CORPUS, TARGET, figures_markdown, short
+from .judge import CLASSIFIER, CLASSIFIER_SEEDS, CLASSIFIER_SIZE, JUDGE, accuracy_lost, recognised, share, trained
+from .likeness import COMMON_SIZES, FeatureDistance, autoencoder_figures, through_autoencoder
+from .pieces import Pieces
+from .quality import INFERENCE_STEPS, PROMPT_GUIDANCE, prompt_grid, quality_figures
 
-PROMPTED_SAMPLES, INVERTED_IMAGES = 10_000, 250
-INVERTED_STEPS, GUIDANCE_SCALES = (25, 50, 100, 200), (1.0, 1.5, 2.0, 3.0)
-PROMPT_GUIDANCE, INFERENCE_STEPS = 2.0, 16
-CLASSIFIER = TrainSettings(architecture="resnet20", steps=2500)
-FILE = "figures.json"
+__all__ = ["FILE", "TEXT", "Amounts", "Data", "measure", "prompt_grid"]
 
-
-def measure(folder: Path, validation: Corpus, target_train: Path, target_test: Path) -> dict[str, Any]:
-    """Measure folder/mini and write folder/figures.json; a figure already there for the same weights is kept.
-
-    The ResNet-20 is trained on all of `target_train` (2,500 steps of 128) and kept in `folder`. Nothing is
-    selected on `target_test`. Raises UsageError without torchmetrics.
-    """
-    generator = Generator.load(folder / "mini")
-    path = folder / FILE
-    real, test = load_images(target_train), load_images(target_test)
-    made_from = {
-        "generator_hash": generator.hash,
-        "target_train": real.digest,
-        "target_test": test.digest,
-        "constants": [PROMPTED_SAMPLES, INVERTED_IMAGES, INVERTED_STEPS, GUIDANCE_SCALES, PROMPT_GUIDANCE],
-        "judge": CLASSIFIER.model_dump(mode="json"),
-    }
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if found.get("made_from") != json.loads(json.dumps(made_from)):
-        found = {"made_from": made_from, "summary": {}}
-    classifier = _classifier(folder, real)
-
-    def keep(name: str, compute: Callable[[], dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> None:
-        if name not in found:
-            started = time.monotonic()
-            found[name] = compute() | {"seconds": round(time.monotonic() - started)}
-        found["summary"][name] = describe(found[name])
-        commit_bytes(path, (json.dumps(found, indent=2) + "\n").encode())
-
-    keep(
-        "autoencoder",
-        lambda: autoencoder_figures(generator, classifier, test),
-        lambda f: (
-            f"PSNR {f['psnr_db']:.2f} dB on {f['n']:,} test images; ResNet-20 accuracy {100 * f['accuracy']:.1f} % "
-            f"on originals, {100 * f['accuracy_autoencoded']:.1f} % on autoencoded (the same classifier)"
-        ),
-    )
-    keep(
-        "inversion",
-        lambda: inversion_figures(generator, classifier, real, folder / "inversion"),
-        _describe_inversion,
-    )
-    keep(
-        "fid_lite0",
-        lambda: fid_figures(generator, validation),
-        lambda f: (
-            f"{f['fid_lite0']:.4g} for {f['n']:,} prompted samples (guidance {f['guidance_scale']:g}, "
-            f"{f['inference_steps']} DPM-Solver++ steps) against {f['n_real']:,} validation images"
-        ),
-    )
-    return found
+FILE, TEXT, PICTURES, WORK = "figures.json", "figures.md", "figures", "work"
+Data = str | Path
+Classifiers = Callable[[], Sequence[Classifier]]
 
 
-def autoencoder_figures(generator: Generator, classifier: Classifier, test: LabelledImages) -> dict[str, Any]:
-    """PSNR in dB of decode(encode(x)), and the classifier's accuracy on x and on it."""
-    decoded = []
-    with track("autoencode", len(test)) as advance:
-        for chunk in test.images.split(250):
-            decoded.append(to_uint8(generator.decode(generator.encode(to_model_range(chunk)).mean)).cpu())
-            advance(len(chunk))
-    autoencoded = _with_pixels(test, torch.cat(decoded))
-    return {
-        "n": len(test),
-        "psnr_db": float(image_psnr(autoencoded.images, test.images).mean()),
-        "accuracy": evaluate(classifier, test).accuracy,
-        "accuracy_autoencoded": evaluate(classifier, autoencoded).accuracy,
-    }
+@dataclass(frozen=True)
+class Amounts:
+    """How much of everything is measured."""
+
+    sources: int = 1000  # images of the target whose label is looked for, an equal share a class
+    images: int = 100  # training images a domain, an equal share a class
+    samples: int = 10_000  # prompted samples
+    autoencoded: int = 1000  # held-out images of the corpus that go through the autoencoder
+    steps: tuple[int, ...] = (25, 50, 100)
+    guidance_scales: tuple[float, ...] = (1.0, 1.5, 2.0)  # diffusers' convention, 1 = off
+    judge: TrainSettings = JUDGE
+    classifier: TrainSettings = CLASSIFIER
+    seeds: tuple[int, ...] = CLASSIFIER_SEEDS
 
 
-def inversion_figures(
-    generator: Generator, classifier: Classifier, real: LabelledImages, folder: Path
+def measure(
+    folder: Path,
+    heldout: Corpus | None = None,
+    target_train: Data | None = None,
+    target_test: Data | None = None,
+    *,
+    generators: Mapping[str, Generator] | None = None,
+    judge: Path | None = None,
+    domains: Mapping[str, Data] | None = None,
+    tests: Mapping[str, Data] | None = None,
+    amounts: Amounts | None = None,
 ) -> dict[str, Any]:
-    """Share of reconstructions (lambda = alpha = 0) to which the classifier gives their source's label.
+    """Measure generators side by side; write `folder`/figures.json, figures.md and figures/*.png; return the JSON.
 
-    At every kept step and guidance scale: the table from which the defaults of `--steps` and `--guidance-scales` were
-    chosen. Its images are training images of the target, never test images.
+    What is not given is not measured. A piece that is in figures.json for the same inputs is kept, so the same call
+    goes on after a kill, and one with a generator or a data set more measures that alone. Call it inside `run_lock`.
+
+    heldout: images that no generator saw, with class names for the prompts: quality of samples, autoencoder.
+    target_train, target_test: DATA whose labels a judge looks for in reconstructions of training images
+        (CIFAR-10). Nothing is selected on the test images: they say how good the judge is, and what the autoencoder
+        costs it.
+    generators: label => generator; default: the exported `folder`/mini, as "mini".
+    judge: a file of `Classifier.save`, of the target's classes, for any side; default: one is trained on all of
+        `target_train` (`Amounts.judge`) and kept in `folder`.
+    domains: name => DATA, whose training images are learned and drawn again.
+    tests: name => DATA with held-out images of domains (a built-in name: its test part, else all of DATA): what the
+        autoencoder costs them, in accuracy of ResNet-20s trained on the domain's training images too.
+
+    Raises UsageError for parts that lack another (also torchmetrics, for `heldout`), DataError for data.
     """
-    per_class = INVERTED_IMAGES // len(real.class_names)
-    rows = [row for k in range(len(real.class_names)) for row in (real.labels == k).nonzero()[:per_class, 0].tolist()]
-    sources = real.subset(rows)
-    settings = InvertSettings(steps=INVERTED_STEPS[-1], keep_steps=INVERTED_STEPS)
-    embeddings = invert(sources, generator, folder / generator.hash[:12], settings)
-    agreement: dict[str, dict[str, float]] = {}
-    for step in INVERTED_STEPS:
-        agreement[str(step)] = {}
-        for scale in GUIDANCE_SCALES:
-            drawn = reconstruct(embeddings, generator, SampleSettings(guidance_scales=(scale,), kept_steps=(step,)))
-            agreement[str(step)][f"{scale:g}"] = evaluate(classifier, _with_pixels(sources, drawn)).accuracy
-    losses = dict(zip(map(str, embeddings.curve_steps), embeddings.losses.mean(1).tolist(), strict=True))
+    domains, tests = dict(domains or {}), dict(tests or {})
+    if (target_train is None) != (target_test is None):
+        raise UsageError("target train and target test: give both; the judge's own accuracy stands beside its figures.")
+    if judge is not None and target_train is None:
+        raise UsageError(f"judge {judge}: nothing to judge. Give the target's training and test images.")
+    if strange := sorted(tests.keys() - domains.keys()):
+        raise UsageError(f"test images of {', '.join(strange)}: no such domain. Give its training images by that name.")
+    if generators is None:
+        generators = {"mini": Generator.load(folder / "mini")}
+    call = _Call(folder, generators, amounts or Amounts(), list(domains), list(tests))
+    if target_train is not None and target_test is not None:
+        call.target(load_images(target_train), _held_out(target_test), judge)
+    for name, data in domains.items():
+        call.domain(name, load_images(data, limit=call.amounts.images))
+    for name, data in tests.items():
+        test = _held_out(data)
+        call.specialised(name, load_images(domains[name], size=min(CLASSIFIER_SIZE, test.size)), test)
+    if heldout is not None:
+        call.corpus(heldout.images, heldout.names)
+    return call.finish()
+
+
+class _Call:
+    """One call of `measure`: what its pieces share."""
+
+    def __init__(
+        self,
+        folder: Path,
+        generators: Mapping[str, Generator],
+        amounts: Amounts,
+        domains: Sequence[str],
+        tests: Sequence[str],
+    ) -> None:
+        described = {
+            "generators": [_described(label, generator) for label, generator in generators.items()],
+            "domains": list(domains),
+            "tests": list(tests),
+            "steps": [GUESS, *amounts.steps],
+            "guidance_scales": list(amounts.guidance_scales),
+            "sizes": list(COMMON_SIZES),
+            "sampler": {"guidance_scale": PROMPT_GUIDANCE, "inference_steps": INFERENCE_STEPS},
+        }
+        self.folder, self.generators, self.amounts = folder, list(generators.values()), amounts
+        self.pieces = Pieces(folder / FILE, described)
+        self._distance: FeatureDistance | None = None
+
+    def target(self, real: LabelledImages, test: LabelledImages, judge: Path | None) -> None:
+        """Label agreement at every step and guidance scale, and what the autoencoder costs the judge."""
+        keep, amounts = self.pieces.keep, self.amounts
+        path = judge or trained(self.folder, "judge", real, amounts.judge)
+        classifier = Classifier.load(path)
+        sources = balanced(real, amounts.sources)
+        judged_by = {"judge": hashlib.sha256(path.read_bytes()).hexdigest(), "tested_on": test.digest}
+        inputs = {"judge": judged_by["judge"], "sources": sources.digest}
+        keep("judge", judged_by, lambda: _judge_figures(classifier, test))
+        keep("agreement/sources", inputs, lambda: share(recognised(classifier, sources, sources.images)))
+
+        def of_autoencoded(generator: Generator) -> dict[str, Any]:
+            return share(recognised(classifier, sources, through_autoencoder(generator, sources.images)))
+
+        def of_drawn(generator: Generator, step: int, scale: float) -> dict[str, Any]:
+            embeddings, ordered = learned(generator, sources, amounts.steps, self._work(TARGET, generator, sources))
+            return share(recognised(classifier, ordered, drawn_at(embeddings, generator, step, scale)))
+
+        for generator in self.generators:
+            key = f"agreement/{short(generator.hash)}"
+            of: dict[str, Any] = {**inputs, "generator": generator.record}
+            keep(f"{key}/{AUTOENCODED}", of, partial(of_autoencoded, generator))
+            of["steps"] = list(amounts.steps)
+            for step in (GUESS, *amounts.steps):
+                for scale in amounts.guidance_scales:
+                    keep(f"{key}/{step}/{scale:g}", of, partial(of_drawn, generator, step, scale))
+        self._autoencoder(TARGET, test, judged_by, lambda: [classifier])
+
+    def domain(self, name: str, sources: LabelledImages) -> None:
+        """Bank loss and likeness of every generator on one domain."""
+        for generator in self.generators:
+            picture = self.folder / PICTURES / f"{safe_name(name)}-{short(generator.hash)}.png"
+            inputs = {"generator": generator.record, "sources": sources.digest, "side": sources.size}
+            self.pieces.keep(
+                f"domain/{name}/{short(generator.hash)}",
+                {**inputs, "steps": list(self.amounts.steps), "sizes": list(COMMON_SIZES)},
+                partial(self._domain, name, sources, generator, picture),
+                files=[picture],
+            )
+
+    def _domain(self, name: str, sources: LabelledImages, generator: Generator, picture: Path) -> dict[str, Any]:
+        if self._distance is None:
+            self._distance = FeatureDistance()
+        work = self._work(name, generator, sources)
+        return domain_figures(generator, sources, self.amounts.steps, COMMON_SIZES, work, picture, self._distance)
+
+    def specialised(self, name: str, real: LabelledImages, test: LabelledImages) -> None:
+        """What the autoencoders cost classifiers that were trained on all real training images of a domain."""
+        settings, seeds = self.amounts.classifier, self.amounts.seeds
+        inputs = {"trained_on": real.digest, "size": real.size, "settings": settings.model_dump(mode="json")}
+
+        def classifiers() -> list[Classifier]:
+            files = [trained(self.folder, f"classifier-{safe_name(name)}", real, settings, seed) for seed in seeds]
+            return [Classifier.load(file) for file in files]
+
+        self._autoencoder(name, test, {**inputs, "seeds": list(seeds)}, classifiers)
+
+    def _autoencoder(self, name: str, test: LabelledImages, judged_by: dict[str, Any], judges: Classifiers) -> None:
+        def compute(generator: Generator) -> dict[str, Any]:
+            decoded = through_autoencoder(generator, test.images)
+            return {
+                **autoencoder_figures(decoded, test.images, COMMON_SIZES),
+                **accuracy_lost(judges(), test, decoded),
+            }
+
+        for generator in self.generators:
+            inputs = {**judged_by, "images": test.digest, "side": test.size, "generator": generator.record}
+            inputs["sizes"] = list(COMMON_SIZES)
+            self.pieces.keep(f"autoencoder/{name}/{short(generator.hash)}", inputs, partial(compute, generator))
+
+    def corpus(self, images: Tensor, names: Sequence[str]) -> None:
+        """Quality of prompted samples, and the autoencoder, on held-out images uint8 (N, 3, S, S) of the corpus."""
+        amounts = self.amounts
+        digest = hashlib.sha256(images.contiguous().numpy().data).hexdigest()
+        some = images[torch.linspace(0, len(images) - 1, min(amounts.autoencoded, len(images))).round().long()]
+        sizes = [size for size in COMMON_SIZES if size <= images.shape[-1]] or [images.shape[-1]]
+
+        def of_autoencoder(generator: Generator) -> dict[str, Any]:
+            return autoencoder_figures(through_autoencoder(generator, some), some, sizes)
+
+        def of_samples(generator: Generator) -> dict[str, Any]:
+            extractor = open_lite0(generator.device)
+            cache = self.folder / "features"
+            return quality_figures(generator, images, names, amounts.samples, sizes, cache, extractor)
+
+        for generator in self.generators:
+            inputs: dict[str, Any] = {"generator": generator.record, "images": digest, "sizes": sizes}
+            key = short(generator.hash)
+            self.pieces.keep(
+                f"autoencoder/{CORPUS}/{key}", {**inputs, "n": len(some)}, partial(of_autoencoder, generator)
+            )
+            inputs |= {"names": list(names), "n": amounts.samples, "sampler": [PROMPT_GUIDANCE, INFERENCE_STEPS]}
+            self.pieces.keep(f"quality/{key}", inputs, partial(of_samples, generator))
+
+    def finish(self) -> dict[str, Any]:
+        """Commit the file and its text."""
+        self.pieces.save()
+        commit_bytes(self.folder / TEXT, figures_markdown(self.pieces.content).encode())
+        return self.pieces.content
+
+    def _work(self, name: str, generator: Generator, sources: LabelledImages) -> Path:
+        """The folder of the vectors of some sources; other sources or steps have another."""
+        made_from = [generator.record, sources.digest, sources.size, self.amounts.steps]
+        key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
+        return self.folder / WORK / f"{safe_name(name)}-{short(generator.hash)}-{key}"
+
+
+def _judge_figures(judge: Classifier, test: LabelledImages) -> dict[str, Any]:
+    found = share(recognised(judge, test, test.images))
+    return {**found, "architecture": judge.architecture, "size": judge.image_size}
+
+
+def _described(label: str, generator: Generator) -> dict[str, Any]:
     return {
-        "n": len(sources),
-        "agreement": agreement,
-        "agreement_source": evaluate(classifier, sources).accuracy,
-        "null_loss": float(embeddings.null_losses.mean()),
-        "loss": losses,
+        "label": label,
+        **generator.record,
+        "resolution": generator.resolution,
+        "vae_factor": generator.vae_factor,
+        "latent_channels": generator.latent_channels,
+        "unet_parameters": sum(parameter.numel() for parameter in generator.unet.parameters()),
+        "adapter": generator.adapter is not None,
     }
 
 
-def _describe_inversion(found: dict[str, Any]) -> str:
-    step, scale = str(InvertSettings().steps), f"{SampleSettings().guidance_scales[0]:g}"
-    table = found["agreement"]
-    best_step, best_scale = max(((s, g) for s in table for g in table[s]), key=lambda key: table[key[0]][key[1]])
-    return (
-        f"source's label given to {100 * table[step][scale]:.1f} % of {found['n']:,} reconstructions at the defaults "
-        f"({step} steps, guidance {scale}), {100 * table[best_step][best_scale]:.1f} % at best ({best_step} steps, "
-        f"guidance {best_scale}), {100 * found['agreement_source']:.1f} % of the sources themselves; bank loss: empty "
-        f"{found['null_loss']:.3f}, adapter {found['loss']['0']:.3f}, {step} steps {found['loss'][step]:.3f}"
-    )
+def balanced(images: LabelledImages, count: int) -> LabelledImages:
+    """`count` images, an equal share a class as far as it goes, chosen by id; all where there are no more."""
+    label_of = dict(zip(images.ids, images.labels.tolist(), strict=True))
+    row_of = {image_id: row for row, image_id in enumerate(images.ids)}
+    place: dict[int, int] = dict.fromkeys(label_of.values(), 0)
+    ranked = []
+    for image_id in shuffled(images.ids, seed=0):
+        label = label_of[image_id]
+        ranked.append((place[label], label, row_of[image_id]))
+        place[label] += 1
+    return images.subset(sorted(row for _, _, row in sorted(ranked)[:count]))
 
 
-def fid_figures(generator: Generator, validation: Corpus) -> dict[str, Any]:
-    """Frechet distance on pooled Lite0 features, not the standard FID, between prompted samples and real images."""
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-    except ImportError as error:
-        raise UsageError(
-            "the stage figures needs torchmetrics, which no extra brings but dev. Install it: pip install torchmetrics."
-        ) from error
-
-    metric = FrechetInceptionDistance(feature=_PooledLite0(), normalize=False, input_img_size=(3, 32, 32))
-    with track("real features", len(validation.images)) as advance:
-        for chunk in validation.images.split(100):
-            metric.update(chunk, real=True)
-            advance(len(chunk))
-    names = [validation.names[i % len(validation.names)] for i in range(PROMPTED_SAMPLES)]
-    stream = torch.Generator().manual_seed(0)
-    with track("prompted samples", PROMPTED_SAMPLES) as advance:
-        for start in range(0, PROMPTED_SAMPLES, 200):
-            batch = names[start : start + 200]
-            metric.update(prompted(generator, batch, stream), real=False)
-            advance(len(batch))
-    return {
-        "n": PROMPTED_SAMPLES,
-        "n_real": len(validation.images),
-        "guidance_scale": PROMPT_GUIDANCE,
-        "inference_steps": INFERENCE_STEPS,
-        "fid_lite0": float(metric.compute()),
-    }
-
-
-def prompted(generator: Generator, names: Sequence[str], stream: torch.Generator) -> Tensor:
-    """One image per class name, drawn from "a photo of a <name>": uint8 (B, 3, R, R)."""
-    tokens = generator.text_tokens([f"a photo of a {name}" for name in names])
-    side = generator.resolution // generator.vae_factor
-    noise = torch.randn(len(tokens), generator.latent_channels, side, side, generator=stream)
-    scales = torch.full((len(tokens),), PROMPT_GUIDANCE)
-    empty = generator.text_tokens([""]).expand_as(tokens)
-    latents = denoise(generator, noise, tokens, empty, scales, "dpm++", INFERENCE_STEPS)
-    return to_uint8(generator.decode(latents)).cpu()
-
-
-def prompt_grid(generator: Generator, names: Sequence[str], rows: int = 5) -> Tensor:
-    """`rows` draws of every name, one name a column, enlarged twice: uint8 (3, H, W)."""
-    from torchvision.utils import make_grid
-
-    drawn = prompted(generator, [name for _ in range(rows) for name in names], torch.Generator().manual_seed(0))
-    grid: Tensor = make_grid(drawn, nrow=len(names), padding=2, pad_value=255)
-    return grid.repeat_interleave(2, 1).repeat_interleave(2, 2)
-
-
-class _PooledLite0(nn.Module):
-    """uint8 (B, 3, 32, 32) to pooled Lite0 features (B, 1280) at 128 px."""
-
-    num_features = 1280
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lite0 = load_lite0()
-
-    def forward(self, images: Tensor) -> Tensor:
-        from ..features import profile
-
-        return profile(self.lite0, to_model_range(images))[:, -self.num_features :]
-
-
-def _classifier(folder: Path, real: LabelledImages) -> Classifier:
-    """The ResNet-20 that judges: trained once on all real target images."""
-    path = folder / f"judge-{real.digest[:8]}-{CLASSIFIER.steps}.safetensors"
-    if not path.is_file():
-        with track("train the judge", CLASSIFIER.steps, "steps") as advance:
-            train(real, settings=CLASSIFIER, on_step=lambda step, loss: advance(1)).save(path)
-    return Classifier.load(path)
-
-
-def _with_pixels(images: LabelledImages, pixels: Tensor) -> LabelledImages:
-    """The same labels and ids over other pixels."""
-    return replace(images, images=pixels)
+def _held_out(data: Data) -> LabelledImages:
+    """The test part of a built-in data set, else all of DATA."""
+    return load_images(data, split="test" if data in BUILTINS else "train")

@@ -7,23 +7,25 @@ from pathlib import Path
 
 from ..engine.store import commit_bytes
 
+OF_EVERY_LOG = ("time", "step", "samples", "seconds", "device")
+
 
 class TrainingLog:
-    """Append records to `path` and echo them; the first line names the columns.
+    """Append records to `path` and echo them; the first line names the columns. `device` is what trains, in words.
 
     Records after `step`, from which training goes on, are dropped: a killed run logged them but did not save.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...], step: int) -> None:
-        self.path, self.columns = path, ("time", "step", "samples", "seconds", *columns)
+    def __init__(self, path: Path, columns: tuple[str, ...], step: int, device: str) -> None:
+        self.path, self.columns, self.device = path, (*OF_EVERY_LOG, *columns), device
         kept = [record for record in read_log(path) if int(record["step"]) <= step] if path.exists() else []
         lines = ["\t".join(self.columns), *("\t".join(record.values()) for record in kept)]
         commit_bytes(path, ("\n".join(lines) + "\n").encode())
 
     def write(self, step: int, samples: int, seconds: float, **values: float) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        fields = [stamp, str(step), str(samples), f"{seconds:.0f}", *(f"{values[c]:.5f}" for c in self.columns[4:])]
-        line = "\t".join(fields)
+        fields = [stamp, str(step), str(samples), f"{seconds:.0f}", self.device]
+        line = "\t".join([*fields, *(f"{values[c]:.5f}" for c in self.columns[len(OF_EVERY_LOG) :])])
         with self.path.open("a") as handle:
             handle.write(line + "\n")
         print(line, flush=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,181 +15,360 @@ from torch import nn
 
 from ..adapter import Adapter
 from ..checkpoints import locate
+from ..device import bfloat16_is_fast, resolve_device
 from ..engine.store import commit_bytes, commit_file
-from ..errors import UsageError
-from ..generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
+from ..errors import DataError, UsageError
+from ..generator import Generator, initialise, noise_schedule, save_checkpoint, use_fused_attention, use_plain_attention
 from ..synthetic import encode_png
-from . import checkpoint
+from . import checkpoint, parts
 from .card import write_card
-from .corpus import Corpus, load_corpus
+from .corpus import Corpus, hold_out, load_corpus
+from .decoder import refine_decoder
 from .figures import FILE as FIGURES
-from .figures import measure, prompt_grid
-from .latents import cache_latents
+from .figures import Amounts, measure, prompt_grid
+from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, cache_views
 from .log import read_log
+from .loop import Budget
 from .tokenizer import train_tokenizer
-from .unet import TEMPLATES, Denoiser, train_unet
+from .unet import DenoiserTask, prompt_texts, recomputed_losses, train_unet
 from .vae import normalise_latents, train_vae
 
-ARCHITECTURE = Path(__file__).parent / "architecture"
-STAGES = ("vae", "latents", "unet", "export", "figures")
+ARCHITECTURES = Path(__file__).parent / "architecture"
+SIZES = (64, 32)
+STAGES = ("vae", "decoder", "latents", "unet", "export", "figures")
+DEFAULT_STAGES = ("vae", "latents", "unet", "export")
 NORMALISED_VAE = "vae.safetensors"
-DENOISER = "denoiser.safetensors"
+REFINED_VAE = "vae-refined.safetensors"  # the same encoder
+DENOISER = "denoiser"
 LOGS = ("vae.log.tsv", "unet.log.tsv")
+DECODER_LOG = "decoder.log.tsv"
+HELD_OUT_LOSSES = "held-out.json"
 GRID_CLASSES = 10
+NORMALISED_ON = 5_000  # training images
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What stage figures measures beside the held-out images; see `figures.measure`."""
+
+    target_train: str | None = None
+    target_test: str | None = None
+    judge: Path | None = None
+    domains: Mapping[str, str] = field(default_factory=dict)  # name => DATA
+    tests: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)  # label => another generator
+    amounts: Amounts | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how the networks of one size are trained."""
+
+    size: int
+    folder: Path
+    device: torch.device
+    batch_size: int  # of the denoiser
+    vae_batch_size: int
+    seed: int = 0
+    part_ends: float | None = None  # time.monotonic() at which this call saves and ends
+
+    @property
+    def architecture(self) -> Path:
+        """The folder of the networks' config files."""
+        return ARCHITECTURES / str(self.size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in; weights, moments and losses are float32."""
+        return torch.bfloat16 if bfloat16_is_fast(self.device) else torch.float32
 
 
 def pretrain(
     corpus_path: Path,
-    validation_path: Path,
+    validation_path: Path | None,
     folder: Path,
     *,
-    stages: tuple[str, ...] = STAGES[:-1],
-    vae_samples: int = 77_000,
-    unet_samples: int = 450_000,
-    target_train: Path | None = None,
-    target_test: Path | None = None,
+    size: int = 64,
+    stages: tuple[str, ...] = DEFAULT_STAGES,
+    vae_budget: Budget | None = None,
+    decoder_budget: Budget | None = None,
+    unet_budget: Budget | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    part_minutes: float | None = None,
+    measured: Measured | None = None,
     start_from: str | None = None,
     seed: int = 0,
 ) -> Path:
     """Run `stages` in order and return `folder`/mini, the finished diffusers folder (after stage `export`).
 
-    `corpus_path` and `validation_path` are parquet files with `image` (32 px) and `label`. Every state, log and
-    cache lives below `folder`; the same call goes on where a killed one saved. Stage `figures` measures the exported
-    model on a target data set (parquet files too) and writes the card again. `start_from` ("mini" or an exported
-    folder) lays its weights and logs into an empty `folder` first, to go on from them. Raises UsageError where a
-    stage is unknown or needs an earlier one that was not run, DataError for a bad corpus.
+    `corpus_path` is a parquet file with `image` (`size` px) and `label`; `validation_path` another, in no gradient, or
+    None to hold 5,000 images of the corpus out. Every state, log and cache lives below `folder`; the same call goes on
+    where a killed one saved. With `part_minutes` the call saves and ends after that time (PartEnded). `batch_size` is
+    the denoiser's, 1,024 on CUDA and 128 elsewhere. Stage `figures` measures the exported model, on the data sets
+    of `measured` too, and writes the card again. `start_from` ("mini" or an exported folder) lays its weights and logs
+    into an empty `folder` first, to go on from them. Raises UsageError where a stage is unknown or needs an earlier one
+    that was not run, DataError for a bad corpus.
     """
+    begun = time.monotonic()
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
         raise UsageError(f"--stage {','.join(unknown)}: unknown. Use some of {','.join(STAGES)}.")
-    if "figures" in stages and (target_train is None or target_test is None):
-        raise UsageError("--stage figures: needs --target-train and --target-test, parquet files of a target data set.")
+    if size not in SIZES:
+        raise UsageError(f"--size {size}: no architecture of that size. Use one of {', '.join(map(str, SIZES))}.")
+    if part_minutes is not None and not part_minutes > 0:
+        raise UsageError(f"--part-minutes {part_minutes:g}: leaves no time to train. Give a number above 0.")
+    where = resolve_device(device)
+    on_card = where.type == "cuda"
+    setting = Setting(
+        size=size,
+        folder=folder,
+        device=where,
+        batch_size=batch_size or (1024 if on_card else 128),
+        vae_batch_size=128 if on_card else 32,
+        seed=seed,
+        part_ends=None if part_minutes is None else begun + 60 * part_minutes,
+    )
+    if setting.batch_size < 4:
+        raise UsageError(f"--batch-size {setting.batch_size}: a batch has rows of three kinds. Give at least 4.")
     folder.mkdir(parents=True, exist_ok=True)
+    if on_card:
+        torch.backends.cudnn.benchmark = True
     if start_from is not None:
-        lay_down(start_from, folder)
-    corpus, validation = load_corpus(corpus_path), load_corpus(validation_path)
+        lay_down(start_from, setting)
+    corpus = load_corpus(corpus_path, size)
+    if validation_path is not None:
+        held_out = load_corpus(validation_path, size)
+    else:
+        corpus, held_out = hold_out(corpus)
+    if len(corpus.labels) < max(setting.batch_size, setting.vae_batch_size):
+        raise DataError(
+            f"{corpus_path}: {len(corpus.labels)} images to train on, fewer than a batch of {setting.batch_size}. "
+            "Give a larger corpus or a smaller --batch-size."
+        )
     for stage in stages:
         if stage == "vae":
-            run_vae(corpus, validation, folder, samples=vae_samples, seed=seed)
+            run_vae(corpus, held_out, setting, vae_budget or Budget(samples=1_000_000))
+        elif stage == "decoder":
+            run_decoder(corpus, held_out, setting, decoder_budget or Budget(samples=100_000))
         elif stage == "latents":
-            run_latents(corpus, validation, folder)
+            run_latents(corpus, held_out, setting)
         elif stage == "unet":
-            run_unet(corpus, validation, folder, samples=unet_samples, seed=seed)
+            run_unet(corpus, held_out, setting, unet_budget or Budget(samples=8_900_000))
         elif stage == "export":
-            export(corpus, folder)
-        elif target_train is not None and target_test is not None:
-            measure(folder, validation, target_train, target_test)
-            shutil.copyfile(folder / FIGURES, folder / "mini" / FIGURES)
-            write_card(folder / "mini", folder, _shown(corpus.names))
+            export(corpus.names, setting)
+        else:
+            run_figures(corpus.names, held_out, setting, measured or Measured())
     return folder / "mini"
 
 
-def lay_down(source: str, folder: Path) -> None:
-    """Make `folder` what it was when `source` was exported, but for the optimizer's moments, which begin anew.
+def lay_down(source: str, setting: Setting) -> None:
+    """Make the folder what it was when `source` was exported, but for the optimizer's moments, which begin anew.
 
-    Does nothing where the folder holds a denoiser's state already: that is the later one.
+    Does nothing where the folder holds a denoiser already: that is the later one. Raises UsageError for another
+    architecture.
     """
-    state = folder / "unet.state.safetensors"
-    if state.is_file():
+    folder = setting.folder
+    if (folder / "unet.state.safetensors").is_file():
         return
     generator = Generator.load(source, device="cpu", dtype="float32")
     if generator.adapter is None:
         raise UsageError(f"--start-from {source}: has no adapter, so it was not made by `dinv pretrain`.")
+    model = nn.ModuleDict(
+        {"unet": generator.unet, "text_encoder": generator.text_encoder, "adapter": generator.adapter}
+    )
+    fresh = new_denoiser(setting)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    if generator.resolution != setting.size or shapes != {k: v.shape for k, v in fresh.state_dict().items()}:
+        raise UsageError(
+            f"--start-from {source}: networks of another shape than the recipe at {setting.size} px. "
+            "Give another --size, or begin anew without it."
+        )
     for name in LOGS:
         shutil.copyfile(locate(source, None) / name, folder / name)
     last = read_log(folder / "unet.log.tsv")[-1]
     progress = checkpoint.Progress(int(last["step"]), int(last["samples"]), float(last["seconds"]))
-    model = Denoiser(generator.unet, generator.text_encoder, generator.adapter, noise_schedule(ARCHITECTURE))
-    _save(generator.vae, folder / NORMALISED_VAE)
-    checkpoint.save(state, {"model": model, "ema": model}, {}, progress)
+    _save_vae(generator.vae, folder / NORMALISED_VAE)
+    checkpoint.save(folder / "unet.state.safetensors", {"model": model, "ema": model}, {}, progress, None)
 
 
-def run_vae(corpus: Corpus, validation: Corpus, folder: Path, *, samples: int, seed: int = 0) -> None:
-    """Train the autoencoder (Muon, lr 2e-3, batch 32) and save it with normalised latents."""
-    vae = initialise(ARCHITECTURE, seed)["vae"]
+def run_vae(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) -> None:
+    """Train the autoencoder and save it with normalised latents, in the half precision that it ships in."""
+    vae = initialise(setting.architecture, setting.seed)["vae"]
+    _choose_attention(setting, vae)
     vae = train_vae(
-        vae, corpus, validation, folder, samples=samples, batch_size=32, lr=2e-3, optimizer="muon", seed=seed
+        vae,
+        corpus,
+        held_out,
+        setting.folder,
+        budget,
+        device=setting.device,
+        dtype=setting.dtype,
+        batch_size=setting.vae_batch_size,
+        seed=setting.seed,
+        part_ends=setting.part_ends,
     )
-    normalise_latents(vae, corpus.images[:: max(1, len(corpus.images) // 10_000)])
-    _save(vae, folder / NORMALISED_VAE)
+    normalise_latents(vae, corpus.images[:: max(1, len(corpus.images) // NORMALISED_ON)])
+    _save_vae(vae, setting.folder / NORMALISED_VAE)
 
 
-def run_latents(corpus: Corpus, validation: Corpus, folder: Path) -> None:
-    """Cache latents and Lite0 profiles of both splits."""
-    vae = _load_vae(folder)
-    cache_latents(vae, validation, folder / "latents-validation.safetensors")
-    cache_latents(vae, corpus, folder / "latents-train.safetensors")
+def run_decoder(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) -> None:
+    """Sharpen the decoder of the normalised autoencoder; `export` takes the result where there is one."""
+    vae = load_vae(setting)
+    _choose_attention(setting, vae)
+    vae = refine_decoder(
+        vae,
+        corpus,
+        held_out,
+        setting.folder,
+        budget,
+        device=setting.device,
+        dtype=setting.dtype,
+        batch_size=setting.vae_batch_size,
+        seed=setting.seed,
+        part_ends=setting.part_ends,
+    )
+    _save_vae(vae, setting.folder / REFINED_VAE)
 
 
-def run_unet(corpus: Corpus, validation: Corpus, folder: Path, *, samples: int, seed: int = 0) -> None:
-    """Train denoiser, text encoder and adapter on the caches and save their EMA weights."""
-    vae = _load_vae(folder)
-    train_cache = cache_latents(vae, corpus, folder / "latents-train.safetensors")
-    validation_cache = cache_latents(vae, validation, folder / "latents-validation.safetensors")
-    model = _new_denoiser(seed)
-    adapter = model.adapter
+def run_latents(corpus: Corpus, held_out: Corpus, setting: Setting) -> None:
+    """Cache latents and Lite0 profiles of every view of both splits."""
+    vae, folder = load_vae(setting), setting.folder
+    cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=setting.device)
+    cache_views(vae, corpus, folder / "views-train.safetensors", TRAINING_VIEWS, device=setting.device)
+
+
+def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) -> None:
+    """Train denoiser, text encoder and adapter on the caches; their averaged weights are written with every save."""
+    vae, folder = load_vae(setting), setting.folder
+    held = cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=setting.device)
+    cache = cache_views(vae, corpus, folder / "views-train.safetensors", TRAINING_VIEWS, device=setting.device)
+    model = new_denoiser(setting)
+    _choose_attention(setting, model["unet"])
+    adapter = model["adapter"]
     assert isinstance(adapter, Adapter)
     assert adapter.normalise.running_mean is not None and adapter.normalise.running_var is not None
-    profiles = train_cache.profiles[::10].float()
+    profiles = cache.profiles[0, ::10].float()
     adapter.normalise.running_mean.copy_(profiles.mean(0))
     adapter.normalise.running_var.copy_(profiles.var(0))
-    model.eval()  # nothing here has dropout; the batch norm only standardises the profiles
-    tokenizer = train_tokenizer(_texts(corpus.names))
-    model = train_unet(
-        model, tokenizer, train_cache, validation_cache, corpus.names, folder, samples=samples, seed=seed
+    task = DenoiserTask(
+        model,
+        noise_schedule(setting.architecture),
+        train_tokenizer(prompt_texts(corpus.names)),
+        cache,
+        held,
+        corpus.names,
+        setting.device,
+        setting.dtype,
+        setting.batch_size,
     )
-    _save(model, folder / DENOISER)
+    train_unet(
+        task,
+        folder,
+        budget,
+        seed=setting.seed,
+        part_ends=setting.part_ends,
+        on_save=lambda: parts.write_parts(task.weights.ema, folder / DENOISER),
+    )
 
 
-def export(corpus: Corpus, folder: Path) -> None:
+def export(names: tuple[str, ...], setting: Setting) -> None:
     """Write `folder`/mini: the diffusers folder in float16, the adapter, and the model card."""
-    if not (folder / DENOISER).is_file():
+    folder = setting.folder
+    if not (folder / DENOISER).is_dir():
         raise UsageError(f"{folder / DENOISER}: missing. Run the stage unet first.")
-    model = _new_denoiser(seed=0)
-    model.load_state_dict(load_file(folder / DENOISER))
-    assert isinstance(model.adapter, Adapter)
+    model = new_denoiser(setting)
+    parts.read_parts(model, folder / DENOISER)
+    adapter = model["adapter"]
+    assert isinstance(adapter, Adapter)
     target = folder / "mini"
-    scheduler_config = json.loads((ARCHITECTURE / "scheduler" / "scheduler_config.json").read_text())
-    modules = {"vae": _load_vae(folder).half(), "unet": model.unet.half(), "text_encoder": model.text_encoder.half()}
-    save_checkpoint(target, modules, train_tokenizer(_texts(corpus.names)), scheduler_config)
+    scheduler_config = json.loads((setting.architecture / "scheduler" / "scheduler_config.json").read_text())
+    refined = (folder / REFINED_VAE).is_file()
+    vae = load_vae(setting, REFINED_VAE if refined else NORMALISED_VAE)
+    modules = {"vae": vae, "unet": model["unet"], "text_encoder": model["text_encoder"]}
+    halves = {key: module.half() for key, module in modules.items()}
+    save_checkpoint(target, halves, train_tokenizer(prompt_texts(names)), scheduler_config)
     # Stored in half precision, computed in single: transformers reads the dtype to compute in from here.
     text_config = json.loads((target / "text_encoder" / "config.json").read_text())
     (target / "text_encoder" / "config.json").write_text(
         json.dumps(text_config | {"dtype": "float32"}, indent=2) + "\n"
     )
-    model.adapter.save(target / "adapter")
-    shown = _shown(corpus.names)
+    adapter.save(target / "adapter")
+    shown = _shown(names)
     commit_bytes(target / "samples.png", encode_png(prompt_grid(Generator.load(target), shown)))
-    for name in LOGS:
+    for name in (*LOGS, *([DECODER_LOG] if refined else [])):
         shutil.copyfile(folder / name, target / name)
     write_card(target, folder, shown)
+
+
+def run_figures(names: tuple[str, ...], held_out: Corpus, setting: Setting, measured: Measured) -> None:
+    """Measure `folder`/mini, beside others if so wished, and write its card again.
+
+    The held-out losses are those of the log's last record, computed again from the weights that are shipped.
+    """
+    folder = setting.folder
+    if not (folder / "mini").is_dir():
+        raise UsageError(f"{folder / 'mini'}: missing. Run the stage export first.")
+    vae, model = load_vae(setting), new_denoiser(setting)
+    cache = cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=setting.device)
+    generator = Generator.load(folder / "mini", device=str(setting.device), dtype="float32")
+    networks = {"unet": generator.unet, "text_encoder": generator.text_encoder, "adapter": generator.adapter}
+    model.load_state_dict({f"{n}.{key}": v for n, part in networks.items() for key, v in part.state_dict().items()})
+    losses = recomputed_losses(
+        model.to(setting.device), noise_schedule(setting.architecture), generator.tokenizer, cache, names
+    )
+    commit_bytes(folder / HELD_OUT_LOSSES, (json.dumps(losses, indent=2) + "\n").encode())
+    generators = {"mini": Generator.load(folder / "mini", device=str(setting.device))}
+    generators |= {label: Generator.load(name, device=str(setting.device)) for label, name in measured.beside.items()}
+    measure(
+        folder,
+        held_out,
+        measured.target_train,
+        measured.target_test,
+        generators=generators,
+        judge=measured.judge,
+        domains=measured.domains,
+        tests=measured.tests,
+        amounts=measured.amounts,
+    )
+    for name in (FIGURES, HELD_OUT_LOSSES):
+        shutil.copyfile(folder / name, folder / "mini" / name)
+    write_card(folder / "mini", folder, _shown(names))
+
+
+def new_denoiser(setting: Setting) -> nn.ModuleDict:
+    """unet, text_encoder and adapter with random weights, in eval mode: nothing in them has dropout."""
+    modules = initialise(setting.architecture, setting.seed)
+    width = json.loads((setting.architecture / "unet" / "config.json").read_text())["cross_attention_dim"]
+    torch.manual_seed(setting.seed)
+    return nn.ModuleDict(
+        {"unet": modules["unet"], "text_encoder": modules["text_encoder"], "adapter": Adapter(width=width)}
+    ).eval()
+
+
+def load_vae(setting: Setting, name: str = NORMALISED_VAE) -> nn.Module:
+    """An autoencoder that a stage saved, float32, frozen. Raises UsageError where there is none."""
+    path = setting.folder / name
+    if not path.is_file():
+        raise UsageError(f"{path}: missing. Run the stage vae first.")
+    vae = initialise(setting.architecture, seed=0)["vae"]
+    try:
+        vae.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    except RuntimeError as error:
+        raise UsageError(f"{path}: an autoencoder of another shape. Give another --size or --out.") from error
+    use_plain_attention(vae)
+    return vae.eval().requires_grad_(False)
+
+
+def _save_vae(vae: nn.Module, path: Path) -> None:
+    commit_file(path, lambda partial: save_file(parts.half(vae), partial))
+
+
+def _choose_attention(setting: Setting, module: nn.Module) -> None:
+    """The explicit product on a CPU, where the fused kernel's backward is slow at these sizes."""
+    (use_fused_attention if setting.device.type == "cuda" else use_plain_attention)(module)
 
 
 def _shown(names: tuple[str, ...]) -> tuple[str, ...]:
     """Class names of the card's grid, evenly spaced."""
     return names[:: max(1, len(names) // GRID_CLASSES)][:GRID_CLASSES]
-
-
-def _save(module: nn.Module, path: Path) -> None:
-    tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
-    commit_file(path, lambda partial: save_file(tensors, partial))
-
-
-def _texts(names: tuple[str, ...]) -> list[str]:
-    return [template.format(name) for name in names for template in TEMPLATES]
-
-
-def _new_denoiser(seed: int) -> Denoiser:
-    modules = initialise(ARCHITECTURE, seed)
-    width = json.loads((ARCHITECTURE / "unet" / "config.json").read_text())["cross_attention_dim"]
-    torch.manual_seed(seed)
-    return Denoiser(modules["unet"], modules["text_encoder"], Adapter(width=width), noise_schedule(ARCHITECTURE))
-
-
-def _load_vae(folder: Path) -> nn.Module:
-    if not (folder / NORMALISED_VAE).is_file():
-        raise UsageError(f"{folder / NORMALISED_VAE}: missing. Run the stage vae first.")
-    vae = initialise(ARCHITECTURE, seed=0)["vae"]
-    vae.load_state_dict(load_file(folder / NORMALISED_VAE))
-    use_plain_attention(vae)
-    return vae.eval().requires_grad_(False)

@@ -1,161 +1,192 @@
-"""Stage `unet`: train the denoiser, the text encoder and the image adapter of `mini` together on cached latents."""
+"""Stage `unet`: train the denoiser, the text encoder and the image adapter of `mini` together on cached views."""
 
 from __future__ import annotations
 
-import copy
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..device import bfloat16_is_fast
 from ..generator import tokenize
-from . import checkpoint
-from .corpus import batch_indices
-from .latents import LatentCache
-from .log import TrainingLog
-from .optim import ema_update, make_optimizer, trapezoid
+from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, LatentCache
+from .loop import Budget, Task, fit
+from .optim import MixedPrecision
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 # Share of each batch that sees the image through the adapter, its class name, and the empty prompt.
 ADAPTER_SHARE, NAME_SHARE = 0.6, 0.3
+# Share of the adapter's rows that see a near or a wide view; all other rows see the plain or the mirrored one.
+NEAR_SHARE, WIDE_SHARE = 0.25, 0.4
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
-LOG_EVERY, VALIDATE_EVERY, SAVE_EVERY = 100, 500, 500
-VALIDATION_IMAGES, VALIDATION_DRAWS = 500, 4
+VALIDATION_TEMPLATE = TEMPLATES.index("a photo of a {}")
+LR, LR_VECTORS, LR_BATCH = 3e-3, 1e-3, 1024  # rates at batches of LR_BATCH; elsewhere they follow the square root
+EMA_DECAY, DECAY_SHARE = 0.999, 0.25
+VALIDATION_IMAGES, VALIDATION_DRAWS = 1_000, 4
 
 
-class Denoiser(nn.Module):
-    """The three networks that are trained together, and the schedule they are trained on."""
-
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, adapter: nn.Module, alphas_cumprod: Tensor) -> None:
-        super().__init__()
-        self.unet, self.text_encoder, self.adapter = unet, text_encoder, adapter
-        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
-
-    def loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        """Squared error of the v-prediction (arXiv 2202.00512, appendix D), per image: (B,)."""
-        assert isinstance(self.alphas_cumprod, Tensor)
-        alpha_bar = self.alphas_cumprod[timesteps][:, None, None, None]
-        signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        predicted: Tensor = self.unet(signal * latents + sigma * noise, timesteps, encoder_hidden_states=tokens).sample
-        return (predicted.float() - (signal * noise - sigma * latents)).square().mean(dim=(1, 2, 3))
+def prompt_texts(names: tuple[str, ...]) -> list[str]:
+    """Every prompt that the denoiser is trained with: the templates of the first name, of the second, ..."""
+    return [template.format(name) for name in names for template in TEMPLATES]
 
 
-def prompts_for(names: tuple[str, ...], labels: Tensor, generator: torch.Generator) -> list[str]:
-    """A class-name prompt per label, its template drawn at random."""
-    templates = torch.randint(len(TEMPLATES), (len(labels),), generator=generator)
-    return [TEMPLATES[t].format(names[label]) for t, label in zip(templates.tolist(), labels.tolist(), strict=True)]
+def velocity_loss(
+    unet: nn.Module, alphas_cumprod: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor
+) -> Tensor:
+    """Squared error of the v-prediction (arXiv 2202.00512, appendix D), per image: (B,) float32."""
+    alpha_bar = alphas_cumprod[timesteps][:, None, None, None]
+    signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    noisy = (signal * latents + sigma * noise).to(tokens.dtype)
+    predicted: Tensor = unet(noisy, timesteps, encoder_hidden_states=tokens, return_dict=False)[0]
+    return (predicted.float() - (signal * noise - sigma * latents)).square().mean(dim=(1, 2, 3))
 
 
-def stratified_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
+def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
     """One timestep in each of `count` equal parts of 0..total-1, shuffled: uniform, with less variance."""
-    strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    strata = torch.randperm(count, device=device) + torch.rand(count, device=device)
     return (strata / count * total).long().clamp(max=total - 1)
 
 
+def sampled(cache: LatentCache, view: Tensor | int, rows: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Latents (B, C, H, W) float32 drawn from the encoder's distribution of these views of these images."""
+    mean, logvar = cache.latents[view, rows].float().chunk(2, dim=1)
+    return mean + (0.5 * logvar).exp() * (torch.randn_like(mean) if noise is None else noise)
+
+
+class DenoiserTask(Task):
+    """v-loss of the denoiser, given adapter tokens (60 %), class names (30 %) or the empty prompt (10 %)."""
+
+    name = "unet"
+    columns = ("adapter", "name", "empty")
+    validated = ("val_adapter", "val_wide", "val_name", "val_empty")
+    decay_share = DECAY_SHARE
+
+    def __init__(
+        self,
+        model: nn.ModuleDict,
+        alphas_cumprod: Tensor,
+        tokenizer: CLIPTokenizer,
+        cache: LatentCache,
+        held_out: LatentCache,
+        names: tuple[str, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+    ) -> None:
+        scale = (batch_size / LR_BATCH) ** 0.5
+        self.batch_size, self.dtype, self.device = batch_size, dtype, device
+        self.weights = MixedPrecision(model.to(device), dtype, LR * scale, LR_VECTORS * scale, EMA_DECAY)
+        self.alphas_cumprod = alphas_cumprod.to(device)
+        self.cache, self.held_out = cache.to(device), held_out.to(device)
+        prompts = tokenize(tokenizer, prompt_texts(names))
+        self.prompts = prompts.unflatten(0, (len(names), len(TEMPLATES))).to(device)  # (names, templates, tokens)
+        self.empty = tokenize(tokenizer, [""]).to(device)
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch, and that of its three kinds of rows."""
+        network, device, count = self.weights.network, self.device, self.batch_size
+        n_adapter, n_name = round(ADAPTER_SHARE * count), round(NAME_SHARE * count)
+        rows = torch.randint(len(self.cache.labels), (count,), device=device)
+        view = self._views(n_adapter)
+        latents = sampled(self.cache, view, rows)
+        noise, timesteps = torch.randn_like(latents), stratified_timesteps(count, len(self.alphas_cumprod), device)
+        labels = self.cache.labels[rows[n_adapter : n_adapter + n_name]]
+        templates = torch.randint(len(TEMPLATES), (n_name,), device=device)
+        ids = torch.cat([self.prompts[labels, templates], self.empty.expand(count - n_adapter - n_name, -1)])
+        profiles = self.cache.profiles[view[:n_adapter], rows[:n_adapter]].float()
+        # Two passes, since adapter tokens and text tokens differ in number.
+        tokens = (self._adapted(network["adapter"], profiles).to(self.dtype), network["text_encoder"](ids)[0])
+        losses = torch.cat(
+            [
+                velocity_loss(network["unet"], self.alphas_cumprod, latents[part], noise[part], timesteps[part], given)
+                for part, given in zip((slice(n_adapter), slice(n_adapter, None)), tokens, strict=True)
+            ]
+        )
+        kinds = losses.detach().split((n_adapter, n_name, count - n_adapter - n_name))
+        return losses.mean(), torch.stack([kind.mean() for kind in kinds])
+
+    def _views(self, n_adapter: int) -> Tensor:
+        """The view of each row: (B,)."""
+        count, device = self.batch_size, self.device
+        plain = torch.randint(2, (count,), device=device)
+        kind = torch.rand(count, device=device)
+        near = torch.randint(2, 4, (count,), device=device)
+        wide = torch.randint(4, len(TRAINING_VIEWS), (count,), device=device)
+        view = torch.where(kind < NEAR_SHARE, near, torch.where(kind < NEAR_SHARE + WIDE_SHARE, wide, plain))
+        view[n_adapter:] = plain[n_adapter:]
+        return view
+
+    def _adapted(self, adapter: nn.Module, profiles: Tensor) -> Tensor:
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16, cache_enabled=False
+        ):
+            tokens: Tensor = adapter(profiles)
+        return tokens
+
+    def validate(self) -> dict[str, float]:
+        """Held-out losses given the image's adapter tokens (plain and wide view), its class name, or nothing."""
+        return held_out_losses(self.weights.ema, self.alphas_cumprod, self.held_out, self.prompts, self.empty)
+
+
 @torch.no_grad()
-def validation_loss(
-    model: Denoiser, tokenizer: CLIPTokenizer, cache: LatentCache, names: tuple[str, ...]
+def held_out_losses(
+    model: nn.ModuleDict, alphas_cumprod: Tensor, cache: LatentCache, prompts: Tensor, empty: Tensor
 ) -> dict[str, float]:
-    """Loss on fixed images, timesteps and noise, given the image's adapter tokens, its class name, or nothing."""
+    """Mean v-losses over fixed images, timesteps and noise, drawn alike on every device."""
+    device = cache.latents.device
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(len(cache.labels), generator=generator)[:VALIDATION_IMAGES]
-    prompts = {
-        "val_name": [f"a photo of a {names[label]}" for label in cache.labels[rows].tolist()],
-        "val_empty": [""] * len(rows),
-    }
-    tokens = {key: model.text_encoder(tokenize(tokenizer, texts))[0] for key, texts in prompts.items()}
-    sums = dict.fromkeys(("val_adapter", *prompts), 0.0)
-    for _ in range(VALIDATION_DRAWS):
-        latents, profiles = cache.batch(rows, generator)  # mirrored together
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = stratified_timesteps(len(rows), len(model.alphas_cumprod), generator)  # type: ignore[arg-type]
-        with torch.autocast("cpu", torch.bfloat16):
-            for key, value in (tokens | {"val_adapter": model.adapter(profiles)}).items():
-                sums[key] += float(model.loss(latents, noise, timesteps, value).mean()) / VALIDATION_DRAWS
+    count, total = len(rows), len(alphas_cumprod)
+    shape = (count, cache.latents.shape[2] // 2, *cache.latents.shape[3:])
+    on_device = rows.to(device)
+    sums = dict.fromkeys(DenoiserTask.validated, 0.0)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
+        texts = {
+            "val_name": prompts[cache.labels[on_device], VALIDATION_TEMPLATE],
+            "val_empty": empty.expand(count, -1),
+        }
+        plain = {key: model["text_encoder"](ids)[0] for key, ids in texts.items()}
+        plain["val_adapter"] = model["adapter"](cache.profiles[0, on_device].float())
+        wide = {"val_wide": model["adapter"](cache.profiles[HELD_OUT_VIEWS.index("wide"), on_device].float())}
+        for _ in range(VALIDATION_DRAWS):
+            noise, own = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+            strata = torch.randperm(count, generator=generator) + 0.5
+            timesteps = (strata / count * total).long().to(device)
+            for view, given in ((0, plain), (HELD_OUT_VIEWS.index("wide"), wide)):
+                latents = sampled(cache, view, on_device, own)
+                for key, tokens in given.items():
+                    loss = velocity_loss(model["unet"], alphas_cumprod, latents, noise, timesteps, tokens)
+                    sums[key] += float(loss.mean()) / VALIDATION_DRAWS
     return sums
 
 
-def train_unet(
-    model: Denoiser,
+def recomputed_losses(
+    model: nn.ModuleDict,
+    alphas_cumprod: Tensor,
     tokenizer: CLIPTokenizer,
     cache: LatentCache,
-    validation: LatentCache,
     names: tuple[str, ...],
-    folder: Path,
-    *,
-    samples: int,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    optimizer: str = "muon",
-    ema_decay: float = 0.9995,
-    seed: int = 0,
-) -> Denoiser:
-    """Train until `samples` images were seen and return the EMA weights; a killed run goes on where it saved.
+) -> dict[str, float]:
+    """The held-out losses of finished networks, as the last record of their log has them."""
+    device = next(model.parameters()).device
+    prompts = tokenize(tokenizer, prompt_texts(names)).unflatten(0, (len(names), len(TEMPLATES))).to(device)
+    empty = tokenize(tokenizer, [""]).to(device)
+    return held_out_losses(model, alphas_cumprod.to(device), cache.to(device), prompts, empty)
 
-    The learning rate falls to zero over the last fifth of `samples`; a later call with more samples raises it again.
-    """
-    ema = copy.deepcopy(model).requires_grad_(False)
-    optimizers = make_optimizer(model, optimizer, lr)
-    state = folder / "unet.state.safetensors"
-    progress = checkpoint.restore(state, {"model": model, "ema": ema}, optimizers)
-    log = TrainingLog(
-        folder / "unet.log.tsv",
-        ("lr", "adapter", "name", "empty", "val_adapter", "val_name", "val_empty"),
-        progress.step,
-    )
-    total_steps = samples // batch_size
-    n_adapter, n_name = round(ADAPTER_SHARE * batch_size), round(NAME_SHARE * batch_size)
-    kinds = ("adapter", "name", "empty")
-    sums = dict.fromkeys(kinds, 0.0)
-    since_log = 0
-    validated = {"val_adapter": float("nan"), "val_name": float("nan"), "val_empty": float("nan")}
-    started = time.monotonic() - progress.seconds
-    while progress.step < total_steps:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + progress.step)
-        rows = batch_indices(len(cache.labels), batch_size, progress.step, seed)
-        latents, profiles = cache.batch(rows, generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = stratified_timesteps(batch_size, len(model.alphas_cumprod), generator)  # type: ignore[arg-type]
-        prompts = prompts_for(names, cache.labels[rows[n_adapter : n_adapter + n_name]], generator)
-        prompts += [""] * (batch_size - n_adapter - n_name)
-        current_lr = trapezoid(lr, progress.step, total_steps)
-        for opt in optimizers.values():
-            for group in opt.param_groups:
-                group["lr"] = current_lr
-        losses = []
-        # Two passes, since adapter tokens and text tokens differ in number.
-        for part in (slice(0, n_adapter), slice(n_adapter, None)):
-            with torch.autocast("cpu", torch.bfloat16):
-                if part.start == 0:
-                    tokens = model.adapter(profiles[part])
-                else:
-                    tokens = model.text_encoder(tokenize(tokenizer, prompts))[0]
-                loss = model.loss(latents[part], noise[part], timesteps[part], tokens)
-            (loss.sum() / batch_size).backward()
-            losses.append(loss.detach())
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in optimizers.values():
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-        ema_update(ema, model, ema_decay, progress.step)
-        progress.step += 1
-        progress.samples += batch_size
-        progress.seconds = time.monotonic() - started
-        parts = (losses[0], losses[1][:n_name], losses[1][n_name:])
-        for key, value in zip(kinds, parts, strict=True):
-            sums[key] += float(value.mean())
-        since_log += 1
-        last = progress.step == total_steps
-        if progress.step % VALIDATE_EVERY == 0 or last:
-            validated = validation_loss(ema, tokenizer, validation, names)
-        if progress.step % LOG_EVERY == 0 or last:
-            means = {key: value / since_log for key, value in sums.items()}
-            log.write(progress.step, progress.samples, progress.seconds, lr=current_lr, **means, **validated)
-            sums, since_log = dict.fromkeys(kinds, 0.0), 0
-        if progress.step % SAVE_EVERY == 0 or last:
-            checkpoint.save(state, {"model": model, "ema": ema}, optimizers, progress)
-    return ema
+
+def train_unet(
+    task: DenoiserTask,
+    folder: Path,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    part_ends: float | None = None,
+    on_save: Callable[[], None] | None = None,
+) -> nn.ModuleDict:
+    """Train and return the averaged weights; see `fit` for resuming and for what is raised."""
+    fit(task, folder, budget, seed=seed, part_ends=part_ends, on_save=on_save)
+    return task.weights.ema

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from pathlib import Path
 
 import torch
@@ -12,15 +10,19 @@ from torch import Tensor, nn
 
 from ..features import load_lite0, stage_maps
 from ..images import to_model_range, to_uint8
-from . import checkpoint
-from .corpus import Corpus, batch_indices
-from .log import TrainingLog
-from .optim import ema_update, learning_rate, make_optimizer
+from .corpus import Corpus
+from .loop import Budget, Task, fit
+from .optim import MixedPrecision
+from .views import Draw, device_draws, mirrored_half, wide_view
 
 KL_WEIGHT = 1e-6
+PERCEPTUAL_WEIGHT = 0.3
 PERCEPTUAL_SIZE = 64
 PERCEPTUAL_STAGES = (0, 1, 2)
-LOG_EVERY, SAVE_EVERY = 200, 1000
+WIDE_SHARE = 0.5  # of a batch
+LR, LR_VECTORS, LR_BATCH = 3e-3, 1e-3, 128  # rates at batches of LR_BATCH; elsewhere they follow the square root
+EMA_DECAY, DECAY_SHARE = 0.998, 0.5
+VALIDATION_IMAGES = 1_000
 
 
 def reconstruct(vae: nn.Module, images: Tensor) -> Tensor:
@@ -30,12 +32,16 @@ def reconstruct(vae: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def autoencoded(vae: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
+    """uint8 (N, 3, H, W) through the autoencoder and rounded to 8 bits as a PNG would be, on the images' device."""
+    device = next(vae.parameters()).device
+    chunks = [reconstruct(vae, to_model_range(chunk.to(device))) for chunk in images.split(batch_size)]
+    return to_uint8(torch.cat(chunks)).to(images.device)
+
+
 def psnr(vae: nn.Module, images: Tensor, batch_size: int = 250) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB, pixels rounded to 8 bits as a PNG would."""
-    values = []
-    for chunk in images.split(batch_size):
-        values.append(image_psnr(to_uint8(reconstruct(vae, to_model_range(chunk))), chunk))
-    return float(torch.cat(values).mean())
+    """Mean over images (N, 3, H, W) uint8 of the peak signal-to-noise ratio in dB."""
+    return float(image_psnr(autoencoded(vae, images, batch_size), images).mean())
 
 
 def image_psnr(decoded: Tensor, images: Tensor) -> Tensor:
@@ -44,82 +50,103 @@ def image_psnr(decoded: Tensor, images: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / mse)
 
 
+def sharpness(images: Tensor) -> float:
+    """Mean absolute horizontal gradient over the standard deviation of uint8 images (B, 3, H, W)."""
+    values = images.float()
+    return float(values.diff(dim=-1).abs().mean() / values.std())
+
+
 def perceptual_distance(lite0: nn.Module, decoded: Tensor, images: Tensor) -> Tensor:
     """Mean squared distance of channel-normalised Lite0 maps (strides 2, 4, 8), as LPIPS (arXiv 1801.03924)."""
-    both = F.interpolate(torch.cat([decoded, images]), size=(PERCEPTUAL_SIZE, PERCEPTUAL_SIZE), mode="bilinear")
-    total = decoded.new_zeros(())
+    both = torch.cat([decoded, images])
+    if both.shape[-1] != PERCEPTUAL_SIZE:
+        both = F.interpolate(both, size=(PERCEPTUAL_SIZE, PERCEPTUAL_SIZE), mode="bilinear")
+    total = decoded.new_zeros((), dtype=torch.float32)
     for maps in stage_maps(lite0, both, PERCEPTUAL_STAGES):
         a, b = F.normalize(maps.float(), dim=1).chunk(2)
         total = total + (a - b).square().sum(1).mean()
     return total / len(PERCEPTUAL_STAGES)
 
 
+@torch.no_grad()
+def draw_views(images: Tensor, count: int, draw: Draw) -> Tensor:
+    """`count` random training images (uint8): half of them in a wide view, half plain or mirrored; float [-1, 1]."""
+    rows = torch.randint(len(images), (count,), device=images.device)
+    chosen = to_model_range(images[rows])
+    wide = round(WIDE_SHARE * count)
+    return torch.cat([wide_view(chosen[:wide], draw), mirrored_half(chosen[wide:], draw)])
+
+
+def quality(vae: nn.Module, images: Tensor) -> dict[str, float]:
+    """PSNR in dB of autoencoded images, and their sharpness over that of the originals, uint8 (N, 3, H, W)."""
+    decoded = autoencoded(vae, images)
+    return {
+        "val_psnr_db": float(image_psnr(decoded, images).mean()),
+        "val_sharpness": sharpness(decoded) / sharpness(images),
+    }
+
+
+class AutoencoderTask(Task):
+    """L1 + 0.3 * Lite0 distance + 1e-6 * KL on plain, mirrored and wide views, made as they are needed."""
+
+    name = "vae"
+    columns = ("l1", "perceptual", "kl")
+    validated = ("val_psnr_db", "val_sharpness")
+    decay_share = DECAY_SHARE
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        corpus: Corpus,
+        held_out: Corpus,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+    ) -> None:
+        scale = (batch_size / LR_BATCH) ** 0.5
+        self.batch_size, self.dtype = batch_size, dtype
+        self.weights = MixedPrecision(
+            nn.ModuleDict({"vae": vae.to(device)}), dtype, LR * scale, LR_VECTORS * scale, EMA_DECAY
+        )
+        self.lite0 = load_lite0().to(device, dtype)
+        self.images, self.held_out = corpus.images.to(device), held_out.images[:VALIDATION_IMAGES]
+        self.draw = device_draws(device)
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """L1, perceptual distance and KL of a batch, and their weighted sum."""
+        vae = self.weights.network["vae"]
+        images = draw_views(self.images, self.batch_size, self.draw).to(self.dtype)
+        latent_dist = vae.encode(images).latent_dist  # type: ignore[operator]
+        noise = torch.randn_like(latent_dist.mean)
+        decoded = vae.decode(latent_dist.mean + latent_dist.std * noise).sample  # type: ignore[operator]
+        perceptual = perceptual_distance(self.lite0, decoded, images)
+        l1 = (decoded.float() - images.float()).abs().mean()
+        kl = 0.5 * (latent_dist.mean.float().square() + latent_dist.var.float() - 1 - latent_dist.logvar.float())
+        kl = kl.sum(dim=(1, 2, 3)).mean()
+        return l1 + PERCEPTUAL_WEIGHT * perceptual + KL_WEIGHT * kl, torch.stack([l1, perceptual, kl])
+
+    def validate(self) -> dict[str, float]:
+        """PSNR, and the sharpness of the autoencoded held-out images over that of the originals."""
+        return quality(self.weights.ema["vae"], self.held_out)
+
+
 def train_vae(
     vae: nn.Module,
     corpus: Corpus,
-    validation: Corpus,
+    held_out: Corpus,
     folder: Path,
+    budget: Budget,
     *,
-    samples: int,
-    batch_size: int = 64,
-    lr: float = 1e-3,
-    optimizer: str = "adamw",
-    perceptual_weight: float = 0.1,
-    ema_decay: float = 0.999,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
     seed: int = 0,
+    part_ends: float | None = None,
 ) -> nn.Module:
-    """Train until `samples` images were seen and return the EMA weights; a killed run goes on where it saved.
-
-    Loss: L1 + perceptual_weight * Lite0 distance + 1e-6 * KL. Learning rate: warm-up, then cosine to zero.
-    """
-    lite0 = load_lite0()
-    ema = copy.deepcopy(vae).requires_grad_(False)
-    optimizers = make_optimizer(vae, optimizer, lr)
-    state = folder / "vae.state.safetensors"
-    progress = checkpoint.restore(state, {"model": vae, "ema": ema}, optimizers)
-    log = TrainingLog(folder / "vae.log.tsv", ("lr", "l1", "perceptual", "kl", "val_psnr_db"), progress.step)
-    total_steps = samples // batch_size
-    sums: dict[str, float] = dict.fromkeys(("l1", "perceptual", "kl"), 0.0)
-    since_log = 0
-    started = time.monotonic() - progress.seconds
-    while progress.step < total_steps:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + progress.step)
-        rows = batch_indices(len(corpus.images), batch_size, progress.step, seed)
-        images = to_model_range(corpus.images[rows])
-        flipped = torch.rand(len(images), generator=generator) < 0.5
-        images[flipped] = images[flipped].flip(-1)
-        current_lr = learning_rate(lr, progress.step, total_steps)
-        for opt in optimizers.values():
-            for group in opt.param_groups:
-                group["lr"] = current_lr
-        with torch.autocast("cpu", torch.bfloat16):
-            latent_dist = vae.encode(images).latent_dist  # type: ignore[operator]
-            noise = torch.randn(latent_dist.mean.shape, generator=generator)
-            decoded = vae.decode(latent_dist.mean + latent_dist.std * noise).sample  # type: ignore[operator]
-            perceptual = perceptual_distance(lite0, decoded, images)
-        l1 = (decoded.float() - images).abs().mean()
-        kl = 0.5 * (latent_dist.mean.float().square() + latent_dist.var.float() - 1 - latent_dist.logvar.float())
-        kl = kl.sum(dim=(1, 2, 3)).mean()
-        (l1 + perceptual_weight * perceptual + KL_WEIGHT * kl).backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        for opt in optimizers.values():
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-        ema_update(ema, vae, ema_decay, progress.step)
-        progress.step += 1
-        progress.samples += batch_size
-        for key, value in (("l1", l1), ("perceptual", perceptual), ("kl", kl)):
-            sums[key] += float(value.detach())
-        since_log += 1
-        progress.seconds = time.monotonic() - started
-        if progress.step % LOG_EVERY == 0 or progress.step == total_steps:
-            means = {key: value / since_log for key, value in sums.items()}
-            sums, since_log = dict.fromkeys(sums, 0.0), 0
-            quality = psnr(ema, validation.images[:1000])
-            log.write(progress.step, progress.samples, progress.seconds, lr=current_lr, val_psnr_db=quality, **means)
-        if progress.step % SAVE_EVERY == 0 or progress.step == total_steps:
-            checkpoint.save(state, {"model": vae, "ema": ema}, optimizers, progress)
-    return ema
+    """Train and return the averaged weights; see `fit` for resuming and for what is raised."""
+    task = AutoencoderTask(vae, corpus, held_out, device, dtype, batch_size)
+    fit(task, folder, budget, seed=seed, part_ends=part_ends)
+    return task.weights.ema["vae"]
 
 
 @torch.no_grad()
@@ -130,7 +157,9 @@ def normalise_latents(vae: nn.Module, images: Tensor, batch_size: int = 250) -> 
     channel, `scaling_factor` is 1, and decode(encode(x)) is what it was: a plain StableDiffusionPipeline
     needs to know nothing of it.
     """
-    means = torch.cat([vae.encode(to_model_range(chunk)).latent_dist.mean for chunk in images.split(batch_size)])  # type: ignore[operator]
+    device = next(vae.parameters()).device
+    chunks = images.split(batch_size)
+    means = torch.cat([vae.encode(to_model_range(chunk.to(device))).latent_dist.mean for chunk in chunks])  # type: ignore[operator]
     mu, sigma = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     channels = len(mu)
     quant, post = vae.quant_conv, vae.post_quant_conv

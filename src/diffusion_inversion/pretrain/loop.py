@@ -1,0 +1,226 @@
+"""The training loop of both networks: a budget, one step (on CUDA a graph), a log, and a state to go on from."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..device import describe
+from ..engine.signals import finishing
+from ..errors import DinvError, UsageError
+from . import checkpoint
+from .checkpoint import Progress
+from .log import TrainingLog
+from .optim import MixedPrecision, trapezoid
+
+LOG_EVERY, VALIDATE_EVERY = 100, 500  # steps
+SAVE_SECONDS = 120.0
+GRAPH_CHUNK = 25  # replays of a CUDA graph between two looks at the clock; it divides LOG_EVERY
+WARM_STEPS = 3  # before a graph is captured
+
+
+class PartEnded(DinvError):
+    """The time of this call is over and the state is saved."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: until `samples` images were seen, or for `minutes`, summed over every resumption."""
+
+    samples: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("samples", self.samples), ("minutes", self.minutes)):
+            if value is not None and not value > 0:
+                raise UsageError(f"{name}: {value:g}, but training needs some. Give a number above 0.")
+        if (self.samples is None) == (self.minutes is None):
+            raise UsageError("training: give either a number of images or minutes.")
+
+    def steps(self, batch_size: int) -> int | None:
+        """How many steps that is in all; None where the clock decides."""
+        return None if self.samples is None else max(1, self.samples // batch_size)
+
+    def share(self, progress: Progress, batch_size: int) -> float:
+        """The share of the budget that is spent, 0 to 1."""
+        steps = self.steps(batch_size)
+        if steps is not None:
+            return min(1.0, progress.step / steps)
+        assert self.minutes is not None
+        return min(1.0, progress.seconds / (60 * self.minutes))
+
+
+class Task(ABC):
+    """What is trained: its weights, the loss of a batch, and how well it does on held-out images."""
+
+    name: str  # of the state and the log
+    columns: tuple[str, ...]  # what `losses` reports
+    validated: tuple[str, ...]  # what `validate` reports
+    decay_share: float  # of the budget, at the end, in which the learning rate falls to zero
+    weights: MixedPrecision
+    batch_size: int
+
+    @abstractmethod
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """The loss of a batch drawn from the device's own generator, and `columns` as a vector; no synchronisation."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """`validated`, with the averaged weights, the same images and draws on every device."""
+
+
+def fit(
+    task: Task,
+    folder: Path,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    part_ends: float | None = None,
+    on_save: Callable[[], None] | None = None,
+) -> Progress:
+    """Train until the budget is spent; the same call goes on where a killed one saved, on a CPU with the same bits.
+
+    A batch that does not fit in the card's memory is halved, and the learning rates with its square root.
+    `on_save` is called after every save. Raises PartEnded when `part_ends` (time.monotonic()) has come,
+    KeyboardInterrupt after a signal, both with the state saved; DataError where the state is of another network.
+    """
+    device = task.weights.lr.device
+    state = folder / f"{task.name}.state.safetensors"
+    modules: dict[str, nn.Module] = {
+        "model": task.weights.model,
+        "ema": task.weights.ema,
+        checkpoint.MOMENTS: task.weights.muon,
+    }
+    with _device_random(device) as random:
+        random.seed(seed)
+        progress = checkpoint.restore(state, modules, {"adamw": task.weights.adamw}, random)
+        task.weights.restored()
+        columns = ("lr", *task.columns, *task.validated)
+        log = TrainingLog(folder / f"{task.name}.log.tsv", columns, progress.step, describe(device))
+        started, saved_at = time.monotonic() - progress.seconds, time.monotonic()
+
+        def save() -> None:
+            checkpoint.save(state, modules, {"adamw": task.weights.adamw}, progress, random)
+            if on_save is not None:
+                on_save()
+
+        sums = torch.zeros(len(task.columns) + 1, device=device)
+        run, chunk = _make_step(task, sums, progress)
+        validated = dict.fromkeys(task.validated, float("nan"))
+        total = budget.steps(task.batch_size)
+        try:
+            while (done := budget.share(progress, task.batch_size)) < 1:
+                with finishing():
+                    factor = trapezoid(progress.step, done, task.decay_share)
+                    count = chunk - progress.step % chunk  # so that every log and validation is met
+                    if total is not None:
+                        count = min(count, total - progress.step)
+                    for _ in range(count):
+                        task.weights.set_rates(factor, progress.step)
+                        run()
+                        progress.step += 1
+                        progress.samples += task.batch_size
+                    if device.type == "cuda":
+                        torch.cuda.synchronize()
+                    progress.seconds = time.monotonic() - started
+                last = budget.share(progress, task.batch_size) >= 1
+                if last or progress.step % VALIDATE_EVERY == 0:
+                    validated = task.validate()
+                if last or progress.step % LOG_EVERY == 0:
+                    *means, steps = sums.tolist()
+                    values = {name: mean / steps for name, mean in zip(task.columns, means, strict=True)}
+                    if not all(map(math.isfinite, values.values())):
+                        raise DinvError(
+                            f"{task.name}: the loss is no longer finite at step {progress.step}. The state saved "
+                            "before is kept: go on with the same command, or begin anew with a lower learning rate."
+                        )
+                    rate = float(task.weights.lr)
+                    log.write(progress.step, progress.samples, progress.seconds, lr=rate, **values, **validated)
+                    sums.zero_()
+                if part_ends is not None and time.monotonic() >= part_ends and not last:
+                    raise PartEnded(
+                        f"{task.name}: this part's time is over after {progress.samples:,} images; "
+                        "the state is saved, the same command goes on."
+                    )
+                if time.monotonic() - saved_at >= SAVE_SECONDS and not last:
+                    save()
+                    saved_at = time.monotonic()
+        except (PartEnded, KeyboardInterrupt):
+            save()
+            raise
+        save()
+    return progress
+
+
+def _make_step(task: Task, sums: Tensor, progress: Progress) -> tuple[Callable[[], None], int]:
+    """The whole optimizer step as a function, and how often to call it between two looks at the clock."""
+
+    def step() -> None:
+        task.weights.zero_grad()
+        loss, figures = task.losses()
+        loss.backward()
+        task.weights.step()
+        with torch.no_grad():
+            sums.add_(torch.cat([figures.detach().float(), figures.new_ones(1).float()]))
+
+    if sums.device.type != "cuda":
+        return step, 1
+    # The first steps run without a graph (libraries choose their kernels in them), and are steps like the others.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for index in range(WARM_STEPS):
+            task.weights.set_rates(trapezoid(progress.step, 0, 1), progress.step)
+            while True:
+                try:
+                    step()
+                    break
+                except torch.OutOfMemoryError:
+                    if index > 0 or task.batch_size == 1:
+                        raise
+                    torch.cuda.empty_cache()
+                    task.batch_size //= 2
+                    task.weights.scale_rates(0.5**0.5)
+                    print(f"{task.name}: out of memory on the card, batches of {task.batch_size}", flush=True)
+            progress.step += 1
+            progress.samples += task.batch_size
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    sums.zero_()
+    return graph.replay, GRAPH_CHUNK
+
+
+class _Random:
+    """The generator that `losses` draws from: the device's own, since a CUDA graph can hold no other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+
+    def seed(self, seed: int) -> None:
+        (torch.cuda.manual_seed if self._cuda else torch.default_generator.manual_seed)(seed)
+
+    def get(self) -> Tensor:
+        return torch.cuda.get_rng_state() if self._cuda else torch.get_rng_state()
+
+    def set(self, state: Tensor) -> None:
+        (torch.cuda.set_rng_state if self._cuda else torch.set_rng_state)(state)
+
+
+@contextmanager
+def _device_random(device: torch.device) -> Iterator[_Random]:
+    """The device's generator, given back afterwards as it was."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+        yield _Random(device)
