@@ -69,14 +69,14 @@ def test_the_whole_job_then_nothing_twice(data: Path, toy: Path, tmp_path: Path)
     assert first.exit_code == 0, first.output
     summary = json.loads(first.stdout)
     assert summary["ok"] and set(summary["arms"]) == {"real", "synthetic", "real+synthetic"}
-    assert summary["verdict"]["outcome"] in ("helps", "does not help", "not enough evidence")
+    assert summary["verdict"]["outcome"] in ("helps", "harms", "does not help", "not enough evidence")
     expected = {"data.json", "run.json", "report.html", "invert.config.json", "sample.config.json", "train.config.json",
                 "reconstructions.safetensors", "manifest.jsonl", "embeddings", "synthetic", "classifiers"}  # fmt: skip
     assert expected <= {path.name for path in out.iterdir()}
     assert len(list((out / "synthetic").rglob("*.png"))) == 24
     record = json.loads((out / "run.json").read_text())
     assert record["data"]["n_train"] == 12 and record["data"]["n_test"] == 12
-    assert record["arms"]["real"]["n"] == 3
+    assert record["arms"]["real"]["n"] == 5
     page = (out / "report.html").read_text()
     assert record["verdict"]["outcome"] in page and "data:image/png;base64" in page
     before = {path: path.stat().st_mtime_ns for path in (out / "synthetic").rglob("*.png")}

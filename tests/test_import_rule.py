@@ -24,6 +24,7 @@ STAGES = {
     "training",
     "arms",
     "autoencoding",
+    "draws",
     "real_fraction",
     "evaluation",
     "inspection",

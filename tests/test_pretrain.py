@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,18 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_inversion.errors import DataError, UsageError
-from diffusion_inversion.features import load_lite0, profile
 from diffusion_inversion.generator import Generator, initialise, noise_schedule
 from diffusion_inversion.images import to_model_range
-from diffusion_inversion.pretrain import decoder, latents, loop, parts, recipe, unet
+from diffusion_inversion.pretrain import decoder, loop, parts, recipe, unet
 from diffusion_inversion.pretrain.checkpoint import Progress
 from diffusion_inversion.pretrain.corpus import Corpus, hold_out, load_corpus
 from diffusion_inversion.pretrain.log import read_log
 from diffusion_inversion.pretrain.loop import Budget, PartEnded
-from diffusion_inversion.pretrain.optim import RMS, MixedPrecision, Muon, orthogonalise, trapezoid
+from diffusion_inversion.pretrain.optim import trapezoid
 from diffusion_inversion.pretrain.tokenizer import MAX_LENGTH, train_tokenizer
 from diffusion_inversion.pretrain.vae import normalise_latents, psnr, reconstruct
-from diffusion_inversion.pretrain.views import mirrored_half, near_view, seeded_draws, wide_view
 from diffusion_inversion.synthetic import encode_png
 
 NAMES = ("goldfish", "tabby cat")
@@ -89,137 +86,6 @@ def test_psnr_is_that_of_torchmetrics(corpus: Corpus) -> None:
         for d, x in zip(decoded, corpus.images, strict=True)
     ]
     assert psnr(vae, corpus.images) == pytest.approx(float(torch.stack(theirs).mean()), rel=1e-4)
-
-
-def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
-    assert trapezoid(0, 0.0, 0.25) == pytest.approx(1 / 300)
-    assert trapezoid(1000, 0.5, 0.25) == trapezoid(1000, 0.75, 0.25) == 1.0
-    assert trapezoid(1000, 0.875, 0.25) == pytest.approx(0.5)
-    assert trapezoid(1000, 1.0, 0.25) == 0.0
-
-
-def test_muon_stacked_by_shape_is_a_plain_loop_over_matrices() -> None:
-    """Three steps of matrices and convolutions of two shapes against the update written out, matrix by matrix."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((6, 4), (6, 4), (4, 6), (6, 2, 2, 1), (5, 3, 3, 3))
-    initial = [torch.randn(shape, generator=generator) for shape in shapes]
-    stacked = [nn.Parameter(value.clone()) for value in initial]
-    plain, averages = [value.clone() for value in initial], [torch.zeros_like(value) for value in initial]
-    muon, lr = Muon(stacked, momentum=0.9, dtype=torch.float32), torch.tensor(0.03)
-    for _ in range(3):
-        gradients = [torch.randn(shape, generator=generator) for shape in shapes]
-        for parameter, gradient in zip(stacked, gradients, strict=True):
-            parameter.grad = gradient.clone()
-        muon.step(lr)
-        for value, average, gradient in zip(plain, averages, gradients, strict=True):
-            average.mul_(0.9).add_(0.1 * gradient)
-            nesterov = (0.1 * gradient + 0.9 * average).flatten(1)
-            x = nesterov
-            x = x.T if x.shape[0] > x.shape[1] else x
-            x = x / (x.norm() + 1e-7)
-            for _ in range(5):
-                a = x @ x.T
-                x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-            x = x.T if nesterov.shape[0] > nesterov.shape[1] else x
-            value.sub_((RMS * max(nesterov.shape) ** 0.5 * 0.03 * x).reshape(value.shape))
-    for parameter, value in zip(stacked, plain, strict=True):
-        torch.testing.assert_close(parameter.detach(), value, rtol=0, atol=1e-6)
-
-
-def test_an_update_of_muon_has_the_promised_size_and_descends() -> None:
-    matrices = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(1))
-    singular = torch.linalg.svdvals(orthogonalise(matrices))
-    assert float(singular.min()) > 0.6 and float(singular.max()) < 1.3  # the quintic ends there, not at 1
-    parameter = nn.Parameter(torch.zeros(64, 32))
-    parameter.grad = matrices[0].clone()
-    Muon([parameter]).step(torch.tensor(1.0))
-    assert float(parameter.detach().square().mean().sqrt()) == pytest.approx(RMS, rel=0.25)
-    assert float((parameter.detach() * matrices[0]).sum()) < 0
-
-
-def test_weights_follow_the_gradient_and_the_average_follows_the_weights() -> None:
-    torch.manual_seed(0)
-    model = nn.ModuleDict({"part": nn.Linear(4, 4)})
-    weights = MixedPrecision(model, torch.float32, 0.1, 0.1, ema_decay=0.5)
-    x, y = torch.randn(32, 4), torch.randn(32, 4)
-    losses = []
-    for step in range(30):
-        weights.set_rates(1.0, step)
-        weights.zero_grad()
-        before = weights.ema["part"].weight.clone()
-        loss = (weights.network["part"](x) - y).square().mean()
-        loss.backward()
-        weights.step()
-        losses.append(float(loss.detach()))
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * before + (1 - decay) * model["part"].weight.detach()
-        torch.testing.assert_close(weights.ema["part"].weight, expected)
-        torch.testing.assert_close(weights.network["part"].weight, model["part"].weight)
-    assert losses[-1] < 0.7 * losses[0]
-
-
-@pytest.mark.parametrize("view", [near_view, wide_view, mirrored_half])
-def test_views_keep_shape_and_range_and_are_eight_bit_images(view: Callable[..., Tensor], corpus: Corpus) -> None:
-    images = to_model_range(corpus.images.repeat(8, 1, 1, 1))
-    seen = view(images, seeded_draws(0, CPU))
-    assert seen.shape == images.shape
-    assert float(seen.min()) >= -1 and float(seen.max()) <= 1
-    steps = (seen + 1) * 127.5
-    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
-    assert not torch.equal(seen, view(images, seeded_draws(1, CPU)))
-    assert torch.equal(seen, view(images, seeded_draws(0, CPU)))
-
-
-def test_wide_views_are_grey_inverted_turned_and_zoomed_in_the_promised_shares() -> None:
-    size, count = 16, 4000
-    ramp = torch.linspace(-0.5, 0.5, size).expand(size, size)
-    colour = torch.stack([ramp, 0.2 * ramp, -ramp]).expand(count, 3, size, size)
-    seen = wide_view(colour, seeded_draws(0, CPU))
-    spread = (seen - seen.mean(1, keepdim=True)).abs().amax(dim=(1, 2, 3))
-    assert float((spread < 0.02).float().mean()) == pytest.approx(0.35 * 0.7, abs=0.03)  # grey and without a tint
-    steep = seen.mean(1).diff(dim=-1).abs().mean((1, 2)) + seen.mean(1).diff(dim=-2).abs().mean((1, 2))
-    assert float(steep.std()) > 0.1 * float(steep.mean())
-    flat = torch.full((count, 3, size, size), 0.5)
-    bright = wide_view(flat, seeded_draws(0, CPU)).mean((1, 2, 3))
-    assert float((bright < -0.05).float().mean()) == pytest.approx(0.15, abs=0.03)  # inverted
-
-
-def test_near_views_are_crops_that_never_leave_the_image() -> None:
-    """On a ramp every crop is a ramp of 0.6 to 1 times the slope, between the image's ends."""
-    ramp = torch.linspace(-1, 1, 32).expand(200, 3, 32, 32)
-    seen = near_view(ramp, seeded_draws(0, CPU))
-    slopes = (seen[:, 0, 16, -3] - seen[:, 0, 16, 2]) / (ramp[:, 0, 16, -3] - ramp[:, 0, 16, 2])
-    assert float(slopes.abs().min()) > 0.55 and float(slopes.abs().max()) <= 1.02
-    assert 0.35 < float((slopes < 0).float().mean()) < 0.65
-    assert float(slopes.abs().std()) > 0.05
-
-
-def test_a_profile_is_that_of_the_cached_view(corpus: Corpus, tmp_path: Path) -> None:
-    vae = initialise(recipe.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
-    views = ("plain", "mirrored", "wide")
-    cache = latents.cache_views(vae, corpus, tmp_path / "cache.safetensors", views, device=CPU)
-    lite0, images = load_lite0(), to_model_range(corpus.images)
-    wide = wide_view(images, seeded_draws(2, CPU))
-    for number, seen in enumerate((images, images.flip(-1), wide)):
-        torch.testing.assert_close(cache.profiles[number].float(), profile(lite0, seen), rtol=2e-2, atol=2e-2)
-        mean = vae.encode(seen).latent_dist.mean
-        torch.testing.assert_close(cache.latents[number, :, :8].float(), mean, rtol=5e-2, atol=5e-2)
-    read = latents.cache_views(vae, corpus, tmp_path / "cache.safetensors", views, device=CPU)
-    assert torch.equal(read.latents, cache.latents) and torch.equal(read.profiles, cache.profiles)
-    other = latents.cache_views(vae, corpus, tmp_path / "cache.safetensors", ("plain",), device=CPU)
-    assert len(other.latents) == 1  # another recipe's cache is not taken over
-
-
-def test_rows_see_the_views_that_they_may(corpus: Corpus, tmp_path: Path) -> None:
-    """Adapter rows: 35 % plain or mirrored, 25 % near, 40 % wide; all others plain or mirrored."""
-    task = unet.DenoiserTask.__new__(unet.DenoiserTask)
-    task.batch_size, task.device = 20_000, CPU
-    torch.manual_seed(0)
-    view = task._views(12_000)
-    shares = torch.bincount(view[:12_000], minlength=7) / 12_000
-    torch.testing.assert_close(shares, torch.tensor([0.175, 0.175, *[0.125] * 2, *[0.4 / 3] * 3]), rtol=0, atol=0.02)
-    assert set(view[12_000:].tolist()) == {0, 1}
-    assert latents.TRAINING_VIEWS == ("plain", "mirrored", "near", "near", "wide", "wide", "wide")
 
 
 def test_the_velocity_loss_is_zero_for_the_true_velocity_alone() -> None:

@@ -183,6 +183,34 @@ def test_what_was_not_measured_says_so(images: ReportImages, tmp_path: Path) -> 
     assert "names none here" in text and "None found" in text
 
 
+def test_replicates_are_shown_apart_from_their_seeds(images: ReportImages, tmp_path: Path) -> None:
+    run: Any = copy.deepcopy(RUN)
+    run["verdict"] |= {"outcome": "harms", "scope": "Over 2 replicates."}
+    run["verdict"]["comparisons"][0]["outcome"] = "harms"
+    run["replicates"] = [
+        {
+            "number": number, "folder": folder, "seeds": {}, "classifier_seeds": [0, 1], "n_train": 200 + number,
+            "n_test": 1000, "arms": {"real": [0.3, 0.312], "real+synthetic": [0.4, 0.423]},
+        }
+        for number, folder in enumerate((".", "replicates/1"))
+    ]  # fmt: skip
+    run["components"] = {"real": {"between": 0.0213, "within": 0.011}, "a - real": {"between": None, "within": 0.0}}
+    shown = page(run, images, tmp_path)
+    text = words(shown)
+    assert 'class="verdict no"' in shown.source and "Harms" in text
+    for part in (
+        "Over 2 replicates.",
+        "mean ± std over replicates Every replicate",
+        "-8.5 points to +4.1 points (97.5 %) harms",
+        "0 30.0, 31.2 % 40.0, 42.3 % 200, 1000",
+        "1 30.0, 31.2 % 40.0, 42.3 % 201, 1000",
+        "real 2.1 points 1.1 points",
+        "a - real not measured 0.0 points",
+        "2000 synthetic images in replicate 0 of 2.",
+    ):
+        assert part in text, part
+
+
 def test_every_string_is_text_never_markup(clean: Page, images: ReportImages, tmp_path: Path) -> None:
     def poison(value: Any) -> Any:
         if isinstance(value, dict):

@@ -6,11 +6,13 @@ import csv
 import json
 import multiprocessing
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import Bench
+from scipy import stats
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
@@ -105,7 +107,9 @@ def test_a_cell_is_what_the_commands_give(made: Path, bench: Bench, tmp_path: Pa
     )
     drawing = SampleSettings(variants=1, inference_steps=2, interpolation=0.0, noise_strength=0.5, batch_size=4)
     sample_stage(tmp_path, bench.generator(), drawing)
-    training = TrainSettings(architecture="resnet20", steps=2, batch_size=4, arms=("real", "synthetic"))
+    training = TrainSettings(
+        architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1, 2), arms=("real", "synthetic")
+    )
     found = train_stage(tmp_path, splits, training, "cpu").accuracies()
     (vectors,) = (made / "vectors").iterdir()
     assert read_embeddings(vectors).digest == read_embeddings(tmp_path).digest
@@ -202,18 +206,59 @@ def test_cases_autoencoding_and_a_chosen_fraction(bench: Bench, tmp_path: Path) 
     assert (tmp_path / "out" / "cases.png").is_file()
 
 
+def test_replicates_draw_everything_anew_and_keep_what_was_done(made: Path, bench: Bench, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "out"))
+    before = json.loads((out / "small.json").read_text())
+    done = sweep(made.parent / "small.toml", out, "--replicates", 3)
+    assert done.exit_code == 0, done.output
+    count = {kind.name: len(list(kind.glob("*"))) for kind in (out / "results").iterdir()}
+    assert count == {"splits": 3, "vectors": 3, "images": 6, "classifiers": 3 * 15, "metrics": 12}, "a third was there"
+    after = json.loads((out / "small.json").read_text())
+    for old, new in zip(before["rows"], after["rows"], strict=True):
+        assert new["accuracies"][:3] == old["accuracies"] and len(new["accuracies"]) == 9
+        means = [statistics.fmean(new["accuracies"][start : start + 3]) for start in (0, 3, 6)]
+        assert new["replicates"] == pytest.approx(means) and new["n"] == 3
+        assert new["std"] == pytest.approx(statistics.stdev(means))
+        assert len(set(new["seeds"])) == 9
+    for old, new in zip(before["metrics"], after["metrics"], strict=True):
+        values = [draw["fid_lite0"]["value"] for draw in new["draws"]]
+        assert values[0] == old["metrics"]["fid_lite0"]["value"] and len(set(values)) == 3
+        assert new["metrics"]["fid_lite0"]["value"] == pytest.approx(statistics.fmean(values))
+        assert 0 <= new["metrics"]["precision_lite0"]["low"] <= new["metrics"]["precision_lite0"]["high"] <= 1
+    rows = list(csv.DictReader((out / "small.csv").open()))
+    assert {row["replicate"] for row in rows if row["measure"] == "accuracy"} == {"0", "1", "2"}
+    for text in ((out / "small.md").read_text(), (out / "small.html").read_text(), done.stdout):
+        assert "here the spread comes from" in text
+    assert "n=3 replicates" in (out / "small.md").read_text()
+    assert sweep(made.parent / "small.toml", out).exit_code == 0
+    assert files(out) == files(made), "without the option it is the sweep that it was"
+
+
 def test_a_claim_is_judged_by_its_intervals() -> None:
     assert judge([(0.1, 0.05, 0.15), (0.2, 0.01, 0.4)]) == "holds"
     assert judge([(0.1, 0.05, 0.15), (0.2, -0.01, 0.4)]) == "too noisy to say"
     assert judge([(0.1, 0.05, 0.15), (-0.2, -0.3, -0.1)]) == "does not hold"
     assert judge([(0.1, None, None)]) == "too noisy to say"
-    # 95 % intervals of 3 -+ 1.96 * 0.3 and 1 -+ 1.96 * 0.4: the difference is 2 -+ 1.96 * 0.5.
+    # The difference is 2 -+ 1.96 * sqrt(0.3^2 + 0.4^2).
     half = 1.959963984540054
-    more = {"fid": {"value": 3.0, "low": 3 - 0.3 * half, "high": 3 + 0.3 * half}}
-    less = {"fid": {"value": 1.0, "low": 1 - 0.4 * half, "high": 1 + 0.4 * half}}
+    more = [{"fid": {"value": 3.0, "error": 0.3}}]
+    less = [{"fid": {"value": 1.0, "error": 0.4}}]
     assert _difference(more, less, "fid", 1) == pytest.approx((2, 2 - 0.5 * half, 2 + 0.5 * half))
     assert _difference(less, more, "fid", 1) == pytest.approx((-2, -2 - 0.5 * half, -2 + 0.5 * half))
+    # Three replicates: their spread counts with a t quantile, the images' errors as before.
+    more = [{"fid": {"value": value, "error": 0.3}} for value in (3.0, 3.2, 3.4)]
+    less = [{"fid": {"value": value, "error": 0.4}} for value in (1.0, 1.1, 1.2)]
+    spread = 0.1**2 / 3  # of the differences 2, 2.1, 2.2
+    reach = ((stats.t.ppf(0.975, 2) ** 2) * spread + half**2 * 0.25) ** 0.5
+    assert _difference(more, less, "fid", 1) == pytest.approx((2.1, 2.1 - reach, 2.1 + reach))
+    # An error that an interval cut at 1 would hide; the difference of two shares stays within -1 and 1.
+    high = [{"recall": {"value": 0.95, "low": 0.75, "high": 1.0, "error": 0.1}}]
+    low = [{"recall": {"value": 0.5, "low": 0.3, "high": 0.7, "error": 0.1}}]
+    reach = half * 0.02**0.5
+    assert _difference(high, low, "recall", 1) == pytest.approx((0.45, 0.45 - reach, 0.45 + reach))
+    assert _difference(high, [{"recall": {"value": 0.0, "error": 0.3}}], "recall", 1)[2] == 1.0
     # two pairs: each at 97.5 %
+    more, less = [{"fid": {"value": 3.0, "error": 0.3}}], [{"fid": {"value": 1.0, "error": 0.4}}]
     assert _difference(more, less, "fid", 2)[1] == pytest.approx(2 - 0.5 * 2.241402727604947)
 
 
@@ -279,7 +324,8 @@ def test_a_metric_that_is_not_defined_is_said_to_be() -> None:
     from diffusion_inversion.errors import DataError
     from diffusion_inversion.sweep import outcome, table
 
-    undefined = {"value": None, "low": None, "high": None}
+    undefined: dict[str, float | None] = {"value": None, "low": None, "high": None, "error": None}
     assert table._bounded(undefined) == "undefined"
     with pytest.raises(DataError, match=r"cmmd: a claim is about it.*take the claim out"):
-        outcome._difference({"cmmd": undefined}, {"cmmd": undefined}, "cmmd", 1)
+        outcome._difference([{"cmmd": undefined}], [{"cmmd": undefined}], "cmmd", 1)
+    assert outcome._over_replicates("cmmd", [undefined])["value"] is None

@@ -228,7 +228,7 @@ class TrainSettings(Settings):
     me_ada_eta: float = Field(1.0, ge=0, description="weight of the entropy of the prediction")
     arms: tuple[Arm, ...] = Field(ARMS, min_length=1, description="what to train on")
     seeds: tuple[int, ...] = Field(
-        (0, 1, 2), min_length=1, description="one classifier per arm and seed; at least 3 for a verdict"
+        (0, 1, 2, 3, 4), min_length=1, description="one classifier per arm and seed; at least 3 for a verdict"
     )
 
     @field_validator("architecture")
@@ -264,12 +264,12 @@ DEMOS: dict[str, dict[str, dict[str, object]]] = {
         "data": {"limit": 200, "test_limit": 1000, "holdout": 0.4},
         "invert": {"steps": 100},
         "sample": {"variants": 10, "image_size": 32},
-        "train": {"steps": 300},
+        "train": {"steps": 300, "seeds": [0, 1, 2]},
     },
     "digits": {
         "data": {"limit": 100, "test_limit": 350},
         "invert": {"steps": 60},
         "sample": {"variants": 5},
-        "train": {"steps": 200},
+        "train": {"steps": 200, "seeds": [0, 1, 2]},
     },
 }

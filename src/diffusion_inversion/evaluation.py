@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from .classifiers import Classifier
 from .errors import DataError, UsageError
 from .images import LabelledImages
 
-Outcome = Literal["helps", "does not help", "not enough evidence"]
+Outcome = Literal["helps", "harms", "does not help", "not enough evidence"]
 BASELINE = "real"
 SMALLEST_EFFECT = 0.005
-MIN_SEEDS = 3
+MIN_UNITS = 3  # seeds or replicates that a verdict needs
 ECE_BINS = 15
 _DIGITS = 4  # decimal places of a confidence
 
@@ -111,15 +111,19 @@ def evaluate(classifier: Classifier, images: LabelledImages, batch_size: int = 5
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against the baseline: differences are arm minus baseline, in accuracy (0.01 = one point)."""
+    """An arm against the baseline: differences are arm minus baseline, in accuracy (0.01 = one point).
+
+    Intervals are cut to what a difference of accuracies can be, [-1, 1]; errors are not.
+    """
 
     arm: str
     baseline: str
-    differences: tuple[float, ...]  # one per seed
+    unit: str  # what was repeated: "seeds" or "replicates"
+    differences: tuple[float, ...]  # one per unit
     difference: float  # their mean
-    seed_error: float | None  # standard error from the spread over seeds, None with one seed
+    unit_error: float | None  # standard error from the spread over units, None with one unit
     test_error: float | None  # standard error from the choice of test images, None where it was not measured
-    seed_interval: tuple[float, float] | None  # t interval of the mean at `confidence`, seeds alone
+    unit_interval: tuple[float, float] | None  # t interval of the mean at `confidence`, units alone
     interval: tuple[float, float] | None  # both errors, at `simultaneous_confidence`: what the verdict reads
     confidence: float
     simultaneous_confidence: float
@@ -131,7 +135,18 @@ class Comparison:
         if self.interval is not None:
             low, high = (f"{100 * bound:+.2f}" for bound in self.interval)
             text += f", {100 * self.simultaneous_confidence:.4g} % interval [{low}, {high}]"
-        return f"{text} (n={len(self.differences)} seeds)"
+        return f"{text} (n={len(self.differences)} {self.unit})"
+
+    def outcome(self, smallest_effect: float = SMALLEST_EFFECT) -> Outcome:
+        """What the interval says of this arm alone, in the words of `verdict`."""
+        if self.interval is None or len(self.differences) < MIN_UNITS:
+            return "not enough evidence"
+        low, high = self.interval
+        if low > 0:
+            return "helps"
+        if high < 0:
+            return "harms"
+        return "does not help" if high < smallest_effect else "not enough evidence"
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,23 @@ class Verdict:
     smallest_effect: float  # in accuracy: gains below it count as no help
 
 
+def half_width(unit_variance: Any, test_variance: Any, units: int, images: float, confidence: float) -> Any:
+    """Half the interval of a mean whose variance is the sum of two, each estimated; numbers or arrays of them.
+
+        sqrt(t(level, units - 1)^2 unit_variance + t(level, images - 1)^2 test_variance)
+
+    Each error has its own quantile, so the interval does not narrow where a small sample of units happens to agree, as
+    it does under Welch-Satterthwaite's degrees of freedom, which grow then; nor do two or three units widen an error
+    that thousands of test images measured well. benchmarks/interval_coverage.py has the coverage of each.
+    """
+    import numpy as np
+    from scipy.stats import t
+
+    place = 0.5 + confidence / 2
+    of_units, of_images = t.ppf(place, units - 1), t.ppf(place, max(images - 1, 1))
+    return np.sqrt(of_units**2 * unit_variance + of_images**2 * test_variance)
+
+
 def compare(
     arm: str,
     accuracies: Mapping[str, Sequence[float]],
@@ -152,53 +184,51 @@ def compare(
     baseline: str = BASELINE,
     confidence: float = 0.95,
     comparisons: int = 1,
+    unit: str = "seeds",
 ) -> Comparison:
-    """Compare an arm with the baseline, paired over n seeds (same position = same seed).
+    """Compare an arm with the baseline, paired over n units (same position = same unit): seeds, or replicates.
 
-    With d_s the difference of the two accuracies at seed s, and, from `correct` (arm to (n, n_test) bool, the
-    recognised test images of every seed), e_i = mean over s of (correct_arm[s, i] - correct_baseline[s, i]):
+    With d_s the difference of the two accuracies in unit s, and, from `correct` (arm to (n, images), the share in
+    [0, 1] of a unit's classifiers that recognised each test image, NaN where the unit was not tested on it), e_i = mean
+    over s of (correct_arm[s, i] - correct_baseline[s, i]):
 
-        total variance = var_s(d_s) / n + var_i(e_i) / n_test
-        interval       = mean_s(d_s) -+ t(level, df) * sqrt(total variance)
+        variance over units  = var_s(d_s) / n
+        variance over images = var_i(e_i) / n_test
+        interval             = mean_s(d_s) -+ `half_width` of the two
 
-    with unbiased variances, level = 1 - (1 - confidence) / comparisons (Bonferroni), and Welch-Satterthwaite's
-    degrees of freedom, which are at least n - 1. The noise of single predictions is in both terms, so the interval
-    errs on the wide side. As in McNemar's test the second term comes from the images on which the arms disagree; it is
-    never taken below that of one such image, 1 / n_test^2. Without `correct` it is left out, and the interval
-    speaks of these test images alone.
+    with unbiased variances and level = 1 - (1 - confidence) / comparisons (Bonferroni). The noise of single
+    predictions is in both terms, so the interval errs on the wide side; so does it where units have test images of
+    their own. As in McNemar's test the second term comes from the images on which the arms disagree; it is never taken
+    below that of one such image, 1 / n_test^2. Without `correct` it is left out, and the interval speaks of these test
+    images alone.
 
-    Raises UsageError for a missing arm, lists of different length, or no seed.
+    Raises UsageError for a missing arm, lists of different length, or no unit.
     """
-    from scipy.stats import t
-
-    ours, theirs = _paired(arm, baseline, accuracies)
+    ours, theirs = _paired(arm, baseline, accuracies, unit)
     n = len(ours)
     differences = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs, dtype=torch.float64)
     mean = float(differences.mean())
     simultaneous = 1 - (1 - confidence) / comparisons
 
-    def around(variance: float, freedom: float, level: float) -> tuple[float, float]:
-        half = float(t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
-        return (mean - half, mean + half)
+    def around(unit_variance: float, test_variance: float, images: float, level: float) -> tuple[float, float]:
+        half = float(half_width(unit_variance, test_variance, n, images, level))
+        return (max(mean - half, -1.0), min(mean + half, 1.0))
 
-    test_variance, n_test = (None, 0) if correct is None else _test_variance(arm, baseline, correct, n)
-    seed_variance = seed_interval = interval = None
+    test_variance, images = (None, 2.0) if correct is None else _test_variance(arm, baseline, correct, n, unit)
+    unit_variance = unit_interval = interval = None
     if n > 1:
-        seed_variance = float(differences.var(correction=1)) / n
-        total, freedom = seed_variance, float(n - 1)
-        if test_variance is not None:
-            total += test_variance
-            freedom = total**2 / (seed_variance**2 / (n - 1) + test_variance**2 / max(n_test - 1, 1))
-        seed_interval = around(seed_variance, n - 1, confidence)
-        interval = around(total, freedom, simultaneous)
+        unit_variance = float(differences.var(correction=1)) / n
+        unit_interval = around(unit_variance, 0.0, images, confidence)
+        interval = around(unit_variance, test_variance or 0.0, images, simultaneous)
     return Comparison(
         arm=arm,
         baseline=baseline,
+        unit=unit,
         differences=tuple(differences.tolist()),
         difference=mean,
-        seed_error=None if seed_variance is None else math.sqrt(seed_variance),
+        unit_error=None if unit_variance is None else math.sqrt(unit_variance),
         test_error=None if test_variance is None else math.sqrt(test_variance),
-        seed_interval=seed_interval,
+        unit_interval=unit_interval,
         interval=interval,
         confidence=confidence,
         simultaneous_confidence=simultaneous,
@@ -206,7 +236,7 @@ def compare(
 
 
 def _paired(
-    arm: str, baseline: str, accuracies: Mapping[str, Sequence[float]]
+    arm: str, baseline: str, accuracies: Mapping[str, Sequence[float]], unit: str
 ) -> tuple[Sequence[float], Sequence[float]]:
     missing = [name for name in (arm, baseline) if name not in accuracies]
     if missing:
@@ -216,26 +246,38 @@ def _paired(
     ours, theirs = accuracies[arm], accuracies[baseline]
     if len(ours) != len(theirs) or not ours:
         raise UsageError(
-            f"accuracies: {len(ours)} seeds of {arm}, {len(theirs)} of {baseline}. "
-            "The comparison is paired: give the same seeds, at least one."
+            f"accuracies: {len(ours)} {unit} of {arm}, {len(theirs)} of {baseline}. "
+            f"The comparison is paired: give the same {unit}, at least one."
         )
     return ours, theirs
 
 
-def _test_variance(arm: str, baseline: str, correct: Mapping[str, Tensor], seeds: int) -> tuple[float, int]:
-    """Return var_i(e_i) / n_test and n_test, in the words of `compare`."""
+def _test_variance(
+    arm: str, baseline: str, correct: Mapping[str, Tensor], units: int, unit: str
+) -> tuple[float, float]:
+    """Return var_i(e_i) / n_test and n_test, in the words of `compare`.
+
+    Where units were tested on different images, an image counts by its share w_i in the mean difference: the variance
+    is that of a weighted mean, and n_test = 1 / sum(w_i^2).
+    """
     if arm not in correct or baseline not in correct:
         raise UsageError(f"correct: has {', '.join(correct) or 'no arm'}; {arm} and {baseline} are needed.")
     ours, theirs = correct[arm].double(), correct[baseline].double()
-    if ours.shape != theirs.shape or ours.ndim != 2 or ours.shape[0] != seeds:
+    if ours.shape != theirs.shape or ours.ndim != 2 or ours.shape[0] != units:
         raise UsageError(
             f"correct: {arm} has shape {tuple(ours.shape)}, {baseline} {tuple(theirs.shape)}; "
-            f"both must be ({seeds} seeds, test images)."
+            f"both must be ({units} {unit}, test images)."
         )
-    n_test = ours.shape[1]
-    per_image = (ours - theirs).mean(0)
-    variance = float(per_image.var(correction=1)) / n_test if n_test > 1 else 0.0
-    return max(variance, 1 / n_test**2), n_test
+    differences = ours - theirs
+    tested = ~differences.isnan()
+    shares = tested / tested.sum(1, keepdim=True) / units  # of each prediction in the mean difference; they add up to 1
+    seen = tested.any(0)
+    weights = shares.sum(0)[seen]
+    per_image = (shares * differences.nan_to_num())[:, seen].sum(0) / weights
+    n_test = 1 / float(weights.square().sum())
+    variance = float((weights * (per_image - (weights * per_image).sum())).square().sum())
+    variance *= n_test / (n_test - 1) if n_test > 1 + 1e-9 else 0.0
+    return max(variance, float(weights.max()) ** 2), n_test
 
 
 def verdict(
@@ -245,35 +287,43 @@ def verdict(
     baseline: str = BASELINE,
     smallest_effect: float = SMALLEST_EFFECT,
     confidence: float = 0.95,
+    unit: str = "seeds",
 ) -> Verdict:
-    """Say whether synthetic images helped: every other arm is compared with `baseline`, paired over seeds.
+    """Say whether synthetic images helped: every other arm is compared with `baseline`, paired over the units.
 
-    `accuracies` maps arms to accuracies in [0, 1] in seed order; `correct` maps them to (seeds, n_test) bool. The
-    intervals are those of `compare`, Bonferroni-corrected over the arms compared: all hold together at `confidence`.
+    `accuracies` maps arms to accuracies in [0, 1] in the order of the units (seeds or replicates); `correct` maps them
+    to (units, images). The intervals are those of `compare`, Bonferroni-corrected over the arms compared: all hold
+    together at `confidence`.
 
     - "helps": some arm's lower bound is above 0;
+    - "harms": every arm's upper bound is below 0;
     - "does not help": every arm's upper bound is below `smallest_effect` (default half a point);
-    - "not enough evidence": anything else, and always with fewer than 3 seeds or nothing to compare.
+    - "not enough evidence": anything else, and always with fewer than 3 units or nothing to compare.
     """
     arms = [name for name in accuracies if name != baseline]
     if not arms or baseline not in accuracies:
         trained = ", ".join(accuracies) or "nothing"
         return Verdict("not enough evidence", f"only {trained} was trained: nothing to compare", (), smallest_effect)
     comparisons = tuple(
-        compare(name, accuracies, correct=correct, baseline=baseline, confidence=confidence, comparisons=len(arms))
+        compare(
+            name, accuracies, correct=correct, baseline=baseline, confidence=confidence, comparisons=len(arms),
+            unit=unit,
+        )
         for name in arms
-    )
-    seeds = len(accuracies[baseline])
-    bounds = [(c, *c.interval) for c in comparisons if c.interval is not None]
-    if seeds < MIN_SEEDS:
-        reason = f"{seeds} of the at least {MIN_SEEDS} seeds that a verdict needs"
+    )  # fmt: skip
+    units = len(accuracies[baseline])
+    if units < MIN_UNITS:
+        reason = f"{units} of the at least {MIN_UNITS} {unit} that a verdict needs"
         return Verdict("not enough evidence", reason, comparisons, smallest_effect)
+    bounds = [(c, *c.interval) for c in comparisons if c.interval is not None]
     surest, low, _ = max(bounds, key=lambda b: b[1])
     widest, _, high = max(bounds, key=lambda b: b[2])
     effect = f"{100 * smallest_effect:g} points"
     outcome: Outcome
     if low > 0:
         outcome, reason = "helps", f"the interval is above zero: {surest.summary}"
+    elif high < 0:
+        outcome, reason = "harms", f"the interval is below zero for every arm: {widest.summary}"
     elif high < smallest_effect:
         outcome, reason = "does not help", f"a gain of {effect} is ruled out for every arm: {widest.summary}"
     else:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .errors import UsageError
 from .forgotten import Marks, hashed, read_marks, without_mention, write_marks
 from .images import Problem
 from .integrity import OURS
+from .replicates import replicate_folders
 from .run_images import DATA_FILE, changed_images, load, read_record
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, Row, SyntheticStore
@@ -32,7 +34,8 @@ from .synthetic import METADATA, Row, SyntheticStore
 POSITION = re.compile(r".+/\d{6}")
 FRACTION_FILE = "real_fraction.json"
 # Files that show or summarise the images, or a choice by classifiers that saw them; made again by the stages.
-DERIVED = ("run.json", "report.html", "reconstructions.safetensors", f"{SYNTHETIC}/{METADATA}", FRACTION_FILE)
+SUMMARIES = ("run.json", "report.html")
+DERIVED = (*SUMMARIES, "reconstructions.safetensors", f"{SYNTHETIC}/{METADATA}", FRACTION_FILE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Forgotten:
 
 
 def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_averages: bool = False) -> Forgotten:
-    """Delete images of a run by id, their vectors, every synthetic image drawn from these, and every classifier.
+    """Delete images of a run and its replicates by id, their vectors, what was drawn from these, and the classifiers.
 
     An image descends from a vector where it is its source or its partner. With guidance every image also descends
     from all vectors, since the unconditional vector is their mean, and with class-mean starts every vector of a class
@@ -59,33 +62,63 @@ def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_av
     A killed call goes on when it or any other command is run again. Raises UsageError for an id that the run does
     not know, LockedError, DiskError.
     """
-    record = read_record(run)
-    if record is None:
+    folders = replicate_folders(run)
+    records = {folder: read_record(folder) for folder in folders}
+    if records[run] is None:
         raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
-    content = {
-        i: h for part in ("train", "test") for i, h in zip(record[part]["ids"], record[part]["hashes"], strict=True)
-    }
+    content = {image_id: pixels for record in records.values() for image_id, pixels in _content(record).items()}
     unknown = [image_id for image_id in ids if image_id not in content]
     if unknown:
         near = difflib.get_close_matches(unknown[0], content, n=3)
         hint = f"; near to it: {', '.join(near)}" if near else ""
         raise UsageError(f"{run}: no image {unknown[0]!r} in {DATA_FILE}{hint}. Give ids as they stand there.")
     wanted = set(ids)
+    never: set[str] = set()
     if never_again:  # the same picture under another name goes too
         pixels = {content[image_id] for image_id in ids}
         wanted |= {image_id for image_id, value in content.items() if value in pixels}
-    with run_lock(run):
-        for folder in OURS:  # damaged records are mended first: then nothing below can stop half way
-            Manifest(run / folder / MANIFEST).records()
-        marks = read_marks(run)
-        if never_again:
-            # An id that is a position in a file (train/000123) can come to mean another picture.
-            names = [image_id for image_id in wanted if not POSITION.fullmatch(image_id)]
-            values = {*marks["never_again"], *map(hashed, names), *(hashed(content[image_id]) for image_id in wanted)}
-            marks["never_again"] = sorted(values)
-        pending = sorted({*marks["pending"], *map(hashed, wanted)})
-        write_marks(run, Marks(never_again=marks["never_again"], pending=pending, keep_averages=keep_averages))
-        return finish_pending(run)
+        # An id that is a position in a file (train/000123) can come to mean another picture.
+        kept = [image_id for image_id in wanted if not POSITION.fullmatch(image_id)]
+        never = {*map(hashed, kept), *(hashed(content[image_id]) for image_id in wanted)}
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(run_lock(folder))
+            for part in OURS:  # damaged records are mended first: then nothing below can stop half way
+                Manifest(folder / part / MANIFEST).records()
+        for folder, record in records.items():  # the run first: what a kill leaves to its replicates, they follow
+            _mark(folder, never, wanted & set(_content(record)), keep_averages)
+        for name in SUMMARIES:
+            Ledger(run).drop(name)
+        done = [finish_pending(folder) for folder in folders]
+    names = ("vectors", "synthetic", "classifiers", "kept_by_average")
+    return Forgotten(len(wanted), *(sum(getattr(one, name) for one in done) for name in names))
+
+
+def _mark(run: Path, never: set[str], gone: Collection[str], keep_averages: bool) -> None:
+    """Note what a run folder must never use again, hashed, and which ids of its own are to be deleted now."""
+    marks = read_marks(run)
+    pending = sorted({*marks["pending"], *map(hashed, gone)})
+    again = sorted({*marks["never_again"], *never})
+    write_marks(run, Marks(never_again=again, pending=pending, keep_averages=keep_averages))
+
+
+def follow(run: Path, folder: Path) -> None:
+    """Forget in a replicate's folder what the run must never use, and finish what a killed `forget` left there.
+
+    So a replicate that is begun later never sees those images. Call it inside `run_lock(folder)`.
+    """
+    missing = set(read_marks(run)["never_again"]) - set(read_marks(folder)["never_again"])
+    if missing:
+        content = _content(read_record(folder))
+        gone = [i for i, pixels in content.items() if missing & {hashed(i), hashed(pixels)}]
+        _mark(folder, missing, gone, keep_averages=False)
+    finish_pending(folder)
+
+
+def _content(record: dict[str, Any] | None) -> dict[str, str]:
+    """Image id => hash of its pixels, of all images that data.json records."""
+    parts = [record[part] for part in ("train", "test")] if record is not None else []
+    return {i: pixels for part in parts for i, pixels in zip(part["ids"], part["hashes"], strict=True)}
 
 
 def finish_pending(run: Path) -> Forgotten:
@@ -103,12 +136,17 @@ def finish_pending(run: Path) -> Forgotten:
 
 
 def changed(run: Path) -> list[str]:
-    """Ids of recorded images that DATA no longer holds, or holds with other pixels or another label."""
-    record = read_record(run)
-    if record is None:
-        raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
-    now = data_record(load(run, DataSettings(**record["source"]), record))
-    return [image_id for part in ("train", "test") for image_id, _ in changed_images(record[part], now[part])]
+    """Ids of images recorded here or in a replicate that DATA no longer holds, or holds otherwise."""
+    found: dict[str, None] = {}
+    for folder in replicate_folders(run):
+        record = read_record(folder)
+        if record is None and folder != run:
+            continue
+        if record is None:
+            raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
+        now = data_record(load(folder, DataSettings(**record["source"]), record))
+        found |= {i: None for part in ("train", "test") for i, _ in changed_images(record[part], now[part])}
+    return list(found)
 
 
 def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:

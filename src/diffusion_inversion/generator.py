@@ -251,9 +251,7 @@ class Generator:
         plain = side <= PLAIN_LATENT_SIDE
         if self.device.type != "cpu" or self.unet.config.sample_size <= PLAIN_ATTENTION_SIDE or plain == self._plain:
             return
-        from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-
-        self.unet.set_attn_processor(AttnProcessor() if plain else AttnProcessor2_0())
+        use_plain_attention(self.unet, plain=plain)
         self._plain = plain
 
     def _coefficients(self, timesteps: Timesteps) -> tuple[Float[Tensor, "batch 1 1 1"], Float[Tensor, "batch 1 1 1"]]:
@@ -301,20 +299,12 @@ def save_checkpoint(
     ).save_pretrained(folder, safe_serialization=True)
 
 
-def use_fused_attention(*modules: nn.Module) -> None:
-    """Switch diffusers modules to PyTorch's fused attention, the better one on a GPU."""
-    from diffusers.models.attention_processor import AttnProcessor2_0
+def use_plain_attention(*modules: nn.Module, plain: bool = True) -> None:
+    """Explicit softmax(QK)V, since on CPUs the fused kernel's backward is slow at these sizes; or the fused kernel."""
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
     for module in modules:
-        module.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
-
-
-def use_plain_attention(*modules: nn.Module) -> None:
-    """Switch diffusers modules to explicit softmax(QK)V: on CPUs the fused kernel's backward is slow at these sizes."""
-    from diffusers.models.attention_processor import AttnProcessor
-
-    for module in modules:
-        module.set_attn_processor(AttnProcessor())  # type: ignore[operator]
+        module.set_attn_processor(AttnProcessor() if plain else AttnProcessor2_0())  # type: ignore[operator]
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "prompts tokens"]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,8 @@ from .engine.store import PARTIAL_PREFIX
 from .engine.untrusted import inside
 from .errors import DataError, UsageError
 from .forgotten import FORGOTTEN_FILE
+from .replicates import FOLDER as REPLICATES
+from .replicates import replicate_folders
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA
 
@@ -76,14 +78,27 @@ class Verification:
 
 
 def verify(run: Path, on_file: Callable[[], None] = lambda: None) -> Verification:
-    """Read every file of a run folder and compare it with its record; `on_file()` follows the reading.
+    """Read every file of a run and its replicates and compare it with its record; `on_file()` follows the reading.
 
     Finds changed, missing, unlisted and unfinished files, and changed or torn records. Changes nothing.
     Raises UsageError where the folder holds no run.
     """
-    ledger = Ledger(run)
-    if not ledger.manifest.path.is_file() and not any((run / folder).is_dir() for folder in OURS):
+    if not _holds_run(run):
         raise UsageError(f"{run}: holds no run. Name a folder that `dinv invert` or `dinv run` wrote.")
+    files, size, findings = 0, 0, []
+    for folder in filter(_holds_run, replicate_folders(run)):
+        found = _verify(folder, on_file)
+        files, size = files + found.files, size + found.size
+        findings += [replace(one, file=(folder / one.file).relative_to(run).as_posix()) for one in found.findings]
+    return Verification(files, size, tuple(findings))
+
+
+def _holds_run(run: Path) -> bool:
+    return (run / MANIFEST).is_file() or any((run / folder).is_dir() for folder in OURS)
+
+
+def _verify(run: Path, on_file: Callable[[], None]) -> Verification:
+    ledger = Ledger(run)
     findings = list(_records(run, MANIFEST))
     listed = {MANIFEST, LOCK_NAME}
     files = size = 0
@@ -122,11 +137,23 @@ def discard(run: Path, found: Verification) -> None:
 
     Call it inside `run_lock`. Of the files that no record names, only those with names of ours are deleted.
     """
+    for folder in replicate_folders(run):
+        whole = [(run / finding.file, finding) for finding in found.findings]
+        own = [(path, one) for path, one in whole if folder == _folder_of(run, one)]
+        _discard(folder, [replace(one, file=path.relative_to(folder).as_posix()) for path, one in own])
+
+
+def _folder_of(run: Path, finding: Finding) -> Path:
+    first, number, *_ = (*finding.file.split("/"), "")
+    return run / first / number if first == REPLICATES else run
+
+
+def _discard(run: Path, findings: list[Finding]) -> None:
     ledger = Ledger(run)
-    for damaged in {f.file for f in found.findings if f.file.endswith(MANIFEST)}:
+    for damaged in {f.file for f in findings if f.file.endswith(MANIFEST)}:
         cut = Manifest(run / damaged)
         cut.rewrite(cut.examine()[0])
-    for finding in found.findings:
+    for finding in findings:
         folder, _, name = finding.file.partition("/")
         path = run / finding.file
         if finding.file.endswith(MANIFEST):
@@ -186,7 +213,7 @@ def _unlisted(run: Path, listed: set[str]) -> Iterator[Finding]:
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
         folder, _, rest = name.partition("/")
-        if path.is_dir() or name in listed or folder == CLAIMS:
+        if path.is_dir() or name in listed or folder in (CLAIMS, REPLICATES):
             continue
         if path.name.startswith(PARTIAL_PREFIX) or (folder in OURS and rest.startswith("state-")):
             yield Finding(name, "unfinished")

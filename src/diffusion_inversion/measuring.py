@@ -86,7 +86,7 @@ class Measurement:
         return next(iter(self.metrics)).removeprefix("fid")
 
     def record(self) -> dict[str, Any]:
-        """JSON data: every field, estimates as {value, low, high}; the value of one that is not defined is None."""
+        """JSON data: every field, estimates as {value, low, high, error}; value is None where it is not defined."""
         record = asdict(self)
         for found in record["metrics"].values():
             found["value"] = None if math.isnan(found["value"]) else found["value"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 
@@ -19,14 +22,16 @@ from .classifiers import choose_architecture
 from .config import DataSettings, InvertSettings, SampleSettings, TrainSettings
 from .datasets import Splits
 from .device import resolve_device
+from .draws import Draw
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.disk import require_room
 from .engine.ledger import Ledger
-from .engine.lock import briefly
+from .engine.lock import briefly, is_shared, run_lock
 from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest
 from .engine.progress import track
 from .errors import ConfigMismatchError, LockedError, UsageError
+from .forgetting import follow
 from .generator import Generator
 from .images import LabelledImages
 from .inversion import invert
@@ -40,18 +45,20 @@ from .real_fraction import (
     real_fraction_of,
     require_choosable,
 )
+from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
 from .reporting import (
     GENERATOR_FILE,
     RECONSTRUCTIONS_FILE,
     REPORT_FILE,
     RUN_FILE,
+    draw_of,
     read_config,
     read_reconstructions,
     report_stage,
     shown_rows,
 )
-from .run_images import open_splits
+from .run_images import open_splits, read_record
 from .sampling import check, check_settings, draw_variants, is_stale, reconstruct
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, SyntheticStore, read_synthetic
@@ -142,18 +149,54 @@ def restart(run: Path, stage: str) -> None:
             ledger.drop(name)
 
 
+@dataclass(frozen=True)
+class Redone:
+    """A run whose stages are whole again, and the note of its last report."""
+
+    splits: Splits
+    results: ArmResults
+    settings: TrainSettings
+    note: dict[str, Any]
+
+    def report(self, run: Path, others: Sequence[Draw] = ()) -> None:
+        """Write the report as it was last asked for, of as many replicates, less those that have not all its arms."""
+        arms = self.results.accuracies().keys()
+        beside = [
+            one for one in others[: self.note.get("replicates", 1) - 1] if one.results.accuracies().keys() >= arms
+        ]
+        report_stage(run, self.splits, self.results, self.settings, self.note["command"], beside)
+
+
 def resume(run: Path, device: str = "auto") -> list[str]:
     """Do again what is missing in every stage that had been finished; return the stages that had not been.
 
-    Settings, data and generator are those that the run recorded. Images from prompts are stage "sample" alone, which
-    cannot be done again here: what their prompts were is not on record as a whole.
+    So it is in every replicate. Settings, data and generator are those that the run recorded. Images from prompts are
+    stage "sample" alone, which cannot be done again here: what their prompts were is not on record as a whole.
     """
-    ledger = Ledger(run)
     if holds_prompts(run):
-        return [] if SyntheticStore(run, ()).complete() and ledger.holds(f"{SYNTHETIC}/{METADATA}") else ["sample"]
+        drawn = SyntheticStore(run, ()).complete() and Ledger(run).holds(f"{SYNTHETIC}/{METADATA}")
+        return [] if drawn else ["sample"]
+    unfinished, whole = _resume(run, device)
+    others = []
+    for folder in replicate_folders(run)[1:]:
+        with run_lock(folder):
+            follow(run, folder)
+            left, found = _resume(folder, device)
+            unfinished += [f"{stage} of replicate {folder.name}" for stage in left]
+            if found is not None:
+                found.report(folder)
+                others.append(draw_of(folder, found.splits, found.results))
+    if whole is not None:
+        whole.report(run, others)
+    return unfinished
+
+
+def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
+    """`resume` for one folder, without its report."""
+    ledger = Ledger(run)
     made_with = ledger.read_json(GENERATOR_FILE)  # written when stage 1 had ended
     if made_with is None:
-        return ["invert"]
+        return ["invert"], None
     generator = Generator.load(*inverted_with(run), device, made_with["dtype"])
     splits = open_splits(run)
     vectors = invert_stage(run, splits, generator, InvertSettings(**read_config(run, "invert")["settings"]))
@@ -165,7 +208,7 @@ def resume(run: Path, device: str = "auto") -> list[str]:
     if any(is_stale(row, version) for row in store.rows()):  # vectors that were not learned again to the same bits
         store.remove(lambda row: is_stale(row, version))
     if sampled is None:
-        return ["sample"] if drawn.units() or drawn.dropped() else []
+        return (["sample"] if drawn.units() or drawn.dropped() else []), None
     recorded = read_config(run, "sample")
     settings = {**recorded["settings"], "variants": sampled["variants"]}
     sample_stage(run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded))
@@ -173,14 +216,13 @@ def resume(run: Path, device: str = "auto") -> list[str]:
     reported = ledger.note(RUN_FILE)
     trained = classifiers.last("complete") or reported
     if trained is None:
-        return ["train"] if classifiers.units() or classifiers.dropped() else []
+        return (["train"] if classifiers.units() or classifiers.dropped() else []), None
     recorded = read_config(run, "train")
     training = TrainSettings(
         **recorded["settings"], architecture=recorded["architecture"], arms=trained["arms"], seeds=trained["seeds"]
     )
     results = train_stage(run, splits, training, recorded["device"])
-    report_stage(run, splits, results, training, reported["command"] if reported else f"dinv repair {run}")
-    return []
+    return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})
 
 
 def holds_prompts(run: Path) -> bool:
@@ -288,11 +330,13 @@ def run_all(
     sample: SampleSettings,
     train: TrainSettings,
     command: str,
+    replicates: int = 1,
 ) -> RunRecord:
-    """Every stage in order; what is already in `run` is not done again.
+    """Every stage in order, for every replicate; what is already in `run` is not done again.
 
-    Settings that a later stage would refuse are refused before stage 1.
+    Settings that a later stage would refuse, and images that a replicate would, are refused before stage 1.
     """
+    plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
     splits = open_splits(run, data)
     images = splits.train
     side = check_settings(
@@ -304,10 +348,33 @@ def run_all(
         classes=len({*images.labels.tolist()}),
     )
     check_training(train, images.class_names, side)
-    invert_stage(run, splits, generator, invert)
-    sample_stage(run, generator, sample)
-    results = train_stage(run, splits, train, str(generator.device))
-    return report_stage(run, splits, results, train, command)
+    for plan in plans[1:]:
+        if read_record(plan.folder) is None:
+            with _replicate(run, plan):
+                pass
+    results = _all_stages(plans[0], splits, generator)
+    others = []
+    for plan in plans[1:]:
+        print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
+        with _replicate(run, plan) as own:
+            found = _all_stages(plan, own, generator)
+            report_stage(plan.folder, own, found, plan.train, command)
+            others.append(draw_of(plan.folder, own, found))
+    return report_stage(run, splits, results, train, command, others)
+
+
+def _all_stages(plan: Replicate, splits: Splits, generator: Generator) -> ArmResults:
+    invert_stage(plan.folder, splits, generator, plan.invert)
+    sample_stage(plan.folder, generator, plan.sample)
+    return train_stage(plan.folder, splits, plan.train, str(generator.device))
+
+
+@contextmanager
+def _replicate(run: Path, plan: Replicate) -> Iterator[Splits]:
+    """Hold the folder of a replicate as the run is held, without what the run must forget, and open its images."""
+    with run_lock(plan.folder, shared=is_shared(run)):
+        follow(run, plan.folder)
+        yield open_splits(plan.folder, plan.data)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ from .arms import ArmResults
 from .classifier_store import ClassifierStore
 from .config import TrainSettings
 from .datasets import Splits
+from .draws import Draw, by_draw, scope, spread, verdict_over
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.ledger import Ledger
 from .engine.manifest import Manifest
 from .errors import UsageError
-from .evaluation import Verdict
 from .images import resize
 from .real_fraction import FRACTION_FILE
 from .recipes import resolved
 from .report import ReportImages, RunRecord, render_report
-from .report.record import ArmRecord, CurveRecord, VerdictRecord
+from .report.record import ArmRecord, CurveRecord, ReplicateRecord, VerdictRecord
+from .run_images import DATA_FILE
 from .synthetic import SyntheticStore, read_rows
 
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
@@ -36,8 +38,19 @@ MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
 
 
-def report_stage(run: Path, splits: Splits, results: ArmResults, settings: TrainSettings, command: str) -> RunRecord:
-    """Write run.json and report.html: what was done, measured and concluded, with pictures."""
+def report_stage(
+    run: Path,
+    splits: Splits,
+    results: ArmResults,
+    settings: TrainSettings,
+    command: str,
+    others: Sequence[Draw] = (),
+) -> RunRecord:
+    """Write run.json and report.html: what was done, measured and concluded, with pictures.
+
+    `others` are the replicates beside this run: accuracies, times and verdict are then those of all.
+    """
+    draws = [draw_of(run, splits, results), *others]
     embeddings = read_embeddings(run)
     inverted, sampled = read_config(run, "invert"), read_config(run, "sample")
     trained = read_config(run, "train")["settings"]  # with the number that real_fraction=auto became
@@ -78,32 +91,62 @@ def report_stage(run: Path, splits: Splits, results: ArmResults, settings: Train
         },
         "stages": {
             "invert": {
-                "seconds": _seconds(EmbeddingStore(run).manifest),
+                "seconds": sum(_seconds(EmbeddingStore(draw.folder).manifest) for draw in draws),
                 "loss_initial": float(losses[0].mean()),
                 "loss_final": float(losses[-1].mean()),
                 "null_loss": float(embeddings.null_losses.mean()),
             },
             "sample": {
-                "seconds": _seconds(SyntheticStore(run, embeddings.class_names).manifest),
+                "seconds": sum(_seconds(SyntheticStore(draw.folder, ()).manifest) for draw in draws),
                 "images": variants * len(embeddings),
             },
-            "train": {"seconds": _seconds(ClassifierStore(run).manifest)},
+            "train": {"seconds": sum(_seconds(ClassifierStore(draw.folder).manifest) for draw in draws)},
         },
         "inversion_curve": curve,
-        "arms": {arm: _arm(accuracies) for arm, accuracies in results.accuracies().items()},
-        "verdict": _verdict(results.verdict()),
+        "arms": {arm: _arm(accuracies) for arm, accuracies in _units(draws).items()},
+        "verdict": _verdict(draws),
     }
+    if others:
+        record["replicates"] = [_replicate(run, number, draw) for number, draw in enumerate(draws)]
+        record["components"] = {name: {"between": c.between, "within": c.within} for name, c in spread(draws).items()}
     if len(splits.train.class_names) <= MOST_CONFUSION_CLASSES:
-        runs = {arm: [run.evaluation.confusion for run in results.runs if run.arm == arm] for arm in record["arms"]}
+        every = [one for draw in draws for one in draw.results.runs]
+        runs = {arm: [one.evaluation.confusion for one in every if one.arm == arm] for arm in record["arms"]}
         record["confusion"] = {arm: torch.stack(found).sum(0).tolist() for arm, found in runs.items()}
     ledger = Ledger(run)
     if (choice := ledger.read_json(FRACTION_FILE)) is not None:
         record["real_fraction_trials"] = choice["trials"]
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    chosen = {"arms": list(settings.arms), "seeds": list(settings.seeds)}
+    chosen = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(draws)}
     ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
     ledger.commit(REPORT_FILE, render_report(record, _report_images(run, splits, embeddings)).encode())
     return record
+
+
+def draw_of(run: Path, splits: Splits, results: ArmResults) -> Draw:
+    """The results of a run as one draw among others."""
+    return Draw(run, results, splits.train.ids, splits.test.ids)
+
+
+def _units(draws: Sequence[Draw]) -> dict[str, tuple[float, ...]]:
+    """Accuracies of each arm over what the verdict counts: seeds, or replicates."""
+    if len(draws) == 1:
+        return draws[0].results.accuracies()
+    return {arm: tuple(statistics.fmean(one) for one in found) for arm, found in by_draw(draws).items()}
+
+
+def _replicate(run: Path, number: int, draw: Draw) -> ReplicateRecord:
+    source = Ledger(draw.folder).read_json(DATA_FILE)["source"]
+    seeds = {stage: read_config(draw.folder, stage)["settings"]["seed"] for stage in ("invert", "sample")}
+    return {
+        "number": number,
+        "folder": draw.folder.relative_to(run).as_posix(),
+        "seeds": {"data": source["seed"], **seeds},
+        "classifier_seeds": list(dict.fromkeys(one.seed for one in draw.results.runs)),
+        "n_train": len(draw.train_ids),
+        "n_test": len(draw.test_ids),
+        "arms": {arm: list(accuracies) for arm, accuracies in draw.results.accuracies().items()},
+    }
 
 
 def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportImages:
@@ -163,7 +206,8 @@ def _arm(accuracies: tuple[float, ...]) -> ArmRecord:
     return {"accuracies": list(accuracies), "mean": statistics.fmean(accuracies), "std": spread, "n": len(accuracies)}
 
 
-def _verdict(found: Verdict) -> VerdictRecord:
+def _verdict(draws: Sequence[Draw]) -> VerdictRecord:
+    found = verdict_over(draws)
     return {
         "outcome": found.outcome,
         "sentence": found.reason,
@@ -174,9 +218,11 @@ def _verdict(found: Verdict) -> VerdictRecord:
                 "low": c.interval[0] if c.interval else None,
                 "high": c.interval[1] if c.interval else None,
                 "confidence": c.simultaneous_confidence,
+                "outcome": c.outcome(found.smallest_effect),
             }
             for c in found.comparisons
         ],
+        "scope": scope(draws),
     }
 
 

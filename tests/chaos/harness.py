@@ -99,6 +99,20 @@ STAGES: dict[str, Callable[[Bench, Path], None]] = {
 }
 
 
+REPLICATES = 3
+
+
+def replicates(bench: Bench, run: Path, count: int = REPLICATES) -> None:
+    """The whole job with replicates: 6 of the 12 training images each."""
+    pipeline.run_all(
+        run, DataSettings(data=str(bench.data), limit=6), bench.generator(), invert=INVERT, sample=SAMPLE, train=TRAIN,
+        command="dinv run data", replicates=count,
+    )  # fmt: skip
+
+
+JOBS = STAGES | {"replicates": replicates}
+
+
 @dataclass(frozen=True)
 class Kill:
     """When a process is killed: at the nth time that it passes a fault point, or after some seconds of work."""
@@ -136,7 +150,7 @@ def _victim(bench: Bench, run: Path, stage: str, kill: Kill, begun: Any) -> None
     faults.on_point = on_point
     begun.set()
     with run_lock(run):
-        STAGES[stage](bench, run)
+        JOBS[stage](bench, run)
 
 
 def kill_during(bench: Bench, run: Path, stage: str, kill: Kill) -> bool:
@@ -191,7 +205,7 @@ def _racer(
     go.wait()
     try:
         with run_lock(run, shared=shared):
-            STAGES[stage](bench, run)
+            JOBS[stage](bench, run)
     except DinvError as error:
         sys.exit(error.exit_code)
 
@@ -233,7 +247,7 @@ def _limited(bench: Bench, run: Path, stage: str, limit: int | None, spare: int 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         with run_lock(run):
-            STAGES[stage](bench, run)
+            JOBS[stage](bench, run)
     except DinvError as error:
         sys.exit(error.exit_code)
 
@@ -249,7 +263,7 @@ def limited(bench: Bench, run: Path, stage: str, limit: int | None, spare: int |
 def finish(bench: Bench, run: Path, stage: str) -> None:
     """The same call again, in this process."""
     with run_lock(run):
-        STAGES[stage](bench, run)
+        JOBS[stage](bench, run)
 
 
 def uninterrupted(bench: Bench, run: Path, stage: str) -> tuple[float, dict[str, int]]:
@@ -280,7 +294,7 @@ def content(run: Path) -> dict[str, str]:
     found = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        if path.is_dir() or name.startswith((".lock", ".claims/")) or path.name == "manifest.jsonl":
+        if path.is_dir() or path.name in (".lock", "manifest.jsonl") or ".claims" in path.parts:
             continue
         data = path.read_bytes()
         if path.suffix in (".json", ".html"):

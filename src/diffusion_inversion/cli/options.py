@@ -121,9 +121,18 @@ RealFraction = Annotated[
 ]
 Arms = Annotated[str | None, typer.Option(help="[default: real,synthetic,real+synthetic]")]
 Restart = Annotated[bool, typer.Option(help="Delete what this stage and later ones made here, and begin anew.")]
-Seeds = Annotated[str | None, typer.Option(help="Seeds of the classifiers. [default: 0,1,2]")]
+Seeds = Annotated[str | None, typer.Option(help="Seeds of the classifiers. [default: 0,1,2,3,4]")]
 AllowNear = Annotated[
     bool, typer.Option("--allow-near-duplicates", help="Accept test images that nearly equal training images.")
+]
+Replicates = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Repeat all of it, each time with its own subset, hold-out, vectors, images and classifiers: the verdict "
+        "then counts what those would change. [default: 1]",
+        show_default=False,
+    ),
 ]
 Join = Annotated[
     bool, typer.Option("--join", help="Share the work with other processes that were started with --join on this run.")

@@ -66,6 +66,7 @@ from .options import (
     Preset,
     RealFraction,
     Recipe,
+    Replicates,
     Resolution,
     Restart,
     Revision,
@@ -242,7 +243,8 @@ def run(
     me_ada_share: MeAdaShare = None, me_ada_steps: MeAdaSteps = None, me_ada_rate: MeAdaRate = None,
     me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
     train_steps: TrainSteps = None, train_batch_size: TrainBatch = None, train_learning_rate: TrainRate = None,
-    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, join: Join = False,
+    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None,
+    replicates: Replicates = 1, join: Join = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
@@ -283,7 +285,7 @@ def run(
         with hold(folder, join):
             record = run_all(
                 folder, source, load(generator, revision, device, dtype), invert=inverting, sample=sampling,
-                train=training, command=command_line(),
+                train=training, command=command_line(), replicates=replicates,
             )  # fmt: skip
         _summarise(summary, folder, record, data, test)
 
@@ -324,8 +326,19 @@ def _summarise(
         spread = "" if result["std"] is None else f" ± {100 * result['std']:.1f}"
         rows.append(f"{arm:>15}  {100 * result['mean']:.1f}{spread} % (n={result['n']})")
     summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
+    if "replicates" in record:
+        summary |= {"replicates": record["replicates"], "components": record["components"]}
+        rows += ["of each replicate, one number a classifier seed:"]
+        for one in record["replicates"]:
+            found = [f"{arm} {', '.join(f'{100 * a:.1f}' for a in values)}" for arm, values in one["arms"].items()]
+            rows.append(f"{one['number']:>15}  {'; '.join(found)}")
+        rows += ["standard deviation between replicates (apart from seeds), between seeds, in points:"]
+        for name, part in record["components"].items():
+            both = ("not measured" if v is None else f"{100 * v:.1f}" for v in (part["between"], part["within"]))
+            rows.append(f"{name:>21}  {', '.join(both)}")
     notes = len(record["data"]["problems"])
     summary["notes"] = notes
+    said = [f"verdict: {verdict['outcome']} ({verdict['sentence']})"]
+    said += [verdict["scope"]] if "scope" in verdict else []
     told = notes_on(notes, data, test) if data is not None else []
-    outcome = f"verdict: {verdict['outcome']} ({verdict['sentence']})"
-    summary["text"] = "\n".join([*rows, outcome, *told, f"report: {report}"])
+    summary["text"] = "\n".join([*rows, *said, *told, f"report: {report}"])

@@ -17,6 +17,10 @@ def sweep(
     data: Annotated[str | None, typer.Option(help="Training images. [default: the file's]")] = None,
     test: Annotated[str | None, typer.Option(help="Test images. [default: the file's]")] = None,
     generator: Annotated[str | None, typer.Option(help="[default: the file's, else mini]")] = None,
+    replicates: Annotated[
+        int | None,
+        typer.Option(min=1, help="Do every cell so often, with all of it drawn anew. [default: the file's, else 1]"),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     join: Join = False,
@@ -25,15 +29,19 @@ def sweep(
     """Run an experiment file: every combination of its settings, each stage once for all that share it."""
     with command(as_json) as summary:
         from ..sweep import read_plan, run_sweep
-        from ..sweep.table import accuracy_table
+        from ..sweep.table import accuracy_table, scope, spread_table
 
-        plan = read_plan(file, data, test)
+        plan = read_plan(file, data, test, replicates)
         folder = out or Path("sweeps")
         loaded = load(generator or plan.generator, None if generator else plan.revision, device, dtype)
         with hold(folder, join):
             found = run_sweep(plan, folder, loaded, command=command_line())
         head, body = accuracy_table(found)
         lines = [" | ".join(row) for row in (head, *body)]
+        if plan.replicates > 1:
+            head, body = spread_table(found.rows)
+            lines += ["", "where the spread comes from", *(" | ".join(row) for row in (head, *body))]
+        lines += [scope(found)]
         lines += [f"{c.outcome}: {c.claim.says}" for c in found.claims]
         claims = [{"says": c.claim.says, "outcome": c.outcome} for c in found.claims]
         summary |= {

@@ -33,11 +33,15 @@ COMPONENTS = 256
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric and its confidence interval; low = high = None where there is none."""
+    """A metric with its confidence interval and the standard error behind it; all None where there is none.
+
+    The interval is cut to what the metric can be, so the error cannot be read back from it.
+    """
 
     value: float
     low: float | None
     high: float | None
+    error: float | None = None
 
 
 def estimate(
@@ -47,7 +51,7 @@ def estimate(
     if error is None:
         return Estimate(value, None, None)
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
-    return Estimate(value, max(value - reach, least), min(value + reach, most))
+    return Estimate(value, max(value - reach, least), min(value + reach, most), error)
 
 
 def jackknife_parts(

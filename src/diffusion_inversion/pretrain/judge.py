@@ -78,7 +78,7 @@ def accuracy_lost(classifiers: Sequence[Classifier], test: LabelledImages, decod
     ours = torch.stack([recognised(classifier, test, decoded) for classifier in classifiers])
     accuracies = {name: hits.double().mean(1).tolist() for name, hits in (("real", real), ("autoencoded", ours))}
     paired = compare("autoencoded", accuracies, correct={"real": real, "autoencoded": ours})
-    error = math.hypot(paired.seed_error or 0.0, paired.test_error or 0.0)
+    error = math.hypot(paired.unit_error or 0.0, paired.test_error or 0.0)
     return {
         "classifiers": len(classifiers),
         "size": classifiers[0].image_size,

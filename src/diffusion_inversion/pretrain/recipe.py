@@ -18,7 +18,7 @@ from ..checkpoints import locate
 from ..device import bfloat16_is_fast, resolve_device
 from ..engine.store import commit_bytes, commit_file
 from ..errors import DataError, UsageError
-from ..generator import Generator, initialise, noise_schedule, save_checkpoint, use_fused_attention, use_plain_attention
+from ..generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
 from ..synthetic import encode_png
 from . import checkpoint, parts
 from .card import write_card
@@ -366,7 +366,7 @@ def _save_vae(vae: nn.Module, path: Path) -> None:
 
 def _choose_attention(setting: Setting, module: nn.Module) -> None:
     """The explicit product on a CPU, where the fused kernel's backward is slow at these sizes."""
-    (use_fused_attention if setting.device.type == "cuda" else use_plain_attention)(module)
+    use_plain_attention(module, plain=setting.device.type == "cpu")
 
 
 def _shown(names: tuple[str, ...]) -> tuple[str, ...]:

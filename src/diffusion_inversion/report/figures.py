@@ -162,7 +162,8 @@ def accuracy_bars(arms: Mapping[str, ArmRecord]) -> Figure:
         colour = ARM_COLOURS[place % len(ARM_COLOURS)]
         axes.bar(place, 100 * arm["mean"], width=0.6, color=colour, alpha=0.45)
         if arm["std"] is not None:
-            axes.errorbar(place, 100 * arm["mean"], yerr=100 * arm["std"], color="black", capsize=5, linewidth=1.2)
+            reach = [[100 * min(arm["std"], arm["mean"])], [100 * min(arm["std"], 1 - arm["mean"])]]  # within 0 to 100
+            axes.errorbar(place, 100 * arm["mean"], yerr=reach, color="black", capsize=5, linewidth=1.2)
         count = len(arm["accuracies"])
         # Spread sideways so that equal accuracies stay visible.
         places = [place + (0.0 if count == 1 else 0.3 * (seed / (count - 1) - 0.5)) for seed in range(count)]

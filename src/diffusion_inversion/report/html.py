@@ -28,6 +28,11 @@ def points(difference: float | None) -> str:
     return "not measured" if difference is None else f"{100 * difference:+.1f} points"
 
 
+def deviation(spread: float | None) -> str:
+    """Format a standard deviation of accuracies as `1.3 points`; None was not measured."""
+    return "not measured" if spread is None else f"{100 * spread:.1f} points"
+
+
 def duration(seconds: float) -> str:
     """Format seconds as `4.2 s`, `3 min 07 s` or `2 h 05 min`."""
     if seconds < 60:
@@ -86,7 +91,7 @@ def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants:
     Everything in `run` is text, never markup; the page has no script and its policy lets a browser load nothing.
     """
     templates = environment("diffusion_inversion.report")
-    templates.filters |= {"points": points, "duration": duration, "setting": setting}
+    templates.filters |= {"points": points, "deviation": deviation, "duration": duration, "setting": setting}
     templates.globals |= {"accuracy": accuracy}
     shown = visible_values(run)
     confused = {}

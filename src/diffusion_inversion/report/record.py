@@ -66,12 +66,12 @@ class CurveRecord(TypedDict):
 
 
 class ArmRecord(TypedDict):
-    """Test accuracies in [0, 1], one per seed."""
+    """Test accuracies in [0, 1], one per seed; where there are replicates one for each, the mean over its seeds."""
 
     accuracies: list[float]
     mean: float
-    std: float | None  # over seeds, n - 1 in the denominator; None with one seed
-    n: int  # seeds
+    std: float | None  # over these, n - 1 in the denominator; None with one
+    n: int  # seeds, or replicates
 
 
 class ComparisonRecord(TypedDict):
@@ -82,12 +82,33 @@ class ComparisonRecord(TypedDict):
     low: float | None  # None where it cannot be computed (one seed)
     high: float | None
     confidence: NotRequired[float]  # of the interval, in (0, 1)
+    outcome: NotRequired[str]  # of this arm alone, in the words of the verdict
 
 
 class VerdictRecord(TypedDict):
-    outcome: Literal["helps", "does not help", "not enough evidence"]
+    outcome: Literal["helps", "harms", "does not help", "not enough evidence"]
     sentence: str  # one plain sentence with numbers and n
     comparisons: list[ComparisonRecord]
+    scope: NotRequired[str]  # what the intervals speak of, a sentence
+
+
+class ReplicateRecord(TypedDict):
+    """One replicate: where it is, what was its own, and every accuracy."""
+
+    number: int
+    folder: str  # relative to the run folder, "." for the run itself
+    seeds: dict[str, int]  # data, invert, sample
+    classifier_seeds: list[int]
+    n_train: int
+    n_test: int
+    arms: dict[str, list[float]]  # test accuracies in [0, 1], in the order of the seeds
+
+
+class ComponentsRecord(TypedDict):
+    """Standard deviations: between replicates apart from what their seeds explain, between seeds of a replicate."""
+
+    between: float | None
+    within: float | None
 
 
 class RunRecord(TypedDict):
@@ -103,8 +124,11 @@ class RunRecord(TypedDict):
     stages: StagesRecord
     inversion_curve: CurveRecord
     arms: dict[str, ArmRecord]  # in the order in which they are shown
-    # By arm, summed over its seeds: (classes, classes) test images, row = true class, column = predicted class.
+    # By arm, over all seeds and replicates: (classes, classes) test images, row = true, column = predicted class.
     confusion: NotRequired[dict[str, list[list[int]]]]
     verdict: VerdictRecord
     # Where real_fraction=auto: [fraction, seed, accuracy in [0, 1] on the validation images] of every trial.
     real_fraction_trials: NotRequired[list[list[float]]]
+    # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
+    replicates: NotRequired[list[ReplicateRecord]]
+    components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - real"

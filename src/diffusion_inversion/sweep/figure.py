@@ -84,7 +84,7 @@ def _curve(found: SweepResult) -> Drawn:
         spread = row.std or 0.0
         at = float(_place(row, figure.x)) if _has(row, figure.x) else 0.0
         lines.setdefault(name, []).append(
-            {"at": at, "value": row.mean, "low": row.mean - spread, "high": row.mean + spread}
+            {"at": at, "value": row.mean, "low": max(row.mean - spread, 0.0), "high": min(row.mean + spread, 1.0)}
         )
     key = "" if figure.lines is None else f"   (lines: {_setting(figure.lines)})"
     return accuracy_curve(lines, _xlabel(figure) + key)
@@ -95,6 +95,15 @@ def _metric_line(rows: Sequence[MetricsRow], key: str, name: str) -> list[Point]
         {"at": float(_place(row, key)), "value": value, "low": found["low"], "high": found["high"]}
         for row in rows
         if _has(row, key) and (value := (found := row.metrics[name])["value"]) is not None
+    ]
+
+
+def _whiskers(rows: Sequence[Row]) -> list[list[float]]:
+    """Standard deviations to the left and right of the means in %, no further than 0 and 100."""
+    spreads = [(row.mean, row.std or 0.0) for row in rows]
+    return [
+        [100 * min(spread, mean) for mean, spread in spreads],
+        [100 * min(spread, 1 - mean) for mean, spread in spreads],
     ]
 
 
@@ -113,7 +122,7 @@ def _dots(rows: Sequence[Row], key: str) -> Drawn:
         heights = [names.index(label(row.at) or "all") + 0.18 * (place - (len(arms) - 1) / 2) for row in own]
         handles.append(
             axes.errorbar(
-                [100 * row.mean for row in own], heights, xerr=[100 * (row.std or 0.0) for row in own], fmt="o",
+                [100 * row.mean for row in own], heights, xerr=_whiskers(own), fmt="o",
                 color=ARM_COLOURS[place % len(ARM_COLOURS)], capsize=3, markersize=5,
             )
         )  # fmt: skip

@@ -11,13 +11,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..draws import Components, components, recognised
 from ..errors import DataError, UsageError
-from ..evaluation import MIN_SEEDS, compare
+from ..evaluation import MIN_UNITS, compare, half_width
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 
 METRICS = ("fid", "fid_infinity", "kid", "cmmd", "precision", "recall", "density", "coverage")
 Outcome = Literal["holds", "does not hold", "too noisy to say"]
+
+
+@dataclass(frozen=True, eq=False)
+class RowDraw:
+    """One replicate of a row: an accuracy for each classifier seed."""
+
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]  # in [0, 1], in the order of the seeds
+    balanced: tuple[float, ...]
+    ece: tuple[float, ...]
+    correct: Tensor  # (seeds, n_test) bool
+    test_ids: tuple[str, ...]
+    real_fraction: float | None  # where it was chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,32 +41,61 @@ class Row:
     at: Mapping[str, Any]  # the varied values it depends on
     cells: tuple[int, ...]  # every cell that shares it
     arm: str
-    accuracies: tuple[float, ...]  # in [0, 1], in the order of the seeds
-    balanced: tuple[float, ...]
-    ece: tuple[float, ...]
-    correct: Tensor  # (seeds, n_test) bool
+    draws: tuple[RowDraw, ...]  # the replicates
     n_train: int
     images: int  # synthetic ones it could see
-    real_fraction: float | None  # where it was chosen
+
+    @property
+    def unit(self) -> str:
+        """What differences are paired over."""
+        return "seeds" if len(self.draws) == 1 else "replicates"
+
+    @property
+    def units(self) -> tuple[float, ...]:
+        """Accuracies of one replicate's seeds, or of the replicates, each the mean over its seeds."""
+        if len(self.draws) == 1:
+            return self.draws[0].accuracies
+        return tuple(statistics.fmean(draw.accuracies) for draw in self.draws)
+
+    @property
+    def correct(self) -> Tensor:
+        """(units, test images): which were recognised, or by what share of a replicate; NaN: not tested on."""
+        if len(self.draws) == 1:
+            return self.draws[0].correct
+        return recognised([draw.correct for draw in self.draws], [draw.test_ids for draw in self.draws])
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.accuracies)
+        return statistics.fmean(self.units)
 
     @property
     def std(self) -> float | None:
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        return statistics.stdev(self.units) if len(self.units) > 1 else None
+
+    @property
+    def spread(self) -> Components:
+        return components([draw.accuracies for draw in self.draws])
+
+
+Found = Mapping[str, Mapping[str, float | None]]  # metric's name => value, low, high, error
 
 
 @dataclass(frozen=True)
 class MetricsRow:
-    """The metrics of one set of synthetic images."""
+    """The metrics of one set of synthetic images, or of that of each replicate."""
 
     at: Mapping[str, Any]
     cells: tuple[int, ...]
-    metrics: Mapping[str, Mapping[str, float | None]]  # name => value, low, high
+    draws: tuple[Found, ...]
     n_real: int
     n_generated: int
+
+    @property
+    def metrics(self) -> Found:
+        """Of one set as it was measured; of several their mean, with an interval over the replicates and the images."""
+        if len(self.draws) == 1:
+            return self.draws[0]
+        return {name: _over_replicates(name, [draw[name] for draw in self.draws]) for name in self.draws[0]}
 
 
 @dataclass(frozen=True)
@@ -75,35 +118,35 @@ class SweepResult:
     metrics: tuple[MetricsRow, ...]
     claims: tuple[Checked, ...]
 
-    def seeds_of(self, row: Row) -> tuple[int, ...]:
-        """The seeds of a row's classifiers, in the order of its accuracies."""
-        return self.cells[row.cells[0]].train.seeds
 
-
-def gather(workshop: Workshop, cells: Sequence[Cell], jobs: Sequence[CellJobs]) -> SweepResult:
-    """Read the results of all jobs, which are done, and judge the claims."""
+def gather(workshop: Workshop, cells: Sequence[Sequence[Cell]], jobs: Sequence[Sequence[CellJobs]]) -> SweepResult:
+    """Read the results of all jobs, which are done, and judge the claims; cells and jobs by cell and replicate."""
     groups: dict[tuple[str, ...], tuple[str, list[int]]] = {}
     for place, found in enumerate(jobs):
-        for arm, names in found.classifiers.items():
+        for arm in found[0].classifiers:
+            names = [name for one in found for name in one.classifiers[arm]]
             groups.setdefault((arm, *names), (arm, []))[1].append(place)
-    rows = [_row(workshop, cells, jobs, arm, names[1:], members) for names, (arm, members) in groups.items()]
-    drawn: dict[str, list[int]] = {}
+    first = [drawn[0] for drawn in cells]
+    rows = [_row(workshop, first, cells, jobs, arm, members) for arm, members in groups.values()]
+    drawn: dict[tuple[str, ...], list[int]] = {}
     for place, found in enumerate(jobs):
-        if found.metrics is not None:
-            drawn.setdefault(found.metrics, []).append(place)
+        if names := [one.metrics for one in found if one.metrics is not None]:
+            drawn.setdefault(tuple(names), []).append(place)
     metrics = []
-    for name, members in drawn.items():
-        record = workshop.read(name)
-        at = _shared(cells, members)
-        metrics.append(MetricsRow(at, tuple(members), record["metrics"], record["n_real"], record["n_generated"]))
+    for measured, members in drawn.items():
+        records = [workshop.read(name) for name in measured]
+        at, metric = _shared(first, members), tuple(record["metrics"] for record in records)
+        metrics.append(MetricsRow(at, tuple(members), metric, records[0]["n_real"], records[0]["n_generated"]))
     plan = workshop.plan
-    claims = tuple(_check(claim, cells, rows, metrics) for claim in plan.claims)
+    claims = tuple(_check(claim, first, rows, metrics) for claim in plan.claims)
     made_with = workshop.generator
     generator = f"{made_with.name}, weights {made_with.hash[:12]}, {made_with.record['dtype']} on {workshop.device}"
-    return SweepResult(plan, generator, tuple(cells), tuple(rows), tuple(metrics), claims)
+    return SweepResult(plan, generator, tuple(first), tuple(rows), tuple(metrics), claims)
 
 
-def require_answerable(plan: SweepPlan, cells: Sequence[Cell], jobs: Sequence[CellJobs], suffix: str) -> None:
+def require_answerable(
+    plan: SweepPlan, cells: Sequence[Sequence[Cell]], jobs: Sequence[Sequence[CellJobs]], suffix: str
+) -> None:
     """Raise UsageError for a claim that does not name one result, or metrics that nobody measures."""
     known = [f"{name}{suffix}" for name in METRICS] if plan.metrics is not None else []
     asked = [*(plan.figure.y if plan.figure is not None else ()), *(claim.of for claim in plan.claims)]
@@ -111,7 +154,7 @@ def require_answerable(plan: SweepPlan, cells: Sequence[Cell], jobs: Sequence[Ce
         raise UsageError(f"{plan.title}: {unknown[0]} is not measured here; these are: accuracy {' '.join(known)}")
     for claim in plan.claims:
         for side in (side for pair in claim.pairs for side in (pair.greater, pair.less)):
-            fitting = [found for cell, found in zip(cells, jobs, strict=True) if _fits(cell, side)]
+            fitting = [found[0] for drawn, found in zip(cells, jobs, strict=True) if _fits(drawn[0], side)]
             if claim.of == "accuracy":
                 named = {found.classifiers[side.arm] for found in fitting if side.arm in found.classifiers}
             else:
@@ -124,26 +167,33 @@ def require_answerable(plan: SweepPlan, cells: Sequence[Cell], jobs: Sequence[Ce
 
 
 def _row(
-    workshop: Workshop, cells: Sequence[Cell], jobs: Sequence[CellJobs], arm: str, names: tuple[str, ...],
-    members: list[int],
+    workshop: Workshop, first: Sequence[Cell], cells: Sequence[Sequence[Cell]], jobs: Sequence[Sequence[CellJobs]],
+    arm: str, members: list[int],
 ) -> Row:  # fmt: skip
-    found = [workshop.read(name) for name in names]
-    first = members[0]
-    splits = workshop.splits(cells[first].data)
-    predictions = torch.tensor([record["predictions"] for record in found])
-    chosen = jobs[first].fraction if arm == "real+synthetic" else None
-    drawn = jobs[first].images
-    images = 0 if arm == "real" or drawn is None else _of_variants(workshop, drawn, cells[first].sample.variants)
+    place = members[0]
+    drawn = jobs[place][0].images
+    images = 0 if arm == "real" or drawn is None else _of_variants(workshop, drawn, first[place].sample.variants)
     return Row(
-        at=_shared(cells, members),
+        at=_shared(first, members),
         cells=tuple(members),
         arm=arm,
+        draws=tuple(_draw(workshop, cell, found, arm) for cell, found in zip(cells[place], jobs[place], strict=True)),
+        n_train=len(workshop.splits(first[place].data).train),
+        images=images,
+    )
+
+
+def _draw(workshop: Workshop, cell: Cell, jobs: CellJobs, arm: str) -> RowDraw:
+    found = [workshop.read(name) for name in jobs.classifiers[arm]]
+    test = workshop.splits(cell.data).test
+    chosen = jobs.fraction if arm == "real+synthetic" else None
+    return RowDraw(
+        seeds=cell.train.seeds,
         accuracies=tuple(record["accuracy"] for record in found),
         balanced=tuple(record["balanced_accuracy"] for record in found),
         ece=tuple(record["ece"] for record in found),
-        correct=predictions == splits.test.labels,
-        n_train=len(splits.train),
-        images=images,
+        correct=torch.tensor([record["predictions"] for record in found]) == test.labels,
+        test_ids=test.ids,
         real_fraction=None if chosen is None else workshop.read(chosen)["real_fraction"],
     )
 
@@ -176,43 +226,72 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
     for pair in claim.pairs:
         if claim.of == "accuracy":
             more, less = _find(pair.greater, cells, rows), _find(pair.less, cells, rows)
-            enough &= len(more.accuracies) >= MIN_SEEDS
+            enough &= len(more.units) >= MIN_UNITS
             found = compare(
                 "greater",
-                {"greater": more.accuracies, "less": less.accuracies},
+                {"greater": more.units, "less": less.units},
                 correct={"greater": more.correct, "less": less.correct},
                 baseline="less",
                 comparisons=count,
+                unit=more.unit,
             )
             low, high = found.interval or (None, None)
             differences.append((found.difference, low, high))
         else:
             first, second = _find(pair.greater, cells, metrics), _find(pair.less, cells, metrics)
-            differences.append(_difference(first.metrics, second.metrics, claim.of, count))
+            differences.append(_difference(first.draws, second.draws, claim.of, count))
     return Checked(claim, tuple(differences), judge(differences) if enough else "too noisy to say")
 
 
 def _difference(
-    more: Mapping[str, Mapping[str, float | None]],
-    less: Mapping[str, Mapping[str, float | None]],
-    name: str,
-    pairs: int,
+    more: Sequence[Found], less: Sequence[Found], name: str, pairs: int
 ) -> tuple[float, float | None, float | None]:
-    """Difference of two metrics with the interval of independent errors; theirs are 95 % intervals of a normal."""
-    from scipy.stats import norm
+    """Mean difference of a metric of the same replicates, with its interval; both sides' errors are independent.
 
-    def bounds(found: Mapping[str, float | None]) -> tuple[float, float | None]:
-        """Value and standard error, None where there is no interval."""
-        value, low, high = found["value"], found["low"], found["high"]
-        if value is None:
-            raise DataError(f"{name}: a claim is about it, but it is not defined on these features; take the claim out")
-        return value, None if low is None or high is None else (high - low) / (2 * float(norm.ppf(0.975)))
+    Of several replicates the spread of the differences counts too, as seeds do in `evaluation.half_width`.
+    """
+    both = list(zip((one[name] for one in more), (one[name] for one in less), strict=True))
+    if any(side["value"] is None for pair in both for side in pair):
+        raise DataError(f"{name}: a claim is about it, but it is not defined on these features; take the claim out")
+    values = [_number(a["value"]) - _number(b["value"]) for a, b in both]
+    errors = [None if a["error"] is None or b["error"] is None else math.hypot(a["error"], b["error"]) for a, b in both]
+    least, most = _range(name)
+    return _interval(values, errors, 1 - 0.05 / pairs, least=least - most, most=most - least)
 
-    (first, first_error), (second, second_error) = bounds(more[name]), bounds(less[name])
-    if first_error is None or second_error is None:
-        return first - second, None, None
-    half = float(norm.ppf(1 - 0.025 / pairs)) * math.hypot(first_error, second_error)
-    return first - second, first - second - half, first - second + half
+
+def _over_replicates(name: str, found: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    if any(one["value"] is None for one in found):  # CMMD of a row that is zero
+        return {"value": None, "low": None, "high": None}
+    least, most = _range(name)
+    values = [_number(one["value"]) for one in found]
+    value, low, high = _interval(values, [one["error"] for one in found], 0.95, least=least, most=most)
+    return {"value": value, "low": low, "high": high}
+
+
+def _interval(
+    values: Sequence[float], errors: Sequence[float | None], confidence: float, *, least: float, most: float
+) -> tuple[float, float | None, float | None]:
+    """Mean over replicates and its interval, cut to [least, most]; `errors` are those from the images, normal."""
+    count, value = len(values), statistics.fmean(values)
+    known = [error for error in errors if error is not None]
+    if len(known) < count:
+        return value, None, None
+    spread = statistics.variance(values) / count if count > 1 else 0.0
+    images = statistics.fmean(error**2 for error in known)  # not less for several: the real images are largely the same
+    half = float(half_width(spread, images, max(count, 2), math.inf, confidence))
+    return value, max(value - half, least), min(value + half, most)
+
+
+def _range(name: str) -> tuple[float, float]:
+    """What a metric can be."""
+    if name.startswith(("precision", "recall", "coverage")):
+        return 0.0, 1.0
+    return (-math.inf if name.startswith("kid") else 0.0), math.inf
+
+
+def _number(value: float | None) -> float:
+    assert value is not None
+    return value
 
 
 def judge(differences: Sequence[tuple[float, float | None, float | None]]) -> Outcome:

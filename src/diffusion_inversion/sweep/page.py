@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from ..report.html import data_uri, environment
 from ..report.text import visible_values
 from .outcome import SweepResult
-from .table import accuracy_table, claims_table, metrics_table
+from .table import accuracy_table, claims_table, metrics_table, over, scope, spread_table
 
 
 def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
     """Tables, figures and claims of a sweep; everything from the experiment file is text, never markup."""
     tables = {"accuracy": accuracy_table(found)}
+    if found.plan.replicates > 1:
+        tables["spread"] = spread_table(found.rows)
     if found.metrics:
         tables["metrics"] = metrics_table(found.metrics)
     if found.claims:
@@ -23,6 +25,8 @@ def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
             "about": found.plan.about,
             "command": command,
             "generator": found.generator,
+            "over": over(found),
+            "scope": scope(found),
             "tables": {name: [head, *body] for name, (head, body) in tables.items()},
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from ..config import DataSettings, InvertSettings, SampleSettings, Settings, Tra
 from ..engine.toml import read_toml
 from ..errors import UsageError
 from ..presets import read_preset
+from ..replicates import drawn_anew
 from ..sources import absolute
 
 STAGES: dict[str, type[BaseModel]] = {
@@ -91,6 +92,7 @@ class SweepPlan(Settings):
     autoencode: Autoencode = Autoencode()
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="dotted key => values, all combined")
     cases: tuple[Case, ...] = Field((), description="each combined with the whole grid")
+    replicates: int = Field(1, ge=1, description="how often every cell is done, each time with all of it drawn anew")
     metrics: Metrics | None = None
     figure: Figure | None = None
     claims: tuple[Claim, ...] = ()
@@ -131,8 +133,8 @@ class Cell:
     autoencode: Autoencode
 
 
-def read_plan(path: Path, data: str | None = None, test: str | None = None) -> SweepPlan:
-    """Read and check an experiment file; `data` and `test` replace the file's own. A `preset` lies below its settings.
+def read_plan(path: Path, data: str | None = None, test: str | None = None, replicates: int | None = None) -> SweepPlan:
+    """Read and check an experiment file; the other arguments replace its own. A `preset` lies below its settings.
 
     Raises UsageError, which names the key, for a file that cannot be used.
     """
@@ -144,6 +146,8 @@ def read_plan(path: Path, data: str | None = None, test: str | None = None) -> S
         base = read_preset(str(preset))
         content |= {stage: {**base[stage], **tables[stage]} for stage in base}
     content["name"] = path.stem
+    if replicates is not None:
+        content["replicates"] = replicates
     given = {key: value for key, value in {"data": data, "test": test}.items() if value is not None}
     named = {**tables["data"], **given}
     content["data"] = named | {key: absolute(named[key]) for key in ("data", "test") if isinstance(named.get(key), str)}
@@ -167,6 +171,20 @@ def cells(plan: SweepPlan) -> list[Cell]:
     if count > MOST_CELLS:
         raise UsageError(f"{plan.title}: {count:,} combinations, more than {MOST_CELLS:,}; make the grid smaller.")
     return [_cell(plan, at) for at in _combinations(plan)]
+
+
+def replicates(plan: SweepPlan, cell: Cell) -> list[Cell]:
+    """A cell as each replicate does it: subset, hold-out, vectors, images and classifiers have seeds of their own."""
+    return [
+        replace(
+            cell,
+            data=drawn_anew(cell.data, number),
+            invert=drawn_anew(cell.invert, number),
+            sample=drawn_anew(cell.sample, number),
+            train=drawn_anew(cell.train, number),
+        )
+        for number in range(plan.replicates)
+    ]
 
 
 def _combinations(plan: SweepPlan) -> Iterator[dict[str, Any]]:

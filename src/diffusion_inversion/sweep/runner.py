@@ -11,7 +11,7 @@ from .figure import draw
 from .jobs import run_jobs
 from .outcome import SweepResult, gather, require_answerable
 from .page import page
-from .plan import SweepPlan, cells
+from .plan import SweepPlan, cells, replicates
 from .table import as_csv, as_json, as_markdown
 from .work import Workshop
 
@@ -26,9 +26,10 @@ def run_sweep(plan: SweepPlan, folder: Path, generator: Generator, *, command: s
     stay on disk unread. Call it inside `run_lock`. Raises what the stages raise, UsageError for settings or
     claims that cannot be, before anything is computed.
     """
-    wanted = cells(plan)
+    wanted = [replicates(plan, cell) for cell in cells(plan)]
     workshop = Workshop(plan, folder, generator, generator.device.type)
-    jobs = workshop.add(wanted)
+    added = iter(workshop.add([cell for drawn in wanted for cell in drawn]))
+    jobs = [[next(added) for _ in drawn] for drawn in wanted]
     require_answerable(plan, wanted, jobs, workshop.suffix)
     require_room(folder, SPARE_BYTES, "the results of a sweep")
     run_jobs(folder, workshop.jobs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .outcome import Checked, MetricsRow, Row, SweepResult
@@ -25,28 +25,32 @@ def shown(value: Any) -> str:
 
 
 def percent(row: Row) -> str:
-    """Mean and standard deviation over seeds in %, and how many seeds."""
+    """Mean and standard deviation over seeds or replicates in %, and how many there are."""
     spread = "" if row.std is None else f" ± {100 * row.std:.1f}"
-    return f"{100 * row.mean:.1f}{spread} (n={len(row.accuracies)})"
+    return f"{100 * row.mean:.1f}{spread} (n={len(row.units)})"
 
 
 def as_csv(found: SweepResult) -> str:
-    """One line for each row and seed, then one for each metric of each set of synthetic images."""
+    """One line for each row, replicate and seed, then one for each metric of each set of synthetic images."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     keys = list(dict.fromkeys([key for row in found.rows for key in row.at] + [k for m in found.metrics for k in m.at]))
-    writer.writerow([*keys, "arm", "seed", "measure", "value", "low", "high", "n_train", "synthetic_images"])
+    head = ["arm", "replicate", "seed", "measure", "value", "low", "high", "n_train", "synthetic_images"]
+    writer.writerow([*keys, *head])
     for row in found.rows:
         at = [shown(row.at.get(key, "")) for key in keys]
-        seeds = found.seeds_of(row)
-        for name, values in {"accuracy": row.accuracies, "balanced_accuracy": row.balanced, "ece": row.ece}.items():
-            for seed, value in zip(seeds, values, strict=True):
-                writer.writerow([*at, row.arm, seed, name, value, "", "", row.n_train, row.images])
+        for number, draw in enumerate(row.draws):
+            measures = {"accuracy": draw.accuracies, "balanced_accuracy": draw.balanced, "ece": draw.ece}
+            for name, values in measures.items():
+                for seed, value in zip(draw.seeds, values, strict=True):
+                    writer.writerow([*at, row.arm, number, seed, name, value, "", "", row.n_train, row.images])
     for measured in found.metrics:
         at = [shown(measured.at.get(key, "")) for key in keys]
-        for name, estimate in measured.metrics.items():
-            numbers = ["" if estimate[key] is None else estimate[key] for key in ("value", "low", "high")]
-            writer.writerow([*at, "synthetic", "", name, *numbers, "", measured.n_generated])
+        for number, metrics in enumerate(measured.draws):
+            for name, estimate in metrics.items():
+                numbers = ["" if estimate[key] is None else estimate[key] for key in ("value", "low", "high")]
+                row_of = ["synthetic", number, "", name, *numbers, "", measured.n_generated]
+                writer.writerow([*at, *row_of])
     return buffer.getvalue()
 
 
@@ -57,9 +61,9 @@ def as_json(found: SweepResult, command: str) -> str:
         "command": command,
         "generator": found.generator,
         "plan": found.plan.model_dump(mode="json"),
-        "rows": [_row(found, row) for row in found.rows],
+        "rows": [_row(row) for row in found.rows],
         "metrics": [
-            {"at": dict(m.at), "metrics": m.metrics, "n_real": m.n_real, "n_generated": m.n_generated}
+            {"at": dict(m.at), "metrics": m.metrics, "n_real": m.n_real, "n_generated": m.n_generated, "draws": m.draws}
             for m in found.metrics
         ],
         "claims": [
@@ -70,12 +74,30 @@ def as_json(found: SweepResult, command: str) -> str:
     return json.dumps(record, indent=1, allow_nan=False) + "\n"
 
 
-def _row(found: SweepResult, row: Row) -> dict[str, Any]:
-    return {
-        "at": dict(row.at), "arm": row.arm, "seeds": found.seeds_of(row), "accuracies": row.accuracies,
-        "mean": row.mean, "std": row.std, "balanced_accuracies": row.balanced, "ece": row.ece, "n_train": row.n_train,
-        "n_test": row.correct.shape[1], "synthetic_images": row.images, "real_fraction": row.real_fraction,
+def _row(row: Row) -> dict[str, Any]:
+    """Lists run over seeds; with replicates over the seeds of replicate 0, then of replicate 1, ..."""
+    draws = row.draws
+    record = {
+        "at": dict(row.at), "arm": row.arm, "seeds": _flat(draw.seeds for draw in draws),
+        "accuracies": _flat(draw.accuracies for draw in draws), "mean": row.mean, "std": row.std, "n": len(row.units),
+        "balanced_accuracies": _flat(draw.balanced for draw in draws), "ece": _flat(draw.ece for draw in draws),
+        "n_train": row.n_train, "n_test": draws[0].correct.shape[1], "synthetic_images": row.images,
+        "real_fraction": draws[0].real_fraction,
     }  # fmt: skip
+    if len(draws) > 1:
+        record |= {"replicates": row.units, "real_fractions": [draw.real_fraction for draw in draws]}
+        record |= {"between": row.spread.between, "within": row.spread.within}
+    return record
+
+
+def _flat(parts: Iterable[Iterable[Any]]) -> list[Any]:
+    return [value for part in parts for value in part]
+
+
+def over(found: SweepResult) -> str:
+    """What the means and standard deviations are over."""
+    count = found.plan.replicates
+    return "n seeds" if count == 1 else f"n={count} replicates, each the mean over its classifier seeds"
 
 
 def as_markdown(found: SweepResult, command: str, figures: Sequence[str]) -> str:
@@ -83,7 +105,10 @@ def as_markdown(found: SweepResult, command: str, figures: Sequence[str]) -> str
     lines = [f"# {found.plan.title}", "", *([found.plan.about.strip(), ""] if found.plan.about else [])]
     lines += [f"`{command}`", "", f"Generator: {found.generator}.", ""]
     head, body = accuracy_table(found)
-    lines += ["Test accuracy in %, mean ± standard deviation over n seeds.", "", *_markdown(head, body), ""]
+    lines += [f"Test accuracy in %, mean ± standard deviation over {over(found)}.", "", *_markdown(head, body), ""]
+    lines += [f"{scope(found)}", ""]
+    if found.plan.replicates > 1:
+        lines += ["## Where the spread comes from", "", *_markdown(*spread_table(found.rows)), ""]
     if found.metrics:
         n = sorted({row.n_real for row in found.metrics})
         lines += [f"Against {' or '.join(f'{count:,}' for count in n)} real images; 95 % intervals in brackets.", ""]
@@ -114,7 +139,31 @@ def accuracy_table(found: SweepResult) -> tuple[list[str], list[list[str]]]:
 
 
 def _chosen(row: Row) -> str:
-    return "" if row.real_fraction is None else f", real share {row.real_fraction:g}"
+    shares = dict.fromkeys(f"{d.real_fraction:g}" for d in row.draws if d.real_fraction is not None)
+    return f", real share {' or '.join(shares)}" if shares else ""
+
+
+def scope(found: SweepResult) -> str:
+    """What the spread and the intervals speak of, in a sentence."""
+    if found.plan.replicates == 1:
+        return (
+            "Of one subset of the training images and one draw of the synthetic ones: what another would give is not "
+            "in this (--replicates 5)."
+        )
+    return (
+        "Each replicate has its own subset or hold-out where there is one, its own vectors, synthetic images and "
+        "classifiers."
+    )
+
+
+def spread_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: the standard deviation between replicates, apart from seeds, and that between seeds, in points."""
+    parts = [(row, row.spread) for row in rows]
+    body = [
+        [label(row.at) or "all", row.arm, *("" if v is None else f"{100 * v:.1f}" for v in (part.between, part.within))]
+        for row, part in parts
+    ]
+    return ["", "arm", "between replicates, points", "between seeds of one, points"], body
 
 
 def metrics_table(rows: Sequence[MetricsRow]) -> tuple[list[str], list[list[str]]]:

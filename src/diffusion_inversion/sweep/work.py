@@ -249,7 +249,8 @@ class Workshop:
                 real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device
             ).record()
 
-        name = self._name("metrics", self._images_folder(cell), cell.sample.variants, _dump(wanted))
+        # "errors": results of versions that kept intervals alone are not taken for these.
+        name = self._name("metrics", "errors", self._images_folder(cell), cell.sample.variants, _dump(wanted))
         return self._job(name, _differs(cell), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:

@@ -1,0 +1,112 @@
+"""What several replicates say together: each is one unit; the spread between them apart from that between seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .arms import ArmResults
+from .evaluation import BASELINE, Verdict, verdict
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A replicate that is done."""
+
+    folder: Path
+    results: ArmResults
+    train_ids: tuple[str, ...]
+    test_ids: tuple[str, ...]  # in the order of the results' labels
+
+
+@dataclass(frozen=True)
+class Components:
+    """Standard deviations of an accuracy, or of a difference of two, in [0, 1]."""
+
+    between: float | None  # of draws, apart from what their seeds explain; None with one draw or one seed each
+    within: float | None  # of classifier seeds within a draw; None with one seed
+
+
+def components(values: Sequence[Sequence[float]]) -> Components:
+    """Variance components of values by draw and seed (one-way random effects, ANOVA).
+
+    within^2 = pooled variance over the seeds of a draw; between^2 = variance of the draws' means - within^2 times the
+    mean of 1 / seeds, 0 where that is negative.
+    """
+    freedom = sum(len(draw) - 1 for draw in values)
+    if freedom == 0:
+        return Components(None, None)
+    within = sum((len(draw) - 1) * statistics.variance(draw) for draw in values if len(draw) > 1) / freedom
+    if len(values) < 2:
+        return Components(None, within**0.5)
+    means = [statistics.fmean(draw) for draw in values]
+    between = statistics.variance(means) - within * statistics.fmean(1 / len(draw) for draw in values)
+    return Components(max(between, 0.0) ** 0.5, within**0.5)
+
+
+def by_draw(draws: Sequence[Draw]) -> dict[str, list[tuple[float, ...]]]:
+    """Test accuracies of each arm: one tuple for each draw, in the order of its seeds."""
+    found = [draw.results.accuracies() for draw in draws]
+    return {arm: [accuracies[arm] for accuracies in found] for arm in found[0]}
+
+
+def spread(draws: Sequence[Draw]) -> dict[str, Components]:
+    """Components of each arm's accuracy, then of each arm's difference to `real`, paired over seeds."""
+    arms = by_draw(draws)
+    found = {arm: components(values) for arm, values in arms.items()}
+    for arm in arms:
+        if arm != BASELINE and BASELINE in arms:
+            pairs = zip(arms[arm], arms[BASELINE], strict=True)
+            paired = [[a - b for a, b in zip(ours, theirs, strict=True)] for ours, theirs in pairs]
+            found[f"{arm} - {BASELINE}"] = components(paired)
+    return found
+
+
+def recognised(rows: Sequence[Tensor], ids: Sequence[Sequence[str]]) -> Tensor:
+    """(draws, images) over all test images of any draw: the share of its classifiers that recognised each, else NaN.
+
+    rows: of each draw (seeds, its test images) bool. ids: of each draw, its test images.
+    """
+    place = {image_id: column for column, image_id in enumerate(dict.fromkeys(i for own in ids for i in own))}
+    found = torch.full((len(rows), len(place)), torch.nan, dtype=torch.float64)
+    for draw, (correct, own) in enumerate(zip(rows, ids, strict=True)):
+        found[draw, [place[image_id] for image_id in own]] = correct.double().mean(0)
+    return found
+
+
+def verdict_over(draws: Sequence[Draw]) -> Verdict:
+    """The verdict of one draw over its seeds, of several over the draws, each averaged over its seeds."""
+    if len(draws) == 1:
+        return draws[0].results.verdict()
+    correct = [draw.results.correct() for draw in draws]
+    ids = [draw.test_ids for draw in draws]
+    arms = by_draw(draws)
+    return verdict(
+        {arm: [statistics.fmean(values) for values in found] for arm, found in arms.items()},
+        correct={arm: recognised([part[arm] for part in correct], ids) for arm in arms},
+        unit="replicates",
+    )
+
+
+def scope(draws: Sequence[Draw]) -> str:
+    """What the verdict's interval speaks of, in a sentence."""
+    if len(draws) == 1:
+        return (
+            "The interval is of one subset of the training images and one draw of the synthetic ones: it counts the "
+            "classifiers' seeds and the choice of test images, not what another subset or draw would give. "
+            "`dinv run` with --replicates 5 counts that too."
+        )
+    subsets = len({frozenset(draw.train_ids) for draw in draws}) > 1
+    tests = len({frozenset(draw.test_ids) for draw in draws}) > 1
+    own = ["vectors", "synthetic images", "classifiers"]
+    own = ["subset of the training images"] * subsets + ["test images"] * tests + own
+    same = "" if subsets else ", and all the same training images"
+    return (
+        f"The interval is over {len(draws)} replicates, each with its own {', '.join(own[:-1])} and {own[-1]}{same}. "
+        "It counts the choice of test images too."
+    )
