@@ -5,6 +5,8 @@ The paper's numbers are of PyTorch-StudioGAN's Inception features; only `--extra
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from .metrics.kernel import (
     unit_rows,
 )
 from .metrics.manifold import manifold_values
+from .naming import class_folder
 from .sources import Role, default_root
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -83,8 +86,11 @@ class Measurement:
         return next(iter(self.metrics)).removeprefix("fid")
 
     def record(self) -> dict[str, Any]:
-        """JSON data: every field, estimates as {value, low, high, error}."""
-        return asdict(self)
+        """JSON data: every field, estimates as {value, low, high, error}; value is None where it is not defined."""
+        record = asdict(self)
+        for found in record["metrics"].values():
+            found["value"] = None if math.isnan(found["value"]) else found["value"]
+        return record
 
     def table(self) -> str:
         """Lines for a terminal: what was compared, each metric with its interval, warnings."""
@@ -97,7 +103,8 @@ class Measurement:
         for name, found in self.metrics.items():
             span = "no interval" if found.low is None else f"{found.low:.4g} to {found.high:.4g}"
             better = "higher is better" if name.startswith(_HIGHER_IS_BETTER) else "lower is better"
-            lines.append(f"{name:{width}}  {found.value:10.4g}  {span:24}  {better}")
+            value = "undefined" if math.isnan(found.value) else f"{found.value:.4g}"
+            lines.append(f"{name:{width}}  {value:>10}  {span:24}  {better}")
         subsets = self.kid_subsets
         lines.append(
             f"kid{self.suffix} over {subsets['subsets']:g} subsets of {subsets['size']:g} images: "
@@ -138,14 +145,14 @@ def measure(
     other side is DATA.
     extractor, weights: as `open_extractor`. k: neighbours of precision, recall, density and coverage.
     seed: of `limit` and of the intervals. confidence: of the intervals, in (0, 1).
-    cache: folder for features of DATA; default `features` below the data folder (`sources.default_root`).
+    cache: folder for features of DATA; default `features` below `root`, or the data folder.
     Raises UsageError (arguments, extractor, files that are not there) before images are decoded, and DataError.
     """
     _check(k, confidence, batch_size)
     where = resolve_device(device)
     given = {str(data): _load_features(Path(data)) for data in (real, generated) if _is_features(data)}
     network = None if _is_features(real) and _is_features(generated) else open_extractor(extractor, where, weights)
-    folder = cache if cache is not None else default_root() / "features"
+    folder = cache if cache is not None else (default_root() if root is None else Path(root)) / "features"
 
     def side(data: str | Path, split: Role) -> _Side:
         if str(data) in given:
@@ -252,7 +259,9 @@ def _compare(
     cubic = discrepancy(
         cubic_kernel, x, y, *(torch.cat(parts, dim=1) for parts in zip(jackknife, subsets, strict=True))
     )
-    gaussian = discrepancy(gaussian_kernel, unit_rows(x), unit_rows(y), *jackknife)
+    zeros = [int((~side.any(dim=1)).sum()) for side in (x, y)]
+    # A row that is zero has no direction, which CMMD compares; the other metrics have a use for it.
+    gaussian = None if any(zeros) else discrepancy(gaussian_kernel, unit_rows(x), unit_rows(y), *jackknife)
     values, errors = manifold_values(x, y, k=k), manifold_errors(x, y, k=k, seed=seed)
 
     suffix = network.suffix if network else "_npy"
@@ -260,7 +269,9 @@ def _compare(
         "fid": estimate(fid(x, y), fid_error(x, y, seed), confidence, least=0.0),
         "fid_infinity": Estimate(fid_infinity(x, y, seed=seed), None, None),
         "kid": estimate(cubic.unbiased, jackknife_error(cubic.parts[:folds], n), confidence),
-        "cmmd": estimate(
+        "cmmd": Estimate(float("nan"), None, None)
+        if gaussian is None
+        else estimate(
             CMMD_SCALE * gaussian.biased, CMMD_SCALE * jackknife_error(gaussian.parts, n), confidence, least=0.0
         ),
     }
@@ -288,19 +299,26 @@ def _compare(
             "size": size,
         },
         per_class=_per_class(real, generated, x, y),
-        warnings=_warnings(real, generated, network, dim),
+        warnings=(*_warnings(real, generated, network, dim), *_without_direction(zeros)),
     )
+
+
+def _without_direction(zeros: Sequence[int]) -> tuple[str, ...]:
+    if not any(zeros):
+        return ()
+    return (f"CMMD is not defined: {zeros[0]} real and {zeros[1]} generated rows are zero and have no direction",)
 
 
 def _per_class(real: _Side, generated: _Side, x: Tensor, y: Tensor) -> dict[str, ClassDistance]:
     if real.images is None or generated.images is None:
         return {}
     found = {}
+    label_of = {class_folder(name): label for label, name in enumerate(generated.images.class_names)}
     for label, name in enumerate(real.images.class_names):
-        if name not in generated.images.class_names:
+        if class_folder(name) not in label_of:
             continue
         own = x[(real.images.labels == label).to(x.device)]
-        other = y[(generated.images.labels == generated.images.class_names.index(name)).to(y.device)]
+        other = y[(generated.images.labels == label_of[class_folder(name)]).to(y.device)]
         if min(len(own), len(other)) >= 2:
             found[name] = ClassDistance(fid(own, other), kid(own, other), len(own), len(other))
     return found
@@ -319,7 +337,7 @@ def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int
                 f"real images have {real.images.size} px, generated ones {generated.images.size} px: part of every "
                 "distance is sharpness; give --size to make them equal"
             )
-        only = set(real.images.class_names) ^ set(generated.images.class_names)
+        only = {*map(class_folder, real.images.class_names)} ^ {*map(class_folder, generated.images.class_names)}
         if only:
             found.append(f"classes on one side only: {', '.join(sorted(only)[:5])}{', ...' if len(only) > 5 else ''}")
     return tuple(found)
