@@ -29,7 +29,7 @@ class InvertSettings(Settings):
 
     _later = frozenset({"grouping", "group_size", "joint_batch_size", "gradient_checkpointing"})
 
-    steps: int = Field(100, ge=0, description="AdamW steps per image; 0 keeps the initial vectors")
+    steps: int = Field(50, ge=0, description="AdamW steps per image; 0 keeps the initial vectors")
     keep_steps: tuple[int, ...] = Field((), description="steps whose vectors are kept too, e.g. 1000,2000,3000")
     learning_rate: float = Field(0.03, gt=0, description="constant AdamW learning rate (paper: 0.03)")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay (PyTorch's and the reference's default)")
