@@ -226,6 +226,9 @@ def test_a_part_ends_in_time_with_its_state_saved(corpus: Corpus, tmp_path: Path
     with pytest.raises(PartEnded, match="the same command goes on"):
         recipe.run_vae(corpus, corpus, setting(tmp_path, part_ends=0.0), Budget(samples=8))
     recipe.run_vae(corpus, corpus, setting(tmp_path), Budget(samples=8))
+    trained = (tmp_path / "vae.safetensors").read_bytes()
+    recipe.run_vae(corpus, corpus, setting(tmp_path), Budget(samples=8))  # done already
+    assert (tmp_path / "vae.safetensors").read_bytes() == trained
     assert [int(record["step"]) for record in read_log(tmp_path / "vae.log.tsv")] == [1, 2]
 
 
