@@ -299,6 +299,8 @@ def test_unknown_and_premature_stages_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "none.parquet"
     with pytest.raises(UsageError, match="--stage quantise"):
         recipe.pretrain(missing, missing, tmp_path, stages=("quantise",))
+    with pytest.raises(UsageError, match="--stage latents,unet,export"):
+        recipe.pretrain(missing, missing, tmp_path, start_from="mini")
     with pytest.raises(UsageError, match="--size 48"):
         recipe.pretrain(missing, missing, tmp_path, size=48)
     with pytest.raises(UsageError, match="--part-minutes 0"):

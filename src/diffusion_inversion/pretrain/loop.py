@@ -106,6 +106,8 @@ def fit(
         progress = checkpoint.restore(state, modules, {"adamw": task.weights.adamw}, random)
         task.weights.restored()
         if budget.share(progress, task.batch_size) >= 1:
+            if on_save is not None:  # a kill may have come between the state and what follows from it
+                on_save()
             return progress
         columns = ("lr", *task.columns, *task.validated)
         log = TrainingLog(folder / f"{task.name}.log.tsv", columns, progress.step, describe(device))
