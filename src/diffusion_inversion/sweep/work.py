@@ -243,14 +243,16 @@ class Workshop:
         assert wanted is not None
 
         def do(home: Path) -> dict[str, Any]:
-            synthetic = self._store(cell).read(cell.sample.variants)
+            store = self._store(cell)
+            synthetic = store.read(cell.sample.variants)
             real = self._part(cell, wanted.against).resized(synthetic.size)
             return compare_images(
-                real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device
-            ).record()
+                real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device,
+                generated_groups=[source for source, _ in store.sources(cell.sample.variants)],
+            ).record()  # fmt: skip
 
-        # "errors": results of versions that kept intervals alone are not taken for these.
-        name = self._name("metrics", "errors", self._images_folder(cell), cell.sample.variants, _dump(wanted))
+        # "by source": results of versions that resampled images are not taken for these.
+        name = self._name("metrics", "by source", self._images_folder(cell), cell.sample.variants, _dump(wanted))
         return self._job(name, _differs(cell), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:
