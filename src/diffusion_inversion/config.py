@@ -246,11 +246,19 @@ class TrainSettings(Settings):
 class DataSettings(Settings):
     """Which images are inverted, and which test the classifier."""
 
+    _later = frozenset({"balanced", "per_class"})
+
     data: str = Field(description="folder of class folders, parquet file, hf:<id>, or a built-in name")
     test: str | None = Field(None, description="test images, as DATA; default: the data set's own, else a hold-out")
     size: int | None = Field(None, ge=4, description="side in px to load at; default: the data set's own, at most 512")
-    limit: int | None = Field(None, ge=2, description="stratified subset of the training images")
-    test_limit: int | None = Field(None, ge=2, description="stratified subset of the test images")
+    limit: int | None = Field(None, ge=2, description="subset of the training images, classes in their proportions")
+    balanced: bool = Field(False, description="the subset has as many training images of every class, as far as they go")
+    per_class: int | None = Field(
+        None, ge=1, description="training images of each class at most (paper's text: 500 for MedMNIST, section B.1)"
+    )
+    test_limit: int | None = Field(
+        None, ge=2, description="subset of the test images, classes in their proportions, whatever is trained on"
+    )
     holdout: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no test split")
     seed: int = Field(0, ge=0, description="seed of subset and hold-out")
     root: str | None = Field(None, description="where downloads go; default: $DINV_DATA")

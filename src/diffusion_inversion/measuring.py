@@ -164,7 +164,9 @@ def measure(
     def side(data: str | Path, split: Role, groups: str | Path | None) -> _Side:
         if str(data) in given:
             features = given[str(data)]
-            return _Side(str(data), features, None, None if groups is None else read_groups(groups, None, len(features)))
+            return _Side(
+                str(data), features, None, None if groups is None else read_groups(groups, None, len(features))
+            )
         images = load_images(data, split=split, size=size, limit=limit, seed=seed, root=root)
         if groups is not None:
             return _Side(images.name, torch.empty(0), images, read_groups(groups, images.ids, len(images)))
@@ -240,7 +242,9 @@ def _units(real: _Side, generated: _Side) -> Units:
             return [("", image_id) for image_id in side.images.ids]
         return [(own, str(row)) for row in range(len(side.features))]
 
-    return by_content(named_units(names(real, "real"), names(generated, "generated")), real.features, generated.features)
+    return by_content(
+        named_units(names(real, "real"), names(generated, "generated")), real.features, generated.features
+    )
 
 
 def _resampled(real: _Side, generated: _Side, units: Units) -> str:
@@ -316,7 +320,10 @@ def _compare(
         ),
         "kid": estimate(cubic.unbiased, sets.error(cubic.parts[:folds]) if sets else None, confidence),
         "cmmd": estimate(
-            CMMD_SCALE * gaussian.biased, CMMD_SCALE * sets.error(gaussian.parts) if sets else None, confidence, least=0.0
+            CMMD_SCALE * gaussian.biased,
+            CMMD_SCALE * sets.error(gaussian.parts) if sets else None,
+            confidence,
+            least=0.0,
         ),
     }
     for name, error in errors.items():

@@ -23,7 +23,7 @@ def recorded_sources(data: str | Path) -> dict[str, str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = ["file_name", "source_id", "inversion_step"]
+    wanted = ["file_name", "source_id", "partner_id", "class_name"]
     try:
         if not set(wanted) <= set(pq.read_schema(path).names):
             return {}
@@ -34,7 +34,11 @@ def recorded_sources(data: str | Path) -> dict[str, str]:
             "`dinv repair` writes it again, or move it away"
         ) from error
     rows = zip(*(table.column(name).to_pylist() for name in wanted), strict=True)
-    return {str(name): str(source) for name, source, step in rows if step is not None and source is not None}
+    return {
+        str(name): str(source)
+        for name, source, partner, class_name in rows
+        if not (partner == source and str(source).startswith(f"{class_name}: "))  # a prompt is its own partner
+    }
 
 
 def read_groups(path: str | Path, ids: Sequence[str] | None, count: int) -> list[str]:
@@ -49,7 +53,7 @@ def read_groups(path: str | Path, ids: Sequence[str] | None, count: int) -> list
     try:
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); give one group a line, or lines of id, tab and group") from error
+        raise DataError(f"{path}: not UTF-8 text ({error}); give one group a line, or id, tab and group") from error
     if ids is not None and lines and all("\t" in line for line in lines):
         group_of = dict(line.split("\t", 1) for line in lines)
         if missing := [image_id for image_id in ids if image_id not in group_of]:

@@ -101,7 +101,8 @@ def regrouped(settings: Model, group_size: int | None) -> Model:
 
 def data_settings(
     data: str, test: str | None, size: int | None, limit: int | None, test_limit: int | None, holdout: float | None,
-    seed: int | None, root: str | None, drop_test_duplicates: bool, allow_near_duplicates: bool,
+    seed: int | None, root: str | None, drop_test_duplicates: bool, allow_near_duplicates: bool, balanced: bool,
+    per_class: int | None,
 ) -> DataSettings:  # fmt: skip
     """The data options of a command, checked."""
     from ..config import DataSettings
@@ -110,7 +111,7 @@ def data_settings(
     return settings_of(
         DataSettings, None, "data", data=absolute(data), test=absolute(test), size=size, limit=limit,
         test_limit=test_limit, holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
-        allow_near_duplicates=allow_near_duplicates,
+        allow_near_duplicates=allow_near_duplicates, balanced=balanced, per_class=per_class,
     )  # fmt: skip
 
 

@@ -25,8 +25,10 @@ Test = Annotated[
     str | None, typer.Option(help="Test images, as DATA. [default: the data set's own, else 20 % held out]")
 ]
 Size = Annotated[int | None, typer.Option(help="Side in px to load at. [default: the data set's own, at most 512]")]
-Limit = Annotated[int | None, typer.Option(help="Use a stratified subset of the training images.")]
-TestLimit = Annotated[int | None, typer.Option(help="Use a stratified subset of the test images.")]
+Limit = Annotated[int | None, typer.Option(help="Use a subset of the training images, classes in their proportions.")]
+Balanced = Annotated[bool, typer.Option("--balanced", help="--limit takes as many of every class, as far as they go.")]
+PerClass = Annotated[int | None, typer.Option(help="Use at most so many training images of each class.")]
+TestLimit = Annotated[int | None, typer.Option(help="Use a subset of the test images, classes in their proportions.")]
 Holdout = Annotated[float | None, typer.Option(help="Share to hold out where there is no test split. [default: 0.2]")]
 DataSeed = Annotated[int | None, typer.Option(help="Seed of subset and hold-out. [default: 0]")]
 Root = Annotated[str | None, typer.Option(help="Where downloaded data sets are kept. [default: $DINV_DATA]")]

@@ -26,6 +26,7 @@ from .options import (
     Architecture,
     Arms,
     Augmentations,
+    Balanced,
     Data,
     DataSeed,
     Device,
@@ -62,6 +63,7 @@ from .options import (
     Mixing,
     NoiseStrength,
     Partner,
+    PerClass,
     Preset,
     RealFraction,
     Recipe,
@@ -101,7 +103,7 @@ def invert(
     revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = None,
     test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
     data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
-    allow_near_duplicates: AllowNear = False,
+    allow_near_duplicates: AllowNear = False, balanced: Balanced = False, per_class: PerClass = None,
     steps: Steps = None, keep_steps: KeepSteps = None, init: Init = None, tokens: Tokens = None,
     learning_rate: InvertRate = None, resolution: Resolution = None, batch_size: InvertBatch = None,
     grouping: Grouping = None, group_size: JointGroup = None, joint_batch_size: JointBatch = None,
@@ -114,8 +116,9 @@ def invert(
         from ..run_images import open_splits
 
         source = data_settings(
-            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
-        )
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates,
+            balanced, per_class,
+        )  # fmt: skip
         settings = settings_of(
             InvertSettings, preset, "invert", steps=steps, keep_steps=integers(keep_steps), init=init, tokens=tokens,
             learning_rate=learning_rate, resolution=resolution, batch_size=batch_size, seed=seed,
@@ -222,7 +225,8 @@ def run(
     preset: Preset = None, test: Test = None, size: Size = None, limit: Limit = None,
     test_limit: TestLimit = None, holdout: Holdout = None, data_seed: DataSeed = None, root: Root = None,
     drop_test_duplicates: DropDuplicates = False,
-    allow_near_duplicates: AllowNear = False, steps: Steps = None, keep_steps: KeepSteps = None,
+    allow_near_duplicates: AllowNear = False, balanced: Balanced = False, per_class: PerClass = None,
+    steps: Steps = None, keep_steps: KeepSteps = None,
     init: Init = None, tokens: Tokens = None, learning_rate: InvertRate = None, resolution: Resolution = None,
     invert_batch_size: InvertBatch = None, grouping: Grouping = None, joint_batch_size: JointBatch = None,
     gradient_checkpointing: GradientCheckpointing = None,
@@ -249,8 +253,9 @@ def run(
 
         folder = out or Path("runs") / (Path(data.rpartition(":")[2]).stem or "run")
         source = data_settings(
-            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
-        )
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates,
+            balanced, per_class,
+        )  # fmt: skip
         inverting = settings_of(
             InvertSettings, preset, "invert", steps=steps, keep_steps=integers(keep_steps), init=init, tokens=tokens,
             learning_rate=learning_rate, resolution=resolution, batch_size=invert_batch_size, seed=seed,

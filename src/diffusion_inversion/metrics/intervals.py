@@ -54,9 +54,7 @@ def estimate(
     return Estimate(value, max(value - reach, least), min(value + reach, most), error)
 
 
-def fid_error(
-    real_features: Tensor, generated_features: Tensor, seed: int, units: Units | None = None
-) -> float | None:
+def fid_error(real_features: Tensor, generated_features: Tensor, seed: int, units: Units | None = None) -> float | None:
     """Standard error of `frechet.fid` by the jackknife, in COMPONENTS dimensions; None for fewer than 3 units a side."""
     real, generated = checked(real_features, generated_features)
     units = units or single_units(len(real), len(generated))
