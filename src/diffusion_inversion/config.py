@@ -252,7 +252,9 @@ class DataSettings(Settings):
     test: str | None = Field(None, description="test images, as DATA; default: the data set's own, else a hold-out")
     size: int | None = Field(None, ge=4, description="side in px to load at; default: the data set's own, at most 512")
     limit: int | None = Field(None, ge=2, description="subset of the training images, classes in their proportions")
-    balanced: bool = Field(False, description="the subset has as many training images of every class, as far as they go")
+    balanced: bool = Field(
+        False, description="the subset has as many training images of every class, as far as they go"
+    )
     per_class: int | None = Field(
         None, ge=1, description="training images of each class at most (paper's text: 500 for MedMNIST, section B.1)"
     )

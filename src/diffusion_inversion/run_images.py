@@ -21,6 +21,10 @@ from .selection import Chosen
 
 DATA_FILE = "data.json"
 _DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they were; limits may grow
+EARLIER_RULE = (
+    "begun by an earlier version, whose --limit took as many images of every class. It keeps its images, and those "
+    "that a larger limit adds are chosen so too (as by --balanced)"
+)
 
 
 def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
@@ -39,21 +43,21 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
             )
         settings = recorded_settings(note["source"])
     begun = recorded is not None and (is_shared(run) or EmbeddingStore(run).begun())
-    if begun and recorded is not None and _was_balanced(recorded["source"]) and not settings.balanced:
-        print(
-            f"note: {run} was begun by an earlier version, whose --limit took as many images of every class. It keeps "
-            "these images and goes on so (balanced)",
-            file=sys.stderr,
-            flush=True,
-        )
+    earlier = begun and recorded is not None and _was_balanced(recorded["source"])
+    if earlier and settings.limit is not None:
+        if not settings.balanced:
+            print(f"note: {run}: {EARLIER_RULE}", file=sys.stderr, flush=True)
         settings = settings.model_copy(update={"balanced": True})
     splits = load(run, settings, recorded if begun else None)
-    record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
+    # A run of an earlier version goes on as one, so that the command it was begun with stays the right one.
+    source = settings.model_dump(mode="json", exclude={"balanced"} if earlier else None)
+    record = {"source": source, **data_record(splits)}
     if begun and recorded is not None:
         lines = [
-            f"{key}: was {was}, now {record['source'][key]}"
+            f"{key}: was {was}, now {now}"
             for key, was in recorded_settings(recorded["source"]).model_dump(mode="json").items()
-            if key in _DECIDE and was != record["source"][key] and (key != "balanced" or settings.limit is not None)
+            if key in _DECIDE and was != (now := getattr(settings, key))
+            if key != "balanced" or settings.limit is not None
         ]
         lines += [f"{part}: {line}" for part in ("train", "test") for line in changes(recorded[part], record[part])]
         lines += [

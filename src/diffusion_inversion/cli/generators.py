@@ -11,6 +11,7 @@ from ..errors import UsageError
 from .command import command, data_settings, labelled, load, pairs, words
 from .options import (
     AllowNear,
+    Balanced,
     Data,
     DataSeed,
     Device,
@@ -19,6 +20,7 @@ from .options import (
     Holdout,
     Json,
     Limit,
+    PerClass,
     Revision,
     Root,
     Size,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .inputs import checked
-from .units import Units, by_content, half, single_units
+from .units import Units, by_content, part, single_units
 
 FEWEST_IMAGES = 2048  # below it, or below twice the dimension, a FID is mostly bias
 _CHUNK = 8192  # rows of features that are worked on at once
@@ -103,7 +103,7 @@ def fid_infinity(
     stream = torch.Generator().manual_seed(seed)
     whole, halves, factors = fid(real, generated), [], []
     for _ in range(DRAWS):
-        in_real, in_generated = half(units, stream)
+        in_real, in_generated = part(units, stream)
         for a, b in ((in_real, in_generated), (~in_real, ~in_generated)):
             halves.append(fid(real[a.to(real.device)], generated[b.to(real.device)]))
             factors.append((len(real) / int(a.sum()) + len(generated) / int(b.sum())) / 2)

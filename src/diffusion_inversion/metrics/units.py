@@ -1,7 +1,7 @@
 """What is resampled for an error: units of images that came about together, such as the variants of one source.
 
-Ten variants of one image say less than ten images: an error that counts them as ten is too small. A unit that has images
-on both sides (a real image and what was made from it) is taken out of both at once.
+Ten variants of one image say less than ten images: an error that counts them as ten is too small. A unit that has
+images on both sides (a real image and what was made from it) is taken out of both at once.
 """
 
 from __future__ import annotations
@@ -119,8 +119,10 @@ def jackknife(units: Units, seed: int) -> Jackknife:
     )
 
 
-def half(units: Units, stream: torch.Generator) -> tuple[Bool[Tensor, " real"], Bool[Tensor, " generated"]]:
-    """A random half of the units, rounded down: which images of either side are in it."""
-    chosen = torch.cat([members[torch.randperm(len(members), generator=stream)][: len(members) // 2]
-                        for members in units.strata()])  # fmt: skip
+def part(
+    units: Units, stream: torch.Generator, share: float = 0.5
+) -> tuple[Bool[Tensor, " real"], Bool[Tensor, " generated"]]:
+    """A random share of the units, rounded down: which images of either side are in it."""
+    drawn = [m[torch.randperm(len(m), generator=stream)][: int(share * len(m))] for m in units.strata()]
+    chosen = torch.cat(drawn)
     return torch.isin(units.real, chosen), torch.isin(units.generated, chosen)
