@@ -44,13 +44,13 @@ OTHER: dict[str, dict[str, Any]] = {
         "scheduler": "dpm++", "inference_steps": 3, "image_size": 8, "batch_size": 3, "seed": 1,
         "interpolation_kind": "slerp", "partner": "nearest", "unconditional": "zero", "group_size": 3,
         "guidance_interval": (0.0, 0.5), "eta": 0.5, "resolution": 32, "strict": True,
-        "safety_checker": False,
+        "safety_checker": False, "combinations": "grid",
     },
     "TrainSettings": {
         "architecture": "resnet18", "recipe": "fast", "steps": 3, "batch_size": 6, "learning_rate": 0.05,
         "momentum": 0.5, "weight_decay": 0.0, "augmentations": ("none",), "mixing": "sequential",
         "real_fraction": 0.25, "me_ada_every": 1, "me_ada_share": 0.2, "me_ada_steps": 2, "me_ada_rate": 0.1,
-        "me_ada_gamma": 2.0, "me_ada_eta": 0.5, "arms": ("real",), "seeds": (0, 1),
+        "me_ada_gamma": 2.0, "me_ada_eta": 0.5, "arms": ("real",), "seeds": (0, 1), "warm_up_steps": 1,
     },
     "DataSettings": {
         "data": "copy", "test": "test-copy", "size": 8, "limit": 6, "test_limit": 3, "holdout": 0.4, "seed": 1,

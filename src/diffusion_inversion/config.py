@@ -69,7 +69,7 @@ class SampleSettings(Settings):
     _later = frozenset(
         {
             "interpolation_kind", "partner", "unconditional", "group_size", "guidance_interval", "eta", "resolution",
-            "strict", "safety_checker",
+            "strict", "safety_checker", "combinations",
         }
     )  # fmt: skip
 
@@ -80,6 +80,11 @@ class SampleSettings(Settings):
         description="diffusers' convention, 1 = off; the paper's w is this minus 1; one is drawn per image",
     )
     kept_steps: tuple[int, ...] = Field((), description="stage-1 steps to mix; default: the last one")
+    combinations: Literal["random", "grid"] = Field(
+        "random",
+        description="of kept steps and guidance scales: one drawn for each image, or all in turn, so that each source "
+        "has equally many of each (paper's code: 3 x 3 with 5 variants each)",
+    )
     noise_strength: float = Field(0.1, ge=0, description="lambda: standard deviation of the Gaussian noise added to c")
     interpolation: float = Field(0.1, ge=0, le=1, description="alpha: weight of a partner's vector")
     interpolation_kind: Literal["lerp", "slerp"] = Field(
@@ -188,6 +193,8 @@ def known_architecture(name: str) -> str:
 class TrainSettings(Settings):
     """Downstream task: one classifier per arm and seed, all with the same number of optimizer steps."""
 
+    _later = frozenset({"warm_up_steps"})
+
     architecture: str = Field(
         "auto",
         description=f"{', '.join(ARCHITECTURES)} or timm:<name>; auto: resnet20 on CPU, resnet18 on GPU",
@@ -195,7 +202,12 @@ class TrainSettings(Settings):
     recipe: RecipeName = Field(
         "paper-sgd", description="optimizer, schedule and the four numbers below (recipes.RECIPES has the table)"
     )
-    steps: int = Field(1000, ge=1, description="optimizer steps, the same for every arm")
+    steps: int = Field(
+        1000, ge=1, description="optimizer steps, the same for every arm (ours; paper's code: 50,000; text: not said)"
+    )
+    warm_up_steps: int = Field(
+        0, ge=0, description="steps in which the rate of a cosine recipe rises first (paper's code: 1,000, ours: 0)"
+    )
     batch_size: int | None = Field(None, ge=2, description="images per step; default: the recipe's (paper: 128)")
     learning_rate: float | None = Field(
         None, gt=0, description="peak of the schedule; default: the recipe's (paper: 0.1)"
@@ -235,6 +247,16 @@ class TrainSettings(Settings):
     @classmethod
     def _architecture_is_known(cls, name: str) -> str:
         return name if name == "auto" else known_architecture(name)
+
+    @model_validator(mode="after")
+    def _the_warm_up_ends(self) -> TrainSettings:
+        if self.warm_up_steps and self.recipe == "fast":
+            raise ValueError(f"warm_up_steps={self.warm_up_steps}: recipe fast has a rise of its own; leave it out")
+        if self.warm_up_steps >= self.steps:
+            raise ValueError(
+                f"warm_up_steps={self.warm_up_steps}: not fewer than steps={self.steps}; lower it or add steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_fraction_can_be_chosen(self) -> TrainSettings:

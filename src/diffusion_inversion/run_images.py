@@ -82,6 +82,12 @@ def recorded_settings(source: dict[str, Any]) -> DataSettings:
     return DataSettings(**{**source, "balanced": source.get("balanced", False) or _was_balanced(source)})
 
 
+def recorded_data(run: Path) -> str | None:
+    """What DATA the run was begun with; None where it has no record."""
+    record = read_record(run)
+    return None if record is None else str(record["source"]["data"])
+
+
 def _was_balanced(source: dict[str, Any]) -> bool:
     """Whether the record is of a version that knew no other subset than a balanced one, and has one."""
     return "balanced" not in source and source["limit"] is not None

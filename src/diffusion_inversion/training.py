@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from .errors import DinvError
 from .images import LabelledImages
 from .mixing import Pool, counts_at, make_pools
 from .randomness import generator_for
-from .recipes import make_optimizer, make_schedule, resolve, resolved
+from .recipes import described, make_optimizer, make_schedule, resolve, resolved
 
 
 def train(
@@ -236,8 +235,8 @@ def recipe(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
     """Describe, as JSON, how a classifier is trained, whatever it is trained on: settings and arithmetic."""
     return {
         "schema": SCHEMA,
-        "settings": resolved(settings).model_dump(mode="json", exclude={"architecture", "arms", "seeds"}),
-        "recipe": asdict(resolve(settings)),
+        "settings": resolved(settings).described({"architecture", "arms", "seeds"}),
+        "recipe": described(settings),
         "architecture": choose_architecture(settings.architecture, device),
         "device": device.type,
         "precision": str(training_precision(device)).removeprefix("torch."),

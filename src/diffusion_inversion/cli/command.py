@@ -77,13 +77,16 @@ def load(name: str, revision: str | None, device: str, dtype: str) -> Generator:
     return Generator.load(name, revision, device, dtype)
 
 
-def settings_of(model: type[Model], preset: str | None, stage: str, **given: Any) -> Model:
-    """The preset's settings of a stage (no preset: the defaults), overridden by the options that were given."""
+def settings_of(model: type[Model], preset: str | None, stage: str, *, of: str | None = None, **given: Any) -> Model:
+    """The preset's settings of a stage (no preset: the defaults), overridden by the options that were given.
+
+    of: the DATA that the preset is for.
+    """
     from pydantic import ValidationError
 
     from ..presets import read_preset
 
-    chosen = {} if preset is None else read_preset(preset)[stage]
+    chosen = {} if preset is None else read_preset(preset, of)[stage]
     values = {**chosen, **{key: value for key, value in given.items() if value is not None}}
     try:
         return model.model_validate(values)

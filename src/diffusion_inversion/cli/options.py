@@ -53,6 +53,10 @@ Guidance = Annotated[
     str | None, typer.Option("--guidance-scales", help="To mix, e.g. 1.5,2,3; 1 = off, paper's w + 1. [default: 1]")
 ]
 KeptSteps = Annotated[str | None, typer.Option(help="Stage-1 steps to mix. [default: the last one]")]
+Combinations = Annotated[
+    str | None,
+    typer.Option(help="Of kept steps and guidance scales: random, or grid, all of them in turn. [default: random]"),
+]
 NoiseStrength = Annotated[float | None, typer.Option(help="lambda, Gaussian noise on the vector. [default: 0.1]")]
 Interpolation = Annotated[float | None, typer.Option(help="alpha, weight of a partner. [default: 0.1]")]
 InterpolationKind = Annotated[str | None, typer.Option(help="lerp or slerp. [default: lerp]")]
@@ -113,6 +117,9 @@ MeAdaRate = Annotated[float | None, typer.Option(help="Ascent step size. [defaul
 MeAdaGamma = Annotated[float | None, typer.Option(help="Weight of the distance. [default: 1]")]
 MeAdaEta = Annotated[float | None, typer.Option(help="Weight of the entropy. [default: 1]")]
 TrainSteps = Annotated[int | None, typer.Option("--train-steps", help="Optimizer steps of every arm. [default: 1000]")]
+WarmUp = Annotated[
+    int | None, typer.Option("--warm-up-steps", help="Steps in which a cosine recipe's rate rises first. [default: 0]")
+]
 TrainBatch = Annotated[int | None, typer.Option("--train-batch-size", help="Images per step. [default: the recipe's]")]
 TrainRate = Annotated[
     float | None, typer.Option("--train-learning-rate", help="Peak of the schedule. [default: the recipe's]")
