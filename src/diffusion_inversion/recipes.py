@@ -89,7 +89,8 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.
 def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """Make the schedule of a recipe over `steps` optimizer steps; it is stepped after each of them."""
     if recipe.warm_up_steps:
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, warmed_up(recipe.warm_up_steps, steps).__getitem__)
+        rates = warmed_up(recipe.warm_up_steps, steps)
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[step])
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     return torch.optim.lr_scheduler.OneCycleLR(
