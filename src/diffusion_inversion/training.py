@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adversarial import ascend
+from .architectures import form_of
 from .augment import make_augmentation
 from .classifier_store import SCHEMA
 from .classifiers import Classifier, choose_architecture
@@ -67,7 +68,8 @@ def train(
     schedule = make_schedule(recipe, optimizer, settings.steps)
     moves = generator_for("train", seed, "augmentation")
     first = 0
-    if state is not None and (saved := state.load()) is not None:
+    form = form_of(classifier.architecture, images.size)
+    if state is not None and (saved := state.load()) is not None and int(saved.get("form", 1)) == form:
         first = _restore(saved, classifier, optimizer, schedule, moves, pools)
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
@@ -162,6 +164,7 @@ def _progress(
     """All that a training needs to go on after `step` steps."""
     return {
         "step": torch.tensor(step),
+        "form": torch.tensor(form_of(classifier.architecture, classifier.image_size)),
         "rate": torch.tensor(schedule.get_last_lr(), dtype=torch.float64),
         "moves": moves.get_state(),
         **{f"network.{name}": value for name, value in classifier.network.state_dict().items()},

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..arms import train_arms
 from ..autoencoding import read_autoencoded, write_autoencoded
-from ..classifiers import Classifier
+from ..classifiers import Classifier, require_form
 from ..config import DataSettings, Settings, TrainSettings
 from ..datasets import Splits
 from ..device import resolve_device
@@ -94,8 +94,11 @@ class Workshop:
         return CellJobs(arms, self._images(cell) if drawn else None, metrics, fraction)
 
     def read(self, name: str) -> dict[str, Any]:
-        """The result of a job that is done."""
-        return result(self.folder, self.jobs[name])
+        """The result of a job that is done. Raises ConfigMismatchError where it is of a network that is built anew."""
+        found = result(self.folder, self.jobs[name])
+        if "classifier" in found:
+            require_form(self.folder / found["classifier"])
+        return found
 
     def _name(self, kind: str, *key: Any) -> str:
         """The name of a job, which is that of its folder too, from all that its result depends on."""
