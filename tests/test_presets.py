@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import zipfile
@@ -80,6 +81,23 @@ def test_an_experiment_file_gets_the_preset_of_its_data(tmp_path: Path) -> None:
 def test_fast_is_what_no_preset_does() -> None:
     for table, model in TABLES.items():
         assert model.model_validate(read_preset("fast")[table]) == model(), table
+
+
+def test_every_default_says_where_it_comes_from() -> None:
+    """The paper's text, its code, or neither: what is in neither is ours."""
+    lacking = [
+        f"{model.__name__}.{name}: {field.description}"
+        for model in TABLES.values()
+        for name, field in model.model_fields.items()
+        if not re.search(r"\((text|code|ours|random: text)\b", field.description or "")
+    ]
+    assert lacking == []
+    for model, name, source in (
+        (InvertSettings, "tokens", "code"), (InvertSettings, "weight_decay", "code"),
+        (InvertSettings, "learning_rate", "text"), (SampleSettings, "partner", "ours"),
+        (SampleSettings, "scheduler", "ours"), (TrainSettings, "momentum", "code"),
+    ):  # fmt: skip
+        assert f"({source}" in str(model.model_fields[name].description) or f"; {source}" in name
 
 
 def test_options_win_over_a_file(tmp_path: Path) -> None:

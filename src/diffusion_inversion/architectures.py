@@ -8,7 +8,7 @@ torchvision's at every size; the other forms change only this:
 |---|---|---|---|---|
 | resnet20, resnet56 | He et al. 2016, section 4.2, at every size | the same | 8; 24 | 269,722; 853,018 |
 | resnet18 | stem: 3x3, stride 1, no max-pooling; 28 px padded by 3 | no max-pooling | 4; 6 | 11,173,962; 11,181,642 |
-| vgg16 (batch norm; from 32 px) | one linear layer on pooled features for the three of 4,096 | the same | 1; 3 | 14,728,266 |
+| vgg16 (batch norm; from 32 px) | one linear layer on pooled features, not three | the same | 1; 3 | 14,728,266 |
 | mobilenetv2 | stem and second stage: stride 1 | stem: stride 1 | 4; 6 | 2,236,682 |
 | shufflenetv2 (x0.5) | stem: stride 1 | the same | 2; 6 | 352,042 |
 | efficientnetb0 | stem: stride 1 | the same | 2; 6 | 4,020,358 |
