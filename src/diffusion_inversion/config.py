@@ -312,7 +312,8 @@ class DataSettings(Settings):
     allow_near_duplicates: bool = Field(False, description="accept test images that nearly equal training images")
 
 
-# What `dinv demo` runs, sized for 2 CPU cores: elpv in at most 10 minutes, digits in at most 4.
+# What `dinv demo` runs, sized for 2 CPU cores: elpv in at most 10 minutes, digits in at most 4. Classes keep their
+# proportions: elpv trains on 137 functional and 63 defective cells.
 DEMOS: dict[str, dict[str, dict[str, object]]] = {
     "elpv": {
         "data": {"limit": 200, "test_limit": 1000, "holdout": 0.4},
