@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from .images import LabelledImages
 from .selection import Chosen
 
 DATA_FILE = "data.json"
+_DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they were; limits may grow
+EARLIER_RULE = (
+    "begun by an earlier version, whose --limit took as many images of every class. It keeps its images, and those "
+    "that a larger limit adds are chosen so too (as by --balanced)"
+)
 
 
 def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
@@ -35,15 +41,23 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
             raise UsageError(
                 f"{run}: not a run folder ({DATA_FILE} is missing). Start with `dinv invert DATA --out {run}`."
             )
-        settings = DataSettings(**note["source"])
+        settings = recorded_settings(note["source"])
     begun = recorded is not None and (is_shared(run) or EmbeddingStore(run).begun())
+    earlier = begun and recorded is not None and _was_balanced(recorded["source"])
+    if earlier and settings.limit is not None:
+        if not settings.balanced:
+            print(f"note: {run}: {EARLIER_RULE}", file=sys.stderr, flush=True)
+        settings = settings.model_copy(update={"balanced": True})
     splits = load(run, settings, recorded if begun else None)
-    record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
+    # A run of an earlier version goes on as one, so that the command it was begun with stays the right one.
+    source = settings.model_dump(mode="json", exclude={"balanced"} if earlier else None)
+    record = {"source": source, **data_record(splits)}
     if begun and recorded is not None:
         lines = [
-            f"{key}: was {recorded['source'][key]}, now {record['source'][key]}"
-            for key in ("holdout", "seed")
-            if recorded["source"][key] != record["source"][key]
+            f"{key}: was {was}, now {now}"
+            for key, was in recorded_settings(recorded["source"]).model_dump(mode="json").items()
+            if key in _DECIDE and was != (now := getattr(settings, key))
+            if key != "balanced" or settings.limit is not None
         ]
         lines += [f"{part}: {line}" for part in ("train", "test") for line in changes(recorded[part], record[part])]
         if recorded["size"] != record["size"]:
@@ -58,6 +72,22 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
         text = json.dumps(record, indent=1) + "\n"
         Ledger(run).commit(DATA_FILE, text.encode(), note={"source": record["source"]})
     return splits
+
+
+def recorded_settings(source: dict[str, Any]) -> DataSettings:
+    """The settings that a run recorded, with the rule of its subset where it was made before there were two."""
+    return DataSettings(**{**source, "balanced": source.get("balanced", False) or _was_balanced(source)})
+
+
+def recorded_data(run: Path) -> str | None:
+    """What DATA the run was begun with; None where it has no record."""
+    record = read_record(run)
+    return None if record is None else str(record["source"]["data"])
+
+
+def _was_balanced(source: dict[str, Any]) -> bool:
+    """Whether the record is of a version that knew no other subset than a balanced one, and has one."""
+    return "balanced" not in source and source["limit"] is not None
 
 
 def read_record(run: Path) -> dict[str, Any] | None:
@@ -82,7 +112,12 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
         root=settings.root,
         drop_duplicates=settings.drop_test_duplicates,
         allow_near_duplicates=settings.allow_near_duplicates,
-        chosen=Chosen(frozenset(recorded["train"]["ids"]), frozenset(recorded["test"]["ids"])) if recorded else None,
+        chosen=Chosen(
+            frozenset(recorded["train"]["ids"] if recorded else ()),
+            frozenset(recorded["test"]["ids"] if recorded else ()),
+            settings.balanced,
+            settings.per_class,
+        ),
     )
 
     def without(images: LabelledImages) -> LabelledImages:

@@ -123,13 +123,16 @@ def load(name: str, revision: str | None, device: str, dtype: str) -> Generator:
     return Generator.load(name, revision, device, dtype)
 
 
-def settings_of(model: type[Model], preset: str | None, stage: str, **given: Any) -> Model:
-    """The preset's settings of a stage (no preset: the defaults), overridden by the options that were given."""
+def settings_of(model: type[Model], preset: str | None, stage: str, *, of: str | None = None, **given: Any) -> Model:
+    """The preset's settings of a stage (no preset: the defaults), overridden by the options that were given.
+
+    of: the DATA that the preset is for.
+    """
     from pydantic import ValidationError
 
     from ..presets import read_preset
 
-    chosen = {} if preset is None else read_preset(preset)[stage]
+    chosen = {} if preset is None else read_preset(preset, of)[stage]
     values = {**chosen, **{key: value for key, value in given.items() if value is not None}}
     try:
         return model.model_validate(values)
@@ -147,7 +150,8 @@ def regrouped(settings: Model, group_size: int | None) -> Model:
 
 def data_settings(
     data: str, test: str | None, size: int | None, limit: int | None, test_limit: int | None, holdout: float | None,
-    seed: int | None, root: str | None, drop_test_duplicates: bool, allow_near_duplicates: bool,
+    seed: int | None, root: str | None, drop_test_duplicates: bool, allow_near_duplicates: bool, balanced: bool,
+    per_class: int | None,
 ) -> DataSettings:  # fmt: skip
     """The data options of a command, checked."""
     from ..config import DataSettings
@@ -156,7 +160,7 @@ def data_settings(
     return settings_of(
         DataSettings, None, "data", data=absolute(data), test=absolute(test), size=size, limit=limit,
         test_limit=test_limit, holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
-        allow_near_duplicates=allow_near_duplicates,
+        allow_near_duplicates=allow_near_duplicates, balanced=balanced, per_class=per_class,
     )  # fmt: skip
 
 
