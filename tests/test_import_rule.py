@@ -27,6 +27,8 @@ STAGES = {
     "draws",
     "real_fraction",
     "evaluation",
+    "verdict",
+    "verdict_record",
     "inspection",
     "measuring",
     "report",

@@ -29,7 +29,7 @@ from .synthetic import METADATA
 OURS = {
     EMBEDDINGS: re.compile(r"shard-[0-9a-f]{16}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
     SYNTHETIC: re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png"),
-    CLASSIFIERS: re.compile(r"[a-z+]+-seed-?\d+-[0-9a-f]{8}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
+    CLASSIFIERS: re.compile(r"[a-z+-]+-seed-?\d+-[0-9a-f]{8}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
 }
 CONFIGS = (
     "invert.config.json",

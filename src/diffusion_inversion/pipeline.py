@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,25 +25,17 @@ from .draws import Draw
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.disk import require_room
 from .engine.ledger import Ledger
-from .engine.lock import briefly, is_shared, run_lock
+from .engine.lock import is_shared, run_lock
 from .engine.manifest import NAME as MANIFEST
-from .engine.manifest import Manifest
+from .engine.manifest import timed
 from .engine.progress import track
-from .errors import ConfigMismatchError, LockedError, UsageError
+from .errors import UsageError
 from .forgetting import follow
 from .generator import Generator
-from .images import LabelledImages
 from .inversion import invert
+from .own_size import at_own_size, own_side
 from .prompting import PROMPTS
-from .real_fraction import (
-    FRACTION_FILE,
-    PAPER_FRACTIONS,
-    choose_real_fraction,
-    chosen_before,
-    claim_fraction,
-    real_fraction_of,
-    require_choosable,
-)
+from .real_fraction import FRACTION_FILE, check_fraction, with_fraction
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
 from .reporting import (
@@ -74,7 +65,7 @@ def invert_stage(run: Path, splits: Splits, generator: Generator, settings: Inve
     missing = len(set(splits.train.ids) - set(EmbeddingStore(run).images()))
     size = len(settings.checkpoints) * settings.tokens * generator.text_width * FLOAT_BYTES
     _require_room(run, missing, size, "vectors")
-    with _timed(EmbeddingStore(run).manifest):
+    with timed(EmbeddingStore(run).manifest):
         found = invert(splits.train, generator, run, settings)
     source = {"name": generator.name, "source": generator.source, "revision": generator.revision, **generator.record}
     text = json.dumps(source, indent=2) + "\n"
@@ -95,7 +86,7 @@ def sample_stage(run: Path, generator: Generator, settings: SampleSettings, *, a
     drawn = sum(len(record["files"]) for record in store.manifest.units().values())
     missing = max(len(embeddings) * settings.variants - drawn, 0)
     _require_room(run, missing, png_bytes(side), f"images of {side} px")
-    with _timed(store.manifest):
+    with timed(store.manifest):
         draw_variants(embeddings, generator, run, settings)
         _reconstruct(run, embeddings, generator, settings)
     return len(embeddings) * settings.variants
@@ -221,7 +212,7 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     training = TrainSettings(
         **recorded["settings"], architecture=recorded["architecture"], arms=trained["arms"], seeds=trained["seeds"]
     )
-    results = train_stage(run, splits, training, recorded["device"])
+    results = train_stage(run, splits, training, recorded["device"], own_size=trained.get("own_size", False))
     return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})
 
 
@@ -232,27 +223,35 @@ def holds_prompts(run: Path) -> bool:
 
 
 def train_stage(
-    run: Path, splits: Splits, settings: TrainSettings, device: str = "auto", *, anew: bool = False
+    run: Path,
+    splits: Splits,
+    settings: TrainSettings,
+    device: str = "auto",
+    *,
+    anew: bool = False,
+    own_size: bool = True,
 ) -> ArmResults:
     """Train and test every arm and seed; notes its time. `anew` deletes what this stage made before, once it can begin.
 
+    With `own_size` the real images are an arm at their own side too, where that is larger (own_size.py).
     Raises UsageError where images or vectors were added since the stage before this one ran.
     """
     where = resolve_device(device)
     require_whole(run, splits)
     synthetic = read_synthetic(run, splits.train.class_names)
     real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
-    check_arms(real, synthetic, test, settings)
+    own = at_own_size(splits, synthetic.size) if own_size else None
+    arms = check_arms(real, synthetic, test, settings, own)
     if anew:
         if settings.real_fraction == "auto":
-            _check_fraction(run, real, synthetic, settings)
+            check_fraction(run, real, synthetic, settings)
         restart(run, "train")
-    settings = _with_fraction(run, real, synthetic, settings, device)
-    total = settings.steps * len(settings.arms) * len(settings.seeds)
+    settings = with_fraction(run, real, synthetic, settings, device)
+    total = settings.steps * len(arms) * len(settings.seeds)
     trained = len(ClassifierStore(run).manifest.units())
     size = CLASSIFIER_BYTES.get(choose_architecture(settings.architecture, where), OTHER_CLASSIFIER_BYTES)
-    _require_room(run, max(len(settings.arms) * len(settings.seeds) - trained, 0), size, "classifiers")
-    with _timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
+    _require_room(run, max(len(arms) * len(settings.seeds) - trained, 0), size, "classifiers")
+    with timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
             advance(1)
@@ -261,6 +260,7 @@ def train_stage(
             real,
             synthetic,
             test,
+            own_size=own,
             settings=settings,
             device=device,
             folder=run,
@@ -268,40 +268,6 @@ def train_stage(
             on_run=lambda found: advance(settings.steps) if found.resumed else None,
         )
     return results
-
-
-def _with_fraction(
-    run: Path, real: LabelledImages, synthetic: LabelledImages, settings: TrainSettings, device: str
-) -> TrainSettings:
-    """The settings with a number for real_fraction=auto: the one chosen before, or one chosen now, whatever the arms.
-
-    So arms and seeds that are added later, in whatever order, have the same number.
-    """
-    if settings.real_fraction != "auto":
-        return settings
-    fraction = chosen_before(run, settings, device)
-    if fraction is None:
-        require_choosable(run, settings, device)
-        sources = SyntheticStore(run, real.class_names).sources()
-        total = len(PAPER_FRACTIONS) * len(settings.seeds)
-        with (
-            briefly(run, "real-fraction"),
-            _timed(ClassifierStore(run).manifest),
-            track("real fraction", total, "trials") as advance,
-        ):
-            fraction = real_fraction_of(
-                run, real, synthetic, settings, sources=sources, device=device, on_trial=lambda: advance(1)
-            )
-    settings = settings.model_copy(update={"real_fraction": fraction})
-    claim_fraction(run, settings, device)
-    return settings
-
-
-def _check_fraction(run: Path, real: LabelledImages, synthetic: LabelledImages, settings: TrainSettings) -> None:
-    """Raise what choosing the real fraction raises: choose it, as if every trial had been measured."""
-    sources = SyntheticStore(run, real.class_names).sources()
-    measured = {(fraction, seed): 0.0 for fraction in PAPER_FRACTIONS for seed in settings.seeds}
-    choose_real_fraction(real, synthetic, settings, sources=sources, known=measured)
 
 
 def require_whole(run: Path, splits: Splits) -> None:
@@ -331,6 +297,7 @@ def run_all(
     train: TrainSettings,
     command: str,
     replicates: int = 1,
+    own_size: bool = True,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
@@ -348,25 +315,27 @@ def run_all(
         classes=len({*images.labels.tolist()}),
     )
     check_training(train, images.class_names, side)
+    if own_size and "real" in train.arms and (own := own_side(images, side)) is not None:
+        check_training(train, images.class_names, own)
     for plan in plans[1:]:
         if read_record(plan.folder) is None:
             with _replicate(run, plan):
                 pass
-    results = _all_stages(plans[0], splits, generator)
+    results = _all_stages(plans[0], splits, generator, own_size)
     others = []
     for plan in plans[1:]:
         print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
-        with _replicate(run, plan) as own:
-            found = _all_stages(plan, own, generator)
-            report_stage(plan.folder, own, found, plan.train, command)
-            others.append(draw_of(plan.folder, own, found))
+        with _replicate(run, plan) as theirs:
+            found = _all_stages(plan, theirs, generator, own_size)
+            report_stage(plan.folder, theirs, found, plan.train, command)
+            others.append(draw_of(plan.folder, theirs, found))
     return report_stage(run, splits, results, train, command, others)
 
 
-def _all_stages(plan: Replicate, splits: Splits, generator: Generator) -> ArmResults:
+def _all_stages(plan: Replicate, splits: Splits, generator: Generator, own_size: bool) -> ArmResults:
     invert_stage(plan.folder, splits, generator, plan.invert)
     sample_stage(plan.folder, generator, plan.sample)
-    return train_stage(plan.folder, splits, plan.train, str(generator.device))
+    return train_stage(plan.folder, splits, plan.train, str(generator.device), own_size=own_size)
 
 
 @contextmanager
@@ -375,17 +344,3 @@ def _replicate(run: Path, plan: Replicate) -> Iterator[Splits]:
     with run_lock(plan.folder, shared=is_shared(run)):
         follow(run, plan.folder)
         yield open_splits(plan.folder, plan.data)
-
-
-@contextmanager
-def _timed(manifest: Manifest) -> Iterator[None]:
-    """Record the time of the block, also when it is interrupted, but not where it was refused: then nothing changes."""
-    start, refused = time.monotonic(), False
-    try:
-        yield
-    except (UsageError, ConfigMismatchError, LockedError):
-        refused = True
-        raise
-    finally:
-        if not refused:
-            manifest.append({"event": "time", "seconds": round(time.monotonic() - start, 1)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,18 +17,21 @@ from .arms import ArmResults
 from .classifier_store import ClassifierStore
 from .config import TrainSettings
 from .datasets import Splits
-from .draws import Draw, by_draw, scope, spread, verdict_over
+from .draws import Draw, spread
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.ledger import Ledger
 from .engine.manifest import Manifest
 from .errors import UsageError
+from .evaluation import OWN_SIZE
 from .images import resize
+from .own_size import OWN_SIZE_LIMIT, Sides, own_side
 from .real_fraction import FRACTION_FILE
 from .recipes import resolved
 from .report import ReportImages, RunRecord, render_report
-from .report.record import ArmRecord, CurveRecord, ReplicateRecord, VerdictRecord
+from .report.record import CurveRecord, ReplicateRecord
 from .run_images import DATA_FILE
 from .synthetic import SyntheticStore, read_rows
+from .verdict_record import arms_of, verdict_of
 
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 GENERATOR_FILE, RECONSTRUCTIONS_FILE = "generator.json", "reconstructions.safetensors"
@@ -103,9 +105,11 @@ def report_stage(
             "train": {"seconds": sum(_seconds(ClassifierStore(draw.folder).manifest) for draw in draws)},
         },
         "inversion_curve": curve,
-        "arms": {arm: _arm(accuracies) for arm, accuracies in _units(draws).items()},
-        "verdict": _verdict(draws),
+        "arms": arms_of(draws),
+        "verdict": verdict_of(draws),
     }
+    if (sides := draws[0].sides) is not None:
+        record["sides"] = {"native": sides.native, "used": sides.used, "own": sides.own, "limit": OWN_SIZE_LIMIT}
     if others:
         record["replicates"] = [_replicate(run, number, draw) for number, draw in enumerate(draws)]
         record["components"] = {name: {"between": c.between, "within": c.within} for name, c in spread(draws).items()}
@@ -117,7 +121,9 @@ def report_stage(
     if (choice := ledger.read_json(FRACTION_FILE)) is not None:
         record["real_fraction_trials"] = choice["trials"]
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    chosen = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(draws)}
+    chosen: dict[str, Any] = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(draws)}
+    if OWN_SIZE in record["arms"]:
+        chosen["own_size"] = True
     ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
     ledger.commit(REPORT_FILE, render_report(record, _report_images(run, splits, embeddings)).encode())
     return record
@@ -125,14 +131,9 @@ def report_stage(
 
 def draw_of(run: Path, splits: Splits, results: ArmResults) -> Draw:
     """The results of a run as one draw among others."""
-    return Draw(run, results, splits.train.ids, splits.test.ids)
-
-
-def _units(draws: Sequence[Draw]) -> dict[str, tuple[float, ...]]:
-    """Accuracies of each arm over what the verdict counts: seeds, or replicates."""
-    if len(draws) == 1:
-        return draws[0].results.accuracies()
-    return {arm: tuple(statistics.fmean(one) for one in found) for arm, found in by_draw(draws).items()}
+    used = read_config(run, "sample")["settings"]["image_size"]
+    own = own_side(splits.train, used) if OWN_SIZE in results.accuracies() else None
+    return Draw(run, results, splits.train.ids, splits.test.ids, Sides(splits.train.native_size, used, own))
 
 
 def _replicate(run: Path, number: int, draw: Draw) -> ReplicateRecord:
@@ -199,31 +200,6 @@ def spread_over_classes(labels: list[int], count: int) -> list[int]:
         ranked.append((seen.get(label, 0), label, row))
         seen[label] = seen.get(label, 0) + 1
     return [row for _, _, row in sorted(sorted(ranked)[:count], key=lambda entry: entry[1:])]
-
-
-def _arm(accuracies: tuple[float, ...]) -> ArmRecord:
-    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-    return {"accuracies": list(accuracies), "mean": statistics.fmean(accuracies), "std": spread, "n": len(accuracies)}
-
-
-def _verdict(draws: Sequence[Draw]) -> VerdictRecord:
-    found = verdict_over(draws)
-    return {
-        "outcome": found.outcome,
-        "sentence": found.reason,
-        "comparisons": [
-            {
-                "arm": c.arm,
-                "difference": c.difference,
-                "low": c.interval[0] if c.interval else None,
-                "high": c.interval[1] if c.interval else None,
-                "confidence": c.simultaneous_confidence,
-                "outcome": c.outcome(found.smallest_effect),
-            }
-            for c in found.comparisons
-        ],
-        "scope": scope(draws),
-    }
 
 
 def read_config(run: Path, stage: str) -> dict[str, Any]:

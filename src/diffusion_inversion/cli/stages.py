@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -61,6 +61,7 @@ from .options import (
     MeAdaSteps,
     Mixing,
     NoiseStrength,
+    OwnSize,
     Partner,
     Preset,
     RealFraction,
@@ -91,9 +92,7 @@ from .options import (
     Variants,
 )
 from .prompts import ClassesOf, GeneratorOrMini, GuidanceOrPrompts, Prompts, SizeOrResolution, sample_prompts
-
-if TYPE_CHECKING:
-    from ..report import RunRecord
+from .summary import summarise
 
 
 def invert(
@@ -191,8 +190,8 @@ def train(
     me_ada_share: MeAdaShare = None, me_ada_steps: MeAdaSteps = None, me_ada_rate: MeAdaRate = None,
     me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
     steps: TrainSteps = None, batch_size: TrainBatch = None, learning_rate: TrainRate = None,
-    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, restart: Restart = False,
-    join: Join = False, as_json: Json = False,
+    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, own_size: OwnSize = True,
+    restart: Restart = False, join: Join = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
     with command(as_json) as summary:
@@ -211,9 +210,9 @@ def train(
         )  # fmt: skip
         with hold(run, join, restart):
             splits = open_splits(run)
-            results = train_stage(run, splits, settings, device, anew=restart)
+            results = train_stage(run, splits, settings, device, anew=restart, own_size=own_size)
             record = report_stage(run, splits, results, settings, command_line())
-        _summarise(summary, run, record)
+        summarise(summary, run, record)
 
 
 def run(
@@ -238,7 +237,7 @@ def run(
     me_ada_share: MeAdaShare = None, me_ada_steps: MeAdaSteps = None, me_ada_rate: MeAdaRate = None,
     me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
     train_steps: TrainSteps = None, train_batch_size: TrainBatch = None, train_learning_rate: TrainRate = None,
-    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None,
+    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, own_size: OwnSize = True,
     replicates: Replicates = 1, join: Join = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -280,9 +279,9 @@ def run(
         with hold(folder, join):
             record = run_all(
                 folder, source, load(generator, revision, device, dtype), invert=inverting, sample=sampling,
-                train=training, command=command_line(), replicates=replicates,
+                train=training, command=command_line(), replicates=replicates, own_size=own_size,
             )  # fmt: skip
-        _summarise(summary, folder, record)
+        summarise(summary, folder, record)
 
 
 def demo(
@@ -307,28 +306,6 @@ def demo(
                 sample=SampleSettings.model_validate(chosen["sample"]),
                 train=TrainSettings.model_validate(chosen["train"]),
                 command=command_line(),
+                own_size=False,  # it takes longer than all else; the summary says that the real images are shrunk
             )
-        _summarise(summary, folder, record)
-
-
-def _summarise(summary: dict[str, Any], folder: Path, record: RunRecord) -> None:
-    """Fill the summary of a finished run."""
-    verdict, report = record["verdict"], folder / "report.html"
-    rows = []
-    for arm, result in record["arms"].items():
-        spread = "" if result["std"] is None else f" ± {100 * result['std']:.1f}"
-        rows.append(f"{arm:>15}  {100 * result['mean']:.1f}{spread} % (n={result['n']})")
-    summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
-    if "replicates" in record:
-        summary |= {"replicates": record["replicates"], "components": record["components"]}
-        rows += ["of each replicate, one number a classifier seed:"]
-        for one in record["replicates"]:
-            found = [f"{arm} {', '.join(f'{100 * a:.1f}' for a in values)}" for arm, values in one["arms"].items()]
-            rows.append(f"{one['number']:>15}  {'; '.join(found)}")
-        rows += ["standard deviation between replicates (apart from seeds), between seeds, in points:"]
-        for name, part in record["components"].items():
-            both = ("not measured" if v is None else f"{100 * v:.1f}" for v in (part["between"], part["within"]))
-            rows.append(f"{name:>21}  {', '.join(both)}")
-    said = [f"verdict: {verdict['outcome']} ({verdict['sentence']})"]
-    said += [verdict["scope"]] if "scope" in verdict else []
-    summary["text"] = "\n".join([*rows, *said, f"report: {report}"])
+        summarise(summary, folder, record)

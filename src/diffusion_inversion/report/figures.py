@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .record import ArmRecord, CurveRecord
+from .record import ArmRecord, CurveRecord, MajorityRecord
 from .text import visible
 
 if TYPE_CHECKING:
@@ -152,8 +152,11 @@ def loss_curve(curve: CurveRecord, null_loss: float | None = None) -> Figure:
 
 
 @without_tex
-def accuracy_bars(arms: Mapping[str, ArmRecord]) -> Figure:
-    """Mean test accuracy of each arm in %, error bars of one standard deviation, every seed as a dot."""
+def accuracy_bars(arms: Mapping[str, ArmRecord], line: MajorityRecord | None = None) -> Figure:
+    """Mean test accuracy of each arm in %, error bars of one standard deviation, every seed as a dot.
+
+    The dashed line is what always answering the most frequent class scores.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(4.0, 1.2 + 1.5 * len(arms)), 3.6), dpi=DPI, layout="constrained")
@@ -169,6 +172,9 @@ def accuracy_bars(arms: Mapping[str, ArmRecord]) -> Figure:
         places = [place + (0.0 if count == 1 else 0.3 * (seed / (count - 1) - 0.5)) for seed in range(count)]
         points = [100 * accuracy for accuracy in arm["accuracies"]]
         axes.scatter(places, points, s=22, color=colour, edgecolor="black", linewidth=0.6, zorder=3)
+    if line is not None:
+        drawn = axes.axhline(100 * line["accuracy"], color="#555555", linestyle="--", linewidth=1)
+        legend(axes, [drawn], [f"always {line['class_name']}"])
     axes.set_xticks(range(len(arms)), [short(arm) for arm in arms], parse_math=False)
     axes.set(ylabel="test accuracy in %", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
