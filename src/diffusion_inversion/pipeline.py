@@ -30,6 +30,7 @@ from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import timed
 from .engine.progress import track
 from .errors import UsageError
+from .foresight import forewarnings
 from .forgetting import follow
 from .generator import Generator
 from .inversion import invert
@@ -321,6 +322,7 @@ def run_all(
         if read_record(plan.folder) is None:
             with _replicate(run, plan):
                 pass
+    forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     results = _all_stages(plans[0], splits, generator, own_size)
     others = []
     for plan in plans[1:]:
@@ -330,6 +332,12 @@ def run_all(
             report_stage(plan.folder, theirs, found, plan.train, command)
             others.append(draw_of(plan.folder, theirs, found))
     return report_stage(run, splits, results, train, command, others)
+
+
+def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: int = 1, own_size: bool = True) -> None:
+    """Say on stderr what can be said before the work (foresight.py)."""
+    for sentence in forewarnings(splits, settings, used, replicates=replicates, own_size=own_size):
+        print(f"note: {sentence}", file=sys.stderr, flush=True)
 
 
 def _all_stages(plan: Replicate, splits: Splits, generator: Generator, own_size: bool) -> ArmResults:

@@ -18,11 +18,13 @@ from .classifier_store import ClassifierStore
 from .config import TrainSettings
 from .datasets import Splits
 from .draws import Draw, spread
+from .duplicates import doubts
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.ledger import Ledger
 from .engine.manifest import Manifest
 from .errors import UsageError
 from .evaluation import OWN_SIZE
+from .foresight import too_few, visible_gain
 from .images import resize
 from .own_size import OWN_SIZE_LIMIT, Sides, own_side
 from .real_fraction import FRACTION_FILE
@@ -66,6 +68,7 @@ def report_stage(
         "p90": losses.quantile(0.9, dim=1).tolist(),
     }
     problems = (*splits.train.problems, *splits.test.problems)
+    near, conflicting = doubts(problems)
     record: RunRecord = {
         "name": splits.train.name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -78,6 +81,8 @@ def report_stage(
             "how": splits.how,
             "class_names": list(splits.train.class_names),
             "licence": splits.train.licence,
+            "near_duplicates": near,
+            "conflicting_labels": conflicting,
             "problems": [{"file": p.file, "cause": p.cause, "remedy": p.remedy, "fatal": p.fatal} for p in problems],
         },
         "generator": {
@@ -108,6 +113,9 @@ def report_stage(
         "arms": arms_of(draws),
         "verdict": verdict_of(draws),
     }
+    record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(draws))
+    if (few := too_few(splits.test.labels, settings, len(draws))) is not None:
+        record["verdict"]["too_few"] = few
     if (sides := draws[0].sides) is not None:
         record["sides"] = {"native": sides.native, "used": sides.used, "own": sides.own, "limit": OWN_SIZE_LIMIT}
     if others:

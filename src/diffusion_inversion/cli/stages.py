@@ -196,8 +196,8 @@ def train(
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
     with command(as_json) as summary:
         from ..config import TrainSettings
-        from ..pipeline import train_stage
-        from ..reporting import report_stage
+        from ..pipeline import forewarn, train_stage
+        from ..reporting import read_config, report_stage
         from ..run_images import open_splits
 
         settings = settings_of(
@@ -210,6 +210,8 @@ def train(
         )  # fmt: skip
         with hold(run, join, restart):
             splits = open_splits(run)
+            if used := ((read_config(run, "sample") or {}).get("settings") or {}).get("image_size"):
+                forewarn(splits, settings, used, own_size=own_size)
             results = train_stage(run, splits, settings, device, anew=restart, own_size=own_size)
             record = report_stage(run, splits, results, settings, command_line())
         summarise(summary, run, record)

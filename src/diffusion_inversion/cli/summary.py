@@ -24,7 +24,8 @@ def summarise(summary: dict[str, Any], folder: Path, record: RunRecord) -> None:
         lines += _replicates(record)
     lines.append(f"verdict: {verdict.get('headline', verdict['outcome'])} ({verdict['sentence']})")
     lines += [verdict["scope"]] if "scope" in verdict else []
-    lines += _shrunk(record)
+    lines += [*_shrunk(record), *_doubts(record)]
+    lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["text"] = "\n".join([shown(line) for line in lines] + [f"report: {report}"])
 
 
@@ -66,6 +67,14 @@ def _shrunk(record: RunRecord) -> Iterator[str]:
         yield f"{coarse} too coarse for this task: {cost}."
     else:
         yield f"The real images have {native} px: {cost}."
+
+
+def _doubts(record: RunRecord) -> Iterator[str]:
+    data = record["data"]
+    if near := data.get("near_duplicates", 0):
+        yield f"Of {data['n_test']} test images, near-duplicates of training images: {near}. They test memory too."
+    if conflicts := data.get("conflicting_labels", 0):
+        yield f"Images with a label that an equal or nearly equal image contradicts: {conflicts}."
 
 
 def _percent(mean: float, std: float | None) -> str:

@@ -24,6 +24,8 @@ class DataRecord(TypedDict):
     how: str  # where the test images come from: own, given or holdout
     class_names: list[str]
     licence: str  # "" where the data set names none
+    near_duplicates: NotRequired[int]  # test images that nearly equal a training image and were kept
+    conflicting_labels: NotRequired[int]  # images whose label an equal or nearly equal one contradicts
     problems: list[ProblemRecord]
 
 
@@ -129,6 +131,8 @@ class VerdictRecord(TypedDict):
     shrinking: NotRequired[ComparisonRecord]
     too_coarse: NotRequired[bool]  # the generator: shrunk to its size real images lose more than chance explains
     majority: NotRequired[MajorityRecord]
+    visible: NotRequired[float | None]  # gain from which on it could be seen, known before the work; None: never
+    too_few: NotRequired[str]  # a sentence where that is more than five points
 
 
 class SidesRecord(TypedDict):
