@@ -28,6 +28,7 @@ STAGES = {
     "real_fraction",
     "evaluation",
     "verdict",
+    "reconstructions",
     "foresight",
     "verdict_record",
     "inspection",

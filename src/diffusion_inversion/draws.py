@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .arms import ArmResults
-from .evaluation import BASELINE
+from .evaluation import BASELINE, OWN_SIZE
 from .own_size import Sides
 from .verdict import Verdict, verdict
 
@@ -63,14 +63,15 @@ def by_draw(draws: Sequence[Draw]) -> dict[str, list[tuple[float, ...]]]:
 
 
 def spread(draws: Sequence[Draw]) -> dict[str, Components]:
-    """Components of each arm's accuracy, then of each arm's difference to `real`, paired over seeds."""
+    """Components of each arm's accuracy, then of each arm's difference to the baseline, paired over seeds."""
     arms = by_draw(draws)
+    baseline = OWN_SIZE if OWN_SIZE in arms else BASELINE
     found = {arm: components(values) for arm, values in arms.items()}
     for arm in arms:
-        if arm != BASELINE and BASELINE in arms:
-            pairs = zip(arms[arm], arms[BASELINE], strict=True)
+        if arm != baseline and baseline in arms:
+            pairs = zip(arms[arm], arms[baseline], strict=True)
             paired = [[a - b for a, b in zip(ours, theirs, strict=True)] for ours, theirs in pairs]
-            found[f"{arm} - {BASELINE}"] = components(paired)
+            found[f"{arm} - {baseline}"] = components(paired)
     return found
 
 
@@ -109,6 +110,12 @@ def correct_of(draws: Sequence[Draw]) -> dict[str, Tensor]:
     return {arm: recognised([part[arm] for part in correct], ids) for arm in by_draw(draws)}
 
 
+def sides_of(draws: Sequence[Draw]) -> Sides | None:
+    """The sides of the images; no own size unless all draws have that arm."""
+    sides = draws[0].sides
+    return sides if sides is None or OWN_SIZE in by_draw(draws) else replace(sides, own=None)
+
+
 def verdict_over(draws: Sequence[Draw]) -> Verdict:
     """The verdict of one draw over its seeds, of several over the draws, each averaged over its seeds.
 
@@ -124,7 +131,7 @@ def verdict_over(draws: Sequence[Draw]) -> Verdict:
             class_names=draws[0].results.class_names,
             unit="replicates",
         )
-    sides = draws[0].sides
+    sides = sides_of(draws)
     return replace(found, reason=f"{found.reason}; {sides.sentence}") if sides and sides.sentence else found
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from .arms import ArmResults, check_arms, train_arms
 from .arms import check_settings as check_training
 from .classifier_store import FOLDER as CLASSIFIERS
@@ -29,29 +27,29 @@ from .engine.lock import is_shared, run_lock
 from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import timed
 from .engine.progress import track
-from .errors import UsageError
+from .errors import DinvError, UsageError
+from .evaluation import OWN_SIZE
 from .foresight import forewarnings
 from .forgetting import follow
 from .generator import Generator
+from .images import LabelledImages
 from .inversion import invert
 from .own_size import at_own_size, own_side
 from .prompting import PROMPTS
 from .real_fraction import FRACTION_FILE, check_fraction, with_fraction
+from .reconstructions import LIKENESS_FILE, RECONSTRUCTIONS_FILE, draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
 from .reporting import (
     GENERATOR_FILE,
-    RECONSTRUCTIONS_FILE,
     REPORT_FILE,
     RUN_FILE,
     draw_of,
     read_config,
-    read_reconstructions,
     report_stage,
-    shown_rows,
 )
 from .run_images import open_splits, read_record
-from .sampling import check, check_settings, draw_variants, is_stale, reconstruct
+from .sampling import check, check_settings, draw_variants, is_stale
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, SyntheticStore, read_synthetic
 
@@ -74,9 +72,17 @@ def invert_stage(run: Path, splits: Splits, generator: Generator, settings: Inve
     return found
 
 
-def sample_stage(run: Path, generator: Generator, settings: SampleSettings, *, anew: bool = False) -> int:
+def sample_stage(
+    run: Path,
+    generator: Generator,
+    settings: SampleSettings,
+    *,
+    anew: bool = False,
+    sources: LabelledImages | None = None,
+) -> int:
     """Stage 2 over the stored vectors; notes its time and returns how many images there are.
 
+    With `sources`, the images that were inverted, it is measured how much of each its vector keeps.
     `anew` deletes what this stage and later ones made, once the settings are known to be usable.
     """
     embeddings = read_embeddings(run)
@@ -89,26 +95,23 @@ def sample_stage(run: Path, generator: Generator, settings: SampleSettings, *, a
     _require_room(run, missing, png_bytes(side), f"images of {side} px")
     with timed(store.manifest):
         draw_variants(embeddings, generator, run, settings)
-        _reconstruct(run, embeddings, generator, settings)
+        draw_reconstructions(run, embeddings, generator, settings, sources)
     return len(embeddings) * settings.variants
+
+
+def sources_of(run: Path) -> LabelledImages | None:
+    """The training images of a run; None, with a warning, where they cannot be had: stage 2 can do without."""
+    try:
+        return open_splits(run).train
+    except DinvError as error:
+        cause = str(error).partition("\n")[0]
+        print(f"warning: how much of each image its vector keeps is not measured: {cause}", file=sys.stderr, flush=True)
+        return None
 
 
 def _require_room(run: Path, missing: int, size: int, what: str) -> None:
     if missing:
         require_room(run, missing * size + SPARE_BYTES, f"{missing} {what}")
-
-
-def _reconstruct(run: Path, embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> None:
-    """Draw the reconstructions that the report shows, unless those of the same vectors are there."""
-    rows = shown_rows(embeddings)
-    note = {"versions": [embeddings.versions[row] for row in rows], "variants": settings.variants}
-    ledger = Ledger(run)
-    if ledger.holds(RECONSTRUCTIONS_FILE) and ledger.note(RECONSTRUCTIONS_FILE) == note:
-        return
-    images = reconstruct(embeddings, generator, settings, rows).contiguous()
-    if ledger.note(RECONSTRUCTIONS_FILE) not in (None, note):
-        ledger.drop(RECONSTRUCTIONS_FILE)  # a commit of the same pixels would keep the old note
-    ledger.commit(RECONSTRUCTIONS_FILE, save({"images": images}), note)
 
 
 def png_bytes(side: int) -> int:
@@ -129,7 +132,7 @@ def restart(run: Path, stage: str) -> None:
     stages = {"sample": ("sample", "train"), "train": ("train",)}[stage]
     folders = {"sample": SYNTHETIC, "train": CLASSIFIERS}
     files = {
-        "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, "sample.config.json"),
+        "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, LIKENESS_FILE, "sample.config.json"),
         "train": (RUN_FILE, REPORT_FILE, FRACTION_FILE, "train.config.json"),
     }
     ledger = Ledger(run)
@@ -152,7 +155,7 @@ class Redone:
 
     def report(self, run: Path, others: Sequence[Draw] = ()) -> None:
         """Write the report as it was last asked for, of as many replicates, less those that have not all its arms."""
-        arms = self.results.accuracies().keys()
+        arms = self.results.accuracies().keys() - {OWN_SIZE}
         beside = [
             one for one in others[: self.note.get("replicates", 1) - 1] if one.results.accuracies().keys() >= arms
         ]
@@ -203,7 +206,9 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
         return (["sample"] if drawn.units() or drawn.dropped() else []), None
     recorded = read_config(run, "sample")
     settings = {**recorded["settings"], "variants": sampled["variants"]}
-    sample_stage(run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded))
+    sample_stage(
+        run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded), sources=splits.train
+    )
     classifiers = ClassifierStore(run).manifest
     reported = ledger.note(RUN_FILE)
     trained = classifiers.last("complete") or reported
@@ -342,7 +347,7 @@ def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: 
 
 def _all_stages(plan: Replicate, splits: Splits, generator: Generator, own_size: bool) -> ArmResults:
     invert_stage(plan.folder, splits, generator, plan.invert)
-    sample_stage(plan.folder, generator, plan.sample)
+    sample_stage(plan.folder, generator, plan.sample, sources=splits.train)
     return train_stage(plan.folder, splits, plan.train, str(generator.device), own_size=own_size)
 
 

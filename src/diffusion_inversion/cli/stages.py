@@ -159,7 +159,7 @@ def sample(
         return
     with command(as_json) as summary:
         from ..config import SampleSettings
-        from ..pipeline import inverted_with, sample_stage
+        from ..pipeline import inverted_with, sample_stage, sources_of
         from ..synthetic import refused_drawings
 
         if classes_of is not None:
@@ -178,7 +178,7 @@ def sample(
         recorded, its_revision = inverted_with(run) if generator is None else (generator, revision)
         loaded = load(recorded, revision or its_revision, device, dtype)
         with hold(run, join, restart):
-            count = sample_stage(run, loaded, settings, anew=restart)
+            count = sample_stage(run, loaded, settings, anew=restart, sources=sources_of(run))
         summary |= {"run": str(run), "images": count, "folder": str(run / "synthetic")}
         summary |= {"blanked": refused_drawings(run)}
         summary["text"] = f"{count} images in {run / 'synthetic'}. Next: dinv train {run}"

@@ -144,6 +144,24 @@ class SidesRecord(TypedDict):
     limit: int  # that it never exceeds
 
 
+class FarRecord(TypedDict):
+    """A training image and how far its reconstruction is from it."""
+
+    file: str
+    distance: float
+
+
+class LikenessRecord(TypedDict):
+    """Distance of sources to their reconstructions in Lite0 features; 1 = as far as two different sources are."""
+
+    n: int
+    mean: float
+    median: float
+    p90: float  # 90th percentile
+    sources: int  # between how many the unit was measured
+    worst: list[FarRecord]  # the farthest; likeness.json has all
+
+
 class ReplicateRecord(TypedDict):
     """One replicate: where it is, what was its own, and every accuracy."""
 
@@ -180,8 +198,9 @@ class RunRecord(TypedDict):
     confusion: NotRequired[dict[str, list[list[int]]]]
     verdict: VerdictRecord
     sides: NotRequired[SidesRecord]
+    likeness: NotRequired[LikenessRecord]
     # Where real_fraction=auto: [fraction, seed, accuracy in [0, 1] on the validation images] of every trial.
     real_fraction_trials: NotRequired[list[list[float]]]
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
     replicates: NotRequired[list[ReplicateRecord]]
-    components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - real"
+    components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - <baseline>"
