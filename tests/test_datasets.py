@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -165,24 +166,80 @@ def source(counts: Sequence[int], order: Sequence[int] | None = None) -> sources
     )
 
 
+@pytest.mark.parametrize("balanced", [False, True])
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any), st.integers(0, 60), st.data())
-def test_limit_is_an_equal_share_whatever_the_order(counts: list[int], extra: int, data: st.DataObject) -> None:
+def test_limit_is_a_fair_share_whatever_the_order(
+    balanced: bool, counts: list[int], extra: int, data: st.DataObject
+) -> None:
     total, used = sum(counts), sum(1 for count in counts if count)
     limit = used + extra
     plain = source(counts)
-    rows = selection.stratified(plain, limit, 7)
+    rows = selection.stratified(plain, limit, 7, balanced=balanced)
     taken = Counter(plain.labels[row] for row in rows)
     assert len(rows) == min(limit, total)
     assert rows == sorted(set(rows))
-    # Equal share as far as possible: a class gets less than another only where it has no more, or by the remainder.
-    largest = max(taken.values())
-    assert all(taken[label] >= min(count, largest - 1) for label, count in enumerate(counts))
+    assert all(taken[label] for label, count in enumerate(counts) if count)
+    if balanced:
+        # Equal share as far as possible: a class gets less than another only where it has no more, or by the remainder.
+        largest = max(taken.values())
+        assert all(taken[label] >= min(count, largest - 1) for label, count in enumerate(counts))
+    else:
+        # Of two classes, moving one image from the better to the worse served never makes their shares more equal.
+        for a, b in itertools.permutations([label for label, count in enumerate(counts) if count], 2):
+            if taken[a] > 1 and taken[b] < counts[b]:
+                assert (2 * taken[a] - 1) / counts[a] <= (2 * taken[b] + 1) / counts[b] + 1e-9
 
     order = data.draw(st.permutations(range(total)))
     shuffled = source(counts, order)
-    chosen = {shuffled.ids[row] for row in selection.stratified(shuffled, limit, 7)}
+    chosen = {shuffled.ids[row] for row in selection.stratified(shuffled, limit, 7, balanced=balanced)}
     assert chosen == {plain.ids[row] for row in rows}
-    assert set(rows) <= set(selection.stratified(plain, limit + 1, 7))
+    assert set(rows) <= set(selection.stratified(plain, limit + 1, 7, balanced=balanced))
+
+
+def test_a_subset_has_the_proportions_of_its_classes() -> None:
+    """Those of elpv: 1,116 functional cells and 508 defective ones."""
+    plain = source([1116, 508])
+    kept = [plain.labels[row] for row in selection.stratified(plain, 200, 0)]
+    assert Counter(kept) == {0: 137, 1: 63}
+    even = [plain.labels[row] for row in selection.stratified(plain, 200, 0, balanced=True)]
+    assert Counter(even) == {0: 100, 1: 100}
+
+
+def test_equal_classes_are_chosen_alike_by_either_rule() -> None:
+    """So the runs of earlier versions on such data, CIFAR-10 for one, go on as they were."""
+    plain = source([30, 30, 30])
+    for limit in (3, 17, 60, 89):
+        assert selection.stratified(plain, limit, 0) == selection.stratified(plain, limit, 0, balanced=True)
+
+
+def test_what_was_chosen_stays_whatever_the_rule() -> None:
+    plain = source([40, 10])
+    even = selection.stratified(plain, 16, 0, balanced=True)
+    ids = frozenset(plain.ids[row] for row in even)
+    assert selection.stratified(plain, 16, 0, chosen=ids) == even
+    assert set(even) < set(selection.stratified(plain, 30, 0, chosen=ids))
+
+
+def test_no_class_has_more_than_the_limit_of_a_class(tmp_path: Path) -> None:
+    plain = source([40, 10, 3])
+    rows = selection.first_of_classes(plain, 5, 0, range(53))
+    assert Counter(plain.labels[row] for row in rows) == {0: 5, 1: 5, 2: 3}
+    assert set(rows) <= set(selection.first_of_classes(plain, 6, 0, range(53)))
+    class_folders(tmp_path, {"a": 30, "b": 10})
+    rule = selection.Chosen(per_class=4)
+    splits = load_splits(tmp_path, holdout=0.5, chosen=rule)
+    assert splits.train.labels.bincount().tolist() == [4, 4]
+    assert splits.test.labels.bincount().tolist() == [15, 5]  # the test keeps all
+    assert load_splits(tmp_path, holdout=0.5, limit=5, chosen=rule).train.labels.bincount().tolist() == [3, 2]
+    with pytest.raises(UsageError, match="per_class=0"):
+        load_splits(tmp_path, chosen=selection.Chosen(per_class=0))
+
+
+def test_the_test_keeps_its_proportions_where_the_training_is_even(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"a": 40, "b": 20})
+    splits = load_splits(tmp_path, holdout=0.5, limit=12, test_limit=9, chosen=selection.Chosen(balanced=True))
+    assert splits.train.labels.bincount().tolist() == [6, 6]
+    assert splits.test.labels.bincount().tolist() == [6, 3]
 
 
 def test_limit_depends_on_the_seed() -> None:
@@ -208,7 +265,7 @@ def test_hold_out_of_a_folder(tmp_path: Path) -> None:
     assert not set(splits.train.ids) & set(splits.test.ids) and len(splits.train) == 21
     again = load_splits(tmp_path, holdout=0.3, seed=3, limit=4, test_limit=2)
     assert set(again.train.ids) < set(splits.train.ids) and set(again.test.ids) < set(splits.test.ids)
-    assert again.train.labels.tolist() == [0, 0, 1, 1]
+    assert again.train.labels.tolist() == [0, 0, 0, 1]
     assert load_splits(tmp_path, holdout=0.3, seed=4).test.ids != splits.test.ids
 
 

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -35,14 +37,46 @@ def test_two_feature_files(tmp_path: Path) -> None:
     assert (found.n_real, found.n_generated, found.dim, found.k, found.extractor) == (90, 70, 6, 5, "npy")
     assert found.kid_subsets["size"] == 70
     for name, value in found.metrics.items():
-        if name != "fid_infinity_npy":
-            assert value.low is not None and value.high is not None
-            assert value.low <= value.value <= value.high, name
+        assert value.low is not None and value.high is not None
+        assert value.low <= value.value <= value.high, name
+    assert found.resampled == "90 real images and 70 generated images are resampled"
+    assert found.resampled in found.table()
     assert "KID" in found.warnings[0]
     record = json.loads(json.dumps(found.record(), allow_nan=False))
     assert record["metrics"]["fid_npy"]["value"] == found.metrics["fid_npy"].value
     assert measure(real, generated) == found
     assert all(name in found.table() for name in found.metrics)
+
+
+def test_a_zero_row_takes_cmmd_alone(tmp_path: Path) -> None:
+    real, generated = feature_file(tmp_path / "a.npy", 90), feature_file(tmp_path / "b.npy", 70, 0.5, seed=1)
+    rows = np.load(generated)
+    rows[3] = 0
+    np.save(generated, rows)
+    found = measure(real, generated)
+    x, y = (torch.from_numpy(np.load(path)) for path in (real, generated))
+    assert found.metrics["fid_npy"].value == pytest.approx(fid(x, y), rel=1e-9)
+    record = json.loads(json.dumps(found.record(), allow_nan=False))
+    assert record["metrics"]["cmmd_npy"] == dict.fromkeys(("value", "low", "high", "error"))
+    assert all(record["metrics"][f"{name}_npy"]["value"] is not None for name in NAMES if name != "cmmd")
+    assert "CMMD is not defined: 0 real and 1 generated rows are zero" in found.warnings[-1]
+    assert "undefined" in found.table() and "nan" not in found.table()
+
+
+def test_features_are_kept_below_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINV_DATA", str(tmp_path / "elsewhere"))
+    class_folders(tmp_path / "real", {"cat": 6, "dog": 6})
+    measure(tmp_path / "real", tmp_path / "real", k=3, root=tmp_path / "root")
+    assert len(list((tmp_path / "root" / "features").iterdir())) == 1 and not (tmp_path / "elsewhere").exists()
+
+
+def test_features_that_cannot_be_kept_are_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """HOME that cannot be written: a cache saves time, and that is all."""
+    class_folders(tmp_path / "real", {"cat": 6, "dog": 6})
+    (tmp_path / "file").touch()
+    found = measure(tmp_path / "real", tmp_path / "real", k=3, cache=tmp_path / "file" / "features")
+    assert found.metrics["precision_lite0"].value == 1
+    assert "warning: features are not kept" in capsys.readouterr().err
 
 
 def test_the_second_argument_is_the_generated_one(tmp_path: Path) -> None:
@@ -95,6 +129,71 @@ def test_features_of_one_side_and_images_of_the_other(images_measured: tuple[Pat
     np.save(folder / "other.npy", np.ones((16, 9)) * np.arange(16)[:, None])
     with pytest.raises(DataError, match="9 numbers an image"):
         measure(folder / "other.npy", folder / "fake", k=3, cache=folder / "cache")
+
+
+def test_variants_are_resampled_by_the_source_that_the_run_recorded(tmp_path: Path) -> None:
+    """And each source with them where the real images are the sources; a file of groups says the same."""
+    stream = np.random.default_rng(0)
+    for row in range(12):
+        look = stream.integers(0, 256, (8, 8, 3), np.uint8)
+        save(tmp_path / "real" / "cat" / f"{row}.png", look)
+        for variant in range(4):
+            noise = stream.integers(-20, 21, look.shape)
+            save(tmp_path / "fake" / "cat" / f"{row}-v{variant}.png", (look + noise).clip(0, 255).astype(np.uint8))
+    rows = [{"file_name": f"cat/{r}-v{v}.png", "source_id": f"cat/{r}.png"} for r in range(12) for v in range(4)]
+    recorded = [{**row, "partner_id": row["source_id"], "class_name": "cat"} for row in rows]
+    options = {"k": 2, "cache": tmp_path / "cache"}
+    alone = measure(tmp_path / "real", tmp_path / "fake", **options)  # type: ignore[arg-type]
+    assert (alone.units_real, alone.units_generated) == (12, 48)
+
+    pq.write_table(pa.Table.from_pylist(recorded), tmp_path / "fake" / "metadata.parquet")
+    found = measure(tmp_path / "real", tmp_path / "fake", **options)  # type: ignore[arg-type]
+    assert (found.units_real, found.units_generated) == (12, 12)
+    assert "12 groups of 48 generated images" in found.table() and "12 of them on both sides at once" in found.table()
+    for name in ("fid_lite0", "kid_lite0", "cmmd_lite0"):
+        assert found.metrics[name].value == alone.metrics[name].value
+        assert found.metrics[name].error != alone.metrics[name].error
+
+    (tmp_path / "fake" / "metadata.parquet").unlink()
+    (tmp_path / "groups").write_text("".join(f"{row['file_name']}\t{row['source_id']}\n" for row in rows[::-1]))
+    again = measure(tmp_path / "real", tmp_path / "fake", generated_groups=tmp_path / "groups", **options)  # type: ignore[arg-type]
+    assert again.metrics == found.metrics
+
+    prompted = [{**row, "source_id": "cat: a cat", "partner_id": "cat: a cat", "class_name": "cat"} for row in rows]
+    pq.write_table(pa.Table.from_pylist(prompted), tmp_path / "fake" / "metadata.parquet")
+    assert measure(tmp_path / "real", tmp_path / "fake", **options).metrics == alone.metrics  # type: ignore[arg-type]
+
+
+def test_the_order_of_the_rows_makes_no_difference(tmp_path: Path) -> None:
+    real, generated = feature_file(tmp_path / "a.npy", 90), feature_file(tmp_path / "b.npy", 60, 0.5, seed=1)
+    (tmp_path / "groups").write_text("".join(f"source {row % 15}\n" for row in range(60)))
+    order = np.random.default_rng(2).permutation(60)
+    np.save(tmp_path / "c.npy", np.load(generated)[order])
+    (tmp_path / "moved").write_text("".join(f"source {row % 15}\n" for row in order))
+    found = measure(real, generated, generated_groups=tmp_path / "groups").metrics
+    again = measure(real, tmp_path / "c.npy", generated_groups=tmp_path / "moved").metrics
+    for name, one in found.items():
+        assert one.error is not None
+        assert (again[name].value, again[name].error) == pytest.approx((one.value, one.error), rel=1e-6), name
+
+
+def test_a_file_of_groups_that_does_not_fit(tmp_path: Path) -> None:
+    good, groups = feature_file(tmp_path / "good.npy", 20), tmp_path / "groups"
+    with pytest.raises(UsageError, match="no such file"):
+        measure(good, good, generated_groups=groups)
+    groups.write_text("a\nb\n")
+    with pytest.raises(DataError, match="2 groups for 20 images"):
+        measure(good, good, generated_groups=groups)
+    groups.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="UTF-8"):
+        measure(good, good, generated_groups=groups)
+    class_folders(tmp_path / "real", {"cat": 6})
+    groups.write_text("cat/000.png\ta\n")
+    with pytest.raises(DataError, match=r"no group for 5 image\(s\), such as cat/001\.png"):
+        measure(tmp_path / "real", good, real_groups=groups, k=1, cache=tmp_path / "cache")
+    (tmp_path / "real" / "metadata.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"metadata\.parquet: cannot be read"):
+        measure(tmp_path / "real", good, k=1, cache=tmp_path / "cache")
 
 
 def test_images_of_two_sizes_are_warned_of(tmp_path: Path) -> None:

@@ -42,6 +42,33 @@ def test_given_numbers_override_the_recipe_and_the_record_spells_all_out() -> No
     assert again == resolved(again) and recipe(again, torch.device("cpu")) == found
 
 
+@pytest.mark.parametrize(("warm_up", "steps"), [(1, 2), (10, 100), (99, 100), (1000, 5000)])
+def test_the_warm_up_is_that_of_the_papers_code(warm_up: int, steps: int) -> None:
+    """train_net.py: LinearLR from 0.001 chained with a cosine over all steps that ends at 0.001 of the rate."""
+    chosen = resolve(TrainSettings(steps=steps, warm_up_steps=warm_up))
+    ours, theirs = (make_optimizer(chosen, [torch.nn.Parameter(torch.zeros(1))]) for _ in range(2))
+    schedule = make_schedule(chosen, ours, steps)
+    linear = torch.optim.lr_scheduler.LinearLR(theirs, start_factor=0.001, total_iters=warm_up)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=steps, eta_min=0.1 * 0.001)
+    chained = torch.optim.lr_scheduler.ChainedScheduler([linear, cosine])
+    for _ in range(steps):
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-6, abs=1e-12)
+        for optimizer, follows in ((ours, schedule), (theirs, chained)):
+            optimizer.step()
+            follows.step()
+
+
+def test_a_warm_up_is_of_the_record_only_where_there_is_one() -> None:
+    """So classifiers of earlier versions are those of the same settings now."""
+    plain, warmed = (recipe(TrainSettings(steps=100, warm_up_steps=count), torch.device("cpu")) for count in (0, 10))
+    assert "warm_up_steps" not in plain["settings"] and "warm_up_steps" not in plain["recipe"]
+    assert warmed["settings"]["warm_up_steps"] == warmed["recipe"]["warm_up_steps"] == 10
+    with pytest.raises(ValueError, match="warm_up_steps=100: not fewer than steps=100"):
+        TrainSettings(steps=100, warm_up_steps=100)
+    with pytest.raises(ValueError, match="fast has a rise of its own"):
+        TrainSettings(recipe="fast", warm_up_steps=1)
+
+
 @pytest.mark.parametrize("name", ["paper-sgd", "medmnist-adamw", "fast"])
 @pytest.mark.parametrize("steps", [1, 2, 4, 100])
 def test_schedules_rise_and_fall_over_the_steps(name: Any, steps: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ from harness import Bench, content, write_images
 from diffusion_inversion import pipeline
 from diffusion_inversion.config import DataSettings, InvertSettings, SampleSettings, Settings, TrainSettings
 from diffusion_inversion.embeddings import read_embeddings
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import ConfigMismatchError
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.integrity import verify
-from diffusion_inversion.run_images import open_splits
+from diffusion_inversion.run_images import EARLIER_RULE, open_splits
+from image_files import class_folders
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
 INVERT = InvertSettings(steps=2, keep_steps=(1,), init="random", batch_size=4, eval_draws=1, resolution=16)
@@ -41,17 +44,18 @@ OTHER: dict[str, dict[str, Any]] = {
         "scheduler": "dpm++", "inference_steps": 3, "image_size": 8, "batch_size": 3, "seed": 1,
         "interpolation_kind": "slerp", "partner": "nearest", "unconditional": "zero", "group_size": 3,
         "guidance_interval": (0.0, 0.5), "eta": 0.5, "resolution": 32, "strict": True,
-        "safety_checker": False,
+        "safety_checker": False, "combinations": "grid",
     },
     "TrainSettings": {
         "architecture": "resnet18", "recipe": "fast", "steps": 3, "batch_size": 6, "learning_rate": 0.05,
         "momentum": 0.5, "weight_decay": 0.0, "augmentations": ("none",), "mixing": "sequential",
         "real_fraction": 0.25, "me_ada_every": 1, "me_ada_share": 0.2, "me_ada_steps": 2, "me_ada_rate": 0.1,
-        "me_ada_gamma": 2.0, "me_ada_eta": 0.5, "arms": ("real",), "seeds": (0, 1),
+        "me_ada_gamma": 2.0, "me_ada_eta": 0.5, "arms": ("real",), "seeds": (0, 1), "warm_up_steps": 1,
     },
     "DataSettings": {
         "data": "copy", "test": "test-copy", "size": 8, "limit": 6, "test_limit": 3, "holdout": 0.4, "seed": 1,
-        "root": "elsewhere", "drop_test_duplicates": True, "allow_near_duplicates": True,
+        "root": "elsewhere", "drop_test_duplicates": True, "allow_near_duplicates": True, "balanced": True,
+        "per_class": 3,
     },
 }  # fmt: skip
 # What may change: more or fewer results of the same kind, where files lie, and what makes no difference to the images.
@@ -60,7 +64,8 @@ HARMLESS = {
     # This checkpoint has no safety checker; test_safety.py has one.
     "SampleSettings": {"variants", "strict", "safety_checker"},
     "TrainSettings": {"arms", "seeds"},
-    "DataSettings": {"data", "root", "drop_test_duplicates", "allow_near_duplicates"},
+    # `balanced` is the rule of a limit, and there is none; with one: test_the_rule_of_a_subset_is_kept.
+    "DataSettings": {"data", "root", "drop_test_duplicates", "allow_near_duplicates", "balanced"},
 }
 FIELDS = [
     (model, name)
@@ -131,13 +136,36 @@ def test_a_changed_field_is_refused_by_name_or_harmless(
         everything(bench, run, {model.__name__: changed})
     said = str(caught.value)
     # Options that select images are named by what they did to the images.
-    named = {"limit": "gone, or not selected", "test_limit": "gone, or not selected", "test": "gone, or not selected"}
+    named = dict.fromkeys(("limit", "per_class", "test_limit", "test"), "gone, or not selected")
     assert named.get(name, f"{name}:" if model is not DataSettings else name) in said or f".{name}" in said, said
     assert content(run) == before, "a refusal changes nothing"
     manifest = {"InvertSettings": "embeddings", "SampleSettings": "synthetic", "TrainSettings": "classifiers"}
     if model is not DataSettings:
         refusing = run / manifest[model.__name__] / "manifest.jsonl"
         assert refusing.read_bytes() == records[refusing]
+
+
+def test_the_rule_of_a_subset_is_kept(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also in a run of a version that had no other than the balanced one: its record does not name it."""
+    class_folders(tmp_path / "data", {"a": 24, "b": 8})
+    fresh = DataSettings(data=str(tmp_path / "data"), limit=8)
+    even, run = fresh.model_copy(update={"balanced": True}), tmp_path / "run"
+    splits = open_splits(run, even)
+    assert splits.train.labels.bincount().tolist() == [4, 4]
+    pipeline.invert_stage(run, splits, bench.generator(), INVERT)
+    with pytest.raises(ConfigMismatchError, match="balanced: was True, now False"):
+        open_splits(run, fresh)
+
+    record = json.loads((run / "data.json").read_text())
+    del record["source"]["balanced"], record["source"]["per_class"]
+    Ledger(run).commit("data.json", json.dumps(record).encode(), note={"source": record["source"]})
+    capsys.readouterr()
+    for settings in (fresh, fresh, even, None):  # the command that it was begun with, again and again
+        found = open_splits(run, settings)
+        assert found.train.ids == splits.train.ids and found.test.ids == splits.test.ids
+        assert (EARLIER_RULE in capsys.readouterr().err) == (settings == fresh)
+    more = open_splits(run, fresh.model_copy(update={"limit": 10})).train
+    assert set(more.ids) > set(splits.train.ids) and more.labels.bincount().tolist() == [5, 5]
 
 
 def test_other_weights_are_refused(bench: Bench, made: Path, tmp_path: Path) -> None:

@@ -83,8 +83,9 @@ ADVERSARIAL = {"me_ada_every": 2, "me_ada_share": 0.5, "me_ada_steps": 2}
         (True, {"mixing": "concatenate", "recipe": "medmnist-adamw", "augmentations": ("default", "cutmix")}),
         (True, {"augmentations": ("randaugment", "augmix", "cutout", "mixup"), **ADVERSARIAL}),
         (False, {"architecture": "mobilenetv2", "momentum": 0.0}),
+        (False, {"warm_up_steps": 4}),
     ],
-    ids=["real", "mixed", "sequential", "concatenate", "augmented", "dropout"],
+    ids=["real", "mixed", "sequential", "concatenate", "augmented", "dropout", "warm-up"],
 )
 def test_training_goes_on_to_the_same_bits(
     always: None, tmp_path: Path, cut_at: int, mixed: bool, changed: dict[str, Any]

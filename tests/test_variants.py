@@ -186,7 +186,23 @@ def test_the_unconditional_vector(generator: Generator, embeddings: Embeddings) 
     torch.testing.assert_close(found(unconditional="group-mean"), found(), rtol=1e-4, atol=1e-5)
     assert torch.equal(found(unconditional="zero"), torch.zeros(len(drawn), 5, WIDTH))
     empty = found(unconditional="empty")
-    assert torch.equal(empty, generator.text_tokens([""]).expand(len(drawn), -1, -1))
+    assert torch.equal(empty, generator.text_tokens([""])[:, :5].expand(len(drawn), -1, -1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_the_first_tokens_of_the_empty_prompt_are_those_of_the_prompt_cut_to_them(
+    checkpoint: Path, generator: Generator, count: int
+) -> None:
+    """As the reference code cuts it: `max_length` of the tokenizer is the number of learned tokens."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    encoder = CLIPTextModel.from_pretrained(checkpoint, subfolder="text_encoder").eval()
+    tokenizer = CLIPTokenizer.from_pretrained(checkpoint, subfolder="tokenizer")
+    cut = tokenizer([""], padding="max_length", max_length=count, truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        theirs = encoder(cut)[0]
+    assert theirs.shape[1] == count
+    torch.testing.assert_close(generator.text_tokens([""])[:, :count], theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mean", "class-mean", "group-mean", "empty", "zero"])
@@ -299,6 +315,30 @@ def test_defaults_leave_no_word_of_new_settings_in_the_fingerprint(
     }  # fmt: skip
     assert fingerprint(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
     assert fingerprint(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8
+
+
+def test_a_run_that_was_guided_away_from_the_whole_empty_prompt_is_another_one(
+    generator: Generator, embeddings: Embeddings
+) -> None:
+    assert fingerprint(embeddings, generator, SampleSettings(unconditional="empty"), None)["empty_tokens"] == 5
+
+
+def test_a_grid_takes_every_combination_in_turn(generator: Generator, embeddings: Embeddings) -> None:
+    """And variant k is the same whatever the others: more may be added. At random they are drawn for each image."""
+    grid = SampleSettings(kept_steps=(1, 2), guidance_scales=(2.0, 3.0, 4.0), combinations="grid", variants=12)
+
+    def drawn(settings: SampleSettings, row: int) -> list[tuple[int, float]]:
+        made = [plan_variant(embeddings, generator, settings, row, variant) for variant in range(12)]
+        return [(plan.step, plan.guidance_scale) for plan in made]
+
+    every = [(1, 2.0), (1, 3.0), (1, 4.0), (2, 2.0), (2, 3.0), (2, 4.0)]
+    assert drawn(grid, 0) == drawn(grid, 1) == every * 2
+    random = grid.model_copy(update={"combinations": "random"})
+    assert drawn(random, 0) != drawn(random, 1)
+    last = grid.model_copy(update={"kept_steps": ()})
+    assert {step for step, _ in drawn(last, 0)} == {embeddings.steps[-1]}
+    one, other = (plan_variant(embeddings, generator, grid, 0, variant) for variant in (0, 6))
+    assert not torch.equal(one.initial_noise, other.initial_noise) and not torch.equal(one.embedding, other.embedding)
 
 
 def test_a_new_setting_is_refused_by_name_where_it_was_not_known(

@@ -1,19 +1,22 @@
 """The downstream networks, in the form that the side of the images calls for.
 
-Up to 64 px the small forms of github.com/kuangliu/pytorch-cifar, above it torchvision's own. Blocks, widths and
-initial weights are torchvision's at every size; the small forms change only this:
+Up to 64 px the small forms, to 96 px the middle ones of the paper's code (github.com/yongchaoz/diffusion_inversion,
+`models/`, after github.com/kuangliu/pytorch-cifar), above it torchvision's own. Blocks, widths and initial weights are
+torchvision's at every size; the other forms change only this:
 
-| name | up to 64 px | resolution at the end, from 32 px | parameters, 10 classes |
-|---|---|---|---|
-| resnet20, resnet56 | He et al. 2016, section 4.2, at every size (no large form) | 8 | 269,722; 853,018 |
-| resnet18 | stem: 3x3, stride 1, no max-pooling | 4 | 11,173,962 |
-| vgg16 (batch norm; from 32 px) | one linear layer on pooled features for the three of 4,096 | 1 | 14,728,266 |
-| mobilenetv2 | stem and second stage: stride 1 | 4 | 2,236,682 |
-| shufflenetv2 (x1) | stem: stride 1, no max-pooling | 4 | 1,263,854 |
-| efficientnetb0 | stem: stride 1 | 2 | 4,020,358 |
+| name | up to 64 px | 65 to 96 px | side at the end, from 32; 96 px | parameters, 10 classes |
+|---|---|---|---|---|
+| resnet20, resnet56 | He et al. 2016, section 4.2, at every size | the same | 8; 24 | 269,722; 853,018 |
+| resnet18 | stem: 3x3, stride 1, no max-pooling; 28 px padded by 3 | no max-pooling | 4; 6 | 11,173,962; 11,181,642 |
+| vgg16 (batch norm; from 32 px) | one linear layer on pooled features, not three | the same | 1; 3 | 14,728,266 |
+| mobilenetv2 | stem and second stage: stride 1 | stem: stride 1 | 4; 6 | 2,236,682 |
+| shufflenetv2 (x0.5) | stem: stride 1 | the same | 2; 6 | 352,042 |
+| efficientnetb0 | stem: stride 1 | the same | 2; 6 | 4,020,358 |
 
-mobilenetv2 and efficientnetb0 differ from pytorch-cifar, which has 2,296,922 and 3,599,686 parameters: it adds
-projections where channels change at stride 1, and leaves EfficientNet's last 1x1 convolution out.
+The paper's text names the networks alone. Its code has ResNet at 28, 32, 96 and 256 px only, and the others for STL-10
+(96 px); up to 64 px its MobileNetV2 is used here as its comments give it for CIFAR-10. mobilenetv2 and efficientnetb0
+differ from it, which has 2,296,490 and 3,599,686 parameters: it adds projections where channels change at stride 1, and
+leaves EfficientNet's last 1x1 convolution out. Its initial weights are PyTorch's defaults.
 `timm:<name>` is that network of timm as it is, without pretrained weights.
 """
 
@@ -29,6 +32,8 @@ from .config import known_architecture
 from .errors import UsageError
 
 SMALL_IMAGE = 64  # px: up to this side a network has its small form
+MIDDLE_IMAGE = 96  # px: up to this side its middle one
+_MEDMNIST = 28  # px: ResNet18's stem pads such images by 3, to 32
 _SMALLEST_VGG = 32  # px: VGG16 halves the side five times
 
 
@@ -54,6 +59,16 @@ def build_network(architecture: str, classes: int, image_size: int) -> nn.Module
         "efficientnetb0": efficientnetb0,
     }
     return builders[architecture](classes, image_size)
+
+
+def form_of(architecture: str, image_size: int) -> int:
+    """Which form of a network this version builds: 2 where earlier versions built another one, with other results."""
+    middle = SMALL_IMAGE < image_size <= MIDDLE_IMAGE
+    if architecture == "resnet18":
+        return 2 if middle or image_size == _MEDMNIST else 1
+    if architecture in ("vgg16", "mobilenetv2", "efficientnetb0"):
+        return 2 if middle else 1
+    return 2 if architecture == "shufflenetv2" else 1
 
 
 class ZeroPadShortcut(nn.Module):
@@ -98,19 +113,23 @@ def cifar_resnet(depth: int, classes: int) -> nn.Module:
 
 
 def resnet18(classes: int, image_size: int) -> nn.Module:
-    """torchvision's ResNet18; up to 64 px the stem is a 3x3 convolution of stride 1 without max-pooling."""
+    """torchvision's ResNet18; without max-pooling up to 96 px, up to 64 px with a stem of 3x3 and stride 1.
+
+    That stem pads images of 28 px by 3, so that they go on at 32 px.
+    """
     from torchvision import models
 
     network: nn.Module = models.resnet18(weights=None, num_classes=classes)
     if image_size <= SMALL_IMAGE:
-        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=3 if image_size == _MEDMNIST else 1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if image_size <= MIDDLE_IMAGE:
         network.maxpool = nn.Identity()
     return network
 
 
 def vgg16(classes: int, image_size: int) -> nn.Module:
-    """torchvision's VGG16 with batch norm, from 32 px up; up to 64 px with one linear layer on the pooled features.
+    """torchvision's VGG16 with batch norm, from 32 px up; up to 96 px with one linear layer on the pooled features.
 
     Raises UsageError below 32 px.
     """
@@ -122,7 +141,7 @@ def vgg16(classes: int, image_size: int) -> nn.Module:
             f"least {_SMALLEST_VGG} px, or use another architecture."
         )
     layers = make_layers(cfgs["D"], batch_norm=True)
-    if image_size > SMALL_IMAGE:
+    if image_size > MIDDLE_IMAGE:
         network: nn.Module = VGG(layers, num_classes=classes)
         return network
     return nn.Sequential(
@@ -136,33 +155,33 @@ def vgg16(classes: int, image_size: int) -> nn.Module:
 
 
 def mobilenetv2(classes: int, image_size: int) -> nn.Module:
-    """torchvision's MobileNetV2; up to 64 px the stem and the second stage have stride 1."""
+    """torchvision's MobileNetV2; up to 96 px the stem has stride 1, up to 64 px the second stage too."""
     from torchvision import models
 
     network: nn.Module = models.mobilenet_v2(weights=None, num_classes=classes)
-    if image_size <= SMALL_IMAGE:
+    if image_size <= MIDDLE_IMAGE:
         _keep_resolution(network, "features.0.0")
+    if image_size <= SMALL_IMAGE:
         _keep_resolution(network, "features.2.conv.1.0")
     return network
 
 
 def shufflenetv2(classes: int, image_size: int) -> nn.Module:
-    """torchvision's ShuffleNetV2 x1; up to 64 px the stem has stride 1 and no max-pooling."""
+    """torchvision's ShuffleNetV2 x0.5; up to 96 px the stem has stride 1."""
     from torchvision import models
 
-    network: nn.Module = models.shufflenet_v2_x1_0(weights=None, num_classes=classes)
-    if image_size <= SMALL_IMAGE:
+    network: nn.Module = models.shufflenet_v2_x0_5(weights=None, num_classes=classes)
+    if image_size <= MIDDLE_IMAGE:
         _keep_resolution(network, "conv1.0")
-        network.maxpool = nn.Identity()
     return network
 
 
 def efficientnetb0(classes: int, image_size: int) -> nn.Module:
-    """torchvision's EfficientNet-B0; up to 64 px the stem has stride 1."""
+    """torchvision's EfficientNet-B0; up to 96 px the stem has stride 1."""
     from torchvision import models
 
     network: nn.Module = models.efficientnet_b0(weights=None, num_classes=classes)
-    if image_size <= SMALL_IMAGE:
+    if image_size <= MIDDLE_IMAGE:
         _keep_resolution(network, "features.0.0")
     return network
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .classifiers import Classifier
+from .classifiers import Classifier, require_form
 from .config import TrainSettings
 from .engine.manifest import NAME as MANIFEST
 from .engine.manifest import Manifest, Record
@@ -49,5 +49,8 @@ class ClassifierStore:
             self.manifest.append(record)
 
     def record(self, unit: str) -> Record:
-        """The results of a committed unit."""
-        return self.manifest.units()[unit]
+        """The results of a committed unit. Raises ConfigMismatchError where earlier versions built another network."""
+        found = self.manifest.units()[unit]
+        for name in found["files"]:
+            require_form(self.folder / name)
+        return found

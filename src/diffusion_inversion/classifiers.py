@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
-from .architectures import build_network
+from .architectures import build_network, form_of
 from .config import known_architecture
 from .engine.store import commit_bytes
 from .engine.untrusted import check_record, parse_json, read_header, read_tensors, shown, specs_of
-from .errors import DataError, UsageError
+from .errors import ConfigMismatchError, DataError, UsageError
 
 # The same constants for every arm and data set, so that no arm brings statistics of its own.
 _PIXEL_MEAN, _PIXEL_STD = 0.5, 0.25
@@ -32,6 +32,7 @@ class _Header(TypedDict):
     class_names: Annotated[list[str], Field(min_length=2)]
     image_size: Annotated[int, Field(ge=1, le=2**16)]
     provenance: dict[str, Any]
+    form: NotRequired[int]  # of the network (`architectures.form_of`); 1 where it is not there
 
 
 def choose_architecture(name: str, device: torch.device) -> str:
@@ -39,6 +40,39 @@ def choose_architecture(name: str, device: torch.device) -> str:
     if name == "auto":
         return "resnet20" if device.type == "cpu" else "resnet18"
     return name
+
+
+def _read_record(path: Path) -> _Header:
+    """The metadata of a classifier's file, checked. Raises DataError."""
+    _, metadata = read_header(path, max_bytes=MAX_FILE)
+    header = parse_json(metadata.get("classifier", "{}").encode(), path)
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != _FORMAT:
+        raise DataError(f"its format is {shown(repr(found))}, not {_FORMAT!r}")
+    return check_record(header, _Header, path)
+
+
+def _other_form(record: _Header) -> str:
+    return (
+        f"an earlier version trained it with another form of {record['architecture']} at {record['image_size']} px "
+        "(stem or width: architectures.py)"
+    )
+
+
+def require_form(path: Path) -> None:
+    """Raise ConfigMismatchError for a classifier of a network that this version builds otherwise; else nothing.
+
+    A file that is missing or damaged is not for this to judge.
+    """
+    try:
+        record = _read_record(path)
+    except (DataError, OSError):
+        return
+    if record.get("form", 1) != form_of(record["architecture"], record["image_size"]):
+        raise ConfigMismatchError(
+            f"{path}: {_other_form(record)}, so its accuracy is not to be set beside those of this version. Use "
+            "`dinv train --restart`, or another folder."
+        )
 
 
 class Classifier(nn.Module):
@@ -90,6 +124,7 @@ class Classifier(nn.Module):
             "class_names": self.class_names,
             "image_size": self.image_size,
             "provenance": self.provenance,
+            **({"form": form} if (form := form_of(self.architecture, self.image_size)) != 1 else {}),
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         # One metadata key: safetensors writes several in no fixed order.
@@ -100,12 +135,9 @@ class Classifier(nn.Module):
         """Read what `save` wrote: a classifier on the CPU in eval mode. Raises DataError for a file that is not one."""
         again = "Train it again, or name a file that `dinv train` wrote with this version"
         try:
-            _, metadata = read_header(path, max_bytes=MAX_FILE)
-            header = parse_json(metadata.get("classifier", "{}").encode(), path)
-            found = header.get("format") if isinstance(header, dict) else None
-            if found != _FORMAT:
-                raise DataError(f"its format is {shown(repr(found))}, not {_FORMAT!r}")
-            record = check_record(header, _Header, path)
+            record = _read_record(path)
+            if record.get("form", 1) != form_of(record["architecture"], record["image_size"]):
+                raise DataError(_other_form(record))
             with torch.device("meta"):
                 classifier = cls(record["architecture"], record["class_names"], record["image_size"])
             tensors, _ = read_tensors(path, specs_of(classifier.network), max_bytes=MAX_FILE)

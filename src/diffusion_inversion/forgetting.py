@@ -14,7 +14,6 @@ from typing import Any
 
 from .classifier_store import FOLDER as CLASSIFIERS
 from .classifier_store import ClassifierStore
-from .config import DataSettings
 from .datasets import data_record
 from .embeddings import EmbeddingStore
 from .engine.ledger import Ledger
@@ -27,7 +26,7 @@ from .forgotten import Marks, hashed, read_marks, without_mention, write_marks
 from .images import Problem
 from .integrity import OURS
 from .replicates import replicate_folders
-from .run_images import DATA_FILE, changed_images, load, read_record
+from .run_images import DATA_FILE, changed_images, load, read_record, recorded_settings
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, Row, SyntheticStore
 
@@ -144,7 +143,7 @@ def changed(run: Path) -> list[str]:
             continue
         if record is None:
             raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
-        now = data_record(load(folder, DataSettings(**record["source"]), record))
+        now = data_record(load(folder, recorded_settings(record["source"]), record))
         found |= {i: None for part in ("train", "test") for i, _ in changed_images(record[part], now[part])}
     return list(found)
 

@@ -20,7 +20,7 @@ from .images import Problem, content_hash, square
 from .near_duplicates import SIDE, thumbnail
 from .problems import aligned, csv_cell, shown
 from .reading import common_side, read_headers, read_pixels
-from .selection import HOLDOUT, How, check_arguments, check_classes, select, with_classes
+from .selection import HOLDOUT, Chosen, How, check_arguments, check_classes, select, with_classes
 from .sources import Source, default_root
 
 _SPLITS: dict[How, str] = {
@@ -123,6 +123,8 @@ def inspect(
     root: str | Path | None = None,
     drop_duplicates: bool = False,
     allow_near_duplicates: bool = False,
+    balanced: bool = False,
+    per_class: int | None = None,
 ) -> Inspection:
     """Check all that `load_splits` checks, with its arguments, and collect every problem instead of the first.
 
@@ -131,7 +133,10 @@ def inspect(
     """
     check_arguments(size, holdout, limit=limit, test_limit=test_limit)
     folder = default_root() if root is None else Path(root)
-    chosen = select(data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder)
+    chosen = select(
+        data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder,
+        chosen=Chosen(balanced=balanced, per_class=per_class),
+    )  # fmt: skip
     general: list[Problem] = []  # of no single file
     test_source = chosen.test
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,17 @@ from .images import LabelledImages
 from .selection import Chosen
 
 DATA_FILE = "data.json"
+_DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they were; limits may grow
+EARLIER_RULE = (
+    "begun by an earlier version, whose --limit took as many images of every class. It keeps its images, and those "
+    "that a larger limit adds are chosen so too (as by --balanced)"
+)
 
 
 def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     """Load the images of a run: by `settings` the first time, by what data.json recorded afterwards.
 
-    Training images that were added since are welcome. Images that were forgotten stay out (forgetting.py).
+    Training images and classes that were added since are welcome. Images that were forgotten stay out (forgetting.py).
     Raises UsageError where neither settings nor a record is there, ConfigMismatchError where recorded images changed
     or are gone, with what changed.
     """
@@ -35,22 +41,27 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
             raise UsageError(
                 f"{run}: not a run folder ({DATA_FILE} is missing). Start with `dinv invert DATA --out {run}`."
             )
-        settings = DataSettings(**note["source"])
+        settings = recorded_settings(note["source"])
     begun = recorded is not None and (is_shared(run) or EmbeddingStore(run).begun())
+    earlier = begun and recorded is not None and _was_balanced(recorded["source"])
+    if earlier and settings.limit is not None:
+        if not settings.balanced:
+            print(f"note: {run}: {EARLIER_RULE}", file=sys.stderr, flush=True)
+        settings = settings.model_copy(update={"balanced": True})
     splits = load(run, settings, recorded if begun else None)
-    record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
+    # A run of an earlier version goes on as one, so that the command it was begun with stays the right one.
+    source = settings.model_dump(mode="json", exclude={"balanced"} if earlier else None)
+    record = {"source": source, **data_record(splits)}
     if begun and recorded is not None:
         lines = [
-            f"{key}: was {recorded['source'][key]}, now {record['source'][key]}"
-            for key in ("holdout", "seed")
-            if recorded["source"][key] != record["source"][key]
+            f"{key}: was {was}, now {now}"
+            for key, was in recorded_settings(recorded["source"]).model_dump(mode="json").items()
+            if key in _DECIDE and was != (now := getattr(settings, key))
+            if key != "balanced" or settings.limit is not None
         ]
         lines += [f"{part}: {line}" for part in ("train", "test") for line in changes(recorded[part], record[part])]
-        lines += [
-            f"{key}: was {recorded[key]}, now {record[key]}"
-            for key in ("class_names", "size")
-            if recorded[key] != record[key]
-        ]
+        if recorded["size"] != record["size"]:
+            lines.append(f"size: was {recorded['size']}, now {record['size']}")
         if lines:
             raise ConfigMismatchError(
                 f"{run}: the images are not those this run began with:\n{listed(lines)}\n"
@@ -63,6 +74,22 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     return splits
 
 
+def recorded_settings(source: dict[str, Any]) -> DataSettings:
+    """The settings that a run recorded, with the rule of its subset where it was made before there were two."""
+    return DataSettings(**{**source, "balanced": source.get("balanced", False) or _was_balanced(source)})
+
+
+def recorded_data(run: Path) -> str | None:
+    """What DATA the run was begun with; None where it has no record."""
+    record = read_record(run)
+    return None if record is None else str(record["source"]["data"])
+
+
+def _was_balanced(source: dict[str, Any]) -> bool:
+    """Whether the record is of a version that knew no other subset than a balanced one, and has one."""
+    return "balanced" not in source and source["limit"] is not None
+
+
 def read_record(run: Path) -> dict[str, Any] | None:
     """What data.json holds; None where the run has none. Raises DataError where it was damaged."""
     record: dict[str, Any] | None = Ledger(run).read_json(DATA_FILE)
@@ -70,7 +97,10 @@ def read_record(run: Path) -> dict[str, Any] | None:
 
 
 def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> Splits:
-    """Load what `settings` names, parted as it was recorded; without the images that the run was told to forget."""
+    """Load what `settings` names, parted as it was recorded; without the images that the run was told to forget.
+
+    Classes keep the numbers that were recorded, by name; those that were added since come after them.
+    """
     splits = load_splits(
         settings.data,
         test=settings.test,
@@ -82,10 +112,16 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
         root=settings.root,
         drop_duplicates=settings.drop_test_duplicates,
         allow_near_duplicates=settings.allow_near_duplicates,
-        chosen=Chosen(frozenset(recorded["train"]["ids"]), frozenset(recorded["test"]["ids"])) if recorded else None,
+        chosen=Chosen(
+            frozenset(recorded["train"]["ids"] if recorded else ()),
+            frozenset(recorded["test"]["ids"] if recorded else ()),
+            settings.balanced,
+            settings.per_class,
+        ),
     )
 
     def without(images: LabelledImages) -> LabelledImages:
+        images = images.with_classes_after(recorded["class_names"] if recorded else ())
         gone = set(forgotten_rows(images, run))
         if not gone:
             return images

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 from .errors import DataError, UsageError
+from .naming import class_folder
 from .sources import BUILTINS, Source, open_data
 
 HOLDOUT = 0.2
@@ -17,10 +19,16 @@ How = Literal["own", "given", "holdout"]
 
 @dataclass(frozen=True)
 class Chosen:
-    """Ids that an earlier call trained and tested on."""
+    """Ids that an earlier call trained and tested on, and the rule by which others join the training images.
+
+    balanced: a limit takes as many of every class, as far as they go; else classes keep their proportions.
+    per_class: at most so many training images of each class.
+    """
 
     train: frozenset[str] = frozenset()
     test: frozenset[str] = frozenset()
+    balanced: bool = False
+    per_class: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,11 @@ def select(
 ) -> Selection:
     """Open DATA and the test DATA and choose their rows, as `datasets.load_splits` describes.
 
-    Rows that were `chosen` before keep their part, so that DATA may grow under a run.
+    Rows that were `chosen` before keep their part, so that DATA may grow under a run. Test images keep the proportions
+    of the classes, whatever is trained on.
     """
     chosen = chosen or Chosen()
-    check_arguments(None, holdout, limit=limit, test_limit=test_limit)
+    check_arguments(None, holdout, limit=limit, test_limit=test_limit, per_class=chosen.per_class)
     train, own_test = open_data(data, root)
     train_rows: Sequence[int] = range(len(train.ids))
     how: How
@@ -66,10 +75,11 @@ def select(
     else:
         train_rows, test_rows = hold_out(train, holdout, seed, chosen)
         how, tested = "holdout", replace(train, problems=())  # they ride with the training images
+    train_rows = first_of_classes(train, chosen.per_class, seed, train_rows, chosen.train)
     published = how != "given" and (data in BUILTINS or (how == "own" and str(data).startswith("hf:")))
     return Selection(
         train,
-        stratified(train, limit, seed, train_rows, chosen.train),
+        stratified(train, limit, seed, train_rows, chosen.train, balanced=chosen.balanced),
         tested,
         stratified(tested, test_limit, seed, test_rows, chosen.test),
         how,
@@ -112,10 +122,14 @@ def stratified(
     seed: int,
     rows: Sequence[int] | None = None,
     chosen: frozenset[str] = frozenset(),
+    *,
+    balanced: bool = False,
 ) -> list[int]:
-    """At most `limit` of the rows, in their order: the first of every class's ranking, then the second, ...
+    """At most `limit` of the rows, in their order, every class among them; larger limits contain smaller ones.
 
-    Ids in `chosen` are ranked before the others.
+    Classes keep their proportions: after one of each, the next place goes to the class whose share of the rows it
+    fits best (Sainte-Lague). `balanced`: the first of every class's ranking, then the second, ... Ids in `chosen` are
+    taken before any other. Raises UsageError where that leaves nothing for a class, or the limit is below their number.
     """
     rows = range(len(source.ids)) if rows is None else rows
     if limit is None or limit >= len(rows):
@@ -124,8 +138,35 @@ def stratified(
     used = sum(1 for members in ranked if members)
     if limit < used:
         raise UsageError(f"limit={limit}: fewer than the {used} classes of {source.name}; give at least {used}")
-    turns = [(place, label, row) for label, members in enumerate(ranked) for place, row in enumerate(members)]
-    return sorted(row for _, _, row in sorted(turns)[:limit])
+
+    def turn(place: int, members: list[int]) -> Fraction:
+        return Fraction(place) if balanced or not place else Fraction(2 * place + 1, 2 * len(members))
+
+    turns = [
+        (source.ids[row] not in chosen, bool(place), turn(place, members), label, row)
+        for label, members in enumerate(ranked)
+        for place, row in enumerate(members)
+    ]
+    taken = sorted(turns)[:limit]
+    *_, labels, rows_taken = zip(*taken, strict=True)
+    without = sorted({label for label, members in enumerate(ranked) if members} - set(labels))
+    if without:
+        names = ", ".join(source.class_names[label] for label in without)
+        raise UsageError(
+            f"limit={limit}: the images that were chosen before leave no room for {names}; give at least "
+            f"{limit + len(without)}"
+        )
+    return sorted(rows_taken)
+
+
+def first_of_classes(
+    source: Source, count: int | None, seed: int, rows: Sequence[int], chosen: frozenset[str] = frozenset()
+) -> Sequence[int]:
+    """At most `count` of the rows of each class, in their order: the first of its ranking, as in `stratified`."""
+    if count is None:
+        return rows
+    ranked = _ranked_by_class(source, rows, seed, "limit", chosen)
+    return sorted(row for members in ranked for row in members[:count])
 
 
 def hold_out(source: Source, share: float, seed: int, chosen: Chosen | None = None) -> tuple[list[int], list[int]]:
@@ -150,11 +191,12 @@ def check_classes(train: Source) -> None:
 
 def with_classes(test: Source, train: Source) -> Source:
     """The test source with its labels numbered as the training classes are. Raises DataError where they differ."""
-    if set(test.class_names) != set(train.class_names):
+    label_of = {class_folder(name): label for label, name in enumerate(train.class_names)}  # as it may be on disk
+    named = [class_folder(name) for name in test.class_names]
+    if {*named} != {*label_of}:
         raise DataError(
             f"classes of train and test differ: {train.name} trains on {', '.join(train.class_names) or 'none'}; "
             f"{test.name} tests on {', '.join(test.class_names) or 'none'}; give both the same classes"
         )
-    label_of = {name: label for label, name in enumerate(train.class_names)}
-    labels = tuple(label_of[test.class_names[label]] for label in test.labels)
+    labels = tuple(label_of[named[label]] for label in test.labels)
     return replace(test, labels=labels, class_names=train.class_names)

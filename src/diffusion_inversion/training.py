@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adversarial import ascend
+from .architectures import form_of
 from .augment import make_augmentation
 from .classifier_store import SCHEMA
 from .classifiers import Classifier, choose_architecture
@@ -25,7 +25,7 @@ from .errors import DinvError
 from .images import LabelledImages
 from .mixing import Pool, counts_at, make_pools
 from .randomness import generator_for
-from .recipes import make_optimizer, make_schedule, resolve, resolved
+from .recipes import described, make_optimizer, make_schedule, resolve, resolved
 
 
 def train(
@@ -68,7 +68,8 @@ def train(
     schedule = make_schedule(recipe, optimizer, settings.steps)
     moves = generator_for("train", seed, "augmentation")
     first = 0
-    if state is not None and (saved := state.load()) is not None:
+    form = form_of(classifier.architecture, images.size)
+    if state is not None and (saved := state.load()) is not None and int(saved.get("form", 1)) == form:
         first = _restore(saved, classifier, optimizer, schedule, moves, pools)
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
@@ -163,6 +164,7 @@ def _progress(
     """All that a training needs to go on after `step` steps."""
     return {
         "step": torch.tensor(step),
+        "form": torch.tensor(form_of(classifier.architecture, classifier.image_size)),
         "rate": torch.tensor(schedule.get_last_lr(), dtype=torch.float64),
         "moves": moves.get_state(),
         **{f"network.{name}": value for name, value in classifier.network.state_dict().items()},
@@ -236,8 +238,8 @@ def recipe(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
     """Describe, as JSON, how a classifier is trained, whatever it is trained on: settings and arithmetic."""
     return {
         "schema": SCHEMA,
-        "settings": resolved(settings).model_dump(mode="json", exclude={"architecture", "arms", "seeds"}),
-        "recipe": asdict(resolve(settings)),
+        "settings": resolved(settings).described({"architecture", "arms", "seeds"}),
+        "recipe": described(settings),
         "architecture": choose_architecture(settings.architecture, device),
         "device": device.type,
         "precision": str(training_precision(device)).removeprefix("torch."),

@@ -41,10 +41,7 @@ def plan_variant(
 ) -> Plan:
     """Decide everything random about one variant, from its own stream; another attempt has another stream."""
     stream = generator_for(settings.seed, "sample", embeddings.ids[row], variant, *attempt_identity(attempt))
-    steps = settings.kept_steps or embeddings.steps[-1:]
-    step = steps[int(torch.randint(len(steps), (1,), generator=stream))]
-    scales = settings.guidance_scales
-    guidance_scale = scales[int(torch.randint(len(scales), (1,), generator=stream))]
+    step, guidance_scale = combination(settings, embeddings.steps, variant, stream)
     partner = pick_partner(embeddings, settings, row, step, stream)
     vectors = embeddings.at(step)
     blend = slerp if settings.interpolation_kind == "slerp" else interpolate
@@ -53,6 +50,20 @@ def plan_variant(
     side = resolution_of(embeddings, settings) // generator.vae_factor
     initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
     return Plan(row, variant, partner, step, guidance_scale, embedding, initial_noise, attempt)
+
+
+def combination(
+    settings: SampleSettings, kept: tuple[int, ...], variant: int, stream: torch.Generator
+) -> tuple[int, float]:
+    """The kept step and guidance scale of one variant: drawn, or in turn, of which variant k does not depend on others.
+
+    `kept` are the steps of stage 1, of which the last is taken where the settings name none.
+    """
+    steps, scales = settings.kept_steps or kept[-1:], settings.guidance_scales
+    if settings.combinations == "grid":
+        return steps[variant // len(scales) % len(steps)], scales[variant % len(scales)]
+    step = steps[int(torch.randint(len(steps), (1,), generator=stream))]
+    return step, scales[int(torch.randint(len(scales), (1,), generator=stream))]
 
 
 def pick_partner(embeddings: Embeddings, settings: SampleSettings, row: int, step: int, stream: torch.Generator) -> int:
@@ -71,7 +82,7 @@ def pick_partner(embeddings: Embeddings, settings: SampleSettings, row: int, ste
 def unconditional_tokens(
     embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings
 ) -> Tokens:
-    """What guidance leads away from, for each plan: (B, tokens, width), of the empty prompt (B, text tokens, width)."""
+    """What guidance leads away from, for each plan: (B, tokens, width)."""
     match settings.unconditional:
         case "mean":
             return torch.stack([embeddings.mean(plan.step) for plan in plans])
@@ -83,7 +94,10 @@ def unconditional_tokens(
             means = [embeddings.at(plan.step)[list(rows)].mean(0) for plan, rows in zip(plans, groups, strict=True)]
             return torch.stack(means)
         case "empty":
-            return generator.text_tokens([EMPTY_PROMPT]).expand(len(plans), -1, -1)
+            # As the reference code, which cuts the empty prompt to as many tokens as a vector has. Text encoders look
+            # back only, so the first tokens of the whole are those of the prompt that was cut.
+            tokens = plans[0].embedding.shape[0]
+            return generator.text_tokens([EMPTY_PROMPT])[:, :tokens].expand(len(plans), -1, -1)
         case "zero":
             return torch.stack([torch.zeros_like(plan.embedding) for plan in plans])
 

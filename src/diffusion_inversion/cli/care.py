@@ -11,6 +11,7 @@ from ..errors import DataError, PartialError, UsageError
 from .command import command, data_settings, hold
 from .options import (
     AllowNear,
+    Balanced,
     Data,
     DataSeed,
     Device,
@@ -18,6 +19,7 @@ from .options import (
     Holdout,
     Json,
     Limit,
+    PerClass,
     Root,
     Run,
     Size,
@@ -35,15 +37,17 @@ def inspect(
     data: Data, csv: Annotated[Path | None, typer.Option(help="Write every problem to this CSV file too.")] = None,
     test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
     data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
-    allow_near_duplicates: AllowNear = False, as_json: Json = False,
+    allow_near_duplicates: AllowNear = False, balanced: Balanced = False, per_class: PerClass = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Look at DATA before anything is computed: every problem of every image, in a table."""
     with command(as_json) as summary:
         from ..inspection import inspect as look
 
         settings = data_settings(
-            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
-        )
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates,
+            balanced, per_class,
+        )  # fmt: skip
         found = look(**settings.model_dump(exclude={"drop_test_duplicates"}), drop_duplicates=drop_test_duplicates)
         if csv is not None:
             found.write_csv(csv)

@@ -11,6 +11,7 @@ from ..errors import UsageError
 from .command import command, data_settings, labelled, load, pairs, words
 from .options import (
     AllowNear,
+    Balanced,
     Data,
     DataSeed,
     Device,
@@ -19,6 +20,7 @@ from .options import (
     Holdout,
     Json,
     Limit,
+    PerClass,
     Revision,
     Root,
     Size,
@@ -79,7 +81,9 @@ def pretrain(
     data: Annotated[list[str] | None, typer.Option(help="For stage figures: NAME=DATA, a domain.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="For stage figures: NAME=DATA, its test images.")] = None,
     beside: Annotated[list[str] | None, typer.Option(help="For stage figures: LABEL=GENERATOR, another one.")] = None,
-    start_from: Annotated[str | None, typer.Option(help="mini or a folder made here: go on from its weights.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="mini or a folder made here: go on from its weights, without stage vae.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make the embedded generator `mini` again, or go on with it."""
@@ -120,7 +124,8 @@ def autoencode(
     seed: Annotated[int, typer.Option(help="Of --sample.")] = 0,
     test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
     data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
-    allow_near_duplicates: AllowNear = False, as_json: Json = False,
+    allow_near_duplicates: AllowNear = False, balanced: Balanced = False, per_class: PerClass = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Resize images of DATA, encode and decode them with a generator's VAE, resize back, write class folders.
 
@@ -130,15 +135,19 @@ def autoencode(
     with command(as_json) as summary:
         from ..autoencoding import PARTS, write_autoencoded
         from ..datasets import load_splits
+        from ..selection import Chosen
 
         if split not in (*PARTS, "both"):
             raise UsageError(f"--split {split}: give {', '.join(PARTS)} or both.")
         settings = data_settings(
-            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
-        )
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates,
+            balanced, per_class,
+        )  # fmt: skip
         loaded = load(generator, revision, device, "auto")
         splits = load_splits(
-            **settings.model_dump(exclude={"drop_test_duplicates"}), drop_duplicates=drop_test_duplicates
+            **settings.model_dump(exclude={"drop_test_duplicates", "balanced", "per_class"}),
+            drop_duplicates=drop_test_duplicates,
+            chosen=Chosen(balanced=balanced, per_class=per_class),
         )
         lines = []
         for part, images in zip(PARTS, (splits.train, splits.test), strict=True):

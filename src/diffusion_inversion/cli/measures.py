@@ -12,6 +12,15 @@ from .options import Device, Json, Limit, Root, Size
 Side = Annotated[str, typer.Argument(help="DATA, or an .npy file of features (N, D).")]
 
 
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        help="Text file with the group of each image, such as its source: resampled together. Lines in the images' "
+        "order, or id, tab, group. [default: the sources that a run recorded, else each image alone]"
+    ),
+]
+
+
 def metrics(
     real: Side,
     generated: Side,
@@ -25,6 +34,8 @@ def metrics(
     size: Size = None,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of subsets and intervals.")] = 0,
+    real_groups: Groups = None,
+    generated_groups: Groups = None,
     device: Device = "auto",
     root: Root = None,
     as_json: Json = False,
@@ -41,5 +52,6 @@ def metrics(
             real, generated, extractor=extractor, weights=weights, k=k, size=size, limit=limit, seed=seed,
             real_split="test" if real_split == "test" else "train",
             generated_split="test" if generated_split == "test" else "train", device=device, root=root,
+            real_groups=real_groups, generated_groups=generated_groups,
         )  # fmt: skip
         summary |= {**found.record(), "text": found.table()}

@@ -25,13 +25,15 @@ Test = Annotated[
     str | None, typer.Option(help="Test images, as DATA. [default: the data set's own, else 20 % held out]")
 ]
 Size = Annotated[int | None, typer.Option(help="Side in px to load at. [default: the data set's own, at most 512]")]
-Limit = Annotated[int | None, typer.Option(help="Use a stratified subset of the training images.")]
-TestLimit = Annotated[int | None, typer.Option(help="Use a stratified subset of the test images.")]
+Limit = Annotated[int | None, typer.Option(help="Use a subset of the training images, classes in their proportions.")]
+Balanced = Annotated[bool, typer.Option("--balanced", help="--limit takes as many of every class, as far as they go.")]
+PerClass = Annotated[int | None, typer.Option(help="Use at most so many training images of each class.")]
+TestLimit = Annotated[int | None, typer.Option(help="Use a subset of the test images, classes in their proportions.")]
 Holdout = Annotated[float | None, typer.Option(help="Share to hold out where there is no test split. [default: 0.2]")]
 DataSeed = Annotated[int | None, typer.Option(help="Seed of subset and hold-out. [default: 0]")]
 Root = Annotated[str | None, typer.Option(help="Where downloaded data sets are kept. [default: $DINV_DATA]")]
 DropDuplicates = Annotated[bool, typer.Option(help="Leave out test images that are training images too.")]
-Steps = Annotated[int | None, typer.Option(help="AdamW steps per image. [default: 100]")]
+Steps = Annotated[int | None, typer.Option(help="AdamW steps per image. [default: 50]")]
 KeepSteps = Annotated[str | None, typer.Option(help="Steps whose vectors are kept too, e.g. 1000,2000,3000.")]
 Init = Annotated[str | None, typer.Option(help="warm, class-mean or random. [default: warm]")]
 Tokens = Annotated[int | None, typer.Option(help="Tokens per vector. [default: 5]")]
@@ -51,6 +53,10 @@ Guidance = Annotated[
     str | None, typer.Option("--guidance-scales", help="To mix, e.g. 1.5,2,3; 1 = off, paper's w + 1. [default: 1]")
 ]
 KeptSteps = Annotated[str | None, typer.Option(help="Stage-1 steps to mix. [default: the last one]")]
+Combinations = Annotated[
+    str | None,
+    typer.Option(help="Of kept steps and guidance scales: random, or grid, all of them in turn. [default: random]"),
+]
 NoiseStrength = Annotated[float | None, typer.Option(help="lambda, Gaussian noise on the vector. [default: 0.1]")]
 Interpolation = Annotated[float | None, typer.Option(help="alpha, weight of a partner. [default: 0.1]")]
 InterpolationKind = Annotated[str | None, typer.Option(help="lerp or slerp. [default: lerp]")]
@@ -111,6 +117,9 @@ MeAdaRate = Annotated[float | None, typer.Option(help="Ascent step size. [defaul
 MeAdaGamma = Annotated[float | None, typer.Option(help="Weight of the distance. [default: 1]")]
 MeAdaEta = Annotated[float | None, typer.Option(help="Weight of the entropy. [default: 1]")]
 TrainSteps = Annotated[int | None, typer.Option("--train-steps", help="Optimizer steps of every arm. [default: 1000]")]
+WarmUp = Annotated[
+    int | None, typer.Option("--warm-up-steps", help="Steps in which a cosine recipe's rate rises first. [default: 0]")
+]
 TrainBatch = Annotated[int | None, typer.Option("--train-batch-size", help="Images per step. [default: the recipe's]")]
 TrainRate = Annotated[
     float | None, typer.Option("--train-learning-rate", help="Peak of the schedule. [default: the recipe's]")

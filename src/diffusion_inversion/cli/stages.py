@@ -15,6 +15,7 @@ from .command import (
     hold,
     integers,
     load,
+    notes_on,
     number_or_auto,
     numbers,
     regrouped,
@@ -26,6 +27,8 @@ from .options import (
     Architecture,
     Arms,
     Augmentations,
+    Balanced,
+    Combinations,
     Data,
     DataSeed,
     Device,
@@ -63,6 +66,7 @@ from .options import (
     NoiseStrength,
     OwnSize,
     Partner,
+    PerClass,
     Preset,
     RealFraction,
     Recipe,
@@ -90,6 +94,7 @@ from .options import (
     TrainSteps,
     Unconditional,
     Variants,
+    WarmUp,
 )
 from .prompts import ClassesOf, GeneratorOrMini, GuidanceOrPrompts, Prompts, SizeOrResolution, sample_prompts
 from .summary import summarise
@@ -100,7 +105,7 @@ def invert(
     revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = None,
     test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
     data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
-    allow_near_duplicates: AllowNear = False,
+    allow_near_duplicates: AllowNear = False, balanced: Balanced = False, per_class: PerClass = None,
     steps: Steps = None, keep_steps: KeepSteps = None, init: Init = None, tokens: Tokens = None,
     learning_rate: InvertRate = None, resolution: Resolution = None, batch_size: InvertBatch = None,
     grouping: Grouping = None, group_size: JointGroup = None, joint_batch_size: JointBatch = None,
@@ -113,20 +118,25 @@ def invert(
         from ..run_images import open_splits
 
         source = data_settings(
-            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
-        )
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates,
+            balanced, per_class,
+        )  # fmt: skip
         settings = settings_of(
-            InvertSettings, preset, "invert", steps=steps, keep_steps=integers(keep_steps), init=init, tokens=tokens,
-            learning_rate=learning_rate, resolution=resolution, batch_size=batch_size, seed=seed,
+            InvertSettings, preset, "invert", of=data, steps=steps, keep_steps=integers(keep_steps), init=init,
+            tokens=tokens, learning_rate=learning_rate, resolution=resolution, batch_size=batch_size, seed=seed,
             grouping=grouping, group_size=group_size, joint_batch_size=joint_batch_size,
             gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
         loaded = load(generator, revision, device, dtype)
         with hold(out, join):
-            embeddings = invert_stage(out, open_splits(out, source), loaded, settings)
+            splits = open_splits(out, source)
+            embeddings = invert_stage(out, splits, loaded, settings)
         first, last = float(embeddings.losses[0].mean()), float(embeddings.losses[-1].mean())
         summary |= {"run": str(out), "images": len(embeddings), "loss_initial": first, "loss_final": last}
-        summary["text"] = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
+        notes = len(splits.train.problems) + len(splits.test.problems)
+        summary |= {"notes": notes}
+        next_one = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
+        summary["text"] = "\n".join([*notes_on(notes, data, test), next_one])
 
 
 def sample(
@@ -134,6 +144,7 @@ def sample(
     generator: GeneratorOrMini = None,
     revision: Revision = None, device: Device = "auto", dtype: Dtype = "auto", preset: Preset = None,
     variants: Variants = None, guidance_scales: GuidanceOrPrompts = None, kept_steps: KeptSteps = None,
+    combinations: Combinations = None,
     noise_strength: NoiseStrength = None, interpolation: Interpolation = None, scheduler: Scheduler = None,
     interpolation_kind: InterpolationKind = None, partner: Partner = None, unconditional: Unconditional = None,
     group_size: GroupSize = None, guidance_interval: GuidanceInterval = None, eta: Eta = None,
@@ -145,7 +156,8 @@ def sample(
     """Stage 2: draw variants around the learned vectors of RUN. With --prompts: draw from prompts instead."""
     if prompts is not None:
         unused = {
-            "--preset": preset, "--kept-steps": kept_steps, "--noise-strength": noise_strength,
+            "--preset": preset, "--kept-steps": kept_steps, "--combinations": combinations,
+            "--noise-strength": noise_strength,
             "--interpolation": interpolation, "--interpolation-kind": interpolation_kind, "--partner": partner,
             "--unconditional": unconditional, "--group-size": group_size, "--guidance-interval": guidance_interval,
             "--eta": eta, "--strict": strict or None,
@@ -160,6 +172,7 @@ def sample(
     with command(as_json) as summary:
         from ..config import SampleSettings
         from ..pipeline import inverted_with, sample_stage, sources_of
+        from ..run_images import recorded_data
         from ..synthetic import refused_drawings
 
         if classes_of is not None:
@@ -167,8 +180,10 @@ def sample(
         if not run.is_dir():
             raise UsageError(f"{run}: no such run folder. Start with `dinv invert DATA --out {run}`.")
         settings = settings_of(
-            SampleSettings, preset, "sample", variants=variants, guidance_scales=numbers(guidance_scales),
-            kept_steps=integers(kept_steps), noise_strength=noise_strength, interpolation=interpolation,
+            SampleSettings, preset, "sample", of=recorded_data(run), variants=variants,
+            guidance_scales=numbers(guidance_scales),
+            kept_steps=integers(kept_steps), combinations=combinations, noise_strength=noise_strength,
+            interpolation=interpolation,
             scheduler=scheduler, inference_steps=inference_steps, image_size=image_size,
             batch_size=batch_size, seed=seed, safety_checker=safety_checker, interpolation_kind=interpolation_kind,
             partner=partner, unconditional=unconditional, group_size=group_size,
@@ -189,7 +204,8 @@ def train(
     recipe: Recipe = None, augmentations: Augmentations = None, mixing: Mixing = None, me_ada_every: MeAdaEvery = None,
     me_ada_share: MeAdaShare = None, me_ada_steps: MeAdaSteps = None, me_ada_rate: MeAdaRate = None,
     me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
-    steps: TrainSteps = None, batch_size: TrainBatch = None, learning_rate: TrainRate = None,
+    steps: TrainSteps = None, warm_up_steps: WarmUp = None, batch_size: TrainBatch = None,
+    learning_rate: TrainRate = None,
     real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, own_size: OwnSize = True,
     restart: Restart = False, join: Join = False, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -198,10 +214,11 @@ def train(
         from ..config import TrainSettings
         from ..pipeline import forewarn, train_stage
         from ..reporting import read_config, report_stage
-        from ..run_images import open_splits
+        from ..run_images import open_splits, recorded_data
 
         settings = settings_of(
-            TrainSettings, preset, "train", architecture=architecture, steps=steps, batch_size=batch_size,
+            TrainSettings, preset, "train", of=recorded_data(run), architecture=architecture, steps=steps,
+            warm_up_steps=warm_up_steps, batch_size=batch_size,
             learning_rate=learning_rate, real_fraction=number_or_auto(real_fraction), arms=words(arms),
             seeds=integers(seeds),
             recipe=recipe, augmentations=words(augmentations), mixing=mixing, me_ada_every=me_ada_every,
@@ -223,12 +240,14 @@ def run(
     preset: Preset = None, test: Test = None, size: Size = None, limit: Limit = None,
     test_limit: TestLimit = None, holdout: Holdout = None, data_seed: DataSeed = None, root: Root = None,
     drop_test_duplicates: DropDuplicates = False,
-    allow_near_duplicates: AllowNear = False, steps: Steps = None, keep_steps: KeepSteps = None,
+    allow_near_duplicates: AllowNear = False, balanced: Balanced = False, per_class: PerClass = None,
+    steps: Steps = None, keep_steps: KeepSteps = None,
     init: Init = None, tokens: Tokens = None, learning_rate: InvertRate = None, resolution: Resolution = None,
     invert_batch_size: InvertBatch = None, grouping: Grouping = None, joint_batch_size: JointBatch = None,
     gradient_checkpointing: GradientCheckpointing = None,
     variants: Variants = None, guidance_scales: Guidance = None,
-    kept_steps: KeptSteps = None, noise_strength: NoiseStrength = None, interpolation: Interpolation = None,
+    kept_steps: KeptSteps = None, combinations: Combinations = None, noise_strength: NoiseStrength = None,
+    interpolation: Interpolation = None,
     interpolation_kind: InterpolationKind = None, partner: Partner = None, unconditional: Unconditional = None,
     group_size: RunGroup = None, guidance_interval: GuidanceInterval = None, eta: Eta = None,
     sample_resolution: SampleResolution = None, strict: Strict = False,
@@ -238,7 +257,8 @@ def run(
     recipe: Recipe = None, augmentations: Augmentations = None, mixing: Mixing = None, me_ada_every: MeAdaEvery = None,
     me_ada_share: MeAdaShare = None, me_ada_steps: MeAdaSteps = None, me_ada_rate: MeAdaRate = None,
     me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
-    train_steps: TrainSteps = None, train_batch_size: TrainBatch = None, train_learning_rate: TrainRate = None,
+    train_steps: TrainSteps = None, warm_up_steps: WarmUp = None, train_batch_size: TrainBatch = None,
+    train_learning_rate: TrainRate = None,
     real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, own_size: OwnSize = True,
     replicates: Replicates = 1, join: Join = False,
     as_json: Json = False,
@@ -250,16 +270,18 @@ def run(
 
         folder = out or Path("runs") / (Path(data.rpartition(":")[2]).stem or "run")
         source = data_settings(
-            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates
-        )
+            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates,
+            balanced, per_class,
+        )  # fmt: skip
         inverting = settings_of(
-            InvertSettings, preset, "invert", steps=steps, keep_steps=integers(keep_steps), init=init, tokens=tokens,
-            learning_rate=learning_rate, resolution=resolution, batch_size=invert_batch_size, seed=seed,
+            InvertSettings, preset, "invert", of=data, steps=steps, keep_steps=integers(keep_steps), init=init,
+            tokens=tokens, learning_rate=learning_rate, resolution=resolution, batch_size=invert_batch_size, seed=seed,
             grouping=grouping, joint_batch_size=joint_batch_size, gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
         sampling = settings_of(
-            SampleSettings, preset, "sample", variants=variants, guidance_scales=numbers(guidance_scales),
-            kept_steps=integers(kept_steps), noise_strength=noise_strength, interpolation=interpolation,
+            SampleSettings, preset, "sample", of=data, variants=variants, guidance_scales=numbers(guidance_scales),
+            kept_steps=integers(kept_steps), combinations=combinations, noise_strength=noise_strength,
+            interpolation=interpolation,
             scheduler=scheduler, inference_steps=inference_steps, image_size=image_size,
             batch_size=sample_batch_size, seed=seed, interpolation_kind=interpolation_kind, partner=partner,
             unconditional=unconditional, guidance_interval=numbers(guidance_interval), eta=eta,
@@ -271,7 +293,8 @@ def run(
         if sampling.has_groups or not joint:  # a size that neither stage has a use for is refused
             sampling = regrouped(sampling, group_size)
         training = settings_of(
-            TrainSettings, preset, "train", architecture=architecture, steps=train_steps, batch_size=train_batch_size,
+            TrainSettings, preset, "train", of=data, architecture=architecture, steps=train_steps,
+            warm_up_steps=warm_up_steps, batch_size=train_batch_size,
             learning_rate=train_learning_rate, real_fraction=number_or_auto(real_fraction), arms=words(arms),
             seeds=integers(seeds),
             recipe=recipe, augmentations=words(augmentations), mixing=mixing, me_ada_every=me_ada_every,
@@ -283,7 +306,7 @@ def run(
                 folder, source, load(generator, revision, device, dtype), invert=inverting, sample=sampling,
                 train=training, command=command_line(), replicates=replicates, own_size=own_size,
             )  # fmt: skip
-        summarise(summary, folder, record)
+        summarise(summary, folder, record, data, test)
 
 
 def demo(

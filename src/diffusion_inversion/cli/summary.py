@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command import notes_on
+
 if TYPE_CHECKING:
     from ..report import RunRecord
 
 MOST_CLASSES = 10  # whose recall is listed
 
 
-def summarise(summary: dict[str, Any], folder: Path, record: RunRecord) -> None:
-    """Fill the summary of a finished run."""
+def summarise(
+    summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None, test: str | None = None
+) -> None:
+    """Fill the summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
     from ..problems import shown
 
     verdict, report = record["verdict"], folder / "report.html"
@@ -26,7 +30,9 @@ def summarise(summary: dict[str, Any], folder: Path, record: RunRecord) -> None:
     lines += [verdict["scope"]] if "scope" in verdict else []
     lines += [*_shrunk(record), *_doubts(record)]
     lines += [verdict["too_few"]] if "too_few" in verdict else []
-    summary["text"] = "\n".join([shown(line) for line in lines] + [f"report: {report}"])
+    summary["notes"] = notes = len(record["data"]["problems"])
+    told = notes_on(notes, data, test) if data is not None else []
+    summary["text"] = "\n".join([*map(shown, lines), *told, f"report: {report}"])
 
 
 def _arms(record: RunRecord) -> Iterator[str]:

@@ -143,7 +143,7 @@ def read_plan(path: Path, data: str | None = None, test: str | None = None, repl
     if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
         raise UsageError(f"{path}: {', '.join(wrong)}: not a table; write [{wrong[0]}] and its settings below.")
     if preset := content.pop("preset", None):
-        base = read_preset(str(preset))
+        base = read_preset(str(preset), data or tables["data"].get("data"))
         content |= {stage: {**base[stage], **tables[stage]} for stage in base}
     content["name"] = path.stem
     if replicates is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..arms import train_arms
 from ..autoencoding import read_autoencoded, write_autoencoded
-from ..classifiers import Classifier
+from ..classifiers import Classifier, require_form
 from ..config import DataSettings, Settings, TrainSettings
 from ..datasets import Splits
 from ..device import resolve_device
@@ -94,8 +94,11 @@ class Workshop:
         return CellJobs(arms, self._images(cell) if drawn else None, metrics, fraction)
 
     def read(self, name: str) -> dict[str, Any]:
-        """The result of a job that is done."""
-        return result(self.folder, self.jobs[name])
+        """The result of a job that is done. Raises ConfigMismatchError where it is of a network that is built anew."""
+        found = result(self.folder, self.jobs[name])
+        if "classifier" in found:
+            require_form(self.folder / found["classifier"])
+        return found
 
     def _name(self, kind: str, *key: Any) -> str:
         """The name of a job, which is that of its folder too, from all that its result depends on."""
@@ -243,14 +246,16 @@ class Workshop:
         assert wanted is not None
 
         def do(home: Path) -> dict[str, Any]:
-            synthetic = self._store(cell).read(cell.sample.variants)
+            store = self._store(cell)
+            synthetic = store.read(cell.sample.variants)
             real = self._part(cell, wanted.against).resized(synthetic.size)
             return compare_images(
-                real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device
-            ).record()
+                real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device,
+                generated_groups=[source for source, _ in store.sources(cell.sample.variants)],
+            ).record()  # fmt: skip
 
-        # "errors": results of versions that kept intervals alone are not taken for these.
-        name = self._name("metrics", "errors", self._images_folder(cell), cell.sample.variants, _dump(wanted))
+        # "by source": results of versions that resampled images are not taken for these.
+        name = self._name("metrics", "by source", self._images_folder(cell), cell.sample.variants, _dump(wanted))
         return self._job(name, _differs(cell), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:
