@@ -30,9 +30,9 @@ def summarise(
     lines += [verdict["scope"]] if "scope" in verdict else []
     lines += [*_shrunk(record), *_doubts(record)]
     lines += [verdict["too_few"]] if "too_few" in verdict else []
-    summary["notes"] = notes = len(record["data"]["problems"])
-    told = notes_on(notes, data, test) if data is not None else []
-    summary["text"] = "\n".join([*map(shown, lines), *told, f"report: {report}"])
+    summary["notes"] = len(record["data"]["problems"])
+    lines += notes_on(summary["notes"], data, test) if data is not None else []
+    summary["text"] = "\n".join([shown(line) for line in lines] + [f"report: {report}"])
 
 
 def _arms(record: RunRecord) -> Iterator[str]:
