@@ -55,6 +55,7 @@ def test_shrunk_images_are_said_before_the_work() -> None:
     ]
     (said,) = forewarnings(splits, plain, 16, own_size=False)
     assert said.endswith("what more px would give is not measured.")
+    assert forewarnings(splits, TrainSettings(arms=("synthetic",)), 16) == [said], "no real images, no own size"
     assert forewarnings(splits, plain, 40) == []
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from harness import INVERT, SAMPLE, TRAIN, Bench, write_images
+from typer.testing import CliRunner
 
 from diffusion_inversion.arms import train_arms
+from diffusion_inversion.cli import app
 from diffusion_inversion.config import DataSettings, TrainSettings
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.evaluation import OWN_SIZE, evaluate
@@ -109,6 +111,19 @@ def test_a_lost_classifier_of_this_arm_is_trained_again_by_repair(run: Path, ben
     assert resume(run, "cpu") == []
     assert lost.read_bytes() == content
     assert json.loads((run / "run.json").read_text())["arms"] == record["arms"]
+
+
+def test_the_option_of_the_commands(run: Path, bench: Bench) -> None:
+    options = ["--device", "cpu", "--architecture", "resnet20", "--train-steps", "2", "--train-batch-size", "4"]
+    options += ["--seeds", "0,1,2"]
+    for more, arms in (
+        (["--no-own-size"], ["real", "synthetic", "real+synthetic"]),
+        ([], ["real", OWN_SIZE, "synthetic", "real+synthetic"]),
+    ):
+        done = CliRunner().invoke(app, ["train", str(run), "--json", *options, *more])
+        assert done.exit_code == 0, done.output
+        assert list(json.loads(done.stdout)["arms"]) == arms
+        assert "note: The images have 40 px and are shrunk to 16 px" in done.stderr
 
 
 def test_images_that_are_not_larger_change_nothing(bench: Bench, tmp_path: Path) -> None:

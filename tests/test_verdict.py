@@ -188,6 +188,25 @@ def test_on_even_classes_accuracy_decides_and_falls_are_still_named() -> None:
     assert found.headline == "helps, but finds fewer defective"
 
 
+def test_where_arms_are_alike_a_class_is_seldom_called_fewer_and_help_seldom_claimed() -> None:
+    rng, n, fewer, helped = np.random.default_rng(11), 300, 0, 0
+    for _ in range(n):
+        hard = rng.uniform(0.3, 0.9, len(DEMO))
+        wobble = rng.uniform(-0.04, 0.04, (3, 3, 1))
+        correct = {
+            arm: torch.from_numpy(rng.uniform(size=(3, len(DEMO))) < hard + part)
+            for arm, part in zip(("real", "synthetic", "real+synthetic"), wobble, strict=True)
+        }
+        found = verdict(
+            {arm: hits.double().mean(1).tolist() for arm, hits in correct.items()}, correct=correct, labels=DEMO
+        )
+        fewer += bool(found.falls)
+        helped += found.outcome == "helps"
+    # Promised: at most 2.5 % each, both sides of 5 %; 3 standard errors of the count are allowed.
+    most = 0.025 + 3 * (0.025 * 0.975 / n) ** 0.5
+    assert fewer / n < most and helped / n < most
+
+
 def test_many_classes_that_fall_are_counted_not_listed() -> None:
     labels = torch.arange(1500) % 6
     rates = [[0.9, 0.9, 0.9, 0.9, 0.1, 0.1]] * 3

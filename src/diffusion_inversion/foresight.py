@@ -48,7 +48,8 @@ def forewarnings(
 ) -> Sequence[str]:
     """What a user should know before the work, a sentence each; classifiers see images of `used` px."""
     notes = []
-    native, own = splits.train.native_size, own_side(splits.train, used) if own_size else None
+    native = splits.train.native_size
+    own = own_side(splits.train, used) if own_size and "real" in settings.arms else None
     if native > used:
         beside = "what more px would give is not measured" if own is None else f"real ones are tried at {own} px too"
         notes.append(f"The images have {native} px and are shrunk to {used} px; {beside}.")
