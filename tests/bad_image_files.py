@@ -138,7 +138,8 @@ MODES = [
          pixels=np.array([[(255, 0, 0), (255, 255, 255)], [(255, 127, 127), (255, 0, 0)]], np.uint8)),
     file("RGBA on white", encoded(RED_CLEAR), "png", "usable", pixels=ON_WHITE),
     file("RGBA WebP", encoded(RED_CLEAR, "WEBP", lossless=True, exact=True), "webp", "usable", pixels=ON_WHITE),
-    file("RGBA, all clear", encoded(np.zeros((2, 2, 4), np.uint8)), "png", "usable", pixels=grey(*[255] * 4)),
+    file("RGBA, all clear", encoded(np.zeros((2, 2, 4), np.uint8)), "png", "noted", "transparent",
+         pixels=grey(*[255] * 4)),
     file("grey with alpha (LA)", png(CLEAR_L, 4), "png", "usable", pixels=grey(0, 255, 127, 200)),
     file("grey with a clear level", png(np.array([[7, 8], [9, 8]], np.uint8), 0, chunk(b"tRNS", b"\0\x08")), "png",
          "usable", pixels=grey(7, 255, 9, 255)),
@@ -185,7 +186,7 @@ DEEP = [
          pixels=grey(0, 0, 0, 0)),
     file("float with NaN", tiff(np.array([[0, np.nan]], np.float32), 1, 3), "tif", "fatal", "NaN or infinite"),
     file("float with infinity", tiff(np.array([[0, np.inf]], np.float32), 1, 3), "tif", "fatal", "NaN or infinite"),
-    file("float RGB TIFF", tiff(np.zeros((2, 2, 3), np.float32), 2, 3), "tif", "fatal", "no image in a format"),
+    file("float RGB TIFF", tiff(np.zeros((2, 2, 3), np.float32), 2, 3), "tif", "fatal", "32-bit float samples (RGB)"),
     file("signed 8-bit TIFF", tiff(np.array([[-1, 1], [2, 3]], np.int8), 1, 2), "tif", "fatal", "signed 8-bit"),
 ]  # fmt: skip
 
@@ -219,7 +220,7 @@ COLOURED = [
     file("ICC profile of linear grey", encoded(NOISE[..., 0], icc_profile=linear_profile(b"GRAY")), "png", "usable",
          pixels=srgb_encoded(np.repeat(NOISE[..., :1], 3, 2)), tolerance=1),
     file("ICC profile and alpha", encoded(np.full((2, 2, 4), (128, 128, 128, 0), np.uint8),
-         icc_profile=linear_profile()), "png", "usable", pixels=grey(*[255] * 4)),
+         icc_profile=linear_profile()), "png", "noted", "transparent", pixels=grey(*[255] * 4)),
     file("ICC profile, damaged", encoded(NOISE, icc_profile=linear_profile()[:150]), "png", "noted",
          "ICC profile is damaged", pixels=NOISE),
     file("ICC profile of grey in RGB", encoded(NOISE, icc_profile=linear_profile(b"GRAY")), "png", "noted",

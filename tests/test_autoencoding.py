@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diffusion_inversion.autoencoding import autoencode, autoencoded, class_folder, mean_psnr, write_autoencoded
+from diffusion_inversion.autoencoding import autoencode, autoencoded, mean_psnr, write_autoencoded
 from diffusion_inversion.cli import app
 from diffusion_inversion.datasets import load_images, load_splits
 from diffusion_inversion.engine import faults
@@ -20,6 +20,7 @@ from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageErro
 from diffusion_inversion.generator import Generator
 from diffusion_inversion.images import LabelledImages, resize, to_model_range, to_uint8
 from diffusion_inversion.inspection import inspect
+from diffusion_inversion.naming import class_folder
 from diffusion_inversion.randomness import generator_for
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
@@ -143,9 +144,10 @@ def test_odd_class_names_stay_or_are_said_to_change(toy: Generator, tmp_path: Pa
 
 
 def test_class_folders_are_distinct_and_inside() -> None:
-    folders = [class_folder(name) for name in (*ODD, "T-shirt_top", "..", ".", "", "a\\b")]
+    folders = [class_folder(name) for name in (*ODD, "manifest.jsonl", "T-shirt_top", "..", ".", "", "a\\b")]
     assert len(set(folders)) == len(folders)
     assert all(name and not name.startswith(".") and "/" not in name and len(name.encode()) <= 255 for name in folders)
+    assert [class_folder(name) for name in folders] == folders
 
 
 # --- going on and refusing --------------------------------------------------------------------------------------------

@@ -39,6 +39,24 @@ def test_a_healthy_machine(apart: Path) -> None:
     assert all(check.remedy for check in checks.values() if check.ok is False)
 
 
+def test_what_is_missing_is_asked_for_by_its_own_name(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch, whose name begins that of torchvision; the extra `metrics`, which is torch-fidelity."""
+    from importlib import metadata
+
+    monkeypatch.setattr(doctor, "_installed", lambda package: None)
+    monkeypatch.setattr(
+        doctor, "requires", lambda name: ["torchvision>=0.22", "torch>=2.7", "timm>=1", "x; extra == 'y'"]
+    )
+    checks = by_name(list(doctor._versions()))
+    assert checks["torch"].remedy == "pip install 'torch>=2.7'"
+    assert checks["torchvision"].remedy == "pip install 'torchvision>=0.22'"
+    needed = metadata.requires("diffusion-inversion") or []
+    for extra, packages in doctor._EXTRAS.items():
+        of_extra = [text for text in needed if f'extra == "{extra}"' in text.replace("'", '"')]
+        for package in packages:
+            assert any(text.startswith(package) for text in of_extra), (extra, package)
+
+
 def test_tokens_are_never_shown(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_topsecret")
     monkeypatch.setenv("HF_ENDPOINT", "https://user:topsecret@mirror.invalid")

@@ -105,6 +105,20 @@ def test_mode_is_the_umasks_even_where_safetensors_writes_0600(tmp_path: Path, m
     assert torch.equal(load_file(path)["c"], tensors["c"])
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_a_disk_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    import fcntl
+
+    def refuse(descriptor: int, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(DiskError, match=r"\.lock: cannot be locked \(.*another disk.*dinv doctor"), run_lock(tmp_path):
+        pass
+
+
 def test_a_full_disk_is_a_disk_error_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     commit_bytes(path, b"old")

@@ -49,10 +49,20 @@ def renamed_pipeline(name: object) -> Callable[[Path], object]:
 
 def edited(part: str, key: str, value: object) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
-        config = folder / part / "config.json"
+        config = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
 
     return change
+
+
+def pointer(name: str) -> Callable[[Path], object]:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1719125304\n"
+    return lambda folder: (folder / name).write_text(text)
+
+
+def variant(end: str, dot: str = ".") -> Callable[[Path], object]:
+    weights = "unet/diffusion_pytorch_model"
+    return lambda folder: (folder / f"{weights}.safetensors").rename(folder / f"{weights}{dot}{end}")
 
 
 def pickled(folder: Path) -> None:
@@ -74,6 +84,13 @@ def pickled(folder: Path) -> None:
         (edited("unet", "addition_embed_type", "text_time"), r"unet\.addition_embed_type='?text_time'?, expected None"),
         (edited("unet", "in_channels", 9), r"unet\.in_channels=9, expected 4"),
         (edited("unet", "sample_size", 0), r"unet\.sample_size=0, expected 1"),
+        (edited("unet", "out_channels", 8), r"unet\.out_channels=8, expected 4"),
+        (edited("scheduler", "variance_type", "learned_range"), r"variance_type='?learned_range'?, expected fixed"),
+        (pointer("unet/diffusion_pytorch_model.safetensors"), r"a Git LFS pointer.*`git lfs pull`"),
+        (pointer("vae/config.json"), r"a Git LFS pointer.*`git lfs pull`"),
+        (variant("fp16.safetensors"), r"only diffusion_pytorch_model\.fp16\.safetensors is here.*Rename it"),
+        (variant("non_ema.safetensors"), r"only diffusion_pytorch_model\.non_ema\.safetensors is here"),
+        (variant("-00001-of-00002.safetensors", ""), r"in parts \(.*-00001-of-00002.*max_shard_size"),
     ],
 )  # fmt: skip
 def test_what_is_not_stable_diffusion_is_refused(
@@ -99,6 +116,24 @@ def test_pipelines_over_the_same_parts_are_welcome(toy: Path, tmp_path: Path, na
     check_parts(folder)
     (folder / "model_index.json").unlink()
     check_parts(folder)
+
+
+def test_a_scaling_factor_of_one_is_a_number(toy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(toy, tmp_path / "one"))
+    edited("vae", "scaling_factor", 1)(folder)
+    loaded = Generator.load(folder, device="cpu", dtype="float32")
+    latents = loaded.encode(torch.zeros(1, 3, 16, 16)).mean
+    assert torch.allclose(latents, loaded.vae.encode(torch.zeros(1, 3, 16, 16)).latent_dist.mean)
+
+
+def test_a_renamed_variant_is_read(toy: Path, tmp_path: Path) -> None:
+    """What the message about variants promises: any precision is read."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(toy, tmp_path / "half"))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
+    assert Generator.load(folder, device="cpu", dtype="float32").unet.dtype == torch.float32
 
 
 def test_one_file_gets_the_conversion_command(tmp_path: Path) -> None:

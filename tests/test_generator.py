@@ -135,3 +135,11 @@ def test_attention_is_chosen_by_the_side_of_the_latents(tmp_path: Path) -> None:
     plain = generator.predict(z, t, c)
     generator.predict(torch.randn(1, LATENT_CHANNELS, 40, 40), t, c)  # leaves the fused kind in place
     torch.testing.assert_close(generator.unet(z, t, encoder_hidden_states=c).sample, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_decode_moves_latents_to_its_device(checkpoint: Path) -> None:
+    """As `encode` does with images; the device without storage stands for CUDA."""
+    loaded = Generator.load(checkpoint, device="cpu", dtype="float32")
+    loaded.vae.to("meta")
+    loaded.device = torch.device("meta")
+    assert loaded.decode(torch.zeros(1, loaded.latent_channels, 8, 8)).device.type == "meta"

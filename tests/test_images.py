@@ -135,6 +135,16 @@ def test_transparency_lies_on_white(mode: str) -> None:
     assert got[0].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_picture_that_is_transparent_everywhere_is_named(mode: str) -> None:
+    """SixLabors/ImageSharp#581: it is white on white, whatever colours it holds."""
+    image = Image.new("RGBA", (8, 8), (200, 100, 0, 0))
+    pixels, notes = decoded(encoded(image.convert(mode)))
+    assert (pixels == 255).all() and notes == "transparent everywhere: a white picture"
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    assert decoded(encoded(image.convert(mode)))[1] == ""
+
+
 def test_half_transparent_red_is_pink() -> None:
     got, _ = decoded(encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 128))))
     assert got[0, 0].tolist() == [255, 127, 127]
@@ -252,7 +262,7 @@ def test_scan_accounts_for_every_entry(tmp_path: Path) -> None:
     assert scan.class_names == ("cat", "dog")
     assert [file.relative_to(tmp_path).as_posix() for file in scan.files] == list(scan.ids)
     fatal = {problem.file for problem in scan.problems if problem.fatal}
-    assert fatal == {"loose.png", "cat/deep/er/x.png"}
+    assert fatal == {"loose.png", "cat/deep/er/x.png", "wolf"}
     told = {problem.file: problem.cause for problem in scan.problems if not problem.fatal}
     assert {file: cause.split(",")[0] for file, cause in told.items()} == {
         ".git": "hidden or system file",
@@ -265,7 +275,6 @@ def test_scan_accounts_for_every_entry(tmp_path: Path) -> None:
         "dog/pipe.png": "not a regular file",
         "empty": "class folder without images",
         "labels.csv": "no image by its suffix",
-        "wolf": "symbolic link",
     }
     assert all(problem.remedy for problem in scan.problems)
 

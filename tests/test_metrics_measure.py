@@ -48,6 +48,37 @@ def test_two_feature_files(tmp_path: Path) -> None:
     assert all(name in found.table() for name in found.metrics)
 
 
+def test_a_zero_row_takes_cmmd_alone(tmp_path: Path) -> None:
+    real, generated = feature_file(tmp_path / "a.npy", 90), feature_file(tmp_path / "b.npy", 70, 0.5, seed=1)
+    rows = np.load(generated)
+    rows[3] = 0
+    np.save(generated, rows)
+    found = measure(real, generated)
+    x, y = (torch.from_numpy(np.load(path)) for path in (real, generated))
+    assert found.metrics["fid_npy"].value == pytest.approx(fid(x, y), rel=1e-9)
+    record = json.loads(json.dumps(found.record(), allow_nan=False))
+    assert record["metrics"]["cmmd_npy"] == dict.fromkeys(("value", "low", "high", "error"))
+    assert all(record["metrics"][f"{name}_npy"]["value"] is not None for name in NAMES if name != "cmmd")
+    assert "CMMD is not defined: 0 real and 1 generated rows are zero" in found.warnings[-1]
+    assert "undefined" in found.table() and "nan" not in found.table()
+
+
+def test_features_are_kept_below_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINV_DATA", str(tmp_path / "elsewhere"))
+    class_folders(tmp_path / "real", {"cat": 6, "dog": 6})
+    measure(tmp_path / "real", tmp_path / "real", k=3, root=tmp_path / "root")
+    assert len(list((tmp_path / "root" / "features").iterdir())) == 1 and not (tmp_path / "elsewhere").exists()
+
+
+def test_features_that_cannot_be_kept_are_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """HOME that cannot be written: a cache saves time, and that is all."""
+    class_folders(tmp_path / "real", {"cat": 6, "dog": 6})
+    (tmp_path / "file").touch()
+    found = measure(tmp_path / "real", tmp_path / "real", k=3, cache=tmp_path / "file" / "features")
+    assert found.metrics["precision_lite0"].value == 1
+    assert "warning: features are not kept" in capsys.readouterr().err
+
+
 def test_the_second_argument_is_the_generated_one(tmp_path: Path) -> None:
     """Generated images that all lie close together inside the real ones: precise, without recall."""
     real = feature_file(tmp_path / "a.npy", 90)

@@ -226,6 +226,9 @@ def test_a_part_ends_in_time_with_its_state_saved(corpus: Corpus, tmp_path: Path
     with pytest.raises(PartEnded, match="the same command goes on"):
         recipe.run_vae(corpus, corpus, setting(tmp_path, part_ends=0.0), Budget(samples=8))
     recipe.run_vae(corpus, corpus, setting(tmp_path), Budget(samples=8))
+    trained = (tmp_path / "vae.safetensors").read_bytes()
+    recipe.run_vae(corpus, corpus, setting(tmp_path), Budget(samples=8))  # done already
+    assert (tmp_path / "vae.safetensors").read_bytes() == trained
     assert [int(record["step"]) for record in read_log(tmp_path / "vae.log.tsv")] == [1, 2]
 
 
@@ -296,6 +299,8 @@ def test_unknown_and_premature_stages_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "none.parquet"
     with pytest.raises(UsageError, match="--stage quantise"):
         recipe.pretrain(missing, missing, tmp_path, stages=("quantise",))
+    with pytest.raises(UsageError, match="--stage latents,unet,export"):
+        recipe.pretrain(missing, missing, tmp_path, start_from="mini")
     with pytest.raises(UsageError, match="--size 48"):
         recipe.pretrain(missing, missing, tmp_path, size=48)
     with pytest.raises(UsageError, match="--part-minutes 0"):

@@ -317,3 +317,15 @@ def test_every_committed_experiment_can_be_read() -> None:
         assert cells(read_plan(path, "digits")), path
     with pytest.raises(UsageError, match="names no data"):
         read_plan(sweeps[0])
+
+
+def test_a_metric_that_is_not_defined_is_said_to_be() -> None:
+    """CMMD of features with a zero row (null in a measurement)."""
+    from diffusion_inversion.errors import DataError
+    from diffusion_inversion.sweep import outcome, table
+
+    undefined: dict[str, float | None] = {"value": None, "low": None, "high": None, "error": None}
+    assert table._bounded(undefined) == "undefined"
+    with pytest.raises(DataError, match=r"cmmd: a claim is about it.*take the claim out"):
+        outcome._difference([{"cmmd": undefined}], [{"cmmd": undefined}], "cmmd", 1)
+    assert outcome._over_replicates("cmmd", [undefined])["value"] is None

@@ -27,16 +27,16 @@ from .engine.units import each_unit, unit_name
 from .engine.untrusted import inside
 from .errors import ConfigMismatchError, DataError, UsageError
 from .generator import VAE_PIXELS, Generator
-from .images import LabelledImages, content_hash, is_ignored, resize, to_model_range, to_uint8
+from .images import LabelledImages, content_hash, resize, to_model_range, to_uint8
+from .naming import class_folder, safe_name
 from .randomness import generator_for
 from .sources import Role
-from .synthetic import encode_png, read_rows, safe_name
+from .synthetic import encode_png, read_rows
 
 STAGE, SCHEMA = "autoencode", 1
 PARTS: tuple[Role, ...] = ("train", "test")
 OURS = re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}\.png")  # names below a part that this stage gives
 MOST_DECIBELS = 100.0  # what an image counts that came back exactly: its PSNR is infinite
-_LONGEST_CLASS = 200  # bytes of a class name that a folder can carry
 _PNG_OVERHEAD = 4096  # bytes
 
 
@@ -199,19 +199,6 @@ def fingerprint(
         "class_names": sorted(images.class_names),
         "generator": generator.hash,
     }
-
-
-def class_folder(class_name: str) -> str:
-    """The name of a class as a folder that reads back as the same class; changed only where no folder can have it."""
-    plain = (
-        0 < len(class_name.encode()) <= _LONGEST_CLASS
-        and not re.search(r"[/\\\x00-\x1f]|^[A-Za-z]:", class_name)
-        and not is_ignored(class_name)
-    )
-    if plain:
-        return class_name
-    name = safe_name(class_name)
-    return safe_name(f"class {class_name}") if not name or is_ignored(name) else name
 
 
 class _Store:

@@ -114,6 +114,16 @@ def check_parts(folder: Path) -> None:
         )
     for part, name in WEIGHT_FILES.items():
         if not (folder / part / name).is_file():
+            if (other := _other_weights(folder / part, name)) and "-of-" in other:
+                raise UsageError(
+                    f"{folder / part}: its weights are in parts ({other}), and {name} is read. Save the checkpoint in "
+                    "one: `pipeline.save_pretrained(folder, max_shard_size='20GB')`."
+                )
+            if other:
+                raise UsageError(
+                    f"{folder / part}: of its weights only {other} is here, and {name} is read. Rename it, of whatever "
+                    "precision it is, or fetch the other."
+                )
             raise UsageError(
                 f"{folder / part}: no safetensors weights, {name} is missing (pickles are never loaded). Convert the "
                 "checkpoint: `StableDiffusionPipeline.from_pretrained(...).save_pretrained(folder, "
@@ -123,6 +133,8 @@ def check_parts(folder: Path) -> None:
     scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
     found = {
         "unet.in_channels": (unet.get("in_channels", 4), vae.get("latent_channels", 4)),
+        # Twice as many are noise and its variance, which no Stable Diffusion predicts.
+        "unet.out_channels": (unet.get("out_channels", 4), vae.get("latent_channels", 4)),
         "unet.class_embed_type": (unet.get("class_embed_type"), None),
         "unet.addition_embed_type": (unet.get("addition_embed_type"), None),
     }
@@ -132,10 +144,13 @@ def check_parts(folder: Path) -> None:
     prediction_type = scheduler.get("prediction_type", "epsilon")
     if prediction_type not in ("epsilon", "v_prediction"):
         wrong.append(f"scheduler.prediction_type={shown(prediction_type)}, expected epsilon or v_prediction")
+    variance_type = scheduler.get("variance_type", "fixed_small")
+    if variance_type in ("learned", "learned_range"):
+        wrong.append(f"scheduler.variance_type={shown(variance_type)}, expected fixed_small: its UNet predicts none")
     side, scale = unet.get("sample_size"), vae.get("scaling_factor", 0.18215)
     if type(side) is not int or not 1 <= side <= 1024:
         wrong.append(f"unet.sample_size={shown(side)}, expected 1 to 1024 latent pixels")
-    if not isinstance(scale, float) or not scale > 0:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
         wrong.append(f"vae.scaling_factor={shown(scale)}, expected a positive number")
     if wrong:
         raise UsageError(f"{folder}: not a text-to-image Stable Diffusion 1.x or 2.x: {'; '.join(wrong)}.")
@@ -150,6 +165,13 @@ def check_parts(folder: Path) -> None:
     for path in (folder / "tokenizer").iterdir():
         if _is_part_file(path) and path.stat().st_size > MAX_TOKENIZER_FILE:
             raise UsageError(f"{path}: more than {MAX_TOKENIZER_FILE:,} bytes. Use the tokenizer of the original.")
+
+
+def _other_weights(folder: Path, name: str) -> str:
+    """Weights beside `name` that are not read: a variant (model.fp16.safetensors) or the first of several parts."""
+    stem, _, suffix = name.partition(".")
+    found = sorted(path.name for path in folder.glob(f"{stem}*.{suffix}") if path.is_file())
+    return found[0] if found else ""
 
 
 def _check_family(folder: Path) -> None:

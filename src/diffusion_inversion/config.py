@@ -33,7 +33,7 @@ class InvertSettings(Settings):
 
     _later = frozenset({"grouping", "group_size", "joint_batch_size", "gradient_checkpointing"})
 
-    steps: int = Field(100, ge=0, description="AdamW steps per image; 0 keeps the initial vectors (ours; text: 3,000)")
+    steps: int = Field(50, ge=0, description="AdamW steps per image; 0 keeps the initial vectors (ours; text: 3,000)")
     keep_steps: tuple[int, ...] = Field((), description="steps whose vectors are kept too (ours; text: 1000,2000,3000)")
     learning_rate: float = Field(0.03, gt=0, description="constant AdamW learning rate (text)")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay (code: PyTorch's default)")
@@ -316,14 +316,14 @@ class DataSettings(Settings):
 # proportions: elpv trains on 137 functional and 63 defective cells.
 DEMOS: dict[str, dict[str, dict[str, object]]] = {
     "elpv": {
-        "data": {"limit": 200, "test_limit": 1000, "holdout": 0.4},
-        "invert": {"steps": 100},
-        "sample": {"variants": 10, "image_size": 32},
-        "train": {"steps": 300, "seeds": [0, 1, 2]},
+        "data": {"limit": 160, "test_limit": 1000, "holdout": 0.4},
+        "invert": {"steps": 40},
+        "sample": {"variants": 8},
+        "train": {"recipe": "fast", "steps": 300, "seeds": [0, 1, 2]},
     },
     "digits": {
         "data": {"limit": 100, "test_limit": 350},
-        "invert": {"steps": 60},
+        "invert": {"steps": 25},
         "sample": {"variants": 5},
         "train": {"steps": 200, "seeds": [0, 1, 2]},
     },

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError
+from .tiff import read_rightly, unread_kind
 
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 256_000_000
@@ -61,7 +62,12 @@ def open_image(file: Path | bytes) -> Image.Image:
     if size > MAX_FILE_BYTES:
         cause = f"{size / 1e6:.0f} MB: above the limit of {MAX_FILE_BYTES // 10**6} MB for a file"
         raise UnusableImageError(cause, "compress it or make the image smaller")
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS)
+    try:
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        if kind := unread_kind(file):
+            raise UnusableImageError(*kind) from error
+        raise
 
 
 @contextmanager
@@ -136,14 +142,19 @@ def decode_rgb(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[Note, ...]]
     wide = ";16" in "".join(str(tile.args) for tile in getattr(image, "tile", ()))
     if bits[0] == 8 and sample_format[0] == _SIGNED:
         raise UnusableImageError("signed 8-bit samples", "save it with unsigned samples")
+    if kind := read_rightly(image):
+        raise UnusableImageError(*kind)
     image.load()
     notes = [Note("several frames; the first is used", "save the wanted frame as a PNG")] if animated else []
     if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
         notes.append(Note("CMYK without Adobe's marker: read as inverted, as Adobe writes it", "convert it to RGB"))
     grey = image.mode == "F" or image.mode.startswith("I")
-    to_rgb = _grey_scale(image, bits[0], sample_format[0], notes) if grey else _colour_scale(image, notes)
+    alphas: list[int] = []
+    to_rgb = _grey_scale(image, bits[0], sample_format[0], notes) if grey else _colour_scale(image, notes, alphas)
     pixels = _by_strips(image, _orientation(image, notes), to_rgb)
     height, width, _ = pixels.shape
+    if max(alphas, default=1) == 0:
+        notes.append(Note("transparent everywhere: a white picture", "remove its alpha channel, or the file"))
     if wide and not grey and 0 < int(pixels.max()) < 255 * _NEARLY_BLACK:
         notes.append(Note("16-bit colours that use an eighth of their range: nearly black at 8 bits", "stretch them"))
     share = min(height, width) / max(height, width)
@@ -193,8 +204,10 @@ def _by_strips(
     return pixels
 
 
-def _colour_scale(image: Image.Image, notes: list[Note]) -> Callable[[Image.Image], NDArray[np.uint8]]:
-    """How a strip of an 8-bit image of any mode becomes RGB."""
+def _colour_scale(
+    image: Image.Image, notes: list[Note], alphas: list[int]
+) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """How a strip of an 8-bit image of any mode becomes RGB; `alphas` gets the largest alpha of each strip."""
     to_srgb = _profile_transform(image, notes)
     transparent = image.has_transparency_data
 
@@ -203,6 +216,7 @@ def _colour_scale(image: Image.Image, notes: list[Note]) -> Callable[[Image.Imag
             return np.asarray(to_srgb(strip) if to_srgb else strip.convert("RGB"))
         rgba = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
         alpha = rgba.getchannel("A")
+        alphas.append(int(np.asarray(alpha).max()))
         colours = rgba.convert("RGB")
         colours = to_srgb(colours) if to_srgb else colours
         colours.putalpha(alpha)

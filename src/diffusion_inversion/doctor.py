@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ _PACKAGES = (
     *("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "safetensors"),
     *("numpy", "pillow", "pyarrow", "scipy", "scikit-learn", "timm"),
 )
-_EXTRAS = {"demo": ("elpv-dataset",), "medmnist": ("medmnist",), "metrics": ("torchmetrics",)}
+_EXTRAS = {"demo": ("elpv-dataset",), "medmnist": ("medmnist",), "metrics": ("torch-fidelity",)}
 _PLACES = ("DINV_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES")
 _SECRETS = ("HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _MIN_FREE = 2e9  # bytes: a small run with its images and features
@@ -73,10 +74,11 @@ def _installed(package: str) -> str | None:
 
 def _versions() -> Iterator[Check]:
     yield Check("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    needed = {text.split(";")[0].strip() for text in requires("diffusion-inversion") or () if "extra ==" not in text}
+    texts = [text.split(";")[0].strip() for text in requires("diffusion-inversion") or () if "extra ==" not in text]
+    needed = {re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0].lower(): text for text in texts}  # by the whole name
     for package in _PACKAGES:
         found = _installed(package)
-        wanted = next((text for text in needed if text.lower().startswith(package)), package)
+        wanted = needed.get(package, package)
         yield Check(package, found is not None, found or "not installed", f"pip install '{wanted}'")
     for extra, packages in _EXTRAS.items():
         missing = [package for package in packages if _installed(package) is None]

@@ -162,7 +162,7 @@ class Generator:
     @torch.no_grad()
     def decode(self, latents: Latents) -> Float[Tensor, "batch 3 image_height image_width"]:
         """Decode scaled latents to images (B, 3, H, W) float32, clamped to [-1, 1]."""
-        scaled = latents.float() / self.vae.config.scaling_factor
+        scaled = latents.to(self.device).float() / self.vae.config.scaling_factor
         batch = _vae_batch(latents, self.vae_factor)
         return torch.cat([self.vae.decode(chunk).sample for chunk in scaled.split(batch)]).clamp(-1, 1)
 

@@ -105,6 +105,18 @@ class LabelledImages:
             return self
         return replace(self, images=resize(self.images, size))
 
+    def with_classes_after(self, known: Sequence[str]) -> LabelledImages:
+        """The same images, classes numbered as in `known`; classes that are not there come after them, in their order.
+
+        So a class that is added keeps the number of every other, wherever its name sorts.
+        """
+        names = (*known, *(name for name in self.class_names if name not in known))
+        if names == self.class_names:
+            return self
+        number = torch.tensor([names.index(name) for name in self.class_names], dtype=torch.int64)
+        soft = None if self.soft is None else replace(self.soft, second=number[self.soft.second])
+        return replace(self, labels=number[self.labels], class_names=names, soft=soft)
+
     def subset(self, rows: Sequence[int]) -> LabelledImages:
         """The images of these rows, in this order; the problems stay."""
         index = torch.as_tensor(list(rows), dtype=torch.int64)

@@ -11,8 +11,9 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from .config import InvertSettings
-from .embeddings import SCHEMA, Embeddings, EmbeddingStore, Shard
+from .embeddings import CONFIG_FILE, SCHEMA, Embeddings, EmbeddingStore, Shard
 from .engine.claim import claim_run, listed
+from .engine.ledger import Ledger
 from .engine.lock import run_lock
 from .engine.memory import within_memory
 from .engine.progress import track
@@ -48,7 +49,7 @@ def invert(
     with run_lock(run):
         store = EmbeddingStore(run)
         tried = store.images()
-        described = fingerprint(images, generator, settings, resolution)
+        described = _as_begun(run, fingerprint(images, generator, settings, resolution))
         claim_run(run, "invert", described, begun=store.begun())
         require_same_images(images, tried, run)
         if gone := forgotten_rows(images, run):
@@ -203,6 +204,18 @@ def fingerprint(
         "image_size": images.size,
         "generator": generator.record,
     }
+
+
+def _as_begun(run: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint with the classes that the run began with, where others were only added behind them.
+
+    No vector depends on classes but its own.
+    """
+    begun = Ledger(run).read_json(CONFIG_FILE)
+    names = begun.get("class_names") if begun else None
+    if isinstance(names, list) and described["class_names"][: len(names)] == names:
+        return {**described, "class_names": names}
+    return described
 
 
 def guesses(

@@ -5,6 +5,7 @@ The paper's numbers are of PyTorch-StudioGAN's Inception features; only `--extra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,9 +36,10 @@ from .metrics.kernel import (
     unit_rows,
 )
 from .metrics.manifold import manifold_values
-from .metrics.units import Units, by_content, jackknife, named_units
+from .metrics.units import jackknife
+from .naming import class_folder
 from .sources import Role, default_root
-from .variant_groups import read_groups, recorded_sources
+from .variant_groups import Side, read_groups, recorded_sources, resampled, units_of
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 _HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
@@ -91,8 +93,11 @@ class Measurement:
         return next(iter(self.metrics)).removeprefix("fid")
 
     def record(self) -> dict[str, Any]:
-        """JSON data: every field, estimates as {value, low, high, error}."""
-        return asdict(self)
+        """JSON data: every field, estimates as {value, low, high, error}; value is None where it is not defined."""
+        record = asdict(self)
+        for found in record["metrics"].values():
+            found["value"] = None if math.isnan(found["value"]) else found["value"]
+        return record
 
     def table(self) -> str:
         """Lines for a terminal: what was compared, each metric with its interval, warnings."""
@@ -105,7 +110,8 @@ class Measurement:
         for name, found in self.metrics.items():
             span = "no interval" if found.low is None else f"{found.low:.4g} to {found.high:.4g}"
             better = "higher is better" if name.startswith(_HIGHER_IS_BETTER) else "lower is better"
-            lines.append(f"{name:{width}}  {found.value:10.4g}  {span:24}  {better}")
+            value = "undefined" if math.isnan(found.value) else f"{found.value:.4g}"
+            lines.append(f"{name:{width}}  {value:>10}  {span:24}  {better}")
         lines.append(f"intervals: {self.resampled}")
         subsets = self.kid_subsets
         lines.append(
@@ -152,27 +158,25 @@ def measure(
     real_groups, generated_groups: text files that name the group of each image (`variant_groups.read_groups`), such as
         its source or its patient. Images of one group are resampled together. A folder that stage 2 wrote knows the
         sources of its images; where the real images are among these, each goes with what was made from it.
-    cache: folder for features of DATA; default `features` below the data folder (`sources.default_root`).
+    cache: folder for features of DATA; default `features` below `root`, or the data folder.
     Raises UsageError (arguments, extractor, files that are not there) before images are decoded, and DataError.
     """
     _check(k, confidence, batch_size)
     where = resolve_device(device)
     given = {str(data): _load_features(Path(data)) for data in (real, generated) if _is_features(data)}
     network = None if _is_features(real) and _is_features(generated) else open_extractor(extractor, where, weights)
-    folder = cache if cache is not None else default_root() / "features"
+    folder = cache if cache is not None else (default_root() if root is None else Path(root)) / "features"
 
-    def side(data: str | Path, split: Role, groups: str | Path | None) -> _Side:
+    def side(data: str | Path, split: Role, groups: str | Path | None) -> Side:
         if str(data) in given:
             features = given[str(data)]
-            return _Side(
-                str(data), features, None, None if groups is None else read_groups(groups, None, len(features))
-            )
+            return Side(str(data), features, None, None if groups is None else read_groups(groups, None, len(features)))
         images = load_images(data, split=split, size=size, limit=limit, seed=seed, root=root)
         if groups is not None:
-            return _Side(images.name, torch.empty(0), images, read_groups(groups, images.ids, len(images)))
+            return Side(images.name, torch.empty(0), images, read_groups(groups, images.ids, len(images)))
         sources = recorded_sources(data)
         found = [sources.get(image_id, image_id) for image_id in images.ids] if sources else None
-        return _Side(images.name, torch.empty(0), images, found)
+        return Side(images.name, torch.empty(0), images, found)
 
     # Both are read before either goes through the network: a mistake in the second shows at once.
     real_side = side(real, real_split, real_groups)
@@ -204,7 +208,7 @@ def compare_images(
     network = open_extractor(extractor, where, weights)
     folder = cache if cache is not None else default_root() / "features"
     sides = [
-        _extracted(_Side(images.name, torch.empty(0), images, groups), network, folder, batch_size)
+        _extracted(Side(images.name, torch.empty(0), images, groups), network, folder, batch_size)
         for images, groups in ((real, None), (generated, generated_groups))
     ]
     return _compare(sides[0], sides[1], network, k, seed, confidence, _metrics_device(where))
@@ -224,45 +228,7 @@ def _metrics_device(where: torch.device) -> torch.device:
     return where if where.type == "cuda" else torch.device("cpu")
 
 
-@dataclass(frozen=True, eq=False)
-class _Side:
-    name: str
-    features: Tensor  # (N, D) on the CPU; empty until extracted
-    images: LabelledImages | None = None
-    groups: Sequence[str] | None = None  # of each image; None: each stands alone
-
-
-def _units(real: _Side, generated: _Side) -> Units:
-    """What is resampled. Real images without groups go by their ids, under which sources are known."""
-
-    def names(side: _Side, own: str) -> list[tuple[str, str]]:
-        if side.groups is not None:
-            return [("", group) for group in side.groups]
-        if side is real and side.images is not None and generated.groups is not None:
-            return [("", image_id) for image_id in side.images.ids]
-        return [(own, str(row)) for row in range(len(side.features))]
-
-    return by_content(
-        named_units(names(real, "real"), names(generated, "generated")), real.features, generated.features
-    )
-
-
-def _resampled(real: _Side, generated: _Side, units: Units) -> str:
-    """What the intervals resample, in words."""
-
-    def words(side: _Side, kind: str, count: int) -> str:
-        images = f"{len(side.features):,} {kind} images"
-        return images if count == len(side.features) else f"{count:,} groups of {images}"
-
-    both = [words(real, "real", units.counts[0]), words(generated, "generated", units.counts[1])]
-    said = f"{both[0]} and {both[1]} are resampled"
-    if units.shared:
-        common = len(units.strata()[0])
-        said += f", {common:,} of them on both sides at once (a source with what was made from it)"
-    return said
-
-
-def _extracted(found: _Side, network: Extractor | None, cache: Path, batch_size: int) -> _Side:
+def _extracted(found: Side, network: Extractor | None, cache: Path, batch_size: int) -> Side:
     if network is None or found.images is None:
         return found
     with track(f"{network.name} features of {found.name}", len(found.images)) as advance:
@@ -293,8 +259,8 @@ def _load_features(path: Path) -> Tensor:
 
 
 def _compare(
-    real: _Side,
-    generated: _Side,
+    real: Side,
+    generated: Side,
     network: Extractor | None,
     k: int,
     seed: int,
@@ -304,12 +270,14 @@ def _compare(
     x, y = checked(real.features.to(device), generated.features.to(device), least=max(k + 1, 4))
     n, m, dim = len(x), len(y), x.shape[1]
     size = min(KID_SUBSET_SIZE, n, m)
-    units = _units(real, generated)
+    units = units_of(real, generated)
     sets = jackknife(units, seed) if units.enough else None
     parts = (sets.real, sets.generated) if sets else (torch.zeros(n, 0).double(), torch.zeros(m, 0).double())
     folds, subsets = parts[0].shape[1], random_subsets(n, m, subsets=KID_SUBSETS, size=size)
     cubic = discrepancy(cubic_kernel, x, y, *(torch.cat(both, dim=1) for both in zip(parts, subsets, strict=True)))
-    gaussian = discrepancy(gaussian_kernel, unit_rows(x), unit_rows(y), *parts)
+    zeros = [int((~side.any(dim=1)).sum()) for side in (x, y)]
+    # A row that is zero has no direction, which CMMD compares; the other metrics have a use for it.
+    gaussian = None if any(zeros) else discrepancy(gaussian_kernel, unit_rows(x), unit_rows(y), *parts)
     values, errors = manifold_values(x, y, k=k), manifold_errors(x, y, k=k, seed=seed, units=units)
 
     suffix = network.suffix if network else "_npy"
@@ -319,7 +287,9 @@ def _compare(
             fid_infinity(x, y, seed=seed, units=units), fid_infinity_error(x, y, seed, units), confidence, least=0.0
         ),
         "kid": estimate(cubic.unbiased, sets.error(cubic.parts[:folds]) if sets else None, confidence),
-        "cmmd": estimate(
+        "cmmd": Estimate(float("nan"), None, None)
+        if gaussian is None
+        else estimate(
             CMMD_SCALE * gaussian.biased,
             CMMD_SCALE * sets.error(gaussian.parts) if sets else None,
             confidence,
@@ -337,7 +307,7 @@ def _compare(
         n_generated=m,
         units_real=units.counts[0],
         units_generated=units.counts[1],
-        resampled=_resampled(real, generated, units),
+        resampled=resampled(real, generated, units),
         k=k,
         extractor=network.name if network else "npy",
         dim=dim,
@@ -353,25 +323,32 @@ def _compare(
             "size": size,
         },
         per_class=_per_class(real, generated, x, y),
-        warnings=_warnings(real, generated, network, dim),
+        warnings=(*_warnings(real, generated, network, dim), *_without_direction(zeros)),
     )
 
 
-def _per_class(real: _Side, generated: _Side, x: Tensor, y: Tensor) -> dict[str, ClassDistance]:
+def _without_direction(zeros: Sequence[int]) -> tuple[str, ...]:
+    if not any(zeros):
+        return ()
+    return (f"CMMD is not defined: {zeros[0]} real and {zeros[1]} generated rows are zero and have no direction",)
+
+
+def _per_class(real: Side, generated: Side, x: Tensor, y: Tensor) -> dict[str, ClassDistance]:
     if real.images is None or generated.images is None:
         return {}
     found = {}
+    label_of = {class_folder(name): label for label, name in enumerate(generated.images.class_names)}
     for label, name in enumerate(real.images.class_names):
-        if name not in generated.images.class_names:
+        if class_folder(name) not in label_of:
             continue
         own = x[(real.images.labels == label).to(x.device)]
-        other = y[(generated.images.labels == generated.images.class_names.index(name)).to(y.device)]
+        other = y[(generated.images.labels == label_of[class_folder(name)]).to(y.device)]
         if min(len(own), len(other)) >= 2:
             found[name] = ClassDistance(fid(own, other), kid(own, other), len(own), len(other))
     return found
 
 
-def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int) -> tuple[str, ...]:
+def _warnings(real: Side, generated: Side, network: Extractor | None, dim: int) -> tuple[str, ...]:
     found = []
     if biased := small_sample_warning(len(real.features), len(generated.features), dim):
         found.append(biased)
@@ -384,7 +361,7 @@ def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int
                 f"real images have {real.images.size} px, generated ones {generated.images.size} px: part of every "
                 "distance is sharpness; give --size to make them equal"
             )
-        only = set(real.images.class_names) ^ set(generated.images.class_names)
+        only = {*map(class_folder, real.images.class_names)} ^ {*map(class_folder, generated.images.class_names)}
         if only:
             found.append(f"classes on one side only: {', '.join(sorted(only)[:5])}{', ...' if len(only) > 5 else ''}")
     return tuple(found)

@@ -30,7 +30,7 @@ EARLIER_RULE = (
 def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     """Load the images of a run: by `settings` the first time, by what data.json recorded afterwards.
 
-    Training images that were added since are welcome. Images that were forgotten stay out (forgetting.py).
+    Training images and classes that were added since are welcome. Images that were forgotten stay out (forgetting.py).
     Raises UsageError where neither settings nor a record is there, ConfigMismatchError where recorded images changed
     or are gone, with what changed.
     """
@@ -60,11 +60,8 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
             if key != "balanced" or settings.limit is not None
         ]
         lines += [f"{part}: {line}" for part in ("train", "test") for line in changes(recorded[part], record[part])]
-        lines += [
-            f"{key}: was {recorded[key]}, now {record[key]}"
-            for key in ("class_names", "size")
-            if recorded[key] != record[key]
-        ]
+        if recorded["size"] != record["size"]:
+            lines.append(f"size: was {recorded['size']}, now {record['size']}")
         if lines:
             raise ConfigMismatchError(
                 f"{run}: the images are not those this run began with:\n{listed(lines)}\n"
@@ -100,7 +97,10 @@ def read_record(run: Path) -> dict[str, Any] | None:
 
 
 def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> Splits:
-    """Load what `settings` names, parted as it was recorded; without the images that the run was told to forget."""
+    """Load what `settings` names, parted as it was recorded; without the images that the run was told to forget.
+
+    Classes keep the numbers that were recorded, by name; those that were added since come after them.
+    """
     splits = load_splits(
         settings.data,
         test=settings.test,
@@ -121,6 +121,7 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
     )
 
     def without(images: LabelledImages) -> LabelledImages:
+        images = images.with_classes_after(recorded["class_names"] if recorded else ())
         gone = set(forgotten_rows(images, run))
         if not gone:
             return images

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +12,16 @@ from pathlib import Path
 
 from .problems import Problem
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+# How files of these formats begin, as far as it tells them from text.
+_START = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|BM.{4}\0{4}|P[456]\s+[#0-9]", re.DOTALL
+)
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_-]{0,11}")
+_HIDDEN = "hidden or system file"
 _SYSTEM_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})
 
 
@@ -28,14 +39,16 @@ class FolderScan:
 def scan_folder(folder: Path, base: Path | None = None) -> FolderScan:
     """List `<folder>/<class>/<image>` by name; ids and problems name files relative to `base` (default: folder).
 
-    Hidden and system files, symbolic links, other files and empty folders are reported and not used.
-    Images at another depth, names that are not UTF-8 and folders that cannot be listed are fatal problems.
+    Images are known by their suffix, and by their content where they have none. Hidden and system files, symbolic
+    links, other files and empty folders are reported and not used. Images at another depth, names that are not UTF-8,
+    folders that cannot be listed, and class folders of which nothing is left (links, other files) are fatal problems:
+    a class never vanishes without a word.
     """
     scan = _Scan(base or folder)
     files: list[Path] = []
     labels: list[int] = []
     names: list[str] = []
-    for entry in scan.usable(folder):
+    for entry in scan.usable(folder, classes=True):
         if not entry.is_dir(follow_symlinks=False):
             scan.stray(entry, "image outside a class folder")
             continue
@@ -76,8 +89,11 @@ class _Scan:
         shown = Path(path).relative_to(self.base).as_posix().encode("utf-8", "backslashreplace").decode()
         self.problems.append(Problem(shown, cause, remedy, fatal))
 
-    def usable(self, folder: Path) -> list[os.DirEntry[str]]:
-        """Real files and folders in it, by name; hidden files, links and special files are reported."""
+    def usable(self, folder: Path, classes: bool = False) -> list[os.DirEntry[str]]:
+        """Real files and folders in it, by name; hidden files, links and special files are reported.
+
+        Where it holds `classes`, a link to a folder is one that would be lost.
+        """
         try:
             with os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
@@ -86,12 +102,19 @@ class _Scan:
             return []
         kept = []
         for entry in found:
-            if not _is_utf8(entry.name):
+            if not entry.name.isascii() and not _names_are_utf8():
+                cause = f"this process reads names as {sys.getfilesystemencoding()}, so others see another name"
+                self.report(entry.path, cause, "set PYTHONUTF8=1", fatal=True)
+            elif not _is_utf8(entry.name):
                 self.report(entry.path, "its name is not UTF-8", "rename it", fatal=True)
             elif is_ignored(entry.name):
-                self.report(entry.path, "hidden or system file, not used", "delete it")
+                self.report(entry.path, f"{_HIDDEN}, not used", "delete it")
             elif entry.is_symlink():
-                self.report(entry.path, "symbolic link, not followed", "put a copy of the file in its place")
+                if classes and os.path.isdir(entry.path):
+                    cause, remedy = "symbolic link to a folder, not followed: its class is lost", "put a copy of the "
+                    self.report(entry.path, cause, f"{remedy}folder in its place, or delete the link", fatal=True)
+                else:
+                    self.report(entry.path, "symbolic link, not followed", "put a copy of the file in its place")
             elif not entry.is_dir(follow_symlinks=False) and not entry.is_file(follow_symlinks=False):
                 self.report(entry.path, "not a regular file, not used", "remove it")
             else:
@@ -112,16 +135,22 @@ class _Scan:
                 self.report(entry.path, cause, "rename one of them")
 
     def images_of_class(self, class_folder: os.DirEntry[str]) -> list[Path]:
-        images = []
+        images, before = [], len(self.problems)
         for entry in self.usable(Path(class_folder)):
             if entry.is_dir(follow_symlinks=False):
                 self.too_deep(entry)
-            elif _has_image_suffix(entry.name):
+            elif _is_image(entry):
                 images.append(Path(entry.path))
             else:
                 self.stray(entry, "")
         if not images:
-            self.report(class_folder.path, "class folder without images, not a class", "add images or delete it")
+            of_system = f"{_HIDDEN}, not used"
+            held = [problem for problem in self.problems[before:] if problem.cause != of_system]
+            if held:
+                cause = f"class folder without a usable image: its class is lost ({held[0].cause.partition(',')[0]})"
+                self.report(class_folder.path, cause, "add images that can be used, or move it out", fatal=True)
+            else:
+                self.report(class_folder.path, "class folder without images, not a class", "add images or delete it")
         return images
 
     def too_deep(self, folder: os.DirEntry[str]) -> None:
@@ -135,11 +164,18 @@ class _Scan:
                 self.stray(entry, "image too deep: a class folder holds images, not folders")
 
     def stray(self, entry: os.DirEntry[str], cause_if_image: str) -> None:
-        if _has_image_suffix(entry.name):
+        if _is_image(entry):
             remedy = "move it: <data>/<class>/<image>, or <data>/train/<class>/<image> beside test/"
             self.report(entry.path, cause_if_image, remedy, fatal=True)
+        elif _begins_as_image(entry.path):
+            suffix = Path(entry.name).suffix
+            self.report(entry.path, f"an image, but not by its suffix {suffix}, not used", "rename it, or delete it")
         else:
             self.report(entry.path, "no image by its suffix, not used", "delete it, or convert it to PNG or JPEG")
+
+
+def _names_are_utf8() -> bool:
+    return sys.getfilesystemencoding().lower().replace("-", "") == "utf8"
 
 
 def _is_utf8(name: str) -> bool:
@@ -150,5 +186,18 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _has_image_suffix(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """By its suffix; by its content where it has none (a number after a dot is none)."""
+    suffix = Path(entry.name).suffix
+    if suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    return not _SUFFIX.fullmatch(suffix) and _begins_as_image(entry.path)
+
+
+def _begins_as_image(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(12)
+    except OSError:  # said when it is decoded, if it is one
+        return False
+    return _START.match(start) is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import DataError, UsageError
+from .naming import class_folder
 from .sources import BUILTINS, Source, open_data
 
 HOLDOUT = 0.2
@@ -128,7 +129,8 @@ def stratified(
 
     Classes keep their proportions: after one of each, the next place goes to the class whose share of the rows it
     fits best (Sainte-Lague). `balanced`: the first of every class's ranking, then the second, ... Ids in `chosen` are
-    taken before any other.
+    taken before any other: what was added since takes what they leave. Raises UsageError where that is nothing for a
+    class.
     """
     rows = range(len(source.ids)) if rows is None else rows
     if limit is None or limit >= len(rows):
@@ -146,7 +148,15 @@ def stratified(
         for label, members in enumerate(ranked)
         for place, row in enumerate(members)
     ]
-    return sorted(row for *_, row in sorted(turns)[:limit])
+    taken = sorted(turns)[:limit]
+    without = sorted({label for label, members in enumerate(ranked) if members} - {label for *_, label, _ in taken})
+    if without:
+        names = ", ".join(source.class_names[label] for label in without)
+        raise UsageError(
+            f"limit={limit}: the images that were chosen before leave no room for {names}; give at least "
+            f"{limit + len(without)}"
+        )
+    return sorted(row for *_, row in taken)
 
 
 def first_of_classes(
@@ -181,11 +191,12 @@ def check_classes(train: Source) -> None:
 
 def with_classes(test: Source, train: Source) -> Source:
     """The test source with its labels numbered as the training classes are. Raises DataError where they differ."""
-    if set(test.class_names) != set(train.class_names):
+    label_of = {class_folder(name): label for label, name in enumerate(train.class_names)}  # as it may be on disk
+    named = [class_folder(name) for name in test.class_names]
+    if {*named} != {*label_of}:
         raise DataError(
             f"classes of train and test differ: {train.name} trains on {', '.join(train.class_names) or 'none'}; "
             f"{test.name} tests on {', '.join(test.class_names) or 'none'}; give both the same classes"
         )
-    label_of = {name: label for label, name in enumerate(train.class_names)}
-    labels = tuple(label_of[test.class_names[label]] for label in test.labels)
+    labels = tuple(label_of[named[label]] for label in test.labels)
     return replace(test, labels=labels, class_names=train.class_names)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import gzip
 import importlib
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,30 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .decode import UnusableImageError, open_image
-from .errors import DataError, DinvError, UsageError
-from .problems import Problem
+from .decode import open_image
+from .errors import DataError, UsageError
+from .listed import Source, numbered, reading, unused_classes
 from .scan import is_ignored, scan_beside, scan_folder
+from .tables import hub_data, parquet_file
+
+__all__ = ["BUILTINS", "Opened", "Role", "Source", "absolute", "default_root", "open_data"]
 
 Role = Literal["train", "test"]
 
-_IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
-_HUB_TEST_SPLITS = ("test", "validation", "valid", "val")
+# Names of splits that are in use (huggingface/datasets#4839), the wanted test split first.
+_TRAIN = ("train", "training")
+_TESTS = (("test", "testing"), ("val", "valid", "validation"))
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Labelled images that are listed but not decoded: `open(row)` reads one header."""
-
-    name: str
-    ids: tuple[str, ...]
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
-    open: Callable[[int], Image.Image]
-    problems: tuple[Problem, ...] = ()
-    licence: str = ""
 
 
 # The training images, and the data set's own test images where it has some.
@@ -50,9 +38,13 @@ Opened = tuple[Source, Source | None]
 
 
 def default_root() -> Path:
-    """Where downloads go: $DINV_DATA, or ~/.cache/diffusion-inversion/data."""
-    named = os.environ.get("DINV_DATA")
-    return Path(named) if named else Path.home() / ".cache" / "diffusion-inversion" / "data"
+    """Where downloads go: $DINV_DATA, or ~/.cache/diffusion-inversion/data; below here for a user without a home."""
+    if named := os.environ.get("DINV_DATA"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "diffusion-inversion" / "data"
+    except RuntimeError:
+        return Path.cwd() / ".diffusion-inversion" / "data"
 
 
 def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
@@ -62,16 +54,21 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
     Raises UsageError where nothing has that name or a package is missing, DataError where it cannot be read.
     """
     text = str(data)
+    if not text:
+        raise UsageError("DATA: empty; give a folder of class folders, a parquet file, hf:<id> or a built-in name")
     if isinstance(data, str) and data in BUILTINS:
-        with _reading(data, f"check the network, or put the files under {root}"):
+        with reading(data, f"check the network, or put the files under {root}", kept_in=root):
             return BUILTINS[data](root)
     if text.startswith("hf:"):
-        return _hub(text, root)
-    path = Path(data).expanduser()
+        return hub_data(text, root)
+    try:
+        path = Path(data).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"DATA {text}: no home folder is known for its ~; write the whole path") from error
     if path.is_dir():
         return _folder(path.resolve())
     if path.is_file() and path.suffix.lower() == ".parquet":
-        return _parquet(path, root, role), None
+        return parquet_file(path, role), None
     if path.exists():
         raise UsageError(f"DATA {text}: a file that is not .parquet; give a folder of class folders or a parquet file")
     near = difflib.get_close_matches(text, BUILTINS, n=1)
@@ -87,12 +84,29 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
 
 def _folder(folder: Path) -> Opened:
     # A class may be called "train" or "test": only folders that hold folders are splits.
-    test = next((name for name in ("test", "val") if _holds_folders(folder / name)), None)
-    if test is None or not _holds_folders(folder / "train"):
+    train, tests = _split(folder, _TRAIN), [name for names in _TESTS if (name := _split(folder, names))]
+    if train is None:
         return _from_scan(folder.name, folder), None
-    train = _from_scan(folder.name, folder / "train", folder)
-    beside = scan_beside(folder, ("train", test))
-    return replace(train, problems=(*train.problems, *beside)), _from_scan(folder.name, folder / test, folder)
+    if not tests:
+        raise DataError(
+            f"{folder}: {train}/ holds class folders, but no test/, val/ or valid/ is beside it; give {folder / train} "
+            "itself, of which a part is held out, or put the test images beside it"
+        )
+    source = _from_scan(folder.name, folder / train, folder)
+    beside = scan_beside(folder, (train, tests[0]))
+    tested = _from_scan(folder.name, folder / tests[0], folder)
+    return replace(source, problems=(*source.problems, *beside)), tested
+
+
+def _split(folder: Path, names: tuple[str, ...]) -> str | None:
+    """The folder of a split by the names that are in use for it, in whatever case. Raises DataError for two."""
+    try:
+        found = sorted(e.name for e in folder.iterdir() if e.name.lower() in names and _holds_folders(e))
+    except OSError:  # the scan says which folder cannot be listed
+        return None
+    if len(found) > 1:
+        raise DataError(f"{folder}: {' and '.join(found)} are one split by their names; keep one of them")
+    return found[0] if found else None
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -104,116 +118,6 @@ def _holds_folders(folder: Path) -> bool:
 def _from_scan(name: str, folder: Path, base: Path | None = None) -> Source:
     scan = scan_folder(folder, base)
     return Source(name, scan.ids, scan.labels, scan.class_names, lambda row: open_image(scan.files[row]), scan.problems)
-
-
-# Parquet files and the hub, through `datasets`
-
-
-def _parquet(path: Path, root: Path, role: Role) -> Source:
-    import datasets
-
-    cache = root / "huggingface"
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        with _reading(str(path), "write the file again"):
-            table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache))
-            return _from_table(path.stem, role, table, path.parent, (path.parent,))
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
-def _hub(data: str, root: Path) -> Opened:
-    import datasets
-
-    name, _, revision = data.removeprefix("hf:").partition("@")
-    if not name:
-        raise UsageError(f"DATA {data}: no id; write hf:<owner>/<name>, or hf:<owner>/<name>@<revision>")
-    with _reading(data, "check the id, the revision and the network, or give a local folder or parquet file"):
-        splits = datasets.load_dataset(name, revision=revision or None, cache_dir=str(root / "huggingface"))
-        if "train" not in splits:
-            raise DataError(f"{data}: no train split among {', '.join(splits)}; save the wanted one as a parquet file")
-        test = next((split for split in _HUB_TEST_SPLITS if split in splits), None)
-        # Files of a hub data set lie in one of these; a cell that names another file is not the data set's.
-        places = (root / "huggingface", *([Path(name)] if Path(name).is_dir() else []), *_hub_caches())
-        train = _from_table(data, "train", splits["train"], None, places)
-        return train, None if test is None else _from_table(data, test, splits[test], None, places)
-
-
-def _hub_caches() -> tuple[Path, ...]:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return (Path(HF_HUB_CACHE),)
-
-
-def _from_table(name: str, prefix: str, table: Any, folder: Path | None, places: Sequence[Path]) -> Source:
-    """A `datasets.Dataset` with an image and a label column; integer or text labels become sorted classes.
-
-    A cell may name a file instead of holding it: `_named_file`.
-    """
-    import datasets
-
-    image_column = _column(name, table.column_names, _IMAGE_COLUMNS)
-    label_column = _column(name, table.column_names, _LABEL_COLUMNS)
-    values: list[Any] = table.select_columns([label_column])[:][label_column]
-    feature = table.features[label_column]
-    if isinstance(feature, datasets.ClassLabel):
-        class_names = tuple(feature.names)
-        label_of: Mapping[Any, int] = {label: label for label in range(len(class_names))}
-    else:
-        if any(value is not None and not isinstance(value, (str, int)) for value in values):
-            raise DataError(f"{name}: column {label_column} holds {feature}; give integers, text or a ClassLabel")
-        known = sorted({value for value in values if value is not None})
-        class_names = tuple(str(value) for value in known)
-        label_of = {value: label for label, value in enumerate(known)}
-    ids = _numbered(prefix, len(values))
-    rows = [row for row, value in enumerate(values) if value in label_of]
-    unlabelled = tuple(
-        Problem(id_, f"label {value} names no class", "label the image, or remove its row", fatal=True)
-        for id_, value in zip(ids, values, strict=True)
-        if value not in label_of
-    )
-    encoded = table.cast_column(image_column, datasets.Image(decode=False))
-
-    def open_row(row: int) -> Image.Image:
-        cell = encoded[rows[row]][image_column]
-        if cell is None or (cell["bytes"] is None and cell["path"] is None):
-            raise ValueError("the cell holds no image")
-        return open_image(_named_file(cell["path"], folder, places) if cell["bytes"] is None else cell["bytes"])
-
-    labels = tuple(label_of[values[row]] for row in rows)
-    return Source(
-        name,
-        tuple(ids[row] for row in rows),
-        labels,
-        class_names,
-        open_row,
-        (*unlabelled, *_unused_classes(prefix, labels, class_names)),
-        table.info.license or "",
-    )
-
-
-def _named_file(path: str, folder: Path | None, places: Sequence[Path]) -> Path:
-    """The file that a cell names, relative to `folder`. Raises UnusableImageError unless it lies below one of `places`.
-
-    Without that a table from others could make any image on this disk part of a published data set.
-    """
-    named = Path(path)
-    if named.is_absolute() or folder is not None:
-        real = (named if folder is None else folder / named).resolve()
-        if any(real.is_relative_to(place.resolve()) for place in places):
-            return real
-    raise UnusableImageError(
-        f"the cell holds no bytes, only a path outside the data set ({path[:80]})", "store the image in the cell"
-    )
-
-
-def _column(name: str, columns: Sequence[str], wanted: Sequence[str]) -> str:
-    for column in wanted:
-        if column in columns:
-            return column
-    raise DataError(f"{name}: no column {' or '.join(wanted)} among {', '.join(columns)}; rename the one you want")
 
 
 # Built-in data sets, through their own libraries
@@ -340,24 +244,11 @@ def _from_arrays(
     numbers = tuple(int(label) for label in labels)
     return Source(
         name,
-        _numbered(split, len(images)),
+        numbered(split, len(images)),
         numbers,
         tuple(class_names),
         lambda row: Image.fromarray(images[row]),
-        _unused_classes(split, numbers, class_names),
-    )
-
-
-def _numbered(prefix: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{prefix}/{row:06d}" for row in range(count))
-
-
-def _unused_classes(split: str, labels: Sequence[int], class_names: Sequence[str]) -> tuple[Problem, ...]:
-    used = set(labels)
-    return tuple(
-        Problem(f"{split}: class {name}", "class without images", "add images, or leave the class out", fatal=False)
-        for label, name in enumerate(class_names)
-        if label not in used
+        unused_classes(split, numbers, class_names),
     )
 
 
@@ -369,20 +260,6 @@ def _package(module: str, data: str, extra: str) -> ModuleType:
         raise UsageError(
             f"DATA {data}: package {package} cannot be imported ({error}); pip install 'diffusion-inversion[{extra}]'"
         ) from error
-
-
-@contextlib.contextmanager
-def _reading(data: str, remedy: str) -> Iterator[None]:
-    """Name the data set in what its library raises; keep the library's prints off stdout, which is for results."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except DinvError:
-        raise
-    except Exception as error:  # Each library has its own errors for no network, damaged files and unknown ids.
-        # `datasets` wraps the cause: "An error occurred while generating the dataset".
-        cause = error.__cause__ or error
-        raise DataError(f"{data}: cannot be read: {' '.join(str(cause).split())}; {remedy}") from error
 
 
 def absolute(data: str | None) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .engine.units import unit_name
 from .engine.untrusted import inside
 from .errors import DataError, UsageError
 from .images import LabelledImages
+from .naming import class_folder, safe_name
 from .soft_labels import SoftLabels
 
 FOLDER, METADATA = "synthetic", "metadata.parquet"
@@ -127,7 +128,9 @@ class SyntheticStore:
         safety checker refused.
         """
         files = {
-            file_name(self.class_names[row["label"]], row["source_id"], row["variant"]): encode_png(image)
+            file_name(
+                self.class_names[row["label"]], row["source_id"], row["variant"], self._folders.get(row["label"])
+            ): encode_png(image)
             for image, row in zip(images, rows, strict=True)
         }
         digests = commit_many({self.folder / name: data for name, data in files.items()})
@@ -145,6 +148,13 @@ class SyntheticStore:
                 **({"blanked": blanked} if blanked else {}),
             }
         )
+
+    @cached_property
+    def _folders(self) -> dict[int, str]:
+        """Folders that classes have here, by label: earlier versions renamed more of them than must be."""
+        records = (*self.manifest.dropped().values(), *self.manifest.units().values())
+        rows = [row for record in records for row in self._rows(record)]
+        return {row["label"]: row["file_name"].partition("/")[0] for row in rows}
 
     def finish(self, variants: int) -> None:
         """Write metadata.parquet from the manifest and mark `variants` a source as complete."""
@@ -271,19 +281,10 @@ def read_rows(folder: Path, rows: Iterable[dict[str, Any]], class_names: tuple[s
     )
 
 
-def file_name(class_name: str, source_id: str, variant: int) -> str:
-    """A portable path `class/stem-hash-vNNN.png`; the hash keeps sources of one stem apart."""
-    stem = safe_name(Path(source_id).stem)
-    return f"{safe_name(class_name)}/{stem}-{hashlib.sha256(source_id.encode()).hexdigest()[:8]}-v{variant:03d}.png"
-
-
-def safe_name(text: str) -> str:
-    """`text` as a file name: letters, digits, dot, dash and underscore, at most 60 bytes, never hidden or empty.
-
-    A name that had to be changed gets a hash of the original, so that two names never become one.
-    """
-    name = re.sub(r"[^\w.-]+", "_", text).strip("._").encode()[:60].decode(errors="ignore")
-    return name if name and name == text else f"{name or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+def file_name(class_name: str, source_id: str, variant: int, folder: str | None = None) -> str:
+    """A path `class/stem-hash-vNNN.png`; the hash keeps sources of one stem apart. Default folder: `class_folder`."""
+    stem, digest = safe_name(Path(source_id).stem), hashlib.sha256(source_id.encode()).hexdigest()[:8]
+    return f"{class_folder(class_name) if folder is None else folder}/{stem}-{digest}-v{variant:03d}.png"
 
 
 def encode_png(image: Tensor) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from . import bench, care, compare, generators, measures, stages, sweeps
+from .command import Command
+from .surroundings import prepare
 
 app = typer.Typer(
     help="Turn a folder of labelled images into a synthetic training set, and find out whether it helps.",
@@ -24,11 +26,12 @@ for function in (
     generators.autoencode,
     generators.pretrain,
 ):
-    app.command()(function)
+    app.command(cls=Command)(function)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(compare.group, name="generators")
 
 
 def main() -> None:
     """Entry point of `dinv`."""
+    prepare()
     app()

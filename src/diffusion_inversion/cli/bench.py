@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from .command import command, integers
+from .command import Command, command, integers
 from .options import Dtype, Json
 
 bench = typer.Typer(help="Measurements of this machine; they take minutes and gigabytes.", no_args_is_help=True)
 
 
-@bench.command("real-size")
+@bench.command("real-size", cls=Command)
 def real_size(
     checkpoint: Annotated[
         Path | None,
@@ -46,7 +46,7 @@ def real_size(
         summary |= {**result, "checkpoint": str(folder), "text": table(result)}
 
 
-@bench.command("build-sd14")
+@bench.command("build-sd14", cls=Command)
 def build(
     folder: Annotated[Path | None, typer.Argument(help="[default: ~/.cache/diffusion-inversion/sd14-random]")] = None,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,

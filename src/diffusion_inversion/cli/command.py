@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
+import typer.core
 
 from ..errors import DinvError, UsageError
 
@@ -20,6 +23,19 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 Model = TypeVar("Model", bound="Settings")
+
+
+class Command(typer.core.TyperCommand):
+    """A command that refuses an empty value: as a path it would be the working folder, as `"$OUT"` it is a mistake."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As click does, once no option or argument has an empty value."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for param in self.get_params(ctx):
+            value = given.get(param.name or "")
+            if value == "" or (isinstance(value, (list, tuple)) and "" in value):
+                raise typer.BadParameter(f"{param.opts[0]} is empty; give a value, or leave it out", ctx)
+        return super().parse_args(ctx, args)
 
 
 @contextmanager
@@ -37,17 +53,47 @@ def command(as_json: bool) -> Iterator[dict[str, Any]]:
         message = "\n".join(shown(line) for line in redact(str(error)).split("\n"))
         typer.echo(f"error: {message}", err=True)
         if as_json:
-            typer.echo(json.dumps({"ok": False, "exit_code": error.exit_code, "error": message, **error.details}))
+            _print(_json({"ok": False, "exit_code": error.exit_code, "error": message, **error.details}))
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         again = command_line().replace(" --restart", "")  # what this call made is not to be deleted
         typer.echo(f"interrupted; what was committed is kept. Go on with: {again}", err=True)
         if as_json:
             failed = {"ok": False, "exit_code": INTERRUPTED, "error": "interrupted", "go_on": again}
-            typer.echo(json.dumps(failed))
+            _print(_json(failed))
         raise typer.Exit(INTERRUPTED) from error
     text = summary.pop("text")
-    typer.echo(json.dumps({"ok": True, **summary}) if as_json else text)
+    _print(_json({"ok": True, **summary}) if as_json else text)
+
+
+def _print(text: str) -> None:
+    """Print the result. Where stdout cannot take it (a full disk), say so and exit with 7: the work is kept."""
+    from ..errors import DiskError
+
+    try:
+        typer.echo(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with suppress(OSError):
+            typer.echo(f"error: stdout: cannot be written ({error.strerror}); what was committed is kept", err=True)
+        # What is left in the buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(DiskError.exit_code) from error
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    """JSON of one line. Numbers that are not finite, which JSON has none of, are null."""
+    return json.dumps(_finite(record), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(child) for key, child in value.items()}
+    return [_finite(child) for child in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager
@@ -116,6 +162,16 @@ def data_settings(
         test_limit=test_limit, holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
         allow_near_duplicates=allow_near_duplicates, balanced=balanced, per_class=per_class,
     )  # fmt: skip
+
+
+def notes_on(count: int, data: str, test: str | None) -> list[str]:
+    """The line that says where files of DATA that are not used, or worth a look, are listed; none for none."""
+    many = f"{count} notes" if count > 1 else "1 note"
+    return (
+        [f"{many} on the data: {shlex.join(['dinv', 'inspect', data, *(['--test', test] if test else [])])}"]
+        if count
+        else []
+    )
 
 
 def words(text: str | None) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import UsageError
-from .command import command, integers, labelled, load, numbers, pairs
+from .command import Command, command, integers, labelled, load, numbers, pairs
 from .generators import generators
 from .options import Device, Dtype, Json
 
@@ -27,10 +27,10 @@ class ListByDefault(TyperGroup):
 
 
 group = typer.Typer(cls=ListByDefault, help="List generators (the default), or compare several on images.")
-group.command(LIST)(generators)
+group.command(LIST, cls=Command)(generators)
 
 
-@group.command()
+@group.command(cls=Command)
 def compare(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="mini, folders or hub ids; LABEL=NAME calls one otherwise.")

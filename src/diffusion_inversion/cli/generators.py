@@ -81,7 +81,9 @@ def pretrain(
     data: Annotated[list[str] | None, typer.Option(help="For stage figures: NAME=DATA, a domain.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="For stage figures: NAME=DATA, its test images.")] = None,
     beside: Annotated[list[str] | None, typer.Option(help="For stage figures: LABEL=GENERATOR, another one.")] = None,
-    start_from: Annotated[str | None, typer.Option(help="mini or a folder made here: go on from its weights.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="mini or a folder made here: go on from its weights, without stage vae.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make the embedded generator `mini` again, or go on with it."""

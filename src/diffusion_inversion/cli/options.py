@@ -33,7 +33,7 @@ Holdout = Annotated[float | None, typer.Option(help="Share to hold out where the
 DataSeed = Annotated[int | None, typer.Option(help="Seed of subset and hold-out. [default: 0]")]
 Root = Annotated[str | None, typer.Option(help="Where downloaded data sets are kept. [default: $DINV_DATA]")]
 DropDuplicates = Annotated[bool, typer.Option(help="Leave out test images that are training images too.")]
-Steps = Annotated[int | None, typer.Option(help="AdamW steps per image. [default: 100]")]
+Steps = Annotated[int | None, typer.Option(help="AdamW steps per image. [default: 50]")]
 KeepSteps = Annotated[str | None, typer.Option(help="Steps whose vectors are kept too, e.g. 1000,2000,3000.")]
 Init = Annotated[str | None, typer.Option(help="warm, class-mean or random. [default: warm]")]
 Tokens = Annotated[int | None, typer.Option(help="Tokens per vector. [default: 5]")]

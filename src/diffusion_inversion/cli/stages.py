@@ -15,6 +15,7 @@ from .command import (
     hold,
     integers,
     load,
+    notes_on,
     number_or_auto,
     numbers,
     regrouped,
@@ -129,10 +130,14 @@ def invert(
         )  # fmt: skip
         loaded = load(generator, revision, device, dtype)
         with hold(out, join):
-            embeddings = invert_stage(out, open_splits(out, source), loaded, settings)
+            splits = open_splits(out, source)
+            embeddings = invert_stage(out, splits, loaded, settings)
         first, last = float(embeddings.losses[0].mean()), float(embeddings.losses[-1].mean())
         summary |= {"run": str(out), "images": len(embeddings), "loss_initial": first, "loss_final": last}
-        summary["text"] = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
+        notes = len(splits.train.problems) + len(splits.test.problems)
+        summary |= {"notes": notes}
+        next_one = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
+        summary["text"] = "\n".join([*notes_on(notes, data, test), next_one])
 
 
 def sample(
@@ -300,7 +305,7 @@ def run(
                 folder, source, load(generator, revision, device, dtype), invert=inverting, sample=sampling,
                 train=training, command=command_line(), replicates=replicates,
             )  # fmt: skip
-        _summarise(summary, folder, record)
+        _summarise(summary, folder, record, data, test)
 
 
 def demo(
@@ -329,8 +334,10 @@ def demo(
         _summarise(summary, folder, record)
 
 
-def _summarise(summary: dict[str, Any], folder: Path, record: RunRecord) -> None:
-    """Fill the summary of a finished run."""
+def _summarise(
+    summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None, test: str | None = None
+) -> None:
+    """Fill the summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
     verdict, report = record["verdict"], folder / "report.html"
     rows = []
     for arm, result in record["arms"].items():
@@ -347,6 +354,9 @@ def _summarise(summary: dict[str, Any], folder: Path, record: RunRecord) -> None
         for name, part in record["components"].items():
             both = ("not measured" if v is None else f"{100 * v:.1f}" for v in (part["between"], part["within"]))
             rows.append(f"{name:>21}  {', '.join(both)}")
+    notes = len(record["data"]["problems"])
+    summary["notes"] = notes
     said = [f"verdict: {verdict['outcome']} ({verdict['sentence']})"]
     said += [verdict["scope"]] if "scope" in verdict else []
-    summary["text"] = "\n".join([*rows, *said, f"report: {report}"])
+    told = notes_on(notes, data, test) if data is not None else []
+    summary["text"] = "\n".join([*rows, *said, *told, f"report: {report}"])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import ConfigMismatchError, LockedError
+from ..errors import ConfigMismatchError, DiskError, LockedError
 from .store import disk_errors, remove_partials
 
 LOCK_NAME, CLAIMS = ".lock", ".claims"
@@ -47,7 +47,7 @@ def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        alone = _try_lock(descriptor, fcntl.LOCK_EX)
+        alone = _try_lock(descriptor, fcntl.LOCK_EX, path)
         if not alone and not (shared and _join(descriptor, path)):
             holder = _holder(path.read_text(errors="replace"))
             raise LockedError(
@@ -72,7 +72,7 @@ def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
 def _join(descriptor: int, path: Path) -> bool:
     """Take the shared lock; the first of those who share holds it alone at first, while it clears up."""
     patience = time.monotonic() + _PATIENCE
-    while not _try_lock(descriptor, fcntl.LOCK_SH):
+    while not _try_lock(descriptor, fcntl.LOCK_SH, path):
         if time.monotonic() > patience and '"shared": true' not in path.read_text(errors="replace"):
             return False
         time.sleep(0.05)
@@ -88,7 +88,7 @@ def is_shared(folder: Path) -> bool:
 def claim(folder: Path, name: str) -> Iterator[bool]:
     """Hold one unit of work of a shared run until the block ends; yield whether no other process has it."""
     with _claim_file(folder, name) as descriptor:
-        yield _try_lock(descriptor, fcntl.LOCK_EX)
+        yield _try_lock(descriptor, fcntl.LOCK_EX, folder / CLAIMS / name)
 
 
 @contextmanager
@@ -97,8 +97,11 @@ def same_jobs(folder: Path, stage: str, jobs: str) -> Iterator[None]:
 
     Raises ConfigMismatchError where others work on another list: units of both would overlap.
     """
+    path = folder / CLAIMS / f"{stage}-jobs"
     with _claim_file(folder, f"{stage}-jobs") as descriptor:
-        while not (first := _try_lock(descriptor, fcntl.LOCK_EX)) and not _try_lock(descriptor, fcntl.LOCK_SH):
+        while not (first := _try_lock(descriptor, fcntl.LOCK_EX, path)) and not _try_lock(
+            descriptor, fcntl.LOCK_SH, path
+        ):
             time.sleep(0.01)
         if first:
             os.ftruncate(descriptor, 0)
@@ -138,11 +141,15 @@ def _claim_file(folder: Path, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int, kind: int) -> bool:
+def _try_lock(descriptor: int, kind: int, path: Path) -> bool:
+    """Whether the lock was free. Raises DiskError where the file system of `path` has no locks (ENOSYS, ENOLCK)."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
+            raise DiskError(
+                f"{path}: cannot be locked ({error.strerror}), so two processes could work here at once; choose a "
+                f"folder on another disk (`dinv doctor {path.parent}` tries its locks)"
+            ) from error
         return False
     return True

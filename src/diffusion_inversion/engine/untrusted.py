@@ -34,6 +34,8 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_CAUSE, LFS_REMEDY = "a Git LFS pointer, not the file it stands for", "fetch that with `git lfs pull`"
 MAX_HEADER = 4 * 2**20  # bytes; parsed it takes some twenty times as much
 MAX_JSON = 2**20  # bytes
 MAX_DEPTH = 32  # lists and objects inside one another
@@ -119,6 +121,8 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON) -> Any:
         data = _read(path, file, max_bytes + 1)
     if len(data) > max_bytes:
         raise _refused(path, f"more than {max_bytes:,} bytes", _REMEDY)
+    if data.startswith(LFS_POINTER):
+        raise _refused(path, LFS_CAUSE, LFS_REMEDY)
     return parse_json(data, path)
 
 
@@ -245,6 +249,8 @@ def _check_digest(path: Path, file: BinaryIO, sha256: str, max_bytes: int) -> No
 def _header(path: Path, file: BinaryIO, max_bytes: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     size = _size(path, file, max_bytes)
     start = _read(path, file, 8)
+    if start == LFS_POINTER[:8]:
+        raise _refused(path, LFS_CAUSE, LFS_REMEDY)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
         raise _refused(path, f"not a safetensors file ({size:,} bytes, header of {length:,})", _REMEDY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..engine.store import commit_file
+from ..errors import DiskError
 from .extractor import Extractor, extract
 
 
@@ -26,7 +28,7 @@ def cached_features(
 
     The key is the SHA-256 of the extractor's name, weights, preprocessing and kind of device, and of the pixels in
     their order. A file that does not hold what its own header says is computed again. None keeps nothing.
-    Raises DiskError where the folder cannot be written, DataError as `extract`.
+    Where the folder cannot be written they are not kept, with a warning on stderr. Raises DataError as `extract`.
     """
     if folder is None:
         return extract(extractor, images, batch_size=batch_size, advance=advance)
@@ -50,7 +52,10 @@ def cached_features(
 
         save_file({"features": features}, partial, made_from | {"sha256": _digest(features)})
 
-    commit_file(path, write)
+    try:
+        commit_file(path, write)
+    except DiskError as error:  # a cache saves time, it is no result
+        print(f"warning: features are not kept: {str(error).partition(';')[0]}", file=sys.stderr, flush=True)
     return features
 
 

@@ -21,9 +21,9 @@ from ..errors import UsageError
 from ..extractors.lite0 import open_lite0
 from ..generator import Generator
 from ..images import LabelledImages
+from ..naming import safe_name
 from ..randomness import shuffled
 from ..sources import BUILTINS
-from ..synthetic import safe_name
 from .corpus import Corpus
 from .domains import AUTOENCODED, GUESS, domain_figures, drawn_at, learned
 from .figures_text import CORPUS, TARGET, figures_markdown, short

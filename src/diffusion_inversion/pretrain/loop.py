@@ -105,6 +105,10 @@ def fit(
         random.seed(seed)
         progress = checkpoint.restore(state, modules, {"adamw": task.weights.adamw}, random)
         task.weights.restored()
+        if budget.share(progress, task.batch_size) >= 1:
+            if on_save is not None:  # a kill may have come between the state and what follows from it
+                on_save()
+            return progress
         columns = ("lr", *task.columns, *task.validated)
         log = TrainingLog(folder / f"{task.name}.log.tsv", columns, progress.step, describe(device))
         started, saved_at = time.monotonic() - progress.seconds, time.monotonic()
@@ -115,7 +119,7 @@ def fit(
                 on_save()
 
         sums = torch.zeros(len(task.columns) + 1, device=device)
-        run, chunk = _make_step(task, sums, progress)
+        run, chunk = _make_step(task, budget, sums, progress)
         validated = dict.fromkeys(task.validated, float("nan"))
         total = budget.steps(task.batch_size)
         try:
@@ -162,7 +166,7 @@ def fit(
     return progress
 
 
-def _make_step(task: Task, sums: Tensor, progress: Progress) -> tuple[Callable[[], None], int]:
+def _make_step(task: Task, budget: Budget, sums: Tensor, progress: Progress) -> tuple[Callable[[], None], int]:
     """The whole optimizer step as a function, and how often to call it between two looks at the clock."""
 
     def step() -> None:
@@ -180,7 +184,8 @@ def _make_step(task: Task, sums: Tensor, progress: Progress) -> tuple[Callable[[
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for index in range(WARM_STEPS):
-            task.weights.set_rates(trapezoid(progress.step, 0, 1), progress.step)
+            share = budget.share(progress, task.batch_size)
+            task.weights.set_rates(trapezoid(progress.step, share, task.decay_share), progress.step)
             while True:
                 try:
                     step()

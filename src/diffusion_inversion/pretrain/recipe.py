@@ -116,6 +116,11 @@ def pretrain(
         raise UsageError(f"--stage {','.join(unknown)}: unknown. Use some of {','.join(STAGES)}.")
     if size not in SIZES:
         raise UsageError(f"--size {size}: no architecture of that size. Use one of {', '.join(map(str, SIZES))}.")
+    if start_from is not None and "vae" in stages:
+        raise UsageError(
+            "--start-from: goes on with the autoencoder as it is; a new one would make every later weight void. "
+            "Give --stage latents,unet,export."
+        )
     if part_minutes is not None and not part_minutes > 0:
         raise UsageError(f"--part-minutes {part_minutes:g}: leaves no time to train. Give a number above 0.")
     where = resolve_device(device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..draws import Components, components, recognised
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 from ..evaluation import MIN_UNITS, compare, half_width
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
@@ -251,6 +251,8 @@ def _difference(
     Of several replicates the spread of the differences counts too, as seeds do in `evaluation.half_width`.
     """
     both = list(zip((one[name] for one in more), (one[name] for one in less), strict=True))
+    if any(side["value"] is None for pair in both for side in pair):
+        raise DataError(f"{name}: a claim is about it, but it is not defined on these features; take the claim out")
     values = [_number(a["value"]) - _number(b["value"]) for a, b in both]
     errors = [None if a["error"] is None or b["error"] is None else math.hypot(a["error"], b["error"]) for a, b in both]
     least, most = _range(name)
@@ -258,6 +260,8 @@ def _difference(
 
 
 def _over_replicates(name: str, found: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    if any(one["value"] is None for one in found):  # CMMD of a row that is zero
+        return {"value": None, "low": None, "high": None}
     least, most = _range(name)
     values = [_number(one["value"]) for one in found]
     value, low, high = _interval(values, [one["error"] for one in found], 0.95, least=least, most=most)

@@ -48,8 +48,8 @@ def as_csv(found: SweepResult) -> str:
         at = [shown(measured.at.get(key, "")) for key in keys]
         for number, metrics in enumerate(measured.draws):
             for name, estimate in metrics.items():
-                bounds = ["" if estimate[side] is None else estimate[side] for side in ("low", "high")]
-                row_of = ["synthetic", number, "", name, estimate["value"], *bounds, "", measured.n_generated]
+                numbers = ["" if estimate[key] is None else estimate[key] for key in ("value", "low", "high")]
+                row_of = ["synthetic", number, "", name, *numbers, "", measured.n_generated]
                 writer.writerow([*at, *row_of])
     return buffer.getvalue()
 
@@ -178,6 +178,8 @@ def metrics_table(rows: Sequence[MetricsRow]) -> tuple[list[str], list[list[str]
 
 def _bounded(found: Mapping[str, float | None]) -> str:
     value, low, high = found["value"], found["low"], found["high"]
+    if value is None:
+        return "undefined"
     return f"{value:.3g}" if low is None or high is None else f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
