@@ -17,8 +17,9 @@ from torch import Tensor
 
 from diffusion_inversion.classifiers import Classifier
 from diffusion_inversion.errors import DataError, UsageError
-from diffusion_inversion.evaluation import calibration_error, compare, evaluate, score, verdict
+from diffusion_inversion.evaluation import calibration_error, compare, evaluate, score
 from diffusion_inversion.images import LabelledImages
+from diffusion_inversion.verdict import verdict
 
 CLASSES = ("a", "b", "c", "d")
 ROOT = Path(__file__).parent.parent

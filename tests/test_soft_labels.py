@@ -27,6 +27,7 @@ from diffusion_inversion.errors import DataError
 from diffusion_inversion.forgetting import forget
 from diffusion_inversion.images import LabelledImages, SoftLabels
 from diffusion_inversion.integrity import discard, verify
+from diffusion_inversion.run_images import open_splits
 from diffusion_inversion.synthetic import SyntheticStore, read_synthetic
 from test_training import equal, toy
 
@@ -174,7 +175,7 @@ def between(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("between") / "run"
     with run_lock(run):
         invert(bench, run)
-        pipeline.sample_stage(run, bench.generator(), BETWEEN)
+        pipeline.sample_stage(run, bench.generator(), BETWEEN, sources=open_splits(run).train)
         train(bench, run)
         report(bench, run)
     return run

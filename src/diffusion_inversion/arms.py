@@ -22,10 +22,11 @@ from .engine.lock import run_lock
 from .engine.state import UnitState, clear_states
 from .engine.units import each_unit
 from .errors import DataError, UsageError
-from .evaluation import SMALLEST_EFFECT, Evaluation, Verdict, evaluate, score, verdict
+from .evaluation import OWN_SIZE, SMALLEST_EFFECT, Evaluation, evaluate, score
 from .images import LabelledImages
 from .mixing import check_images
 from .training import fingerprint, recipe, train
+from .verdict import Verdict, verdict
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,20 @@ class ArmResults:
 
     runs: tuple[ArmRun, ...]
     labels: Tensor  # (n_test,) int64: true classes of the test images
+    class_names: tuple[str, ...] = ()
 
     def accuracies(self) -> dict[str, tuple[float, ...]]:
         """Test accuracies in [0, 1] of each arm, in seed order."""
         arms = dict.fromkeys(run.arm for run in self.runs)
         return {arm: tuple(run.evaluation.accuracy for run in self.runs if run.arm == arm) for arm in arms}
+
+    def auroc(self) -> dict[str, tuple[float, ...]]:
+        """Area under the ROC curve of each arm, in seed order; without arms where it was not measured."""
+        found: dict[str, list[float | None]] = {}
+        for run in self.runs:
+            found.setdefault(run.arm, []).append(run.evaluation.auroc)
+        measured = {arm: tuple(v for v in values if v is not None) for arm, values in found.items()}
+        return {arm: values for arm, values in measured.items() if len(values) == len(found[arm])}
 
     def correct(self) -> dict[str, Tensor]:
         """Which test images each arm recognised: (seeds, n_test) bool, in seed order."""
@@ -61,8 +71,14 @@ class ArmResults:
         }
 
     def verdict(self, smallest_effect: float = SMALLEST_EFFECT) -> Verdict:
-        """Say whether synthetic images helped, over seeds and over the choice of test images (`evaluation.verdict`)."""
-        return verdict(self.accuracies(), correct=self.correct(), smallest_effect=smallest_effect)
+        """Say whether synthetic images helped, over seeds and over the choice of test images (`verdict.verdict`)."""
+        return verdict(
+            self.accuracies(),
+            correct=self.correct(),
+            labels=self.labels,
+            class_names=self.class_names,
+            smallest_effect=smallest_effect,
+        )
 
 
 def train_arms(
@@ -70,6 +86,7 @@ def train_arms(
     synthetic: LabelledImages | None,
     test: LabelledImages,
     *,
+    own_size: tuple[LabelledImages, LabelledImages] | None = None,
     settings: TrainSettings | None = None,
     device: str = "auto",
     folder: Path | None = None,
@@ -79,7 +96,9 @@ def train_arms(
     """Train and test one classifier per arm and seed of the settings, all with the same number of optimizer steps.
 
     The arms of a seed start from the same weights and see the real images in the same order. Images of `real`,
-    `synthetic` and `test` have the same classes and the same side. `test` is only ever measured on.
+    `synthetic` and `test` have the same classes and the same side. `test` is only ever measured on. `own_size` are the
+    images of `real` and `test` at another side: where the settings have the arm "real" there is then an arm
+    "real (own size)", trained and tested on them, at the same seeds in the same way.
 
     With `folder` each finished classifier is committed: `classifiers/<arm>-seed<k>-<data>.safetensors`, then a record
     with its accuracies and predictions in `classifiers/manifest.jsonl`. The same call goes on where a killed one
@@ -94,41 +113,50 @@ def train_arms(
     """
     settings = settings or TrainSettings()
     where = resolve_device(device)
-    sources = check_arms(real, synthetic, test, settings)
+    sources = check_arms(real, synthetic, test, settings, own_size)
     # Seeds outside, arms inside: whatever a killed run has finished can be compared.
     wanted = [(arm, seed) for seed in settings.seeds for arm in sources]
     if folder is None:
         runs = []
         for arm, seed in wanted:
-            images, mixed_with = sources[arm]
+            source = sources[arm]
             start = time.monotonic()
             report = None if on_step is None else _bind(on_step, arm, seed)
             classifier = train(
-                images, synthetic=mixed_with, settings=settings, seed=seed, device=device, on_step=report
+                source.images, synthetic=source.mixed_with, settings=settings, seed=seed, device=device, on_step=report
             )
-            runs.append(ArmRun(arm, seed, evaluate(classifier, test), time.monotonic() - start, None, resumed=False))
+            found = evaluate(classifier, source.test)
+            runs.append(ArmRun(arm, seed, found, time.monotonic() - start, None, resumed=False))
             if on_run is not None:
                 on_run(runs[-1])
-        return ArmResults(tuple(runs), test.labels)
+        return ArmResults(tuple(runs), test.labels, test.class_names)
 
     store = ClassifierStore(folder)
     with run_lock(folder):
         described = recipe(settings, where)
         claim_run(folder, "train", described, begun=store.manifest.last("commit") is not None)
-        data = data_version(real, synthetic, test)
-        units = {unit_of(arm, seed, data): (arm, seed) for arm, seed in wanted}
+        data = dict.fromkeys(sources, data_version(real, synthetic, test))
+        if OWN_SIZE in sources:  # synthetic images that come or go make no difference to it
+            data[OWN_SIZE] = data_version(sources[OWN_SIZE].images, None, sources[OWN_SIZE].test)
+        units = {unit_of(arm, seed, data[arm]): (arm, seed) for arm, seed in wanted}
         before = {unit for unit in units if unit in store.manifest.units()}
 
         def learn(unit: tuple[str, ...]) -> None:
             arm, seed = units[unit[0]]
-            images, mixed_with = sources[arm]
+            source = sources[arm]
             start = time.monotonic()
             report = None if on_step is None else _bind(on_step, arm, seed)
             state = UnitState(store.folder, unit, [described, data])
             classifier = train(
-                images, synthetic=mixed_with, settings=settings, seed=seed, device=device, on_step=report, state=state
+                source.images,
+                synthetic=source.mixed_with,
+                settings=settings,
+                seed=seed,
+                device=device,
+                on_step=report,
+                state=state,
             )
-            found = evaluate(classifier, test)
+            found = evaluate(classifier, source.test)
             measured = {
                 "accuracy": found.accuracy,
                 "balanced_accuracy": found.balanced_accuracy,
@@ -146,9 +174,10 @@ def train_arms(
             if on_run is not None:
                 on_run(_arm_run(store, unit, test, True))
         each_unit(folder, list(units), store.manifest, 1, learn)
-        store.finish(settings)
+        store.finish(settings, own_size=OWN_SIZE in sources)
         clear_states(store.folder)
-        return ArmResults(tuple(_arm_run(store, unit, test, unit in before) for unit in units), test.labels)
+        done = tuple(_arm_run(store, unit, test, unit in before) for unit in units)
+        return ArmResults(done, test.labels, test.class_names)
 
 
 def _arm_run(store: ClassifierStore, unit: str, test: LabelledImages, resumed: bool) -> ArmRun:
@@ -163,7 +192,7 @@ def _arm_run(store: ClassifierStore, unit: str, test: LabelledImages, resumed: b
 
 def unit_of(arm: str, seed: int, data: str) -> str:
     """The name of the classifier of an arm and seed, trained and tested on the images that `data` identifies."""
-    return f"{arm}-seed{seed}-{data[:8]}"
+    return f"{'real-own-size' if arm == OWN_SIZE else arm}-seed{seed}-{data[:8]}"
 
 
 def data_version(real: LabelledImages, synthetic: LabelledImages | None, test: LabelledImages) -> str:
@@ -176,10 +205,23 @@ def _bind(on_step: Callable[[str, int, int, float], None], arm: str, seed: int) 
     return lambda step, loss: on_step(arm, seed, step, loss)
 
 
+@dataclass(frozen=True)
+class Ingredients:
+    """What one arm is made of: the images that `train` gets, and those that test it."""
+
+    images: LabelledImages
+    mixed_with: LabelledImages | None
+    test: LabelledImages
+
+
 def check_arms(
-    real: LabelledImages, synthetic: LabelledImages | None, test: LabelledImages, settings: TrainSettings
-) -> dict[str, tuple[LabelledImages, LabelledImages | None]]:
-    """What `train` gets in each arm, after checking everything that could fail only after hours.
+    real: LabelledImages,
+    synthetic: LabelledImages | None,
+    test: LabelledImages,
+    settings: TrainSettings,
+    own_size: tuple[LabelledImages, LabelledImages] | None = None,
+) -> dict[str, Ingredients]:
+    """What each arm is made of, after checking everything that could fail only after hours.
 
     Raises UsageError, DataError.
     """
@@ -191,15 +233,29 @@ def check_arms(
             "Run `dinv sample` first, or keep to the arm real."
         )
     check_images(real, synthetic)
-    if len(test) == 0 or (test.class_names, test.size) != (real.class_names, real.size):
-        raise DataError(
-            f"{test.name}: {len(test)} test images of classes {list(test.class_names)} at {test.size} px; {real.name} "
-            f"has {list(real.class_names)} at {real.size} px. Give test images of the same classes, order and side."
-        )
-    every: dict[str, tuple[LabelledImages, LabelledImages | None]] = {"real": (real, None)}
-    if synthetic is not None:
-        every |= {"synthetic": (synthetic, None), "real+synthetic": (real, synthetic)}
-    return {arm: every[arm] for arm in settings.arms}
+    for images, tested in ((real, test), *([own_size] if own_size else [])):
+        if len(tested) == 0 or (tested.class_names, tested.size) != (images.class_names, images.size):
+            raise DataError(
+                f"{tested.name}: {len(tested)} test images of classes {list(tested.class_names)} at {tested.size} px; "
+                f"{images.name} has {list(images.class_names)} at {images.size} px. Give test images of the same "
+                "classes, order and side."
+            )
+    found: dict[str, Ingredients] = {}
+    for arm in settings.arms:
+        if arm == "real":
+            found[arm] = Ingredients(real, None, test)
+            if own_size is not None:
+                if (own_size[0].ids, own_size[1].ids) != (real.ids, test.ids):
+                    raise DataError(
+                        f"{own_size[0].name}: not the images of the arm real. Give the same ones, in order."
+                    )
+                check_settings(settings, real.class_names, own_size[0].size)
+                found[OWN_SIZE] = Ingredients(own_size[0], None, own_size[1])
+        elif synthetic is not None:
+            found[arm] = (
+                Ingredients(synthetic, None, test) if arm == "synthetic" else Ingredients(real, synthetic, test)
+            )
+    return found
 
 
 def check_settings(settings: TrainSettings, class_names: Sequence[str], side: int) -> None:

@@ -40,9 +40,11 @@ class ClassifierStore:
             }
         )
 
-    def finish(self, settings: TrainSettings) -> None:
-        """Mark the stage as complete with these arms and seeds."""
-        record = {"event": "complete", "arms": list(settings.arms), "seeds": list(settings.seeds)}
+    def finish(self, settings: TrainSettings, own_size: bool = False) -> None:
+        """Mark the stage as complete with these arms and seeds, and perhaps the arm of the images' own size."""
+        record: Record = {"event": "complete", "arms": list(settings.arms), "seeds": list(settings.seeds)}
+        if own_size:
+            record["own_size"] = True
         if self.manifest.last("complete") != record:
             self.manifest.append(record)
 

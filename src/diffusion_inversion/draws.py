@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .arms import ArmResults
-from .evaluation import BASELINE, Verdict, verdict
+from .evaluation import BASELINE, OWN_SIZE
+from .own_size import Sides
+from .verdict import Verdict, verdict
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Draw:
     results: ArmResults
     train_ids: tuple[str, ...]
     test_ids: tuple[str, ...]  # in the order of the results' labels
+    sides: Sides | None = None
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,25 @@ def components(values: Sequence[Sequence[float]]) -> Components:
 
 
 def by_draw(draws: Sequence[Draw]) -> dict[str, list[tuple[float, ...]]]:
-    """Test accuracies of each arm: one tuple for each draw, in the order of its seeds."""
+    """Test accuracies of each arm that all draws have: one tuple for each draw, in the order of its seeds."""
     found = [draw.results.accuracies() for draw in draws]
-    return {arm: [accuracies[arm] for accuracies in found] for arm in found[0]}
+    return {
+        arm: [accuracies[arm] for accuracies in found]
+        for arm in found[0]
+        if all(arm in accuracies for accuracies in found)  # where images vary in size, so may what a draw's own size is
+    }
 
 
 def spread(draws: Sequence[Draw]) -> dict[str, Components]:
-    """Components of each arm's accuracy, then of each arm's difference to `real`, paired over seeds."""
+    """Components of each arm's accuracy, then of each arm's difference to the baseline, paired over seeds."""
     arms = by_draw(draws)
+    baseline = OWN_SIZE if OWN_SIZE in arms else BASELINE
     found = {arm: components(values) for arm, values in arms.items()}
     for arm in arms:
-        if arm != BASELINE and BASELINE in arms:
-            pairs = zip(arms[arm], arms[BASELINE], strict=True)
+        if arm != baseline and baseline in arms:
+            pairs = zip(arms[arm], arms[baseline], strict=True)
             paired = [[a - b for a, b in zip(ours, theirs, strict=True)] for ours, theirs in pairs]
-            found[f"{arm} - {BASELINE}"] = components(paired)
+            found[f"{arm} - {baseline}"] = components(paired)
     return found
 
 
@@ -72,25 +80,59 @@ def recognised(rows: Sequence[Tensor], ids: Sequence[Sequence[str]]) -> Tensor:
 
     rows: of each draw (seeds, its test images) bool. ids: of each draw, its test images.
     """
-    place = {image_id: column for column, image_id in enumerate(dict.fromkeys(i for own in ids for i in own))}
+    place = _columns(ids)
     found = torch.full((len(rows), len(place)), torch.nan, dtype=torch.float64)
     for draw, (correct, own) in enumerate(zip(rows, ids, strict=True)):
         found[draw, [place[image_id] for image_id in own]] = correct.double().mean(0)
     return found
 
 
-def verdict_over(draws: Sequence[Draw]) -> Verdict:
-    """The verdict of one draw over its seeds, of several over the draws, each averaged over its seeds."""
-    if len(draws) == 1:
-        return draws[0].results.verdict()
+def _columns(ids: Sequence[Sequence[str]]) -> dict[str, int]:
+    """The column of each test image of any draw."""
+    return {image_id: column for column, image_id in enumerate(dict.fromkeys(i for own in ids for i in own))}
+
+
+def true_labels(draws: Sequence[Draw]) -> Tensor:
+    """The true class of each test image of any draw (n,), in the order of `recognised`'s columns."""
+    place = _columns([draw.test_ids for draw in draws])
+    labels = torch.empty(len(place), dtype=torch.int64)
+    for draw in draws:
+        labels[[place[image_id] for image_id in draw.test_ids]] = draw.results.labels
+    return labels
+
+
+def correct_of(draws: Sequence[Draw]) -> dict[str, Tensor]:
+    """By arm, what the verdict's units recognised of all test images: of one draw its seeds, of several the draws."""
     correct = [draw.results.correct() for draw in draws]
+    if len(draws) == 1:
+        return correct[0]
     ids = [draw.test_ids for draw in draws]
-    arms = by_draw(draws)
-    return verdict(
-        {arm: [statistics.fmean(values) for values in found] for arm, found in arms.items()},
-        correct={arm: recognised([part[arm] for part in correct], ids) for arm in arms},
-        unit="replicates",
-    )
+    return {arm: recognised([part[arm] for part in correct], ids) for arm in by_draw(draws)}
+
+
+def sides_of(draws: Sequence[Draw]) -> Sides | None:
+    """The sides of the images; no own size unless all draws have that arm."""
+    sides = draws[0].sides
+    return sides if sides is None or OWN_SIZE in by_draw(draws) else replace(sides, own=None)
+
+
+def verdict_over(draws: Sequence[Draw]) -> Verdict:
+    """The verdict of one draw over its seeds, of several over the draws, each averaged over its seeds.
+
+    Where images were shrunk, its sentence says to how many px.
+    """
+    if len(draws) == 1:
+        found = draws[0].results.verdict()
+    else:
+        found = verdict(
+            {arm: [statistics.fmean(values) for values in arms] for arm, arms in by_draw(draws).items()},
+            correct=correct_of(draws),
+            labels=true_labels(draws),
+            class_names=draws[0].results.class_names,
+            unit="replicates",
+        )
+    sides = sides_of(draws)
+    return replace(found, reason=f"{found.reason}; {sides.sentence}") if sides and sides.sentence else found
 
 
 def scope(draws: Sequence[Draw]) -> str:

@@ -13,6 +13,7 @@ from .near_duplicates import near_pairs
 from .problems import Problem, shown
 
 _SHOWN_PAIRS = 5
+_NEAR_TRAINING, _LEFT_OUT, _CONFLICT = "near-duplicate of training image ", ", left out of test", "conflicting labels: "
 
 
 @dataclass(frozen=True)
@@ -92,23 +93,29 @@ def _repeats(
     if labels[row] == labels[other]:
         return Problem(ids[row], cause, "delete one of them", fatal=False)
     labelled = f"{class_names[labels[other]]}, this is labelled {class_names[labels[row]]}"
-    return Problem(ids[row], f"conflicting labels: {cause}, labelled {labelled}", "correct a label", fatal=False)
+    return Problem(ids[row], f"{_CONFLICT}{cause}, labelled {labelled}", "correct a label", fatal=False)
 
 
 def shared_problems(test: Part, shared: Sequence[Shared], *, drop: bool, allow_near: bool) -> list[Problem]:
     """One problem for each test image that is in train too; fatal unless it is dropped, or near and allowed."""
     found = []
     for item in shared:
-        cause = f"{'near-duplicate of' if item.near else 'same pixels as'} training image {item.twin}"
+        cause = f"{_NEAR_TRAINING if item.near else 'same pixels as training image '}{item.twin}"
         tolerated = item.near and allow_near
         if drop and not tolerated:
-            found.append(Problem(test.ids[item.row], f"{cause}, left out of test", "delete it", fatal=False))
+            found.append(Problem(test.ids[item.row], f"{cause}{_LEFT_OUT}", "delete it", fatal=False))
         else:
             remedy = "delete one of them, or leave it out with --drop-test-duplicates"
             if item.near and not tolerated:
                 remedy += ", or keep it with --allow-near-duplicates"
             found.append(Problem(test.ids[item.row], cause, remedy, fatal=not tolerated))
     return found
+
+
+def doubts(problems: Sequence[Problem]) -> tuple[int, int]:
+    """How many test images near a training image were kept, and how many images have labels in conflict."""
+    near = {p.file for p in problems if p.cause.startswith(_NEAR_TRAINING) and not p.cause.endswith(_LEFT_OUT)}
+    return len(near), len({p.file for p in problems if p.cause.startswith(_CONFLICT)})
 
 
 def refuse_shared(train: str, test: str, part: Part, shared: Sequence[Shared], *, allow_near: bool) -> None:

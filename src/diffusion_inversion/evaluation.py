@@ -1,4 +1,4 @@
-"""How good a classifier is on real images, and whether synthetic images helped."""
+"""How good a classifier is on real images, and how much better or worse than another, with an interval."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .images import LabelledImages
 
 Outcome = Literal["helps", "harms", "does not help", "not enough evidence"]
 BASELINE = "real"
+OWN_SIZE = "real (own size)"  # the same images at the side they have without us
 SMALLEST_EFFECT = 0.005
 MIN_UNITS = 3  # seeds or replicates that a verdict needs
 ECE_BINS = 15
@@ -34,6 +35,7 @@ class Evaluation:
     predictions: Tensor  # (n,) int64, in the order of the test images
     confidences: Tensor | None  # (n,) float64, probability of each predicted class, to 4 decimals; None: not measured
     ece: float | None  # expected calibration error, see `calibration_error`; None without confidences
+    auroc: float | None = None  # area under the ROC curve; None without confidences, or unless there are two classes
 
 
 def score(labels: Tensor, predictions: Tensor, classes: int, confidences: Tensor | None = None) -> Evaluation:
@@ -59,7 +61,21 @@ def score(labels: Tensor, predictions: Tensor, classes: int, confidences: Tensor
         predictions=predictions,
         confidences=confidences,
         ece=None if confidences is None else calibration_error(confidences, predictions == labels),
+        auroc=None if confidences is None or classes != 2 else area_under_roc(labels, predictions, confidences),
     )
+
+
+def area_under_roc(labels: Tensor, predictions: Tensor, confidences: Tensor) -> float | None:
+    """Area under the ROC curve of two classes, ties counted half; None where the labels (n,) are all of one.
+
+    From the probability of class 1, which the confidence of the predicted class gives; it is the same for class 0.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    if len(labels.unique()) < 2:
+        return None
+    probability = torch.where(predictions == 1, confidences.double(), 1 - confidences.double())
+    return float(roc_auc_score(labels.numpy(), probability.round(decimals=_DIGITS).numpy()))
 
 
 def calibration_error(confidences: Tensor, correct: Tensor, bins: int = ECE_BINS) -> float:
@@ -149,16 +165,6 @@ class Comparison:
         return "does not help" if high < smallest_effect else "not enough evidence"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether synthetic images helped, and what that rests on."""
-
-    outcome: Outcome
-    reason: str
-    comparisons: tuple[Comparison, ...]
-    smallest_effect: float  # in accuracy: gains below it count as no help
-
-
 def half_width(unit_variance: Any, test_variance: Any, units: int, images: float, confidence: float) -> Any:
     """Half the interval of a mean whose variance is the sum of two, each estimated; numbers or arrays of them.
 
@@ -181,6 +187,7 @@ def compare(
     accuracies: Mapping[str, Sequence[float]],
     *,
     correct: Mapping[str, Tensor] | None = None,
+    labels: Tensor | None = None,
     baseline: str = BASELINE,
     confidence: float = 0.95,
     comparisons: int = 1,
@@ -214,7 +221,11 @@ def compare(
         half = float(half_width(unit_variance, test_variance, n, images, level))
         return (max(mean - half, -1.0), min(mean + half, 1.0))
 
-    test_variance, images = (None, 2.0) if correct is None else _test_variance(arm, baseline, correct, n, unit)
+    test_variance: float | None = None
+    images = 2.0
+    if correct is not None:
+        per_image = _image_differences(arm, baseline, correct, n, unit)
+        test_variance, images = _test_variance(per_image) if labels is None else _balanced(per_image, labels)
     unit_variance = unit_interval = interval = None
     if n > 1:
         unit_variance = float(differences.var(correction=1)) / n
@@ -252,14 +263,8 @@ def _paired(
     return ours, theirs
 
 
-def _test_variance(
-    arm: str, baseline: str, correct: Mapping[str, Tensor], units: int, unit: str
-) -> tuple[float, float]:
-    """Return var_i(e_i) / n_test and n_test, in the words of `compare`.
-
-    Where units were tested on different images, an image counts by its share w_i in the mean difference: the variance
-    is that of a weighted mean, and n_test = 1 / sum(w_i^2).
-    """
+def _image_differences(arm: str, baseline: str, correct: Mapping[str, Tensor], units: int, unit: str) -> Tensor:
+    """What the arm recognised more than the baseline: (units, images) float64, NaN where a unit was not tested."""
     if arm not in correct or baseline not in correct:
         raise UsageError(f"correct: has {', '.join(correct) or 'no arm'}; {arm} and {baseline} are needed.")
     ours, theirs = correct[arm].double(), correct[baseline].double()
@@ -268,9 +273,18 @@ def _test_variance(
             f"correct: {arm} has shape {tuple(ours.shape)}, {baseline} {tuple(theirs.shape)}; "
             f"both must be ({units} {unit}, test images)."
         )
-    differences = ours - theirs
+    return ours - theirs
+
+
+def _test_variance(differences: Tensor) -> tuple[float, float]:
+    """Return var_i(e_i) / n_test and n_test, in the words of `compare`.
+
+    Where units were tested on different images, an image counts by its share w_i in the mean difference: the variance
+    is that of a weighted mean, and n_test = 1 / sum(w_i^2).
+    """
+    differences = differences[(~differences.isnan()).any(1)]
     tested = ~differences.isnan()
-    shares = tested / tested.sum(1, keepdim=True) / units  # of each prediction in the mean difference; they add up to 1
+    shares = tested / tested.sum(1, keepdim=True) / len(tested)  # of each prediction in the mean; they add up to 1
     seen = tested.any(0)
     weights = shares.sum(0)[seen]
     per_image = (shares * differences.nan_to_num())[:, seen].sum(0) / weights
@@ -280,55 +294,12 @@ def _test_variance(
     return max(variance, float(weights.max()) ** 2), n_test
 
 
-def verdict(
-    accuracies: Mapping[str, Sequence[float]],
-    *,
-    correct: Mapping[str, Tensor] | None = None,
-    baseline: str = BASELINE,
-    smallest_effect: float = SMALLEST_EFFECT,
-    confidence: float = 0.95,
-    unit: str = "seeds",
-) -> Verdict:
-    """Say whether synthetic images helped: every other arm is compared with `baseline`, paired over the units.
-
-    `accuracies` maps arms to accuracies in [0, 1] in the order of the units (seeds or replicates); `correct` maps them
-    to (units, images). The intervals are those of `compare`, Bonferroni-corrected over the arms compared: all hold
-    together at `confidence`.
-
-    - "helps": some arm's lower bound is above 0;
-    - "harms": every arm's upper bound is below 0;
-    - "does not help": every arm's upper bound is below `smallest_effect` (default half a point);
-    - "not enough evidence": anything else, and always with fewer than 3 units or nothing to compare.
-    """
-    arms = [name for name in accuracies if name != baseline]
-    if not arms or baseline not in accuracies:
-        trained = ", ".join(accuracies) or "nothing"
-        return Verdict("not enough evidence", f"only {trained} was trained: nothing to compare", (), smallest_effect)
-    comparisons = tuple(
-        compare(
-            name, accuracies, correct=correct, baseline=baseline, confidence=confidence, comparisons=len(arms),
-            unit=unit,
-        )
-        for name in arms
-    )  # fmt: skip
-    units = len(accuracies[baseline])
-    if units < MIN_UNITS:
-        reason = f"{units} of the at least {MIN_UNITS} {unit} that a verdict needs"
-        return Verdict("not enough evidence", reason, comparisons, smallest_effect)
-    bounds = [(c, *c.interval) for c in comparisons if c.interval is not None]
-    surest, low, _ = max(bounds, key=lambda b: b[1])
-    widest, _, high = max(bounds, key=lambda b: b[2])
-    effect = f"{100 * smallest_effect:g} points"
-    outcome: Outcome
-    if low > 0:
-        outcome, reason = "helps", f"the interval is above zero: {surest.summary}"
-    elif high < 0:
-        outcome, reason = "harms", f"the interval is below zero for every arm: {widest.summary}"
-    elif high < smallest_effect:
-        outcome, reason = "does not help", f"a gain of {effect} is ruled out for every arm: {widest.summary}"
-    else:
-        outcome = "not enough evidence"
-        reason = f"both no gain and a gain of {effect} are still possible: {widest.summary}"
-    if correct is None:
-        reason += "; on these test images alone"
-    return Verdict(outcome, reason, comparisons, smallest_effect)
+def _balanced(differences: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The same of a mean over the classes of `labels` (images,)."""
+    present = [k for k in labels.unique().tolist() if not differences[:, labels == k].isnan().all()]
+    parts = [_test_variance(differences[:, labels == k]) for k in present]
+    sizes = [size for _, size in parts]
+    # A class of one image has the largest variance there can be, which needs no estimate.
+    lost = math.fsum(1 / size**2 / (size - 1) for size in sizes if size > 1 + 1e-9)
+    freedom = math.fsum(1 / size for size in sizes) ** 2 / lost if lost else math.inf
+    return math.fsum(variance for variance, _ in parts) / len(parts) ** 2, freedom + 1

@@ -29,7 +29,7 @@ from .synthetic import METADATA
 OURS = {
     EMBEDDINGS: re.compile(r"shard-[0-9a-f]{16}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
     SYNTHETIC: re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png"),
-    CLASSIFIERS: re.compile(r"[a-z+]+-seed-?\d+-[0-9a-f]{8}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
+    CLASSIFIERS: re.compile(r"[a-z+-]+-seed-?\d+-[0-9a-f]{8}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
 }
 CONFIGS = (
     "invert.config.json",
@@ -41,7 +41,7 @@ CONFIGS = (
     FORGOTTEN_FILE,
 )
 # Files of the ledger: settings and choices, which cannot be made again, and what can.
-KNOWN = (*CONFIGS, "run.json", "report.html", "reconstructions.safetensors", f"{SYNTHETIC}/{METADATA}")
+KNOWN = (*CONFIGS, "run.json", "report.html", "reconstructions.safetensors", "likeness.json", f"{SYNTHETIC}/{METADATA}")
 Kind = Literal["damaged", "missing", "unlisted", "unfinished"]
 
 

@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .datasets import load_images
 from .device import resolve_device
 from .engine.progress import track
-from .errors import DataError, UsageError
+from .errors import UsageError
 from .extractors.cache import cached_features
 from .extractors.catalog import open_extractor
 from .extractors.extractor import Extractor
+from .extractors.stored import is_features, load_features
 from .images import LabelledImages
 from .metrics.frechet import fid, fid_infinity, small_sample_warning
 from .metrics.inputs import checked
@@ -36,10 +36,10 @@ from .metrics.kernel import (
     unit_rows,
 )
 from .metrics.manifold import manifold_values
-from .metrics.units import jackknife
+from .metrics.units import Units, by_content, jackknife, named_units
 from .naming import class_folder
 from .sources import Role, default_root
-from .variant_groups import Side, read_groups, recorded_sources, resampled, units_of
+from .variant_groups import read_groups, recorded_sources
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 _HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
@@ -163,20 +163,22 @@ def measure(
     """
     _check(k, confidence, batch_size)
     where = resolve_device(device)
-    given = {str(data): _load_features(Path(data)) for data in (real, generated) if _is_features(data)}
-    network = None if _is_features(real) and _is_features(generated) else open_extractor(extractor, where, weights)
+    given = {str(data): load_features(Path(data)) for data in (real, generated) if is_features(data)}
+    network = None if is_features(real) and is_features(generated) else open_extractor(extractor, where, weights)
     folder = cache if cache is not None else (default_root() if root is None else Path(root)) / "features"
 
-    def side(data: str | Path, split: Role, groups: str | Path | None) -> Side:
+    def side(data: str | Path, split: Role, groups: str | Path | None) -> _Side:
         if str(data) in given:
             features = given[str(data)]
-            return Side(str(data), features, None, None if groups is None else read_groups(groups, None, len(features)))
+            return _Side(
+                str(data), features, None, None if groups is None else read_groups(groups, None, len(features))
+            )
         images = load_images(data, split=split, size=size, limit=limit, seed=seed, root=root)
         if groups is not None:
-            return Side(images.name, torch.empty(0), images, read_groups(groups, images.ids, len(images)))
+            return _Side(images.name, torch.empty(0), images, read_groups(groups, images.ids, len(images)))
         sources = recorded_sources(data)
         found = [sources.get(image_id, image_id) for image_id in images.ids] if sources else None
-        return Side(images.name, torch.empty(0), images, found)
+        return _Side(images.name, torch.empty(0), images, found)
 
     # Both are read before either goes through the network: a mistake in the second shows at once.
     real_side = side(real, real_split, real_groups)
@@ -208,7 +210,7 @@ def compare_images(
     network = open_extractor(extractor, where, weights)
     folder = cache if cache is not None else default_root() / "features"
     sides = [
-        _extracted(Side(images.name, torch.empty(0), images, groups), network, folder, batch_size)
+        _extracted(_Side(images.name, torch.empty(0), images, groups), network, folder, batch_size)
         for images, groups in ((real, None), (generated, generated_groups))
     ]
     return _compare(sides[0], sides[1], network, k, seed, confidence, _metrics_device(where))
@@ -228,7 +230,45 @@ def _metrics_device(where: torch.device) -> torch.device:
     return where if where.type == "cuda" else torch.device("cpu")
 
 
-def _extracted(found: Side, network: Extractor | None, cache: Path, batch_size: int) -> Side:
+@dataclass(frozen=True, eq=False)
+class _Side:
+    name: str
+    features: Tensor  # (N, D) on the CPU; empty until extracted
+    images: LabelledImages | None = None
+    groups: Sequence[str] | None = None  # of each image; None: each stands alone
+
+
+def _units(real: _Side, generated: _Side) -> Units:
+    """What is resampled. Real images without groups go by their ids, under which sources are known."""
+
+    def names(side: _Side, own: str) -> list[tuple[str, str]]:
+        if side.groups is not None:
+            return [("", group) for group in side.groups]
+        if side is real and side.images is not None and generated.groups is not None:
+            return [("", image_id) for image_id in side.images.ids]
+        return [(own, str(row)) for row in range(len(side.features))]
+
+    return by_content(
+        named_units(names(real, "real"), names(generated, "generated")), real.features, generated.features
+    )
+
+
+def _resampled(real: _Side, generated: _Side, units: Units) -> str:
+    """What the intervals resample, in words."""
+
+    def words(side: _Side, kind: str, count: int) -> str:
+        images = f"{len(side.features):,} {kind} images"
+        return images if count == len(side.features) else f"{count:,} groups of {images}"
+
+    both = [words(real, "real", units.counts[0]), words(generated, "generated", units.counts[1])]
+    said = f"{both[0]} and {both[1]} are resampled"
+    if units.shared:
+        common = len(units.strata()[0])
+        said += f", {common:,} of them on both sides at once (a source with what was made from it)"
+    return said
+
+
+def _extracted(found: _Side, network: Extractor | None, cache: Path, batch_size: int) -> _Side:
     if network is None or found.images is None:
         return found
     with track(f"{network.name} features of {found.name}", len(found.images)) as advance:
@@ -236,31 +276,9 @@ def _extracted(found: Side, network: Extractor | None, cache: Path, batch_size: 
     return replace(found, features=features)
 
 
-def _is_features(data: str | Path) -> bool:
-    return str(data).endswith(".npy")
-
-
-def _load_features(path: Path) -> Tensor:
-    """Read features (N, D). Raises UsageError where there is no file, DataError where it holds something else."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; give an .npy of features (N, D), or DATA")
-    try:
-        features = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as .npy ({error}); write it with numpy.save") from error
-    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
-        raise DataError(
-            f"{path}: holds {features.shape} {features.dtype}; give features (N, D) of a floating-point type, "
-            "one row an image"
-        )
-    if not np.isfinite(features).all():
-        raise DataError(f"{path}: NaN or infinity among the features; extract them again")
-    return torch.from_numpy(features.astype(np.float64))
-
-
 def _compare(
-    real: Side,
-    generated: Side,
+    real: _Side,
+    generated: _Side,
     network: Extractor | None,
     k: int,
     seed: int,
@@ -270,7 +288,7 @@ def _compare(
     x, y = checked(real.features.to(device), generated.features.to(device), least=max(k + 1, 4))
     n, m, dim = len(x), len(y), x.shape[1]
     size = min(KID_SUBSET_SIZE, n, m)
-    units = units_of(real, generated)
+    units = _units(real, generated)
     sets = jackknife(units, seed) if units.enough else None
     parts = (sets.real, sets.generated) if sets else (torch.zeros(n, 0).double(), torch.zeros(m, 0).double())
     folds, subsets = parts[0].shape[1], random_subsets(n, m, subsets=KID_SUBSETS, size=size)
@@ -307,7 +325,7 @@ def _compare(
         n_generated=m,
         units_real=units.counts[0],
         units_generated=units.counts[1],
-        resampled=resampled(real, generated, units),
+        resampled=_resampled(real, generated, units),
         k=k,
         extractor=network.name if network else "npy",
         dim=dim,
@@ -333,7 +351,7 @@ def _without_direction(zeros: Sequence[int]) -> tuple[str, ...]:
     return (f"CMMD is not defined: {zeros[0]} real and {zeros[1]} generated rows are zero and have no direction",)
 
 
-def _per_class(real: Side, generated: Side, x: Tensor, y: Tensor) -> dict[str, ClassDistance]:
+def _per_class(real: _Side, generated: _Side, x: Tensor, y: Tensor) -> dict[str, ClassDistance]:
     if real.images is None or generated.images is None:
         return {}
     found = {}
@@ -348,7 +366,7 @@ def _per_class(real: Side, generated: Side, x: Tensor, y: Tensor) -> dict[str, C
     return found
 
 
-def _warnings(real: Side, generated: Side, network: Extractor | None, dim: int) -> tuple[str, ...]:
+def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int) -> tuple[str, ...]:
     found = []
     if biased := small_sample_warning(len(real.features), len(generated.features), dim):
         found.append(biased)

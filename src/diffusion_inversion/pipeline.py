@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import save
 
 from .arms import ArmResults, check_arms, train_arms
 from .arms import check_settings as check_training
@@ -26,40 +23,33 @@ from .draws import Draw
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.disk import require_room
 from .engine.ledger import Ledger
-from .engine.lock import briefly, is_shared, run_lock
+from .engine.lock import is_shared, run_lock
 from .engine.manifest import NAME as MANIFEST
-from .engine.manifest import Manifest
+from .engine.manifest import timed
 from .engine.progress import track
-from .errors import ConfigMismatchError, LockedError, UsageError
+from .errors import DinvError, UsageError
+from .evaluation import OWN_SIZE
+from .foresight import forewarnings
 from .forgetting import follow
 from .generator import Generator
 from .images import LabelledImages
 from .inversion import invert
+from .own_size import at_own_size, own_side
 from .prompting import PROMPTS
-from .real_fraction import (
-    FRACTION_FILE,
-    PAPER_FRACTIONS,
-    choose_real_fraction,
-    chosen_before,
-    claim_fraction,
-    real_fraction_of,
-    require_choosable,
-)
+from .real_fraction import FRACTION_FILE, check_fraction, with_fraction
+from .reconstructions import LIKENESS_FILE, RECONSTRUCTIONS_FILE, draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
 from .reporting import (
     GENERATOR_FILE,
-    RECONSTRUCTIONS_FILE,
     REPORT_FILE,
     RUN_FILE,
     draw_of,
     read_config,
-    read_reconstructions,
     report_stage,
-    shown_rows,
 )
 from .run_images import open_splits, read_record
-from .sampling import check, check_settings, draw_variants, is_stale, reconstruct
+from .sampling import check, check_settings, draw_variants, is_stale
 from .synthetic import FOLDER as SYNTHETIC
 from .synthetic import METADATA, SyntheticStore, read_synthetic
 
@@ -74,7 +64,7 @@ def invert_stage(run: Path, splits: Splits, generator: Generator, settings: Inve
     missing = len(set(splits.train.ids) - set(EmbeddingStore(run).images()))
     size = len(settings.checkpoints) * settings.tokens * generator.text_width * FLOAT_BYTES
     _require_room(run, missing, size, "vectors")
-    with _timed(EmbeddingStore(run).manifest):
+    with timed(EmbeddingStore(run).manifest):
         found = invert(splits.train, generator, run, settings)
     source = {"name": generator.name, "source": generator.source, "revision": generator.revision, **generator.record}
     text = json.dumps(source, indent=2) + "\n"
@@ -82,9 +72,17 @@ def invert_stage(run: Path, splits: Splits, generator: Generator, settings: Inve
     return found
 
 
-def sample_stage(run: Path, generator: Generator, settings: SampleSettings, *, anew: bool = False) -> int:
+def sample_stage(
+    run: Path,
+    generator: Generator,
+    settings: SampleSettings,
+    *,
+    anew: bool = False,
+    sources: LabelledImages | None = None,
+) -> int:
     """Stage 2 over the stored vectors; notes its time and returns how many images there are.
 
+    With `sources`, the images that were inverted, it is measured how much of each its vector keeps.
     `anew` deletes what this stage and later ones made, once the settings are known to be usable.
     """
     embeddings = read_embeddings(run)
@@ -95,28 +93,25 @@ def sample_stage(run: Path, generator: Generator, settings: SampleSettings, *, a
     drawn = sum(len(record["files"]) for record in store.manifest.units().values())
     missing = max(len(embeddings) * settings.variants - drawn, 0)
     _require_room(run, missing, png_bytes(side), f"images of {side} px")
-    with _timed(store.manifest):
+    with timed(store.manifest):
         draw_variants(embeddings, generator, run, settings)
-        _reconstruct(run, embeddings, generator, settings)
+        draw_reconstructions(run, embeddings, generator, settings, sources)
     return len(embeddings) * settings.variants
+
+
+def sources_of(run: Path) -> LabelledImages | None:
+    """The training images of a run; None, with a warning, where they cannot be had: stage 2 can do without."""
+    try:
+        return open_splits(run).train
+    except DinvError as error:
+        cause = str(error).partition("\n")[0]
+        print(f"warning: how much of each image its vector keeps is not measured: {cause}", file=sys.stderr, flush=True)
+        return None
 
 
 def _require_room(run: Path, missing: int, size: int, what: str) -> None:
     if missing:
         require_room(run, missing * size + SPARE_BYTES, f"{missing} {what}")
-
-
-def _reconstruct(run: Path, embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> None:
-    """Draw the reconstructions that the report shows, unless those of the same vectors are there."""
-    rows = shown_rows(embeddings)
-    note = {"versions": [embeddings.versions[row] for row in rows], "variants": settings.variants}
-    ledger = Ledger(run)
-    if ledger.holds(RECONSTRUCTIONS_FILE) and ledger.note(RECONSTRUCTIONS_FILE) == note:
-        return
-    images = reconstruct(embeddings, generator, settings, rows).contiguous()
-    if ledger.note(RECONSTRUCTIONS_FILE) not in (None, note):
-        ledger.drop(RECONSTRUCTIONS_FILE)  # a commit of the same pixels would keep the old note
-    ledger.commit(RECONSTRUCTIONS_FILE, save({"images": images}), note)
 
 
 def png_bytes(side: int) -> int:
@@ -137,7 +132,7 @@ def restart(run: Path, stage: str) -> None:
     stages = {"sample": ("sample", "train"), "train": ("train",)}[stage]
     folders = {"sample": SYNTHETIC, "train": CLASSIFIERS}
     files = {
-        "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, "sample.config.json"),
+        "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, LIKENESS_FILE, "sample.config.json"),
         "train": (RUN_FILE, REPORT_FILE, FRACTION_FILE, "train.config.json"),
     }
     ledger = Ledger(run)
@@ -160,7 +155,7 @@ class Redone:
 
     def report(self, run: Path, others: Sequence[Draw] = ()) -> None:
         """Write the report as it was last asked for, of as many replicates, less those that have not all its arms."""
-        arms = self.results.accuracies().keys()
+        arms = self.results.accuracies().keys() - {OWN_SIZE}
         beside = [
             one for one in others[: self.note.get("replicates", 1) - 1] if one.results.accuracies().keys() >= arms
         ]
@@ -211,7 +206,9 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
         return (["sample"] if drawn.units() or drawn.dropped() else []), None
     recorded = read_config(run, "sample")
     settings = {**recorded["settings"], "variants": sampled["variants"]}
-    sample_stage(run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded))
+    sample_stage(
+        run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded), sources=splits.train
+    )
     classifiers = ClassifierStore(run).manifest
     reported = ledger.note(RUN_FILE)
     trained = classifiers.last("complete") or reported
@@ -221,7 +218,7 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     training = TrainSettings(
         **recorded["settings"], architecture=recorded["architecture"], arms=trained["arms"], seeds=trained["seeds"]
     )
-    results = train_stage(run, splits, training, recorded["device"])
+    results = train_stage(run, splits, training, recorded["device"], own_size=trained.get("own_size", False))
     return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})
 
 
@@ -232,27 +229,35 @@ def holds_prompts(run: Path) -> bool:
 
 
 def train_stage(
-    run: Path, splits: Splits, settings: TrainSettings, device: str = "auto", *, anew: bool = False
+    run: Path,
+    splits: Splits,
+    settings: TrainSettings,
+    device: str = "auto",
+    *,
+    anew: bool = False,
+    own_size: bool = True,
 ) -> ArmResults:
     """Train and test every arm and seed; notes its time. `anew` deletes what this stage made before, once it can begin.
 
+    With `own_size` the real images are an arm at their own side too, where that is larger (own_size.py).
     Raises UsageError where images or vectors were added since the stage before this one ran.
     """
     where = resolve_device(device)
     require_whole(run, splits)
     synthetic = read_synthetic(run, splits.train.class_names)
     real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
-    check_arms(real, synthetic, test, settings)
+    own = at_own_size(splits, synthetic.size) if own_size else None
+    arms = check_arms(real, synthetic, test, settings, own)
     if anew:
         if settings.real_fraction == "auto":
-            _check_fraction(run, real, synthetic, settings)
+            check_fraction(run, real, synthetic, settings)
         restart(run, "train")
-    settings = _with_fraction(run, real, synthetic, settings, device)
-    total = settings.steps * len(settings.arms) * len(settings.seeds)
+    settings = with_fraction(run, real, synthetic, settings, device)
+    total = settings.steps * len(arms) * len(settings.seeds)
     trained = len(ClassifierStore(run).manifest.units())
     size = CLASSIFIER_BYTES.get(choose_architecture(settings.architecture, where), OTHER_CLASSIFIER_BYTES)
-    _require_room(run, max(len(settings.arms) * len(settings.seeds) - trained, 0), size, "classifiers")
-    with _timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
+    _require_room(run, max(len(arms) * len(settings.seeds) - trained, 0), size, "classifiers")
+    with timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
             advance(1)
@@ -261,6 +266,7 @@ def train_stage(
             real,
             synthetic,
             test,
+            own_size=own,
             settings=settings,
             device=device,
             folder=run,
@@ -268,40 +274,6 @@ def train_stage(
             on_run=lambda found: advance(settings.steps) if found.resumed else None,
         )
     return results
-
-
-def _with_fraction(
-    run: Path, real: LabelledImages, synthetic: LabelledImages, settings: TrainSettings, device: str
-) -> TrainSettings:
-    """The settings with a number for real_fraction=auto: the one chosen before, or one chosen now, whatever the arms.
-
-    So arms and seeds that are added later, in whatever order, have the same number.
-    """
-    if settings.real_fraction != "auto":
-        return settings
-    fraction = chosen_before(run, settings, device)
-    if fraction is None:
-        require_choosable(run, settings, device)
-        sources = SyntheticStore(run, real.class_names).sources()
-        total = len(PAPER_FRACTIONS) * len(settings.seeds)
-        with (
-            briefly(run, "real-fraction"),
-            _timed(ClassifierStore(run).manifest),
-            track("real fraction", total, "trials") as advance,
-        ):
-            fraction = real_fraction_of(
-                run, real, synthetic, settings, sources=sources, device=device, on_trial=lambda: advance(1)
-            )
-    settings = settings.model_copy(update={"real_fraction": fraction})
-    claim_fraction(run, settings, device)
-    return settings
-
-
-def _check_fraction(run: Path, real: LabelledImages, synthetic: LabelledImages, settings: TrainSettings) -> None:
-    """Raise what choosing the real fraction raises: choose it, as if every trial had been measured."""
-    sources = SyntheticStore(run, real.class_names).sources()
-    measured = {(fraction, seed): 0.0 for fraction in PAPER_FRACTIONS for seed in settings.seeds}
-    choose_real_fraction(real, synthetic, settings, sources=sources, known=measured)
 
 
 def require_whole(run: Path, splits: Splits) -> None:
@@ -331,6 +303,7 @@ def run_all(
     train: TrainSettings,
     command: str,
     replicates: int = 1,
+    own_size: bool = True,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
@@ -348,25 +321,34 @@ def run_all(
         classes=len({*images.labels.tolist()}),
     )
     check_training(train, images.class_names, side)
+    if own_size and "real" in train.arms and (own := own_side(images, side)) is not None:
+        check_training(train, images.class_names, own)
     for plan in plans[1:]:
         if read_record(plan.folder) is None:
             with _replicate(run, plan):
                 pass
-    results = _all_stages(plans[0], splits, generator)
+    forewarn(splits, train, side, replicates=replicates, own_size=own_size)
+    results = _all_stages(plans[0], splits, generator, own_size)
     others = []
     for plan in plans[1:]:
         print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
-        with _replicate(run, plan) as own:
-            found = _all_stages(plan, own, generator)
-            report_stage(plan.folder, own, found, plan.train, command)
-            others.append(draw_of(plan.folder, own, found))
+        with _replicate(run, plan) as theirs:
+            found = _all_stages(plan, theirs, generator, own_size)
+            report_stage(plan.folder, theirs, found, plan.train, command)
+            others.append(draw_of(plan.folder, theirs, found))
     return report_stage(run, splits, results, train, command, others)
 
 
-def _all_stages(plan: Replicate, splits: Splits, generator: Generator) -> ArmResults:
+def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: int = 1, own_size: bool = True) -> None:
+    """Say on stderr what can be said before the work (foresight.py)."""
+    for sentence in forewarnings(splits, settings, used, replicates=replicates, own_size=own_size):
+        print(f"note: {sentence}", file=sys.stderr, flush=True)
+
+
+def _all_stages(plan: Replicate, splits: Splits, generator: Generator, own_size: bool) -> ArmResults:
     invert_stage(plan.folder, splits, generator, plan.invert)
-    sample_stage(plan.folder, generator, plan.sample)
-    return train_stage(plan.folder, splits, plan.train, str(generator.device))
+    sample_stage(plan.folder, generator, plan.sample, sources=splits.train)
+    return train_stage(plan.folder, splits, plan.train, str(generator.device), own_size=own_size)
 
 
 @contextmanager
@@ -375,17 +357,3 @@ def _replicate(run: Path, plan: Replicate) -> Iterator[Splits]:
     with run_lock(plan.folder, shared=is_shared(run)):
         follow(run, plan.folder)
         yield open_splits(plan.folder, plan.data)
-
-
-@contextmanager
-def _timed(manifest: Manifest) -> Iterator[None]:
-    """Record the time of the block, also when it is interrupted, but not where it was refused: then nothing changes."""
-    start, refused = time.monotonic(), False
-    try:
-        yield
-    except (UsageError, ConfigMismatchError, LockedError):
-        refused = True
-        raise
-    finally:
-        if not refused:
-            manifest.append({"event": "time", "seconds": round(time.monotonic() - start, 1)})

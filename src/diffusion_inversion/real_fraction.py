@@ -14,10 +14,13 @@ from .config import TrainSettings
 from .device import resolve_device
 from .engine.claim import claim_run
 from .engine.ledger import Ledger
-from .engine.lock import is_shared
+from .engine.lock import briefly, is_shared
+from .engine.manifest import timed
+from .engine.progress import track
 from .errors import ConfigMismatchError, DataError, UsageError
 from .evaluation import evaluate
 from .images import LabelledImages
+from .synthetic import SyntheticStore
 from .training import fingerprint, recipe, train
 
 # Section C.2 of the paper: real to synthetic 1:7, 1:3, 1:1, 3:1, 7:1.
@@ -144,6 +147,40 @@ def real_fraction_of(
     )  # fmt: skip
     keep(choice)
     return choice.real_fraction
+
+
+def with_fraction(
+    run: Path, real: LabelledImages, synthetic: LabelledImages, settings: TrainSettings, device: str
+) -> TrainSettings:
+    """The settings with a number for real_fraction=auto: the one chosen before, or one chosen now, whatever the arms.
+
+    So arms and seeds that are added later, in whatever order, have the same number.
+    """
+    if settings.real_fraction != "auto":
+        return settings
+    fraction = chosen_before(run, settings, device)
+    if fraction is None:
+        require_choosable(run, settings, device)
+        sources = SyntheticStore(run, real.class_names).sources()
+        total = len(PAPER_FRACTIONS) * len(settings.seeds)
+        with (
+            briefly(run, "real-fraction"),
+            timed(ClassifierStore(run).manifest),
+            track("real fraction", total, "trials") as advance,
+        ):
+            fraction = real_fraction_of(
+                run, real, synthetic, settings, sources=sources, device=device, on_trial=lambda: advance(1)
+            )
+    settings = settings.model_copy(update={"real_fraction": fraction})
+    claim_fraction(run, settings, device)
+    return settings
+
+
+def check_fraction(run: Path, real: LabelledImages, synthetic: LabelledImages, settings: TrainSettings) -> None:
+    """Raise what choosing the real fraction raises: choose it, as if every trial had been measured."""
+    sources = SyntheticStore(run, real.class_names).sources()
+    measured = {(fraction, seed): 0.0 for fraction in PAPER_FRACTIONS for seed in settings.seeds}
+    choose_real_fraction(real, synthetic, settings, sources=sources, known=measured)
 
 
 def chosen_before(run: Path, settings: TrainSettings, device: str = "auto") -> float | None:

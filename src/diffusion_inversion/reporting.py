@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,29 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load
-from torch import Tensor
 
 from .arms import ArmResults
 from .classifier_store import ClassifierStore
 from .config import TrainSettings
 from .datasets import Splits
-from .draws import Draw, by_draw, scope, spread, verdict_over
+from .draws import Draw, sides_of, spread
+from .duplicates import doubts
 from .embeddings import Embeddings, EmbeddingStore, read_embeddings
 from .engine.ledger import Ledger
 from .engine.manifest import Manifest
-from .errors import UsageError
+from .evaluation import OWN_SIZE
+from .foresight import too_few, visible_gain
 from .images import resize
+from .own_size import OWN_SIZE_LIMIT, Sides, own_side
 from .real_fraction import FRACTION_FILE
 from .recipes import resolved
+from .reconstructions import Likeness, read_likeness, read_reconstructions
 from .report import ReportImages, RunRecord, render_report
-from .report.record import ArmRecord, CurveRecord, ReplicateRecord, VerdictRecord
+from .report.record import CurveRecord, ReplicateRecord
 from .run_images import DATA_FILE
 from .synthetic import SyntheticStore, read_rows
+from .verdict_record import arms_of, verdict_of
 
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
-GENERATOR_FILE, RECONSTRUCTIONS_FILE = "generator.json", "reconstructions.safetensors"
-REPORT_ROWS, REPORT_VARIANTS = 8, 6
+GENERATOR_FILE = "generator.json"
+REPORT_VARIANTS = 6
 MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
 
@@ -64,6 +66,7 @@ def report_stage(
         "p90": losses.quantile(0.9, dim=1).tolist(),
     }
     problems = (*splits.train.problems, *splits.test.problems)
+    near, conflicting = doubts(problems)
     record: RunRecord = {
         "name": splits.train.name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -76,6 +79,8 @@ def report_stage(
             "how": splits.how,
             "class_names": list(splits.train.class_names),
             "licence": splits.train.licence,
+            "near_duplicates": near,
+            "conflicting_labels": conflicting,
             "problems": [{"file": p.file, "cause": p.cause, "remedy": p.remedy, "fatal": p.fatal} for p in problems],
         },
         "generator": {
@@ -103,9 +108,16 @@ def report_stage(
             "train": {"seconds": sum(_seconds(ClassifierStore(draw.folder).manifest) for draw in draws)},
         },
         "inversion_curve": curve,
-        "arms": {arm: _arm(accuracies) for arm, accuracies in _units(draws).items()},
-        "verdict": _verdict(draws),
+        "arms": arms_of(draws),
+        "verdict": verdict_of(draws),
     }
+    record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(draws))
+    if (few := too_few(splits.test.labels, settings, len(draws))) is not None:
+        record["verdict"]["too_few"] = few
+    if (likeness := read_likeness(run, embeddings)) is not None:
+        record["likeness"] = likeness.record()
+    if (sides := sides_of(draws)) is not None:
+        record["sides"] = {"native": sides.native, "used": sides.used, "own": sides.own, "limit": OWN_SIZE_LIMIT}
     if others:
         record["replicates"] = [_replicate(run, number, draw) for number, draw in enumerate(draws)]
         record["components"] = {name: {"between": c.between, "within": c.within} for name, c in spread(draws).items()}
@@ -117,22 +129,19 @@ def report_stage(
     if (choice := ledger.read_json(FRACTION_FILE)) is not None:
         record["real_fraction_trials"] = choice["trials"]
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    chosen = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(draws)}
+    chosen: dict[str, Any] = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(draws)}
+    if OWN_SIZE in record["arms"]:
+        chosen["own_size"] = True
     ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
-    ledger.commit(REPORT_FILE, render_report(record, _report_images(run, splits, embeddings)).encode())
+    ledger.commit(REPORT_FILE, render_report(record, _report_images(run, splits, embeddings, likeness)).encode())
     return record
 
 
 def draw_of(run: Path, splits: Splits, results: ArmResults) -> Draw:
     """The results of a run as one draw among others."""
-    return Draw(run, results, splits.train.ids, splits.test.ids)
-
-
-def _units(draws: Sequence[Draw]) -> dict[str, tuple[float, ...]]:
-    """Accuracies of each arm over what the verdict counts: seeds, or replicates."""
-    if len(draws) == 1:
-        return draws[0].results.accuracies()
-    return {arm: tuple(statistics.fmean(one) for one in found) for arm, found in by_draw(draws).items()}
+    used = read_config(run, "sample")["settings"]["image_size"]
+    own = own_side(splits.train, used) if OWN_SIZE in results.accuracies() else None
+    return Draw(run, results, splits.train.ids, splits.test.ids, Sides(splits.train.native_size, used, own))
 
 
 def _replicate(run: Path, number: int, draw: Draw) -> ReplicateRecord:
@@ -149,11 +158,11 @@ def _replicate(run: Path, number: int, draw: Draw) -> ReplicateRecord:
     }
 
 
-def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportImages:
-    """A few real images, spread over the classes, beside their reconstructions and variants."""
+def _report_images(run: Path, splits: Splits, embeddings: Embeddings, likeness: Likeness | None) -> ReportImages:
+    """A few real images beside their reconstructions and variants, those that are least like their sources first."""
     store = SyntheticStore(run, embeddings.class_names)
     shown = min(REPORT_VARIANTS, store.variants())
-    rows = shown_rows(embeddings)
+    rows, drawn_again = read_reconstructions(run, embeddings)
     variants: dict[str, list[dict[str, Any]]] = {embeddings.ids[row]: [] for row in rows}
     for entry in sorted(store.rows(), key=lambda entry: int(entry["variant"])):
         if entry["source_id"] in variants and entry["variant"] < shown:
@@ -163,67 +172,11 @@ def _report_images(run: Path, splits: Splits, embeddings: Embeddings) -> ReportI
     real = splits.train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
     return ReportImages(
         real=real.images,
-        reconstruction=resize(read_reconstructions(run, embeddings), drawn.size),
+        reconstruction=resize(drawn_again, drawn.size),
         variants=drawn.images.unflatten(0, (len(rows), shown)),
         labels=embeddings.labels[rows],
+        distances=None if likeness is None else tuple(likeness.distances[embeddings.ids[row]] for row in rows),
     )
-
-
-def shown_rows(embeddings: Embeddings) -> list[int]:
-    """Rows of the vectors that the report shows."""
-    return spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
-
-
-def read_reconstructions(run: Path, embeddings: Embeddings) -> Tensor:
-    """The reconstructions of `shown_rows`, uint8 (rows, 3, R, R).
-
-    Raises UsageError where stage 2 was cut short before it drew them, DataError where the file was damaged.
-    """
-    ledger = Ledger(run)
-    content, note = ledger.read(RECONSTRUCTIONS_FILE), ledger.note(RECONSTRUCTIONS_FILE)
-    versions = [embeddings.versions[row] for row in shown_rows(embeddings)]
-    if content is None or note is None or note.get("versions") != versions:
-        raise UsageError(
-            f"{run}: stage 2 ended before it drew the reconstructions that the report shows. Run the same "
-            "`dinv sample` command again first."
-        )
-    images: Tensor = load(content)["images"]
-    return images
-
-
-def spread_over_classes(labels: list[int], count: int) -> list[int]:
-    """At most `count` rows, the first of every class before the second of any, in the order of their classes."""
-    seen: dict[int, int] = {}
-    ranked = []
-    for row, label in enumerate(labels):
-        ranked.append((seen.get(label, 0), label, row))
-        seen[label] = seen.get(label, 0) + 1
-    return [row for _, _, row in sorted(sorted(ranked)[:count], key=lambda entry: entry[1:])]
-
-
-def _arm(accuracies: tuple[float, ...]) -> ArmRecord:
-    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-    return {"accuracies": list(accuracies), "mean": statistics.fmean(accuracies), "std": spread, "n": len(accuracies)}
-
-
-def _verdict(draws: Sequence[Draw]) -> VerdictRecord:
-    found = verdict_over(draws)
-    return {
-        "outcome": found.outcome,
-        "sentence": found.reason,
-        "comparisons": [
-            {
-                "arm": c.arm,
-                "difference": c.difference,
-                "low": c.interval[0] if c.interval else None,
-                "high": c.interval[1] if c.interval else None,
-                "confidence": c.simultaneous_confidence,
-                "outcome": c.outcome(found.smallest_effect),
-            }
-            for c in found.comparisons
-        ],
-        "scope": scope(draws),
-    }
 
 
 def read_config(run: Path, stage: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,22 +172,29 @@ def reconstruct(
     Returns uint8 (N, 3, R, R) at the side R at which images are drawn; white where the safety checker blanks every
     attempt.
     """
-    plain = settings.model_copy(update={"noise_strength": 0.0, "interpolation": 0.0, "variants": 1})
-    found = []
-    checker = load_safety_checker(generator) if settings.safety_checker else None
     rows = range(len(embeddings)) if rows is None else rows
+    batches = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
+    return torch.cat([images for _, images in in_batches(embeddings, generator, settings, batches)])
+
+
+def in_batches(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, batches: Sequence[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """What `reconstruct` returns, of one batch of rows after the other."""
+    if not batches:
+        return
+    plain = settings.model_copy(update={"noise_strength": 0.0, "interpolation": 0.0, "variants": 1})
+    checker = load_safety_checker(generator) if settings.safety_checker else None
     draw = partial(draw_images, embeddings, generator, settings=plain)
 
     def planner(batch: Sequence[int]) -> Callable[[int, int], Plan]:
         return lambda place, attempt: plan_variant(embeddings, generator, plain, batch[place], 0, attempt)
 
-    with track("reconstruct", len(rows)) as advance:
-        for start in range(0, len(rows), settings.batch_size):
-            batch = rows[start : start + settings.batch_size]
+    def together(plans: list[Plan]) -> Float[Tensor, "batch 3 side side"]:
+        return within_memory(partial(in_parts, draw, plans), len(plans))[0]
 
-            def together(plans: list[Plan]) -> Float[Tensor, "batch 3 side side"]:
-                return within_memory(partial(in_parts, draw, plans), len(plans))[0]
-
+    with track("reconstruct", sum(map(len, batches))) as advance:
+        for batch in batches:
             _, images, _ = draw_safely(
                 planner(batch),
                 together,
@@ -195,9 +202,8 @@ def reconstruct(
                 checker,
                 white=True,
             )
-            found.append(to_uint8(images))
+            yield batch, to_uint8(images)
             advance(len(batch))
-    return torch.cat(found)
 
 
 def fingerprint(

@@ -129,8 +129,7 @@ def stratified(
 
     Classes keep their proportions: after one of each, the next place goes to the class whose share of the rows it
     fits best (Sainte-Lague). `balanced`: the first of every class's ranking, then the second, ... Ids in `chosen` are
-    taken before any other: what was added since takes what they leave. Raises UsageError where that is nothing for a
-    class.
+    taken before any other. Raises UsageError where that leaves nothing for a class, or the limit is below their number.
     """
     rows = range(len(source.ids)) if rows is None else rows
     if limit is None or limit >= len(rows):
@@ -149,14 +148,15 @@ def stratified(
         for place, row in enumerate(members)
     ]
     taken = sorted(turns)[:limit]
-    without = sorted({label for label, members in enumerate(ranked) if members} - {label for *_, label, _ in taken})
+    *_, labels, rows_taken = zip(*taken, strict=True)
+    without = sorted({label for label, members in enumerate(ranked) if members} - set(labels))
     if without:
         names = ", ".join(source.class_names[label] for label in without)
         raise UsageError(
             f"limit={limit}: the images that were chosen before leave no room for {names}; give at least "
             f"{limit + len(without)}"
         )
-    return sorted(row for *_, row in taken)
+    return sorted(rows_taken)
 
 
 def first_of_classes(

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from .errors import DataError, UsageError
-from .images import LabelledImages
-from .metrics.units import Units, by_content, named_units
 from .synthetic import METADATA
 
 MOST_BYTES = 1 << 28  # of a file of groups
@@ -67,43 +62,3 @@ def read_groups(path: str | Path, ids: Sequence[str] | None, count: int) -> list
     if len(lines) != count:
         raise DataError(f"{path}: {len(lines)} groups for {count} images; give one a line, in the images' order")
     return lines
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One of the two sets that are compared."""
-
-    name: str
-    features: Tensor  # (N, D) on the CPU; empty until extracted
-    images: LabelledImages | None = None
-    groups: Sequence[str] | None = None  # of each image; None: each stands alone
-
-
-def units_of(real: Side, generated: Side) -> Units:
-    """What is resampled. Real images without groups go by their ids, under which sources are known."""
-
-    def names(side: Side, own: str) -> list[tuple[str, str]]:
-        if side.groups is not None:
-            return [("", group) for group in side.groups]
-        if side is real and side.images is not None and generated.groups is not None:
-            return [("", image_id) for image_id in side.images.ids]
-        return [(own, str(row)) for row in range(len(side.features))]
-
-    return by_content(
-        named_units(names(real, "real"), names(generated, "generated")), real.features, generated.features
-    )
-
-
-def resampled(real: Side, generated: Side, units: Units) -> str:
-    """What the intervals resample, in words."""
-
-    def words(side: Side, kind: str, count: int) -> str:
-        images = f"{len(side.features):,} {kind} images"
-        return images if count == len(side.features) else f"{count:,} groups of {images}"
-
-    both = [words(real, "real", units.counts[0]), words(generated, "generated", units.counts[1])]
-    said = f"{both[0]} and {both[1]} are resampled"
-    if units.shared:
-        common = len(units.strata()[0])
-        said += f", {common:,} of them on both sides at once (a source with what was made from it)"
-    return said

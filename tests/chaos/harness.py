@@ -78,7 +78,7 @@ def invert(bench: Bench, run: Path) -> None:
 
 
 def sample(bench: Bench, run: Path) -> None:
-    pipeline.sample_stage(run, bench.generator(), SAMPLE)
+    pipeline.sample_stage(run, bench.generator(), SAMPLE, sources=open_splits(run).train)
 
 
 def train(bench: Bench, run: Path) -> None:

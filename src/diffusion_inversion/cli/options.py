@@ -143,6 +143,15 @@ Replicates = Annotated[
         show_default=False,
     ),
 ]
+OwnSize = Annotated[
+    bool,
+    typer.Option(
+        "--own-size/--no-own-size",
+        help="Train on the real images at their own side too, up to 96 px, where all else is smaller: what synthetic "
+        "images then have to beat. [default: on]",
+        show_default=False,
+    ),
+]
 Join = Annotated[
     bool, typer.Option("--join", help="Share the work with other processes that were started with --join on this run.")
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -64,6 +64,7 @@ from .options import (
     MeAdaSteps,
     Mixing,
     NoiseStrength,
+    OwnSize,
     Partner,
     PerClass,
     Preset,
@@ -96,9 +97,7 @@ from .options import (
     WarmUp,
 )
 from .prompts import ClassesOf, GeneratorOrMini, GuidanceOrPrompts, Prompts, SizeOrResolution, sample_prompts
-
-if TYPE_CHECKING:
-    from ..report import RunRecord
+from .summary import summarise
 
 
 def invert(
@@ -172,7 +171,7 @@ def sample(
         return
     with command(as_json) as summary:
         from ..config import SampleSettings
-        from ..pipeline import inverted_with, sample_stage
+        from ..pipeline import inverted_with, sample_stage, sources_of
         from ..run_images import recorded_data
         from ..synthetic import refused_drawings
 
@@ -194,7 +193,7 @@ def sample(
         recorded, its_revision = inverted_with(run) if generator is None else (generator, revision)
         loaded = load(recorded, revision or its_revision, device, dtype)
         with hold(run, join, restart):
-            count = sample_stage(run, loaded, settings, anew=restart)
+            count = sample_stage(run, loaded, settings, anew=restart, sources=sources_of(run))
         summary |= {"run": str(run), "images": count, "folder": str(run / "synthetic")}
         summary |= {"blanked": refused_drawings(run)}
         summary["text"] = f"{count} images in {run / 'synthetic'}. Next: dinv train {run}"
@@ -207,14 +206,14 @@ def train(
     me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
     steps: TrainSteps = None, warm_up_steps: WarmUp = None, batch_size: TrainBatch = None,
     learning_rate: TrainRate = None,
-    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, restart: Restart = False,
-    join: Join = False, as_json: Json = False,
+    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, own_size: OwnSize = True,
+    restart: Restart = False, join: Join = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
     with command(as_json) as summary:
         from ..config import TrainSettings
-        from ..pipeline import train_stage
-        from ..reporting import report_stage
+        from ..pipeline import forewarn, train_stage
+        from ..reporting import read_config, report_stage
         from ..run_images import open_splits, recorded_data
 
         settings = settings_of(
@@ -228,9 +227,11 @@ def train(
         )  # fmt: skip
         with hold(run, join, restart):
             splits = open_splits(run)
-            results = train_stage(run, splits, settings, device, anew=restart)
+            if used := ((read_config(run, "sample") or {}).get("settings") or {}).get("image_size"):
+                forewarn(splits, settings, used, own_size=own_size)
+            results = train_stage(run, splits, settings, device, anew=restart, own_size=own_size)
             record = report_stage(run, splits, results, settings, command_line())
-        _summarise(summary, run, record)
+        summarise(summary, run, record)
 
 
 def run(
@@ -258,7 +259,7 @@ def run(
     me_ada_gamma: MeAdaGamma = None, me_ada_eta: MeAdaEta = None,
     train_steps: TrainSteps = None, warm_up_steps: WarmUp = None, train_batch_size: TrainBatch = None,
     train_learning_rate: TrainRate = None,
-    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None,
+    real_fraction: RealFraction = None, arms: Arms = None, seeds: Seeds = None, own_size: OwnSize = True,
     replicates: Replicates = 1, join: Join = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -303,9 +304,9 @@ def run(
         with hold(folder, join):
             record = run_all(
                 folder, source, load(generator, revision, device, dtype), invert=inverting, sample=sampling,
-                train=training, command=command_line(), replicates=replicates,
+                train=training, command=command_line(), replicates=replicates, own_size=own_size,
             )  # fmt: skip
-        _summarise(summary, folder, record, data, test)
+        summarise(summary, folder, record, data, test)
 
 
 def demo(
@@ -330,33 +331,6 @@ def demo(
                 sample=SampleSettings.model_validate(chosen["sample"]),
                 train=TrainSettings.model_validate(chosen["train"]),
                 command=command_line(),
+                own_size=False,  # it takes longer than all else; the summary says that the real images are shrunk
             )
-        _summarise(summary, folder, record)
-
-
-def _summarise(
-    summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None, test: str | None = None
-) -> None:
-    """Fill the summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
-    verdict, report = record["verdict"], folder / "report.html"
-    rows = []
-    for arm, result in record["arms"].items():
-        spread = "" if result["std"] is None else f" ± {100 * result['std']:.1f}"
-        rows.append(f"{arm:>15}  {100 * result['mean']:.1f}{spread} % (n={result['n']})")
-    summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
-    if "replicates" in record:
-        summary |= {"replicates": record["replicates"], "components": record["components"]}
-        rows += ["of each replicate, one number a classifier seed:"]
-        for one in record["replicates"]:
-            found = [f"{arm} {', '.join(f'{100 * a:.1f}' for a in values)}" for arm, values in one["arms"].items()]
-            rows.append(f"{one['number']:>15}  {'; '.join(found)}")
-        rows += ["standard deviation between replicates (apart from seeds), between seeds, in points:"]
-        for name, part in record["components"].items():
-            both = ("not measured" if v is None else f"{100 * v:.1f}" for v in (part["between"], part["within"]))
-            rows.append(f"{name:>21}  {', '.join(both)}")
-    notes = len(record["data"]["problems"])
-    summary["notes"] = notes
-    said = [f"verdict: {verdict['outcome']} ({verdict['sentence']})"]
-    said += [verdict["scope"]] if "scope" in verdict else []
-    told = notes_on(notes, data, test) if data is not None else []
-    summary["text"] = "\n".join([*rows, *said, *told, f"report: {report}"])
+        summarise(summary, folder, record)

@@ -7,13 +7,15 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
-from ..errors import DataError
+from ..errors import ConfigMismatchError, DataError, LockedError, UsageError
 from .faults import fault_point
 from .store import commit_bytes, disk_errors, sync_folder
 from .untrusted import check_record
@@ -182,3 +184,17 @@ def _split(content: bytes) -> list[bytes]:
     lines = [line + b"\n" for line in content.split(b"\n")]
     lines[-1] = lines[-1][:-1]
     return lines if lines[-1] else lines[:-1]
+
+
+@contextmanager
+def timed(manifest: Manifest) -> Iterator[None]:
+    """Record the time of the block, also when it is interrupted, but not where it was refused: then nothing changes."""
+    start, refused = time.monotonic(), False
+    try:
+        yield
+    except (UsageError, ConfigMismatchError, LockedError):
+        refused = True
+        raise
+    finally:
+        if not refused:
+            manifest.append({"event": "time", "seconds": round(time.monotonic() - start, 1)})

@@ -115,8 +115,9 @@ def per_class_accuracy(arms: Mapping[str, Sequence[Sequence[float | None]]], cla
         for row in range(len(class_names)):
             rates = [100 * rate for seed in seeds if (rate := seed[row]) is not None]
             if rates:
-                points.append((statistics.fmean(rates), row + offset, statistics.stdev(rates) if rates[1:] else 0.0))
-        means, heights, spreads = zip(*points, strict=True) if points else ((), (), ())
+                mean, spread = statistics.fmean(rates), statistics.stdev(rates) if rates[1:] else 0.0
+                points.append((mean, row + offset, min(spread, mean), min(spread, 100 - mean)))  # within 0 to 100
+        means, heights, *spreads = zip(*points, strict=True) if points else ((), (), (), ())
         colour, marker = ARM_COLOURS[place % len(ARM_COLOURS)], _MARKERS[place % len(_MARKERS)]
         handles.append(
             axes.errorbar(means, heights, xerr=spreads, fmt=marker, color=colour, markersize=5, linewidth=1.2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .record import ArmRecord, CurveRecord
+from .record import ArmRecord, CurveRecord, MajorityRecord
 from .text import visible
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _CELL = 64  # px, the least side of an image in the grid
 _GAP = 6  # px between images
 _LABEL = 150  # px left of the images for the class name
 _HEADER = 24  # px above them
+_UNDER = 16  # px under each row for its distance
 _LONGEST_LABEL = 20  # characters
 
 
@@ -39,6 +40,7 @@ class ReportImages:
     reconstruction: Tensor  # (R, 3, S, S): sampled from the learned vector itself
     variants: Tensor  # (R, V, 3, S, S)
     labels: Tensor  # (R,) int64, index into the run's class names
+    distances: tuple[float, ...] | None = None  # of each reconstruction to its source; None: not measured
 
     def __post_init__(self) -> None:
         rows, sides = len(self.real), self.real.shape[1:]
@@ -48,6 +50,7 @@ class ReportImages:
             or self.variants.ndim != 5
             or any(shape != (rows, *sides) for shape in shapes)
             or len(self.labels) != rows
+            or len(self.distances or self.labels) != rows
         ):
             raise ValueError(
                 f"real {tuple(self.real.shape)}, reconstruction {tuple(self.reconstruction.shape)}, variants "
@@ -102,19 +105,22 @@ def png(figure: Figure) -> bytes:
 
 @without_tex
 def image_grid(images: ReportImages, class_names: Sequence[str]) -> Figure:
-    """One row per source: class name, real image, reconstruction, variants. One pixel becomes a k x k square."""
+    """One row per source: class name, real image, reconstruction, variants. One pixel becomes a k x k square.
+
+    Where it was measured, the distance of each reconstruction to its source stands under it.
+    """
     from matplotlib.figure import Figure
 
     factor = -(-_CELL // images.real.shape[-1])
     rows = torch.cat([images.real[:, None], images.reconstruction[:, None], images.variants], dim=1)
     rows = rows.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
     count, columns, _, side, _ = rows.shape
-    step = side + _GAP
-    width, height = _LABEL + columns * step, _HEADER + count * step
+    step, fall = side + _GAP, side + _GAP + (_UNDER if images.distances else 0)
+    width, height = _LABEL + columns * step, _HEADER + count * fall
     canvas = torch.full((height, width, 3), 255, dtype=torch.uint8)
     for row in range(count):
         for column in range(columns):
-            top, left = _HEADER + row * step, _LABEL + column * step
+            top, left = _HEADER + row * fall, _LABEL + column * step
             canvas[top : top + side, left : left + side] = rows[row, column].permute(1, 2, 0)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     # figimage puts one pixel on one pixel: nothing is interpolated.
@@ -128,7 +134,9 @@ def image_grid(images: ReportImages, class_names: Sequence[str]) -> Figure:
         middle = _LABEL + column * step + side / 2
         write(middle, _HEADER / 2, title, ha="center", va="center")
     for row, label in enumerate(images.labels.tolist()):
-        write(_LABEL - 8, _HEADER + row * step + side / 2, short(class_names[label]), ha="right", va="center")
+        write(_LABEL - 8, _HEADER + row * fall + side / 2, short(class_names[label]), ha="right", va="center")
+    for row, distance in enumerate(images.distances or ()):
+        write(_LABEL + 1.5 * side + _GAP, _HEADER + row * fall + side + 1, f"{distance:.2f}", ha="center", va="top")
     return figure
 
 
@@ -152,8 +160,11 @@ def loss_curve(curve: CurveRecord, null_loss: float | None = None) -> Figure:
 
 
 @without_tex
-def accuracy_bars(arms: Mapping[str, ArmRecord]) -> Figure:
-    """Mean test accuracy of each arm in %, error bars of one standard deviation, every seed as a dot."""
+def accuracy_bars(arms: Mapping[str, ArmRecord], line: MajorityRecord | None = None) -> Figure:
+    """Mean test accuracy of each arm in %, error bars of one standard deviation, every seed as a dot.
+
+    The dashed line is what always answering the most frequent class scores.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(4.0, 1.2 + 1.5 * len(arms)), 3.6), dpi=DPI, layout="constrained")
@@ -169,6 +180,9 @@ def accuracy_bars(arms: Mapping[str, ArmRecord]) -> Figure:
         places = [place + (0.0 if count == 1 else 0.3 * (seed / (count - 1) - 0.5)) for seed in range(count)]
         points = [100 * accuracy for accuracy in arm["accuracies"]]
         axes.scatter(places, points, s=22, color=colour, edgecolor="black", linewidth=0.6, zorder=3)
+    if line is not None:
+        drawn = axes.axhline(100 * line["accuracy"], color="#555555", linestyle="--", linewidth=1)
+        legend(axes, [drawn], [f"always {line['class_name']}"])
     axes.set_xticks(range(len(arms)), [short(arm) for arm in arms], parse_math=False)
     axes.set(ylabel="test accuracy in %", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)

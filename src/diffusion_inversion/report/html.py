@@ -23,6 +23,12 @@ def accuracy(mean: float, std: float | None, n: int) -> str:
     return f"{100 * mean:.1f}{spread} % (n={n})"
 
 
+def area(measure: Mapping[str, Any]) -> str:
+    """Format an area under the ROC curve (`MeasureRecord`) as `0.713 ± 0.012`."""
+    spread = "" if measure["std"] is None else f" ± {measure['std']:.3f}"
+    return f"{measure['mean']:.3f}{spread}"
+
+
 def points(difference: float | None) -> str:
     """Format a difference of accuracies as `+2.2 points`; None was not measured."""
     return "not measured" if difference is None else f"{100 * difference:+.1f} points"
@@ -47,6 +53,24 @@ def duration(seconds: float) -> str:
 def setting(value: Any) -> str:
     """Show a setting as it is written in JSON, a string without quotes."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def found_of_class(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[float | None, bool]]]]:
+    """Class by class what each arm finds, in [0, 1], and whether that is fewer than the baseline beyond its interval.
+
+    Of more than 20 classes those alone of which an arm finds fewer; none where an arm's recall was not measured.
+    """
+    arms = run["arms"]
+    if not all("recall" in arm for arm in arms.values()):
+        return []
+    fewer = {(fall["class_name"], fall["arm"]) for fall in run["verdict"].get("falls", ())}
+    rows = []
+    for label, name in enumerate(run["data"]["class_names"]):
+        rates = [(record["recall"][label], (name, arm) in fewer) for arm, record in arms.items()]
+        rows.append((name, rates))
+    if len(rows) > MOST_CLASSES:
+        rows = [row for row in rows if any(lost for _, lost in row[1])]
+    return rows
 
 
 def data_uri(image: bytes) -> str:
@@ -74,7 +98,7 @@ def render_report(run: Mapping[str, Any], figures: ReportImages) -> str:
     that `run` lacks.
     """
     pictures = {
-        "bars": png(accuracy_bars(run["arms"])),
+        "bars": png(accuracy_bars(run["arms"], run["verdict"].get("majority"))),
         "grid": png(image_grid(figures, run["data"]["class_names"])),
         "curve": png(loss_curve(run["inversion_curve"], run["stages"]["invert"].get("null_loss"))),
     }
@@ -92,7 +116,7 @@ def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants:
     """
     templates = environment("diffusion_inversion.report")
     templates.filters |= {"points": points, "deviation": deviation, "duration": duration, "setting": setting}
-    templates.globals |= {"accuracy": accuracy}
+    templates.globals |= {"accuracy": accuracy, "area": area}
     shown = visible_values(run)
     confused = {}
     if "confusion" not in pictures:
@@ -105,6 +129,8 @@ def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants:
         problems=shown["data"]["problems"][:MOST_PROBLEMS],
         variants=variants,
         confused=confused,
+        found_of_class=found_of_class(shown),
+        left_out=len(shown["data"]["class_names"]) > MOST_CLASSES,
         **{name: data_uri(image) for name, image in pictures.items()},
     )
     return page

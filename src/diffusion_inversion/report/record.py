@@ -24,6 +24,8 @@ class DataRecord(TypedDict):
     how: str  # where the test images come from: own, given or holdout
     class_names: list[str]
     licence: str  # "" where the data set names none
+    near_duplicates: NotRequired[int]  # test images that nearly equal a training image and were kept
+    conflicting_labels: NotRequired[int]  # images whose label an equal or nearly equal one contradicts
     problems: list[ProblemRecord]
 
 
@@ -65,6 +67,14 @@ class CurveRecord(TypedDict):
     p90: list[float]
 
 
+class MeasureRecord(TypedDict):
+    """Another measure than accuracy, in [0, 1], over the same seeds or replicates."""
+
+    values: list[float]
+    mean: float
+    std: float | None
+
+
 class ArmRecord(TypedDict):
     """Test accuracies in [0, 1], one per seed; where there are replicates one for each, the mean over its seeds."""
 
@@ -72,12 +82,16 @@ class ArmRecord(TypedDict):
     mean: float
     std: float | None  # over these, n - 1 in the denominator; None with one
     n: int  # seeds, or replicates
+    balanced_accuracy: NotRequired[MeasureRecord]  # mean over classes of `recall`
+    auroc: NotRequired[MeasureRecord]  # where there are two classes
+    recall: NotRequired[list[float | None]]  # of each class, mean over seeds or replicates; None without test images
 
 
 class ComparisonRecord(TypedDict):
-    """An arm minus `real`, in accuracy (0.01 = one point), with the interval that the verdict reads."""
+    """An arm minus the baseline, in the verdict's measure (0.01 = one point), with the interval that it reads."""
 
     arm: str
+    baseline: NotRequired[str]  # "real", or "real (own size)" where that arm was trained
     difference: float
     low: float | None  # None where it cannot be computed (one seed)
     high: float | None
@@ -85,11 +99,67 @@ class ComparisonRecord(TypedDict):
     outcome: NotRequired[str]  # of this arm alone, in the words of the verdict
 
 
+class FallRecord(TypedDict):
+    """A class of which an arm finds fewer than the baseline, beyond the interval of its recall."""
+
+    arm: str
+    class_name: str
+    difference: float  # of the recall, negative
+    low: float
+    high: float
+    confidence: float
+
+
+class MajorityRecord(TypedDict):
+    """What always answering the most frequent class of the test images scores."""
+
+    class_name: str
+    accuracy: float
+    balanced_accuracy: float
+
+
 class VerdictRecord(TypedDict):
     outcome: Literal["helps", "harms", "does not help", "not enough evidence"]
     sentence: str  # one plain sentence with numbers and n
     comparisons: list[ComparisonRecord]
     scope: NotRequired[str]  # what the intervals speak of, a sentence
+    headline: NotRequired[str]  # the outcome, with the classes that a gain is paid for with
+    measure: NotRequired[str]  # what is compared: accuracy, or balanced accuracy where the test classes are uneven
+    falls: NotRequired[list[FallRecord]]
+    # Where "real (own size)" is the baseline: the same arms against `real`, and that baseline against `real`.
+    beside: NotRequired[list[ComparisonRecord]]
+    shrinking: NotRequired[ComparisonRecord]
+    too_coarse: NotRequired[bool]  # the generator: shrunk to its size real images lose more than chance explains
+    majority: NotRequired[MajorityRecord]
+    visible: NotRequired[float | None]  # gain from which on it could be seen, known before the work; None: never
+    too_few: NotRequired[str]  # a sentence where that is more than five points
+
+
+class SidesRecord(TypedDict):
+    """Sides of the images in px."""
+
+    native: int  # of the real images as they are stored
+    used: int  # of what every arm but "real (own size)" sees
+    own: int | None  # of that arm, where it was trained
+    limit: int  # that it never exceeds
+
+
+class FarRecord(TypedDict):
+    """A training image and how far its reconstruction is from it."""
+
+    file: str
+    distance: float
+
+
+class LikenessRecord(TypedDict):
+    """Distance of sources to their reconstructions in Lite0 features; 1 = as far as two different sources are."""
+
+    n: int
+    mean: float
+    median: float
+    p90: float  # 90th percentile
+    sources: int  # between how many the unit was measured
+    worst: list[FarRecord]  # the farthest; likeness.json has all
 
 
 class ReplicateRecord(TypedDict):
@@ -127,8 +197,10 @@ class RunRecord(TypedDict):
     # By arm, over all seeds and replicates: (classes, classes) test images, row = true, column = predicted class.
     confusion: NotRequired[dict[str, list[list[int]]]]
     verdict: VerdictRecord
+    sides: NotRequired[SidesRecord]
+    likeness: NotRequired[LikenessRecord]
     # Where real_fraction=auto: [fraction, seed, accuracy in [0, 1] on the validation images] of every trial.
     real_fraction_trials: NotRequired[list[list[float]]]
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
     replicates: NotRequired[list[ReplicateRecord]]
-    components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - real"
+    components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - <baseline>"
