@@ -50,7 +50,7 @@ def load_images(
         are parted 80 : 20 by `seed` as `load_splits` does: use one seed for both parts.
     size: side S in px; default the shorter side of the smallest image used, at most 512. Images that are not square
         are cropped to their central square; those of another size are resized (bicubic, antialiased).
-    limit: use a stratified subset of at most this many images, an equal share per class as far as they go, chosen
+    limit: use a stratified subset of at most this many images, classes in the proportions they have, chosen
         by `seed` and image id. Larger limits contain smaller ones. Only images of the subset are decoded.
     root: where built-in and hub data sets are kept; default $DINV_DATA or ~/.cache/diffusion-inversion/data.
 
