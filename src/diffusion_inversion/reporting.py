@@ -128,7 +128,11 @@ def report_stage(
     ledger = Ledger(run)
     if (choice := ledger.read_json(FRACTION_FILE)) is not None:
         record["real_fraction_trials"] = choice["trials"]
+    before = ledger.read_json(RUN_FILE) if ledger.holds(RUN_FILE) else None
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    if before is not None and before == json.loads(text) | {"created": before.get("created")}:
+        record["created"] = before["created"]  # nothing new: a report that a kill cut short goes on
+        text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     chosen: dict[str, Any] = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(draws)}
     if OWN_SIZE in record["arms"]:
         chosen["own_size"] = True

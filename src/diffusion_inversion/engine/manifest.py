@@ -188,13 +188,17 @@ def _split(content: bytes) -> list[bytes]:
 
 @contextmanager
 def timed(manifest: Manifest) -> Iterator[None]:
-    """Record the time of the block, also when it is interrupted, but not where it was refused: then nothing changes."""
-    start, refused = time.monotonic(), False
+    """Record the time of the block, also when it is interrupted, but not where it was refused: then nothing changes.
+
+    Nor where it found everything done in less than a second: the same command then leaves the same records.
+    """
+    start, refused, before = time.monotonic(), False, len(manifest.records())
     try:
         yield
     except (UsageError, ConfigMismatchError, LockedError):
         refused = True
         raise
     finally:
-        if not refused:
-            manifest.append({"event": "time", "seconds": round(time.monotonic() - start, 1)})
+        seconds = time.monotonic() - start
+        if not refused and (seconds >= 1 or len(manifest.records()) > before):
+            manifest.append({"event": "time", "seconds": round(seconds, 1)})
