@@ -319,7 +319,7 @@ DEMOS: dict[str, dict[str, dict[str, object]]] = {
         "data": {"limit": 160, "test_limit": 1000, "holdout": 0.4},
         "invert": {"steps": 40},
         "sample": {"variants": 8},
-        "train": {"recipe": "fast", "steps": 300, "seeds": [0, 1, 2]},
+        "train": {"recipe": "fast", "steps": 200, "seeds": [0, 1, 2]},
     },
     "digits": {
         "data": {"limit": 100, "test_limit": 350},
