@@ -313,7 +313,7 @@ class DataSettings(Settings):
 
 
 # What `dinv demo` runs, sized for 2 CPU cores: elpv in at most 10 minutes, digits in at most 4. Classes keep their
-# proportions: elpv trains on 137 functional and 63 defective cells.
+# proportions: of elpv's 160 cells about a third are defective.
 DEMOS: dict[str, dict[str, dict[str, object]]] = {
     "elpv": {
         "data": {"limit": 160, "test_limit": 1000, "holdout": 0.4},
