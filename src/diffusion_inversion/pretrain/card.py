@@ -34,7 +34,7 @@ themselves.
 | vae | {vae_log} |
 | unet | {unet_log} |
 
-Measured with `dinv pretrain --stage figures` on data that it was never trained on (every number: `figures.json`):
+Measured by stage `figures` or `dinv generators compare` on data that it never saw (every number: `figures.json`):
 
 {figures}
 
