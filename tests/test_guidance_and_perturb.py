@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from diffusion_inversion.guidance import classifier_free_guidance
+from diffusion_inversion.peers import nearest_rows
 from diffusion_inversion.perturb import (
     add_gaussian_noise,
     choose_in_group,
     choose_outside,
     choose_partner,
     interpolate,
-    nearest_rows,
     slerp,
 )
 

@@ -24,8 +24,7 @@ from .engine.units import unit_name
 from .engine.untrusted import TensorSpec, check_record, inside, parse_json, read_tensors
 from .errors import DataError, UsageError
 from .images import LabelledImages
-from .peers import Peers, peers_in_groups, peers_of
-from .perturb import nearest_rows
+from .peers import Peers, nearest_rows, peers_in_groups, peers_of
 from .randomness import shuffled
 
 FOLDER, CONFIG_FILE = "embeddings", "invert.config.json"

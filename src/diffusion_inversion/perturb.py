@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 NEARLY_PARALLEL = 0.9995  # cosine above which slerp divides by next to nothing
@@ -40,24 +40,6 @@ def slerp(
     own, other = ((1 - interpolation) * theta).sin(), (interpolation * theta).sin()
     blended: Tensor = (own * embedding + other * partner) / theta.sin()
     return blended
-
-
-def nearest_rows(vectors: Float[Tensor, "rows features"], block: int = 1024) -> Int64[Tensor, " rows"]:
-    """For every vector the row of the nearest other one (L2), of equals the first; at least two rows.
-
-    Computed in float64 about the mean, `block` rows at a time.
-    """
-    points = vectors.double()
-    points = points - points.mean(0)
-    squares = points.square().sum(1)
-    found = []
-    for start in range(0, len(points), block):
-        part = points[start : start + block]
-        distances = squares - 2 * part @ points.T  # less |part|^2, which does not change the order
-        own = torch.arange(len(part))
-        distances[own, start + own] = torch.inf
-        found.append(distances.argmin(1))
-    return torch.cat(found)
 
 
 def add_gaussian_noise(
