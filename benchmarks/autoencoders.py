@@ -18,10 +18,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from diffusion_inversion.cli.command import labelled, pairs
-from diffusion_inversion.datasets import load_images
-from diffusion_inversion.features import load_lite0, profile
-from diffusion_inversion.generator import Generator
-from diffusion_inversion.images import LabelledImages, resize, to_model_range, to_uint8
+from diffusion_inversion.data.datasets import load_images
+from diffusion_inversion.data.images import LabelledImages, resize, to_model_range, to_uint8
+from diffusion_inversion.generator.features import load_lite0, profile
+from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.pretrain.vae import image_psnr, sharpness
 
 BATCH = 100

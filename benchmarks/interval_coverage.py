@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from diffusion_inversion.evaluation import half_width
+from diffusion_inversion.train.evaluation import half_width
 
 Array = NDArray[np.float64]
 RATIOS = (1 / 16, 1 / 4, 1, 4, 16)  # S / T
@@ -49,7 +49,7 @@ def pooled(units: Array, images: Array, n: int) -> Array:
 
 
 def used(units: Array, images: Array, n: int) -> Array:
-    """Half the interval of `diffusion_inversion.evaluation`."""
+    """Half the interval of `diffusion_inversion.train.evaluation`."""
     return np.asarray(half_width(units, images, n, IMAGES, LEVEL))
 
 

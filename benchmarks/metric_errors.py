@@ -4,7 +4,7 @@ Command:  python benchmarks/metric_errors.py > docs/results/metric-intervals.md
 Method:   Features of 12 numbers: a source is a normal draw, a generated image its source, shrunk and moved, plus noise
           of its own. Real images are other draws of the same kind, or the sources themselves. Everything is drawn anew,
           again and again: the standard deviation of a metric over the draws is the truth. Reported: the mean of the
-          errors that `diffusion_inversion.metrics.intervals` estimates over it, and the share of 95 % intervals that
+          errors that `measure.metrics.intervals` estimates over it, and the share of 95 % intervals that
           hold the mean over the draws. "as images": every variant counts as an independent image, as before.
 Cost:     2 minutes on one core.
 """
@@ -17,17 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_inversion.metrics.frechet import fid, fid_infinity
-from diffusion_inversion.metrics.intervals import fid_error, fid_infinity_error, manifold_errors
-from diffusion_inversion.metrics.kernel import (
+from diffusion_inversion.measure.metrics.frechet import fid, fid_infinity
+from diffusion_inversion.measure.metrics.intervals import fid_error, fid_infinity_error, manifold_errors
+from diffusion_inversion.measure.metrics.kernel import (
     CMMD_SCALE,
     cubic_kernel,
     discrepancy,
     gaussian_kernel,
     unit_rows,
 )
-from diffusion_inversion.metrics.manifold import manifold_values
-from diffusion_inversion.metrics.units import Units, jackknife, single_units
+from diffusion_inversion.measure.metrics.manifold import manifold_values
+from diffusion_inversion.measure.metrics.units import Units, jackknife, single_units
 
 DIM, K, DRAWS, ERRORS = 12, 5, 400, 40
 BALLS = ("precision", "recall", "density", "coverage")

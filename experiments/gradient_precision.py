@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from diffusion_inversion import Generator, InvertSettings, load_images
-from diffusion_inversion.images import to_model_range
-from diffusion_inversion.inversion import guesses
-from diffusion_inversion.objective import EvaluationBank
-from diffusion_inversion.optimisation import gradients, loss_scale
+from diffusion_inversion.data.images import to_model_range
+from diffusion_inversion.invert.inversion import guesses
+from diffusion_inversion.invert.objective import EvaluationBank
+from diffusion_inversion.invert.optimisation import gradients, loss_scale
 
 
 def exact(generator: Generator, z: Tensor, eps: Tensor, t: Tensor, c: Tensor) -> Tensor:

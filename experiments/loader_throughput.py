@@ -36,11 +36,11 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from diffusion_inversion.augment import crop_padding, make_augmentation
-from diffusion_inversion.classifiers import Classifier
-from diffusion_inversion.datasets import load_splits
-from diffusion_inversion.images import LabelledImages
-from diffusion_inversion.training import training_precision
+from diffusion_inversion.data.datasets import load_splits
+from diffusion_inversion.data.images import LabelledImages
+from diffusion_inversion.train.augment import crop_padding, make_augmentation
+from diffusion_inversion.train.classifiers import Classifier
+from diffusion_inversion.train.training import training_precision
 
 Batches = Generator[tuple[Tensor, Tensor], None, None]
 

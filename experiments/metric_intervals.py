@@ -23,15 +23,15 @@ import sys
 import torch
 from torch import Tensor
 
-from diffusion_inversion.datasets import load_images
-from diffusion_inversion.extractors.cache import cached_features
-from diffusion_inversion.extractors.catalog import open_extractor
-from diffusion_inversion.metrics.frechet import fid
-from diffusion_inversion.metrics.intervals import fid_error, manifold_errors
-from diffusion_inversion.metrics.kernel import cmmd, cubic_kernel, discrepancy, gaussian_kernel, kid, unit_rows
-from diffusion_inversion.metrics.manifold import manifold_values
-from diffusion_inversion.metrics.units import jackknife, single_units
-from diffusion_inversion.sources import default_root
+from diffusion_inversion.data.datasets import load_images
+from diffusion_inversion.data.sources import default_root
+from diffusion_inversion.measure.extractors.cache import cached_features
+from diffusion_inversion.measure.extractors.catalog import open_extractor
+from diffusion_inversion.measure.metrics.frechet import fid
+from diffusion_inversion.measure.metrics.intervals import fid_error, manifold_errors
+from diffusion_inversion.measure.metrics.kernel import cmmd, cubic_kernel, discrepancy, gaussian_kernel, kid, unit_rows
+from diffusion_inversion.measure.metrics.manifold import manifold_values
+from diffusion_inversion.measure.metrics.units import jackknife, single_units
 
 POOL, N, ERRORS, K = 4000, 400, 12, 5
 BALLS = ("precision", "recall", "density", "coverage")

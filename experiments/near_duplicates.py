@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from diffusion_inversion.datasets import load_images
-from diffusion_inversion.images import square
-from diffusion_inversion.near_duplicates import NearPair, near_pairs, thumbnail
+from diffusion_inversion.data.datasets import load_images
+from diffusion_inversion.data.images import square
+from diffusion_inversion.data.near_duplicates import NearPair, near_pairs, thumbnail
 
 Pixels = NDArray[np.uint8]
 

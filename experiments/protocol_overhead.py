@@ -25,22 +25,25 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from diffusion_inversion import classifiers, embeddings, pipeline, synthetic
-from diffusion_inversion.classifier_store import ClassifierStore
-from diffusion_inversion.config import DataSettings, InvertSettings, SampleSettings, TrainSettings
-from diffusion_inversion.datasets import Splits, load_splits
-from diffusion_inversion.embeddings import Embeddings
+from diffusion_inversion.config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from diffusion_inversion.data.datasets import Splits, load_splits
+from diffusion_inversion.data.images import resize, to_model_range, to_uint8
 from diffusion_inversion.engine import ledger, manifest
 from diffusion_inversion.engine.lock import run_lock
-from diffusion_inversion.evaluation import evaluate
-from diffusion_inversion.generator import Generator
-from diffusion_inversion.images import resize, to_model_range, to_uint8
-from diffusion_inversion.inversion import guesses
-from diffusion_inversion.optimisation import curve_steps, invert_batch
-from diffusion_inversion.run_images import open_splits
-from diffusion_inversion.synthetic import encode_png
-from diffusion_inversion.training import train
-from diffusion_inversion.variants import draw_images, plan_variant
+from diffusion_inversion.generator.generator import Generator
+from diffusion_inversion.invert import embeddings
+from diffusion_inversion.invert.embeddings import Embeddings
+from diffusion_inversion.invert.inversion import guesses
+from diffusion_inversion.invert.optimisation import curve_steps, invert_batch
+from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.sample import synthetic
+from diffusion_inversion.sample.synthetic import encode_png
+from diffusion_inversion.sample.variants import draw_images, plan_variant
+from diffusion_inversion.train import classifiers
+from diffusion_inversion.train.evaluation import evaluate
+from diffusion_inversion.train.store import ClassifierStore
+from diffusion_inversion.train.training import train
 
 
 def with_protocol(

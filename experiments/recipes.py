@@ -15,12 +15,12 @@ import time
 
 import torch
 
-from diffusion_inversion.config import TrainSettings
-from diffusion_inversion.datasets import load_images
-from diffusion_inversion.evaluation import evaluate
-from diffusion_inversion.real_fraction import validation_rows
-from diffusion_inversion.recipes import RECIPES
-from diffusion_inversion.training import train
+from diffusion_inversion.config.settings import TrainSettings
+from diffusion_inversion.data.datasets import load_images
+from diffusion_inversion.train.evaluation import evaluate
+from diffusion_inversion.train.real_fraction import validation_rows
+from diffusion_inversion.train.recipes import RECIPES
+from diffusion_inversion.train.training import train
 
 
 def main() -> None:

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-from diffusion_inversion.generator import Generator
 from toy import MINI_SCHEDULER, SD14_SCHEDULER, build_checkpoint
+
+from diffusion_inversion.generator.generator import Generator
 
 if TYPE_CHECKING:
     from harness import Bench
-
-sys.path.insert(0, str(Path(__file__).parent / "chaos"))  # the harness of whole small runs
 
 
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])

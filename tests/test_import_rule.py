@@ -1,4 +1,4 @@
-"""The import rule of ARCHITECTURE.md: `cli -> stages -> pure modules`, never upward."""
+"""The import rule of ARCHITECTURE.md: a room imports from the rooms below it, never from those above."""
 
 from __future__ import annotations
 
@@ -13,33 +13,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "diffusion_inversion"
-MOST_LINES = 400
+MOST_LINES, MOST_ROOMS, MOST_FILES = 400, 12, 6
 
-TOP = {"", "__main__", "cli"}  # "" is the package itself, which names the public API
-ABOVE_STAGES = {"bench", "pipeline", "pretrain", "sweep"}
-STAGES = {
-    "inversion",
-    "prompting",
-    "sampling",
-    "training",
-    "arms",
-    "autoencoding",
-    "draws",
-    "real_fraction",
-    "evaluation",
-    "verdict",
-    "reconstructions",
-    "foresight",
-    "verdict_record",
-    "inspection",
-    "measuring",
-    "report",
-    "reporting",
-}
-DIFFUSERS = {"bench", "generator", "safety", "schedulers"}  # `bench` measures the plain diffusers loop beside ours
-PURE = {"perturb", "guidance", "metrics"}
-# What a module may import of ours, itself apart. A module that is not listed may import all but what the rule forbids.
-ONLY = {"errors": set[str](), "config": {"errors"}, "engine": {"errors"}, **{name: {"errors"} for name in PURE}}
+# From the ground up. What stands in one line knows nothing of its neighbours. "" is the package, the public API.
+LAYERS = (
+    ("errors", "randomness"),
+    ("engine",),
+    ("config",),
+    ("data",),
+    ("generator",),
+    ("invert",),
+    ("sample",),
+    ("measure", "train"),
+    ("run",),
+    ("sweep", "pretrain"),
+    ("cli",),
+    ("", "__main__"),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
+# Of the rooms below them these may use some alone.
+ONLY = {"engine": {"errors"}, "config": {"errors", "engine"}}
+PURE = {"sample.perturb", "sample.guidance", "measure.metrics"}  # formulas on tensors: of ours, errors alone
+DIFFUSERS = {"generator", "run.bench"}  # `bench` measures the plain diffusers loop beside ours
 # They take seconds to import: inside functions alone, or `dinv --help` waits for them.
 HEAVY = {"datasets", "diffusers", "matplotlib", "scipy", "sklearn", "timm", "transformers"}
 
@@ -80,9 +75,13 @@ def imports(tree: ast.Module, package: str, modules: set[str]) -> Iterator[Impor
                 yield Import(node.lineno, package + name.value if relative else name.value, at_top)
 
 
-def part_of(module: str) -> str:
-    """Return the file or folder right below the package: `metrics` for `diffusion_inversion.metrics.frechet`."""
-    return module.removeprefix(PACKAGE).removeprefix(".").split(".")[0]
+def within(module: str) -> str:
+    """The module's name below the package: `measure.metrics.frechet`."""
+    return module.removeprefix(PACKAGE).removeprefix(".")
+
+
+def lies_in(module: str, places: set[str]) -> bool:
+    return any(within(module) == place or within(module).startswith(f"{place}.") for place in places)
 
 
 def breaches(source: Path) -> list[str]:
@@ -95,7 +94,9 @@ def breaches(source: Path) -> list[str]:
     graph: dict[str, set[str]] = {}
     for module, path in files.items():
         text = path.read_text(encoding="utf-8")
-        part = part_of(module)
+        room = within(module).partition(".")[0]
+        if room not in FLOOR:
+            found.append(f"{module}: a room that LAYERS does not name")
         if path.name == "utils.py":
             found.append(f"{module}: a utils.py says nothing; name the file after its one idea")
         if (lines := text.count("\n")) > MOST_LINES:
@@ -103,23 +104,21 @@ def breaches(source: Path) -> list[str]:
         graph[module] = set()
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         for item in imports(ast.parse(text), package, set(files)):
-            top, target = item.target.split(".")[0], part_of(item.target)
+            top, target = item.target.split(".")[0], within(item.target).partition(".")[0]
             say = f"{module}:{item.line} imports {item.target}"
             if top == PACKAGE:
                 if item.target in files and item.target != module:
                     graph[module].add(item.target)
-                if target == "cli" and part not in ("__main__", "cli"):
-                    found.append(f"{say}: nobody imports cli")
-                if target in ABOVE_STAGES and part not in TOP | {target}:
-                    found.append(f"{say}: only cli stands above it")
-                if target in STAGES and part not in TOP | ABOVE_STAGES | STAGES:
-                    found.append(f"{say}: upward, a stage from below")
-                if part in ONLY and target not in ONLY[part] | {part}:
-                    found.append(f"{say}: {part} may import of ours only {sorted(ONLY[part]) or 'nothing'}")
+                if target != room and FLOOR.get(target, -1) >= FLOOR.get(room, 99):
+                    found.append(f"{say}: upward, {target or 'the package'} does not stand below {room}")
+                if room in ONLY and target not in ONLY[room] | {room}:
+                    found.append(f"{say}: {room} may import of ours only {sorted(ONLY[room])}")
+                if lies_in(module, PURE) and target != "errors" and not lies_in(item.target, PURE):
+                    found.append(f"{say}: a pure module knows nothing of ours but errors")
             else:
-                if top == "diffusers" and part not in DIFFUSERS:
-                    found.append(f"{say}: only generator.py, schedulers.py, safety.py and bench/ import diffusers")
-                if part in PURE and top not in {"jaxtyping", "numpy", "torch", *sys.stdlib_module_names}:
+                if top == "diffusers" and not lies_in(module, DIFFUSERS):
+                    found.append(f"{say}: only generator/ and run/bench/ import diffusers")
+                if lies_in(module, PURE) and top not in {"jaxtyping", "numpy", "torch", *sys.stdlib_module_names}:
                     found.append(f"{say}: a pure module imports torch, numpy, jaxtyping and the standard library alone")
                 if top in HEAVY and item.at_top:
                     found.append(f"{say}: too slow for the top of a module; import it inside the function")
@@ -134,6 +133,19 @@ def test_the_package_keeps_the_rule() -> None:
     assert breaches(ROOT / "src") == []
 
 
+def test_the_hall_holds_rooms_not_files() -> None:
+    top = [path for path in (ROOT / "src" / PACKAGE).iterdir() if path.name != "__pycache__"]
+    assert len([path for path in top if path.is_dir()]) <= MOST_ROOMS
+    assert len([path for path in top if path.is_file()]) <= MOST_FILES
+
+
+def test_the_tests_mirror_the_rooms() -> None:
+    besides = {"chaos", "helpers", "hostile"}
+    rooms = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms - besides <= set(FLOOR)
+    assert [path.name for path in (ROOT / "tests").glob("test_*.py")] == [Path(__file__).name]
+
+
 def test_no_test_file_is_too_long() -> None:
     long = [path.name for path in ROOT.joinpath("tests").rglob("*.py") if path.read_text().count("\n") > MOST_LINES]
     assert long == []
@@ -142,28 +154,31 @@ def test_no_test_file_is_too_long() -> None:
 @pytest.mark.parametrize(
     ("file", "code", "message"),
     [
-        ("inversion.py", "import diffusers.schedulers", "only generator.py"),
-        ("sampling.py", "def f():\n    from diffusers import DDIMScheduler", "only generator.py"),
-        ("sampling.py", "import importlib\nd = importlib.import_module('diffusers')", "only generator.py"),
-        ("perturb.py", "from torchvision.transforms import v2", "a pure module"),
-        ("guidance.py", "from . import images", "guidance may import of ours only"),
-        ("metrics/frechet.py", "def f():\n    import scipy.linalg", "a pure module"),
-        ("metrics/frechet.py", "from ..generator import Generator", "metrics may import of ours only"),
-        ("config.py", "from .images import Problem", "config may import of ours only"),
-        ("errors.py", "from .config import Settings", "errors may import of ours only"),
-        ("engine/store.py", "from ..config import Settings", "engine may import of ours only"),
-        ("engine/store.py", "from .. import images", "engine may import of ours only"),
-        ("images.py", "from .cli import main", "nobody imports cli"),
-        ("pipeline.py", f"from {PACKAGE} import cli", "nobody imports cli"),
-        ("training.py", "from .pipeline import run", "only cli stands above"),
-        ("generator.py", "from .pretrain.vae import loss", "only cli stands above"),
-        ("images.py", "from .training import train", "upward"),
-        ("engine/lock.py", "from ..report import write_report", "upward"),
-        ("metrics/utils.py", "", "utils.py"),
-        ("augment.py", "x = 1\n" * 401, "401 lines"),
-        ("report/figures.py", "from matplotlib.figure import Figure", "too slow"),
-        ("generator.py", "import diffusers", "too slow"),
-        ("errors.py", "from . import config", "cycle"),
+        ("invert/inversion.py", "import diffusers.schedulers", "only generator/"),
+        ("sample/sampling.py", "def f():\n    from diffusers import DDIMScheduler", "only generator/"),
+        ("sample/sampling.py", "import importlib\nd = importlib.import_module('diffusers')", "only generator/"),
+        ("sample/perturb.py", "from torchvision.transforms import v2", "a pure module imports"),
+        ("sample/guidance.py", "from ..data import images", "a pure module knows"),
+        ("measure/metrics/frechet.py", "def f():\n    import scipy.linalg", "a pure module imports"),
+        ("measure/metrics/frechet.py", "from ...generator.generator import Generator", "a pure module knows"),
+        ("config/settings.py", "from ..data.images import Problem", "config may import of ours only"),
+        ("config/settings.py", "from ..data.images import Problem", "upward"),
+        ("errors.py", "from .config.settings import Settings", "upward"),
+        ("errors.py", "from .randomness import shuffled", "randomness does not stand below errors"),
+        ("engine/store.py", "from ..config.settings import Settings", "engine may import of ours only"),
+        ("engine/store.py", "from ..randomness import shuffled", "engine may import of ours only"),
+        ("data/images.py", "from ..cli import main", "upward"),
+        ("run/stages.py", f"from {PACKAGE} import cli", "upward"),
+        ("train/training.py", "from ..run.stages import run", "upward"),
+        ("train/training.py", "from ..measure.metrics import frechet", "measure does not stand below train"),
+        ("generator/generator.py", "from ..pretrain.vae import loss", "upward"),
+        ("data/images.py", "from .. import Generator", "upward"),
+        ("measure/metrics/utils.py", "", "utils.py"),
+        ("train/augment.py", "x = 1\n" * 401, "401 lines"),
+        ("run/report.py", "from matplotlib.figure import Figure", "too slow"),
+        ("generator/generator.py", "import diffusers", "too slow"),
+        ("sampling.py", "", "a room that LAYERS does not name"),
+        ("engine/store.py", "from . import lock", "cycle"),
     ],
 )
 def test_the_checker_sees_a_breach(tmp_path: Path, file: str, code: str, message: str) -> None:
@@ -173,17 +188,16 @@ def test_the_checker_sees_a_breach(tmp_path: Path, file: str, code: str, message
 
 def test_the_checker_accepts_what_the_rule_allows(tmp_path: Path) -> None:
     allowed = {
-        "__init__.py": "def __getattr__(name):\n    from .training import train\n    from . import pipeline",
+        "__init__.py": "def __getattr__(name):\n    from .train.training import train\n    from .run import stages",
         "__main__.py": "from .cli import main",
-        "cli.py": "from . import pipeline, pretrain",
-        "pipeline.py": "from .inversion import invert\nfrom .report import write_report",
-        "inversion.py": "from .generator import Generator\nfrom .metrics import frechet\nfrom .engine import store",
-        "generator.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import diffusers\n"
+        "cli/__init__.py": "from ..run import stages\nfrom .. import pretrain",
+        "run/stages.py": "from ..invert.inversion import invert\nfrom ..train.training import train",
+        "measure/metrics/frechet.py": "import math\nimport numpy as np\nfrom torch import Tensor\nfrom . import other\n"
+        "from ...errors import DataError",
+        "measure/metrics/other.py": "",
+        "generator/generator.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import diffusers\n"
         "def load():\n    from diffusers import AutoencoderKL",
-        "metrics/frechet.py": "import math\nimport numpy as np\nfrom torch import Tensor\nfrom . import other\n"
-        "from ..errors import DataError",
-        "metrics/other.py": "",
-        "augment.py": "x = 1\n" * 400,
+        "train/augment.py": "x = 1\n" * 400,
     }
     write_tree(tmp_path, allowed)
     assert breaches(tmp_path) == []
@@ -191,12 +205,14 @@ def test_the_checker_accepts_what_the_rule_allows(tmp_path: Path) -> None:
 
 def write_tree(source: Path, files: dict[str, str]) -> None:
     """Write a package of empty modules with `files` put over it."""
-    names = "cli config errors generator guidance images inversion perturb pipeline sampling training"
-    folders = ("engine", "metrics", "pretrain", "report")
-    tree = {f"{name}.py": "" for name in names.split()}
-    tree |= {f"{folder}/__init__.py": "" for folder in folders}
-    tree |= {"__init__.py": "", "config.py": "from . import errors"}
-    tree |= {"engine/store.py": "", "pretrain/vae.py": ""}
+    modules = (
+        "config/settings data/images engine/store generator/generator invert/inversion measure/metrics/frechet "
+        "pretrain/vae run/stages sample/guidance sample/perturb sample/sampling train/training"
+    )
+    tree = {f"{name}.py": "" for name in modules.split()}
+    tree |= {f"{Path(name).parent}/__init__.py": "" for name in [*modules.split(), "cli/x"]}
+    tree |= {"__init__.py": "", "errors.py": "", "randomness.py": "", "measure/__init__.py": ""}
+    tree |= {"config/settings.py": "from .. import errors", "engine/lock.py": "from . import store"}
     for name, text in (tree | files).items():
         path = source / PACKAGE / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,37 +9,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .autoencoding import autoencode
-    from .config import InvertSettings, SampleSettings, TrainSettings
-    from .datasets import load_images, load_splits
-    from .embeddings import Embeddings, read_embeddings
-    from .evaluation import Evaluation, evaluate
-    from .generator import Generator
-    from .images import LabelledImages
-    from .inversion import invert
-    from .measuring import measure
-    from .sampling import sample
-    from .synthetic import read_synthetic
-    from .training import train
+    from .config.settings import InvertSettings, SampleSettings, TrainSettings
+    from .data.datasets import load_images, load_splits
+    from .data.images import LabelledImages
+    from .generator.generator import Generator
+    from .invert.embeddings import Embeddings, read_embeddings
+    from .invert.inversion import invert
+    from .measure.measuring import measure
+    from .sample.autoencoding import autoencode
+    from .sample.sampling import sample
+    from .sample.synthetic import read_synthetic
+    from .train.evaluation import Evaluation, evaluate
+    from .train.training import train
 
 _HOMES = {
-    "Embeddings": "embeddings",
-    "Evaluation": "evaluation",
-    "Generator": "generator",
-    "InvertSettings": "config",
-    "LabelledImages": "images",
-    "SampleSettings": "config",
-    "TrainSettings": "config",
-    "autoencode": "autoencoding",
-    "evaluate": "evaluation",
-    "invert": "inversion",
-    "load_images": "datasets",
-    "load_splits": "datasets",
-    "measure": "measuring",
-    "read_embeddings": "embeddings",
-    "read_synthetic": "synthetic",
-    "sample": "sampling",
-    "train": "training",
+    "Embeddings": "invert.embeddings",
+    "Evaluation": "train.evaluation",
+    "Generator": "generator.generator",
+    "InvertSettings": "config.settings",
+    "LabelledImages": "data.images",
+    "SampleSettings": "config.settings",
+    "TrainSettings": "config.settings",
+    "autoencode": "sample.autoencoding",
+    "evaluate": "train.evaluation",
+    "invert": "invert.inversion",
+    "load_images": "data.datasets",
+    "load_splits": "data.datasets",
+    "measure": "measure.measuring",
+    "read_embeddings": "invert.embeddings",
+    "read_synthetic": "sample.synthetic",
+    "sample": "sample.sampling",
+    "train": "train.training",
 }
 __all__ = [
     "Embeddings",

@@ -19,21 +19,22 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
-from diffusion_inversion import pipeline
-from diffusion_inversion.config import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from toy import MINI_SCHEDULER, build_checkpoint, toy_images
+
+from diffusion_inversion.config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine import faults
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import DinvError
-from diffusion_inversion.generator import Generator
-from diffusion_inversion.images import LabelledImages
-from diffusion_inversion.integrity import OURS, verify
-from diffusion_inversion.run_images import open_splits
-from toy import MINI_SCHEDULER, build_checkpoint, toy_images
+from diffusion_inversion.generator.generator import Generator
+from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.verify import OURS, verify
 
-HERE = tuple(str(folder) for folder in Path(__file__).resolve().parents[:2])
+HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "helpers"))
 INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
 SAMPLE = SampleSettings(variants=2, inference_steps=2, batch_size=3, guidance_scales=(1.0, 2.0))
 TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1))

@@ -11,7 +11,7 @@ import pytest
 from harness import SAMPLE, STAGES, Bench, assert_same, content, finish, limited, verify
 
 from diffusion_inversion.errors import DiskError
-from diffusion_inversion.pipeline import sample_stage
+from diffusion_inversion.run.stages import sample_stage
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from harness import Bench, command_child, content, forkserver
 
-from diffusion_inversion.embeddings import EmbeddingStore, read_embeddings
 from diffusion_inversion.engine import signals
+from diffusion_inversion.invert.embeddings import EmbeddingStore, read_embeddings
 
 STEPS = 300  # of stage 1: a batch takes a second or more
 

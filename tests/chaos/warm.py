@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMult
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import diffusion_inversion.cli
-import diffusion_inversion.doctor
-import diffusion_inversion.pipeline
+import diffusion_inversion.run.doctor
+import diffusion_inversion.run.stages
 
 __all__ = [
     "AutoencoderKL", "CLIPTextModel", "CLIPTokenizer", "DDIMScheduler", "DDPMScheduler",

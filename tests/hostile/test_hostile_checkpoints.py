@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-from diffusion_inversion.adapter import Adapter
-from diffusion_inversion.errors import UsageError
-from diffusion_inversion.generator import Generator
 from toy import build_checkpoint
+
+from diffusion_inversion.errors import UsageError
+from diffusion_inversion.generator.adapter import Adapter
+from diffusion_inversion.generator.generator import Generator
 
 CONFIGS = {
     "unet": "unet/config.json",

@@ -17,20 +17,20 @@ import torch
 from mutations import SPECS
 from payloads import PAYLOADS, Bomb, payload
 from PIL import Image
+from toy import build_checkpoint
 
-from diffusion_inversion.adapter import Adapter, load_adapter
-from diffusion_inversion.classifiers import Classifier
-from diffusion_inversion.datasets import load_images
+from diffusion_inversion.data.datasets import load_images
+from diffusion_inversion.data.sources import open_data
 from diffusion_inversion.engine.untrusted import read_json, read_tensors
 from diffusion_inversion.errors import DinvError
-from diffusion_inversion.features import load_lite0
-from diffusion_inversion.generator import Generator
+from diffusion_inversion.generator.adapter import Adapter, load_adapter
+from diffusion_inversion.generator.features import load_lite0
+from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.pretrain import checkpoint as training_state
 from diffusion_inversion.pretrain.corpus import Corpus, load_corpus
 from diffusion_inversion.pretrain.latents import cache_views
 from diffusion_inversion.pretrain.recipe import Setting, lay_down
-from diffusion_inversion.sources import open_data
-from toy import build_checkpoint
+from diffusion_inversion.train.classifiers import Classifier
 
 
 @pytest.fixture(autouse=True)

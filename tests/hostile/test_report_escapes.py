@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_inversion.report import ReportImages, render_report
-from diffusion_inversion.report.figures import accuracy_bars, image_grid, png
-from diffusion_inversion.report.html import render_page
-from diffusion_inversion.report.text import LONGEST, visible
+from diffusion_inversion.run.report import ReportImages, render_report
+from diffusion_inversion.run.report.figures import accuracy_bars, image_grid, png
+from diffusion_inversion.run.report.html import render_page
+from diffusion_inversion.run.report.text import LONGEST, visible
 
 NAMES = (
     "<script>alert(1)</script>", "</title><script>x</script>", "</pre></code><iframe src=//evil>", "</style><script>",

@@ -32,10 +32,10 @@ def real_size(
     another count as CPU seconds.
     """
     with command(as_json) as summary:
-        from ..bench.real_size import Plan, table
-        from ..bench.real_size import real_size as measure
-        from ..bench.sd14 import build_sd14, default_folder
         from ..errors import UsageError
+        from ..run.bench.real_size import Plan, table
+        from ..run.bench.real_size import real_size as measure
+        from ..run.bench.sd14 import build_sd14, default_folder
 
         if checkpoint is not None and not checkpoint.is_dir():
             raise UsageError(
@@ -54,7 +54,7 @@ def build(
 ) -> None:
     """Write Stable Diffusion 1.4's architecture with random weights: 4.3 GB, for time and memory, never quality."""
     with command(as_json) as summary:
-        from ..bench.sd14 import build_sd14, default_folder
+        from ..run.bench.sd14 import build_sd14, default_folder
 
         made = build_sd14(folder or default_folder(), seed=seed)
         summary |= {"folder": str(made), "text": str(made)}

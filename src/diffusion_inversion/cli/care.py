@@ -28,7 +28,7 @@ from .options import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from ..integrity import Verification
+    from ..run.verify import Verification
 
 SHOWN = 20  # findings in a message; --json has all
 
@@ -42,7 +42,7 @@ def inspect(
 ) -> None:  # fmt: skip
     """Look at DATA before anything is computed: every problem of every image, in a table."""
     with command(as_json) as summary:
-        from ..inspection import inspect as look
+        from ..data.inspection import inspect as look
 
         settings = data_settings(
             data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates,
@@ -62,7 +62,7 @@ def doctor(
 ) -> None:
     """Say what this machine has for a run: versions, device, memory, disk, caches, weights."""
     with command(as_json) as summary:
-        from ..doctor import examine, table
+        from ..run.doctor import examine, table
 
         checks = examine(out)
         summary |= {"checks": [vars(check) for check in checks], "text": table(checks)}
@@ -89,9 +89,9 @@ def repair(run: Run, device: Device = "auto", as_json: Json = False) -> None:
     """Make again what is damaged or missing in RUN, and only that."""
     with command(as_json) as summary:
         from ..engine.lock import run_lock
-        from ..forgetting import finish_pending
-        from ..integrity import discard
-        from ..pipeline import holds_prompts, resume
+        from ..run.forget import finish_pending
+        from ..run.stages import holds_prompts, resume
+        from ..run.verify import discard
 
         with run_lock(run):
             before = _verified(run)
@@ -125,8 +125,8 @@ def forget(
 ) -> None:
     """Delete images from RUN with everything that was made from them; --source also keeps them out for good."""
     with command(as_json) as summary:
-        from ..forgetting import changed as changed_ids
-        from ..forgetting import forget as delete
+        from ..run.forget import changed as changed_ids
+        from ..run.forget import forget as delete
 
         if bool(source) == changed:
             raise UsageError(f"dinv forget {run}: give --source ID (as often as needed) or --changed, one of the two.")
@@ -143,7 +143,7 @@ def forget(
 
 def _verified(run: Path) -> Verification:
     from ..engine.progress import track
-    from ..integrity import verify as check
+    from ..run.verify import verify as check
 
     files = [path for path in run.rglob("*.*") if path.suffix and path.suffix != ".jsonl"]
     with track("verify", len(files), "files") as advance:

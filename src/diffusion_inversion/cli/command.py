@@ -18,8 +18,8 @@ import typer.core
 from ..errors import DinvError, UsageError
 
 if TYPE_CHECKING:
-    from ..config import DataSettings, Settings
-    from ..generator import Generator
+    from ..config.settings import DataSettings, Settings
+    from ..generator.generator import Generator
 
 INTERRUPTED = 130
 Model = TypeVar("Model", bound="Settings")
@@ -41,9 +41,9 @@ class Command(typer.core.TyperCommand):
 @contextmanager
 def command(as_json: bool) -> Iterator[dict[str, Any]]:
     """Run a command: print its summary, turn expected errors and interrupts into messages and exit codes."""
+    from ..data.problems import shown
     from ..engine import signals
     from ..engine.redaction import redact
-    from ..problems import shown
 
     signals.install()
     summary: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def hold(run: Path, join: bool = False, restart: bool = False) -> Iterator[None]
     if join and restart:
         raise UsageError("--join --restart: one would delete what the others do. Restart alone, then let others join.")
     from ..engine.lock import run_lock
-    from ..forgetting import finish_pending
+    from ..run.forget import finish_pending
 
     with run_lock(run, shared=join):
         finish_pending(run)
@@ -118,7 +118,7 @@ def command_line() -> str:
 
 def load(name: str, revision: str | None, device: str, dtype: str) -> Generator:
     """Load a generator by the options of a command."""
-    from ..generator import Generator
+    from ..generator.generator import Generator
 
     return Generator.load(name, revision, device, dtype)
 
@@ -130,7 +130,7 @@ def settings_of(model: type[Model], preset: str | None, stage: str, *, of: str |
     """
     from pydantic import ValidationError
 
-    from ..presets import read_preset
+    from ..config.presets import read_preset
 
     chosen = {} if preset is None else read_preset(preset, of)[stage]
     values = {**chosen, **{key: value for key, value in given.items() if value is not None}}
@@ -154,8 +154,8 @@ def data_settings(
     per_class: int | None,
 ) -> DataSettings:  # fmt: skip
     """The data options of a command, checked."""
-    from ..config import DataSettings
-    from ..sources import absolute
+    from ..config.settings import DataSettings
+    from ..data.sources import absolute
 
     return settings_of(
         DataSettings, None, "data", data=absolute(data), test=absolute(test), size=size, limit=limit,

@@ -59,7 +59,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Measure generators side by side: loss and likeness on domains, label agreement, samples, autoencoder."""
     with command(as_json) as summary:
-        from ..datasets import load_images
+        from ..data.datasets import load_images
         from ..engine.lock import run_lock
         from ..pretrain.corpus import Corpus
         from ..pretrain.figures import TEXT, Amounts, measure

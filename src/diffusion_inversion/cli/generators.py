@@ -36,7 +36,7 @@ def generators(
 ) -> None:
     """List the generators that can be loaded here: the embedded one and those in the Hugging Face cache."""
     with command(as_json) as summary:
-        from ..checkpoints import available
+        from ..generator.checkpoints import available
 
         found = available()
         if name is not None:
@@ -133,9 +133,9 @@ def autoencode(
     OUT/train or OUT/test.
     """
     with command(as_json) as summary:
-        from ..autoencoding import PARTS, write_autoencoded
-        from ..datasets import load_splits
-        from ..selection import Chosen
+        from ..data.datasets import load_splits
+        from ..data.selection import Chosen
+        from ..sample.autoencoding import PARTS, write_autoencoded
 
         if split not in (*PARTS, "both"):
             raise UsageError(f"--split {split}: give {', '.join(PARTS)} or both.")

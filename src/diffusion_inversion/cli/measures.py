@@ -43,7 +43,7 @@ def metrics(
     """FID, KID, CMMD, precision, recall, density and coverage of GENERATED against REAL, with intervals."""
     with command(as_json) as summary:
         from ..errors import UsageError
-        from ..measuring import measure
+        from ..measure.measuring import measure
 
         for name, value in {"--real-split": real_split, "--generated-split": generated_split}.items():
             if value not in ("train", "test"):

@@ -57,11 +57,11 @@ def sample_prompts(
 ) -> None:
     """Draw from prompts into `out`; `unused` are options of vectors that must not be given."""
     with command(as_json) as summary:
-        from ..config import PromptSettings
-        from ..pipeline import restart as delete
-        from ..prompting import check, draw_prompts, read_prompts
-        from ..run_images import read_record
-        from ..synthetic import FOLDER, refused_drawings
+        from ..config.settings import PromptSettings
+        from ..run.images import read_record
+        from ..run.stages import restart as delete
+        from ..sample.prompting import check, draw_prompts, read_prompts
+        from ..sample.synthetic import FOLDER, refused_drawings
 
         if wrong := [name for name, value in unused.items() if value is not None and value is not False]:
             raise UsageError(f"{', '.join(wrong)}: of learned vectors; leave out with --prompts.")

@@ -113,9 +113,9 @@ def invert(
 ) -> None:  # fmt: skip
     """Stage 1: learn one conditioning vector per image of DATA."""
     with command(as_json) as summary:
-        from ..config import InvertSettings
-        from ..pipeline import invert_stage
-        from ..run_images import open_splits
+        from ..config.settings import InvertSettings
+        from ..run.images import open_splits
+        from ..run.stages import invert_stage
 
         source = data_settings(
             data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates,
@@ -170,10 +170,10 @@ def sample(
         )  # fmt: skip
         return
     with command(as_json) as summary:
-        from ..config import SampleSettings
-        from ..pipeline import inverted_with, sample_stage, sources_of
-        from ..run_images import recorded_data
-        from ..synthetic import refused_drawings
+        from ..config.settings import SampleSettings
+        from ..run.images import recorded_data
+        from ..run.stages import inverted_with, sample_stage, sources_of
+        from ..sample.synthetic import refused_drawings
 
         if classes_of is not None:
             raise UsageError("--classes-of: goes with --prompts; vectors have their classes.")
@@ -211,10 +211,10 @@ def train(
 ) -> None:  # fmt: skip
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
     with command(as_json) as summary:
-        from ..config import TrainSettings
-        from ..pipeline import forewarn, train_stage
-        from ..reporting import read_config, report_stage
-        from ..run_images import open_splits, recorded_data
+        from ..config.settings import TrainSettings
+        from ..run.images import open_splits, recorded_data
+        from ..run.reporting import read_config, report_stage
+        from ..run.stages import forewarn, train_stage
 
         settings = settings_of(
             TrainSettings, preset, "train", of=recorded_data(run), architecture=architecture, steps=steps,
@@ -265,8 +265,8 @@ def run(
 ) -> None:  # fmt: skip
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
     with command(as_json) as summary:
-        from ..config import InvertSettings, SampleSettings, TrainSettings
-        from ..pipeline import run_all
+        from ..config.settings import InvertSettings, SampleSettings, TrainSettings
+        from ..run.stages import run_all
 
         folder = out or Path("runs") / (Path(data.rpartition(":")[2]).stem or "run")
         source = data_settings(
@@ -316,8 +316,8 @@ def demo(
 ) -> None:
     """The whole job on a small data set in minutes, on a CPU."""
     with command(as_json) as summary:
-        from ..config import DEMOS, DataSettings, InvertSettings, SampleSettings, TrainSettings
-        from ..pipeline import run_all
+        from ..config.settings import DEMOS, DataSettings, InvertSettings, SampleSettings, TrainSettings
+        from ..run.stages import run_all
 
         if data not in DEMOS:
             raise UsageError(f"--data {data}: no such demo. Use one of: {', '.join(DEMOS)}.")

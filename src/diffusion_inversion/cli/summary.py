@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .command import notes_on
 
 if TYPE_CHECKING:
-    from ..report import RunRecord
+    from ..run.report import RunRecord
 
 MOST_CLASSES = 10  # whose recall is listed
 
@@ -18,7 +18,7 @@ def summarise(
     summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None, test: str | None = None
 ) -> None:
     """Fill the summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
-    from ..problems import shown
+    from ..data.problems import shown
 
     verdict, report = record["verdict"], folder / "report.html"
     summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}

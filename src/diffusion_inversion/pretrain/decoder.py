@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..features import load_lite0
+from ..generator.features import load_lite0
 from .corpus import Corpus
 from .loop import Budget, Task, fit
 from .optim import MixedPrecision

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import InvertSettings, SampleSettings
-from ..embeddings import Embeddings
+from ..config.settings import InvertSettings, SampleSettings
+from ..data.images import LabelledImages
 from ..engine.store import commit_bytes
-from ..generator import Generator
-from ..images import LabelledImages
-from ..inversion import invert
-from ..sampling import reconstruct
-from ..synthetic import encode_png
+from ..generator.generator import Generator
+from ..invert.embeddings import Embeddings
+from ..invert.inversion import invert
+from ..sample.sampling import reconstruct
+from ..sample.synthetic import encode_png
 from .likeness import FeatureDistance, at_size, psnr, through_autoencoder
 
 AUTOENCODED = "autoencoded"  # the view of a source that no vector can better

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifiers import Classifier
-from ..config import TrainSettings
-from ..datasets import load_images
+from ..config.settings import TrainSettings
+from ..data.datasets import load_images
+from ..data.images import LabelledImages
+from ..data.naming import safe_name
+from ..data.sources import BUILTINS
 from ..engine.store import commit_bytes
 from ..errors import UsageError
-from ..extractors.lite0 import open_lite0
-from ..generator import Generator
-from ..images import LabelledImages
-from ..naming import safe_name
+from ..generator.generator import Generator
+from ..measure.extractors.lite0 import open_lite0
 from ..randomness import shuffled
-from ..sources import BUILTINS
+from ..train.classifiers import Classifier
 from .corpus import Corpus
 from .domains import AUTOENCODED, GUESS, domain_figures, drawn_at, learned
 from .figures_text import CORPUS, TARGET, figures_markdown, short

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifiers import Classifier
-from ..config import TrainSettings
+from ..config.settings import TrainSettings
+from ..data.images import LabelledImages
 from ..engine.progress import track
 from ..engine.state import UnitState
 from ..errors import DataError
-from ..evaluation import compare, predict
-from ..images import LabelledImages
-from ..training import train
+from ..train.classifiers import Classifier
+from ..train.evaluation import compare, predict
+from ..train.training import train
 
 # 36 epochs of CIFAR-10. A judge below JUDGE_ACCURACY on the target's test images says so wherever it judges.
 JUDGE = TrainSettings(architecture="resnet20", recipe="fast", batch_size=128, steps=14_000)

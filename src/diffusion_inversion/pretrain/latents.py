@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..device import bfloat16_is_fast
+from ..data.images import to_model_range
 from ..engine.progress import track
 from ..engine.store import commit_file
 from ..engine.untrusted import TensorSpec, read_header, read_tensors
 from ..errors import DataError
-from ..features import PROFILE_DIM, load_lite0, profile
-from ..images import to_model_range
+from ..generator.device import bfloat16_is_fast
+from ..generator.features import PROFILE_DIM, load_lite0, profile
 from .corpus import Corpus
 from .views import Draw, near_view, seeded_draws, wide_view
 

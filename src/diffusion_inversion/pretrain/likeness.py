@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..autoencoding import mean_psnr
+from ..data.images import resize, to_model_range, to_uint8
 from ..engine.progress import track
-from ..features import load_lite0, profile
-from ..generator import Generator
-from ..images import resize, to_model_range, to_uint8
+from ..generator.features import load_lite0, profile
+from ..generator.generator import Generator
+from ..sample.autoencoding import mean_psnr
 
 COMMON_SIZES = (32, 64)  # px at which generators of different resolutions are compared
 BATCH = 100

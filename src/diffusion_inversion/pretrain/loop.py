@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..device import describe
 from ..engine.signals import finishing
 from ..errors import DinvError, UsageError
+from ..generator.device import describe
 from . import checkpoint
 from .checkpoint import Progress
 from .log import TrainingLog

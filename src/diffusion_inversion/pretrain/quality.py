@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoising import denoise
+from ..data.images import to_uint8
 from ..engine.progress import track
 from ..engine.store import commit_file
 from ..engine.untrusted import TensorSpec, read_header, read_tensors
 from ..errors import DataError, UsageError
-from ..extractors.cache import cached_features
-from ..extractors.extractor import Extractor, extract
-from ..generator import EMPTY_PROMPT, Generator, Latents
-from ..images import to_uint8
-from ..metrics.intervals import fid_error
+from ..generator.generator import EMPTY_PROMPT, Generator, Latents
+from ..measure.extractors.cache import cached_features
+from ..measure.extractors.extractor import Extractor, extract
+from ..measure.metrics.intervals import fid_error
 from ..randomness import generator_for
+from ..sample.denoising import denoise
 from .likeness import at_size
 
 PROMPT, PROMPT_GUIDANCE, INFERENCE_STEPS = "a photo of a {}", 2.0, 16

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..adapter import Adapter
-from ..checkpoints import locate
-from ..device import bfloat16_is_fast, resolve_device
 from ..engine.store import commit_bytes, commit_file
 from ..errors import DataError, UsageError
-from ..generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
-from ..synthetic import encode_png
+from ..generator.adapter import Adapter
+from ..generator.checkpoints import locate
+from ..generator.device import bfloat16_is_fast, resolve_device
+from ..generator.generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
+from ..sample.synthetic import encode_png
 from . import checkpoint, parts
 from .card import write_card
 from .corpus import Corpus, hold_out, load_corpus

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..device import bfloat16_is_fast
-from ..generator import tokenize
+from ..generator.device import bfloat16_is_fast
+from ..generator.generator import tokenize
 from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, LatentCache
 from .loop import Budget, Task, fit
 from .optim import MixedPrecision

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..features import load_lite0, stage_maps
-from ..images import to_model_range, to_uint8
+from ..data.images import to_model_range, to_uint8
+from ..generator.features import load_lite0, stage_maps
 from .corpus import Corpus
 from .loop import Budget, Task, fit
 from .optim import MixedPrecision

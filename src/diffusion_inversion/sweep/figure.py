@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..report import Point, accuracy_curve, metric_curves, png
-from ..report.figures import ARM_COLOURS, DPI, legend, without_tex
+from ..run.report import Point, accuracy_curve, metric_curves, png
+from ..run.report.figures import ARM_COLOURS, DPI, legend, without_tex
 from .outcome import MetricsRow, Row, SweepResult
 from .plan import Figure
 from .table import label, shown

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..draws import Components, components, recognised
 from ..errors import DataError, UsageError
-from ..evaluation import MIN_UNITS, compare, half_width
+from ..train.draws import Components, components, recognised
+from ..train.evaluation import MIN_UNITS, compare, half_width
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ..config import DataSettings, InvertSettings, SampleSettings, Settings, TrainSettings
+from ..config.presets import read_preset
+from ..config.settings import DataSettings, InvertSettings, SampleSettings, Settings, TrainSettings
+from ..data.sources import absolute
 from ..engine.toml import read_toml
 from ..errors import UsageError
-from ..presets import read_preset
-from ..replicates import drawn_anew
-from ..sources import absolute
+from ..run.replicates import drawn_anew
 
 STAGES: dict[str, type[BaseModel]] = {
     "data": DataSettings, "invert": InvertSettings, "sample": SampleSettings, "train": TrainSettings,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..engine.disk import require_room
 from ..engine.ledger import Ledger
-from ..generator import Generator
+from ..generator.generator import Generator
 from .figure import draw
 from .jobs import run_jobs
 from .outcome import SweepResult, gather, require_answerable

@@ -10,28 +10,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..arms import train_arms
-from ..autoencoding import read_autoencoded, write_autoencoded
-from ..classifiers import Classifier, require_form
-from ..config import DataSettings, Settings, TrainSettings
-from ..datasets import Splits
-from ..device import resolve_device
-from ..embeddings import EmbeddingStore, read_embeddings
+from ..config.settings import DataSettings, Settings, TrainSettings
+from ..data.datasets import Splits
+from ..data.images import LabelledImages
+from ..data.sources import Role
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
 from ..errors import ConfigMismatchError, PartialError, UsageError
-from ..evaluation import Evaluation, evaluate
-from ..extractors.catalog import open_extractor
-from ..generator import Generator
-from ..images import LabelledImages
-from ..inversion import check, invert
-from ..measuring import compare_images
-from ..real_fraction import real_fraction_of
-from ..run_images import load
-from ..sampling import check_settings, draw_variants
-from ..sources import Role
-from ..synthetic import SyntheticStore
-from ..training import fingerprint
+from ..generator.device import resolve_device
+from ..generator.generator import Generator
+from ..invert.embeddings import EmbeddingStore, read_embeddings
+from ..invert.inversion import check, invert
+from ..measure.extractors.catalog import open_extractor
+from ..measure.measuring import compare_images
+from ..run.images import load
+from ..sample.autoencoding import read_autoencoded, write_autoencoded
+from ..sample.sampling import check_settings, draw_variants
+from ..sample.synthetic import SyntheticStore
+from ..train.arms import train_arms
+from ..train.classifiers import Classifier, require_form
+from ..train.evaluation import Evaluation, evaluate
+from ..train.real_fraction import real_fraction_of
+from ..train.training import fingerprint
 from .jobs import Job, result
 from .plan import Cell, SweepPlan
 

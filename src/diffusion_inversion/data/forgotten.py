@@ -1,0 +1,57 @@
+"""What a run must never use again: hashes of ids and pixels, in a file that verify and repair look after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from typing_extensions import TypedDict
+
+from ..engine.ledger import Ledger
+from ..engine.untrusted import check_record
+from .images import LabelledImages, Problem
+
+FORGOTTEN_FILE = "forgotten.json"
+
+
+class Marks(TypedDict):
+    """Content of the file; every entry is `hashed`."""
+
+    never_again: list[str]  # ids and pixel hashes
+    pending: list[str]  # ids whose deletion has begun
+    keep_averages: bool  # of that deletion
+
+
+def read_marks(run: Path) -> Marks:
+    """The marks of a run. Raises DataError where the file was damaged or is missing: nothing may be learned then."""
+    found = Ledger(run).read_json(FORGOTTEN_FILE)
+    if found is None:
+        return Marks(never_again=[], pending=[], keep_averages=False)
+    return check_record(found, Marks, run / FORGOTTEN_FILE)
+
+
+def write_marks(run: Path, marks: Marks) -> None:
+    """Replace the marks; a copy goes into the ledger's record, from which `dinv repair` restores a damaged file."""
+    text = json.dumps(marks) + "\n"
+    Ledger(run).commit(FORGOTTEN_FILE, text.encode(), note={"copy": text})
+
+
+def hashed(text: str) -> str:
+    """What is kept of an id or a pixel hash: it can be recognised but not read."""
+    return hashlib.sha256(f"forgotten {text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def forgotten_rows(images: LabelledImages, run: Path) -> list[int]:
+    """Rows of the images that the run must never use again, by id or by pixels."""
+    never = set(read_marks(run)["never_again"])
+    if not never:
+        return []
+    pairs = enumerate(zip(images.ids, images.hashes, strict=True))
+    return [row for row, pair in pairs if any(hashed(value) in never for value in pair)]
+
+
+def without_mention(problems: Sequence[Problem], ids: Collection[str]) -> tuple[Problem, ...]:
+    """The problems that name none of these images."""
+    return tuple(p for p in problems if not any(image_id in p.file or image_id in p.cause for image_id in ids))

@@ -1,0 +1,161 @@
+"""Labelled images in memory. Safe decoding is in decode.py, the scan of a folder in scan.py, both named here too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DataError
+from .decode import MAX_PIXELS, UnusableImageError, decode_rgb, naming_causes, open_image, shorter_side
+from .problems import Problem, raise_fatal
+from .scan import IMAGE_SUFFIXES, FolderScan, is_ignored, scan_beside, scan_folder
+from .soft_labels import SoftLabels
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "FolderScan",
+    "LabelledImages",
+    "Problem",
+    "SoftLabels",
+    "UnusableImageError",
+    "content_hash",
+    "decode_rgb",
+    "is_ignored",
+    "naming_causes",
+    "open_image",
+    "raise_fatal",
+    "resize",
+    "scan_beside",
+    "scan_folder",
+    "shorter_side",
+    "square",
+    "to_model_range",
+    "to_uint8",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """N square RGB images of one size in memory, with their labels and where they came from.
+
+    An image that was not square was cropped to its central square and resized (antialiased bicubic).
+    `hashes` are of the decoded pixels at the original size, so they do not depend on `size`.
+    """
+
+    name: str
+    ids: tuple[str, ...]  # unique and stable: "cat/001.png" in a folder, else "train/000123"
+    hashes: tuple[str, ...]  # sha256 hex of the RGB pixels at original size, and that size
+    labels: Tensor  # (N,) int64 in [0, len(class_names))
+    class_names: tuple[str, ...]
+    images: Tensor  # (N, 3, S, S) uint8 RGB
+    native_size: int  # px: shorter side of the images as stored, the smallest where they vary
+    problems: tuple[Problem, ...] = ()
+    licence: str = ""  # set where it restricts use
+    soft: SoftLabels | None = None  # a second class for each image, where some have one; None: every label is hard
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        if self.images.dtype != torch.uint8 or self.images.shape != (n, 3, self.size, self.size):
+            raise DataError(
+                f"{self.name}: images are {tuple(self.images.shape)} {self.images.dtype}; give ({n}, 3, S, S) uint8"
+            )
+        if len(self.hashes) != n or self.labels.shape != (n,) or self.labels.dtype != torch.int64:
+            raise DataError(f"{self.name}: {n} ids need {n} hashes and ({n},) int64 labels")
+        if len(set(self.ids)) != n:
+            raise DataError(f"{self.name}: an id occurs twice; give every image its own")
+        if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
+            raise DataError(f"{self.name}: a label lies outside 0..{len(self.class_names) - 1}")
+        if self.soft is not None:
+            second, weight = self.soft.second, self.soft.weight
+            if second.shape != (n,) or weight.shape != (n,) or second.dtype != torch.int64:
+                raise DataError(f"{self.name}: {n} ids need as many second classes, int64, and weights")
+            if n and not (0 <= int(second.min()) <= int(second.max()) < len(self.class_names)):
+                raise DataError(f"{self.name}: a second class lies outside 0..{len(self.class_names) - 1}")
+            if not ((weight >= 0) & (weight <= 1)).all():
+                raise DataError(f"{self.name}: the weight of a label lies outside 0..1")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """Side S of the images in px."""
+        return int(self.images.shape[-1])
+
+    @property
+    def digest(self) -> str:
+        """sha256 hex of what is learned from: ids, contents and labels of all images, and the class names."""
+        rows = [f"{i} {h} {k}" for i, h, k in zip(self.ids, self.hashes, self.labels.tolist(), strict=True)]
+        if self.soft is not None:
+            both = zip(self.soft.second.tolist(), self.soft.weight.tolist(), strict=True)
+            rows = [f"{row} {k} {w}" for row, (k, w) in zip(rows, both, strict=True)]
+        return hashlib.sha256("\n".join([*self.class_names, "", *rows]).encode()).hexdigest()
+
+    def resized(self, size: int) -> LabelledImages:
+        """The same images at `size` px (antialiased bicubic); self where they have that size already."""
+        if size == self.size:
+            return self
+        return replace(self, images=resize(self.images, size))
+
+    def with_classes_after(self, known: Sequence[str]) -> LabelledImages:
+        """The same images, classes numbered as in `known`; classes that are not there come after them, in their order.
+
+        So a class that is added keeps the number of every other, wherever its name sorts.
+        """
+        names = (*known, *(name for name in self.class_names if name not in known))
+        if names == self.class_names:
+            return self
+        number = torch.tensor([names.index(name) for name in self.class_names], dtype=torch.int64)
+        soft = None if self.soft is None else replace(self.soft, second=number[self.soft.second])
+        return replace(self, labels=number[self.labels], class_names=names, soft=soft)
+
+    def subset(self, rows: Sequence[int]) -> LabelledImages:
+        """The images of these rows, in this order; the problems stay."""
+        index = torch.as_tensor(list(rows), dtype=torch.int64)
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows),
+            hashes=tuple(self.hashes[row] for row in rows),
+            labels=self.labels[index],
+            images=self.images[index],
+            soft=None if self.soft is None else self.soft.rows(index),
+        )
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 [0, 255] => float32 [-1, 1], any shape."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [-1, 1] => uint8 [0, 255], rounded and clamped, any shape."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize (B, C, H, W) uint8 to (B, C, size, size) uint8: bicubic, antialiased when it shrinks."""
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
+
+
+def square(pixels: NDArray[np.uint8], size: int) -> Tensor:
+    """Crop (H, W, 3) uint8 to its central square and resize that to (3, size, size) uint8."""
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    cropped = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)
+    return cropped if side == size else resize(cropped[None], size)[0]
+
+
+def content_hash(pixels: NDArray[np.uint8]) -> str:
+    """sha256 hex of (H, W, 3) uint8 pixels and their height and width."""
+    digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()

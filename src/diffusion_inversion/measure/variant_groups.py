@@ -1,0 +1,64 @@
+"""Which images of a set are variants of one source, as their metadata or a file of groups says: resampled together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import DataError, UsageError
+from ..sample.synthetic import METADATA
+
+MOST_BYTES = 1 << 28  # of a file of groups
+
+
+def recorded_sources(data: str | Path) -> dict[str, str]:
+    """Id => source of the images in a folder that stage 2 wrote, by its metadata.parquet; empty for other DATA.
+
+    Images that were drawn from prompts are left out: the prompts are chosen, not drawn, so each image stands alone.
+    Raises DataError where the file has the columns of stage 2 but cannot be read.
+    """
+    path = Path(data) / METADATA
+    if not path.is_file():
+        return {}
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted = ["file_name", "source_id", "partner_id", "class_name"]
+    try:
+        if not set(wanted) <= set(pq.read_schema(path).names):
+            return {}
+        table = pq.read_table(path, columns=wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}), so nobody knows which images are of one source; "
+            "`dinv repair` writes it again, or move it away"
+        ) from error
+    rows = zip(*(table.column(name).to_pylist() for name in wanted), strict=True)
+    return {
+        str(name): str(source)
+        for name, source, partner, class_name in rows
+        if not (partner == source and str(source).startswith(f"{class_name}: "))  # a prompt is its own partner
+    }
+
+
+def read_groups(path: str | Path, ids: Sequence[str] | None, count: int) -> list[str]:
+    """The group of each image from a text file: a group a line in the images' order, or lines of id, tab and group.
+
+    Raises UsageError where there is no file, DataError where it does not have every one of the `count` images.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"{path}: no such file; give a text file with one group a line, or lines of id, tab and group")
+    if Path(path).stat().st_size > MOST_BYTES:
+        raise DataError(f"{path}: larger than {MOST_BYTES >> 20} MB; give a text file of groups")
+    try:
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error}); give one group a line, or id, tab and group") from error
+    if ids is not None and lines and all("\t" in line for line in lines):
+        group_of = dict(line.split("\t", 1) for line in lines)
+        if missing := [image_id for image_id in ids if image_id not in group_of]:
+            raise DataError(f"{path}: has no group for {len(missing)} image(s), such as {missing[0]}; add them")
+        return [group_of[image_id] for image_id in ids]
+    if len(lines) != count:
+        raise DataError(f"{path}: {len(lines)} groups for {count} images; give one a line, in the images' order")
+    return lines

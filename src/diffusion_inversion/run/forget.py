@@ -1,0 +1,224 @@
+"""Take an image out of a run, with everything that was made from it: its owner withdrew consent, or it changed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shutil
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.datasets import data_record
+from ..data.forgotten import Marks, hashed, read_marks, without_mention, write_marks
+from ..data.images import Problem
+from ..engine.ledger import Ledger
+from ..engine.lock import is_shared, run_lock
+from ..engine.manifest import NAME as MANIFEST
+from ..engine.manifest import Manifest
+from ..engine.store import sync_folder
+from ..errors import UsageError
+from ..invert.embeddings import EmbeddingStore
+from ..sample.synthetic import FOLDER as SYNTHETIC
+from ..sample.synthetic import METADATA, Row, SyntheticStore
+from ..train.store import FOLDER as CLASSIFIERS
+from ..train.store import ClassifierStore
+from .images import DATA_FILE, changed_images, load, read_record, recorded_settings
+from .replicates import replicate_folders
+from .verify import OURS
+
+POSITION = re.compile(r".+/\d{6}")
+FRACTION_FILE = "real_fraction.json"
+# Files that show or summarise the images, or a choice by classifiers that saw them; made again by the stages.
+SUMMARIES = ("run.json", "report.html")
+DERIVED = (*SUMMARIES, "reconstructions.safetensors", "likeness.json", f"{SYNTHETIC}/{METADATA}", FRACTION_FILE)
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What `forget` deleted."""
+
+    images: int  # ids that were named
+    vectors: int
+    synthetic: int
+    classifiers: int
+    kept_by_average: int  # images that a mean over all vectors went into, left because `keep_averages` was given
+
+
+def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_averages: bool = False) -> Forgotten:
+    """Delete images of a run and its replicates by id, their vectors, what was drawn from these, and the classifiers.
+
+    An image descends from a vector where it is its source or its partner. With guidance every image also descends
+    from all vectors, since the unconditional vector is their mean, and with class-mean starts every vector of a class
+    descends from all its images: these go too, unless `keep_averages`. Test images are forgotten in the same way.
+    Reports and reconstructions are deleted; the stages make them again. `never_again` keeps the images out of this run
+    for good, also where DATA still holds them or the same pixels under another name; only hashes of their ids and
+    pixels stay in the run, in forgotten.json. DATA itself, caches of it and copies elsewhere are not touched.
+
+    A killed call goes on when it or any other command is run again. Raises UsageError for an id that the run does
+    not know, LockedError, DiskError.
+    """
+    folders = replicate_folders(run)
+    records = {folder: read_record(folder) for folder in folders}
+    if records[run] is None:
+        raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
+    content = {image_id: pixels for record in records.values() for image_id, pixels in _content(record).items()}
+    unknown = [image_id for image_id in ids if image_id not in content]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], content, n=3)
+        hint = f"; near to it: {', '.join(near)}" if near else ""
+        raise UsageError(f"{run}: no image {unknown[0]!r} in {DATA_FILE}{hint}. Give ids as they stand there.")
+    wanted = set(ids)
+    never: set[str] = set()
+    if never_again:  # the same picture under another name goes too
+        pixels = {content[image_id] for image_id in ids}
+        wanted |= {image_id for image_id, value in content.items() if value in pixels}
+        # An id that is a position in a file (train/000123) can come to mean another picture.
+        kept = [image_id for image_id in wanted if not POSITION.fullmatch(image_id)]
+        never = {*map(hashed, kept), *(hashed(content[image_id]) for image_id in wanted)}
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(run_lock(folder))
+            for part in OURS:  # damaged records are mended first: then nothing below can stop half way
+                Manifest(folder / part / MANIFEST).records()
+        for folder, record in records.items():  # the run first: what a kill leaves to its replicates, they follow
+            _mark(folder, never, wanted & set(_content(record)), keep_averages)
+        for name in SUMMARIES:
+            Ledger(run).drop(name)
+        done = [finish_pending(folder) for folder in folders]
+    names = ("vectors", "synthetic", "classifiers", "kept_by_average")
+    return Forgotten(len(wanted), *(sum(getattr(one, name) for one in done) for name in names))
+
+
+def _mark(run: Path, never: set[str], gone: Collection[str], keep_averages: bool) -> None:
+    """Note what a run folder must never use again, hashed, and which ids of its own are to be deleted now."""
+    marks = read_marks(run)
+    pending = sorted({*marks["pending"], *map(hashed, gone)})
+    again = sorted({*marks["never_again"], *never})
+    write_marks(run, Marks(never_again=again, pending=pending, keep_averages=keep_averages))
+
+
+def follow(run: Path, folder: Path) -> None:
+    """Forget in a replicate's folder what the run must never use, and finish what a killed `forget` left there.
+
+    So a replicate that is begun later never sees those images. Call it inside `run_lock(folder)`.
+    """
+    missing = set(read_marks(run)["never_again"]) - set(read_marks(folder)["never_again"])
+    if missing:
+        content = _content(read_record(folder))
+        gone = [i for i, pixels in content.items() if missing & {hashed(i), hashed(pixels)}]
+        _mark(folder, missing, gone, keep_averages=False)
+    finish_pending(folder)
+
+
+def _content(record: dict[str, Any] | None) -> dict[str, str]:
+    """Image id => hash of its pixels, of all images that data.json records."""
+    parts = [record[part] for part in ("train", "test")] if record is not None else []
+    return {i: pixels for part in parts for i, pixels in zip(part["ids"], part["hashes"], strict=True)}
+
+
+def finish_pending(run: Path) -> Forgotten:
+    """Go on with a `forget` that was killed; nothing happens where there is none. Call it inside `run_lock`."""
+    marks = read_marks(run)
+    if not marks["pending"]:
+        if marks["never_again"]:
+            write_marks(run, marks)  # completes a record that a kill cut short
+        return Forgotten(0, 0, 0, 0, 0)
+    if is_shared(run):
+        raise UsageError(f"{run}: a `dinv forget` was cut short here. `dinv repair {run}` finishes it.")
+    done = _delete(run, set(marks["pending"]), marks["keep_averages"])
+    write_marks(run, Marks(never_again=marks["never_again"], pending=[], keep_averages=False))
+    return done
+
+
+def changed(run: Path) -> list[str]:
+    """Ids of images recorded here or in a replicate that DATA no longer holds, or holds otherwise."""
+    found: dict[str, None] = {}
+    for folder in replicate_folders(run):
+        record = read_record(folder)
+        if record is None and folder != run:
+            continue
+        if record is None:
+            raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
+        now = data_record(load(folder, recorded_settings(record["source"]), record))
+        found |= {i: None for part in ("train", "test") for i, _ in changed_images(record[part], now[part])}
+    return list(found)
+
+
+def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
+    """Delete the images whose `hashed` ids are in `gone`. Whatever part of this was done before is not missed."""
+    ledger = Ledger(run)
+    for name in DERIVED:
+        ledger.drop(name)
+    records = ledger.manifest.records()
+    if any(record.get("unit") == FRACTION_FILE for record in records):  # they hold copies of it
+        ledger.manifest.rewrite([record for record in records if record.get("unit") != FRACTION_FILE])
+    trained = len(ClassifierStore(run).manifest.units())
+    shutil.rmtree(run / CLASSIFIERS, ignore_errors=True)
+    if (record := read_record(run)) is not None:
+        text = json.dumps(_without(record, gone), indent=1) + "\n"
+        ledger.commit(DATA_FILE, text.encode(), note={"source": record["source"]})
+
+    vectors = EmbeddingStore(run)
+    images = vectors.images()
+    # Dropped units name their images too.
+    tried = {i for record in vectors.manifest.records() if record["event"] == "commit" for i in record["ids"]}
+    learned = {image_id for image_id in tried if hashed(image_id) in gone}
+    if learned and not keep_averages and _settings(ledger, "invert").get("init") == "class-mean":
+        labels = {images[image_id][1] for image_id in learned & set(images)}
+        learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
+    header = vectors.manifest.last("header")
+    averaged = drawn = 0
+    if header is not None:
+        store = SyntheticStore(run, tuple(header["class_names"]))
+
+        def descends(row: Row) -> bool:
+            if any(hashed(row[key]) in gone or row[key] in learned for key in ("source_id", "partner_id")):
+                return True
+            return bool(learned) and not keep_averages and _guided(row)
+
+        averaged = sum(_guided(row) for row in store.rows()) if keep_averages else 0
+        drawn = store.remove(descends)
+        vectors.remove(learned)
+    _sweep(run)
+    return Forgotten(len(gone), len(learned), drawn, trained, averaged)
+
+
+def _guided(row: Row) -> bool:
+    """Whether an average of vectors went into an image. Those of a class or group count as those of all."""
+    return float(row["guidance_scale"]) != 1.0 and row["unconditional"] not in ("empty", "zero")
+
+
+def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:
+    """data.json's record without the images, and without problems that name them."""
+    names = [i for part in ("train", "test") for i in record[part]["ids"] if hashed(i) in gone]
+    parts = {}
+    for name in ("train", "test"):
+        part = record[name]
+        rows = [row for row, image_id in enumerate(part["ids"]) if hashed(image_id) not in gone]
+        lists = {key: [part[key][row] for row in rows] for key in ("ids", "hashes", "labels")}
+        problems = without_mention([Problem(**problem) for problem in part["problems"]], names)
+        parts[name] = {**part, **lists, "problems": [asdict(problem) for problem in problems]}
+    return {**record, **parts}
+
+
+def _settings(ledger: Ledger, stage: str) -> dict[str, Any]:
+    config = ledger.read_json(f"{stage}.config.json")
+    return dict(config["settings"]) if config else {}
+
+
+def _sweep(run: Path) -> None:
+    """Delete files of units that no record names, which a killed call may have left, and make all deletions durable."""
+    for folder, ours in OURS.items():
+        listed = {name for record in Manifest(run / folder / MANIFEST).units().values() for name in record["files"]}
+        for path in (run / folder).rglob("*"):
+            name = path.relative_to(run / folder).as_posix()
+            if path.is_file() and name not in listed and ours.fullmatch(name):
+                path.unlink(missing_ok=True)
+        for path in (run / folder, *(run / folder).glob("*/")):
+            if path.is_dir():
+                sync_folder(path)
+    sync_folder(run)

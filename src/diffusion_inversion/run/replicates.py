@@ -1,0 +1,65 @@
+"""Replicates: an experiment again with everything drawn anew, each in a run folder of its own; 0 is the run itself."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ..config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+
+FOLDER = "replicates"
+Drawn = TypeVar("Drawn", DataSettings, InvertSettings, SampleSettings, TrainSettings)
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """Where one replicate lies, and its settings: the run's with seeds of its own."""
+
+    number: int
+    folder: Path
+    data: DataSettings
+    invert: InvertSettings
+    sample: SampleSettings
+    train: TrainSettings
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of a replicate from the run's and its number, below 2^31; that of replicate 0 is the run's."""
+    if number == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}/replicate/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def folder_of(run: Path, number: int) -> Path:
+    """The run folder of a replicate: the run itself, or replicates/<number> below it."""
+    return run if number == 0 else run / FOLDER / str(number)
+
+
+def replicate_folders(run: Path) -> list[Path]:
+    """The run folder and those of its other replicates, as far as they were begun, by number."""
+    found = [path for path in (run / FOLDER).glob("*") if path.is_dir() and path.name.isdecimal()]
+    return [run, *sorted(found, key=lambda path: int(path.name))]
+
+
+def drawn_anew(settings: Drawn, number: int) -> Drawn:
+    """The settings of replicate `number`: the run's with other seeds."""
+    if isinstance(settings, TrainSettings):
+        return settings.model_copy(update={"seeds": tuple(seed_of(seed, number) for seed in settings.seeds)})
+    return settings.model_copy(update={"seed": seed_of(settings.seed, number)})
+
+
+def replicate(
+    run: Path, number: int, data: DataSettings, invert: InvertSettings, sample: SampleSettings, train: TrainSettings
+) -> Replicate:
+    """Replicate `number` of a run: other subset and hold-out, other vectors, images and classifiers."""
+    return Replicate(
+        number,
+        folder_of(run, number),
+        drawn_anew(data, number),
+        drawn_anew(invert, number),
+        drawn_anew(sample, number),
+        drawn_anew(train, number),
+    )

@@ -1,0 +1,359 @@
+"""The stages over a run folder, one after the other: what the commands call, each on its own or all by `run`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from ..data.datasets import Splits
+from ..data.images import LabelledImages
+from ..engine.disk import require_room
+from ..engine.ledger import Ledger
+from ..engine.lock import is_shared, run_lock
+from ..engine.manifest import NAME as MANIFEST
+from ..engine.manifest import timed
+from ..engine.progress import track
+from ..errors import DinvError, UsageError
+from ..generator.device import resolve_device
+from ..generator.generator import Generator
+from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
+from ..invert.inversion import invert
+from ..sample.prompting import PROMPTS
+from ..sample.sampling import check, check_settings, draw_variants, is_stale
+from ..sample.synthetic import FOLDER as SYNTHETIC
+from ..sample.synthetic import METADATA, SyntheticStore, read_synthetic
+from ..train.arms import ArmResults, check_arms, train_arms
+from ..train.arms import check_settings as check_training
+from ..train.classifiers import choose_architecture
+from ..train.draws import Draw
+from ..train.evaluation import OWN_SIZE
+from ..train.own_size import at_own_size, own_side
+from ..train.real_fraction import FRACTION_FILE, check_fraction, with_fraction
+from ..train.store import FOLDER as CLASSIFIERS
+from ..train.store import ClassifierStore
+from .foresight import forewarnings
+from .forget import follow
+from .images import open_splits, read_record
+from .reconstructions import LIKENESS_FILE, RECONSTRUCTIONS_FILE, draw_reconstructions, read_reconstructions
+from .replicates import Replicate, replicate, replicate_folders
+from .report import RunRecord
+from .reporting import (
+    GENERATOR_FILE,
+    REPORT_FILE,
+    RUN_FILE,
+    draw_of,
+    read_config,
+    report_stage,
+)
+
+FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
+SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
+CLASSIFIER_BYTES = {"resnet20": 2 << 20, "resnet56": 4 << 20, "vgg16": 540 << 20}  # of one file, with its saved state
+OTHER_CLASSIFIER_BYTES = 100 << 20
+
+
+def invert_stage(run: Path, splits: Splits, generator: Generator, settings: InvertSettings) -> Embeddings:
+    """Stage 1 over the training images; notes its time and the generator to load again."""
+    missing = len(set(splits.train.ids) - set(EmbeddingStore(run).images()))
+    size = len(settings.checkpoints) * settings.tokens * generator.text_width * FLOAT_BYTES
+    _require_room(run, missing, size, "vectors")
+    with timed(EmbeddingStore(run).manifest):
+        found = invert(splits.train, generator, run, settings)
+    source = {"name": generator.name, "source": generator.source, "revision": generator.revision, **generator.record}
+    text = json.dumps(source, indent=2) + "\n"
+    Ledger(run).commit(GENERATOR_FILE, text.encode(), note={"copy": text})
+    return found
+
+
+def sample_stage(
+    run: Path,
+    generator: Generator,
+    settings: SampleSettings,
+    *,
+    anew: bool = False,
+    sources: LabelledImages | None = None,
+) -> int:
+    """Stage 2 over the stored vectors; notes its time and returns how many images there are.
+
+    With `sources`, the images that were inverted, it is measured how much of each its vector keeps.
+    `anew` deletes what this stage and later ones made, once the settings are known to be usable.
+    """
+    embeddings = read_embeddings(run)
+    side = check(embeddings, generator, settings)
+    if anew:
+        restart(run, "sample")
+    store = SyntheticStore(run, embeddings.class_names)
+    drawn = sum(len(record["files"]) for record in store.manifest.units().values())
+    missing = max(len(embeddings) * settings.variants - drawn, 0)
+    _require_room(run, missing, png_bytes(side), f"images of {side} px")
+    with timed(store.manifest):
+        draw_variants(embeddings, generator, run, settings)
+        draw_reconstructions(run, embeddings, generator, settings, sources)
+    return len(embeddings) * settings.variants
+
+
+def sources_of(run: Path) -> LabelledImages | None:
+    """The training images of a run; None, with a warning, where they cannot be had: stage 2 can do without."""
+    try:
+        return open_splits(run).train
+    except DinvError as error:
+        cause = str(error).partition("\n")[0]
+        print(f"warning: how much of each image its vector keeps is not measured: {cause}", file=sys.stderr, flush=True)
+        return None
+
+
+def _require_room(run: Path, missing: int, size: int, what: str) -> None:
+    if missing:
+        require_room(run, missing * size + SPARE_BYTES, f"{missing} {what}")
+
+
+def png_bytes(side: int) -> int:
+    """Disk that one image of this side takes, in bytes: an RGB PNG is never much larger than its pixels."""
+    return round(1.01 * 3 * side * side) + 1024 + BLOCK_BYTES // 2
+
+
+def inverted_with(run: Path) -> tuple[str, str | None]:
+    """Path or hub id, and revision, of the generator a run was inverted with; UsageError where it was not inverted."""
+    found = Ledger(run).read_json(GENERATOR_FILE)
+    if found is None:
+        raise UsageError(f"{run}: not inverted yet. Start with `dinv invert DATA --out {run}`.")
+    return found["source"], found["revision"]
+
+
+def restart(run: Path, stage: str) -> None:
+    """Delete what `stage` ("sample" or "train") made, and what was made from it, so that it can be done otherwise."""
+    stages = {"sample": ("sample", "train"), "train": ("train",)}[stage]
+    folders = {"sample": SYNTHETIC, "train": CLASSIFIERS}
+    files = {
+        "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, LIKENESS_FILE, "sample.config.json"),
+        "train": (RUN_FILE, REPORT_FILE, FRACTION_FILE, "train.config.json"),
+    }
+    ledger = Ledger(run)
+    for part in stages:
+        # The manifest first and the settings last: a kill between leaves nothing that other settings could take over.
+        (run / folders[part] / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(run / folders[part], ignore_errors=True)
+        for name in files[part]:
+            ledger.drop(name)
+
+
+@dataclass(frozen=True)
+class Redone:
+    """A run whose stages are whole again, and the note of its last report."""
+
+    splits: Splits
+    results: ArmResults
+    settings: TrainSettings
+    note: dict[str, Any]
+
+    def report(self, run: Path, others: Sequence[Draw] = ()) -> None:
+        """Write the report as it was last asked for, of as many replicates, less those that have not all its arms."""
+        arms = self.results.accuracies().keys() - {OWN_SIZE}
+        beside = [
+            one for one in others[: self.note.get("replicates", 1) - 1] if one.results.accuracies().keys() >= arms
+        ]
+        report_stage(run, self.splits, self.results, self.settings, self.note["command"], beside)
+
+
+def resume(run: Path, device: str = "auto") -> list[str]:
+    """Do again what is missing in every stage that had been finished; return the stages that had not been.
+
+    So it is in every replicate. Settings, data and generator are those that the run recorded. Images from prompts are
+    stage "sample" alone, which cannot be done again here: what their prompts were is not on record as a whole.
+    """
+    if holds_prompts(run):
+        drawn = SyntheticStore(run, ()).complete() and Ledger(run).holds(f"{SYNTHETIC}/{METADATA}")
+        return [] if drawn else ["sample"]
+    unfinished, whole = _resume(run, device)
+    others = []
+    for folder in replicate_folders(run)[1:]:
+        with run_lock(folder):
+            follow(run, folder)
+            left, found = _resume(folder, device)
+            unfinished += [f"{stage} of replicate {folder.name}" for stage in left]
+            if found is not None:
+                found.report(folder)
+                others.append(draw_of(folder, found.splits, found.results))
+    if whole is not None:
+        whole.report(run, others)
+    return unfinished
+
+
+def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
+    """`resume` for one folder, without its report."""
+    ledger = Ledger(run)
+    made_with = ledger.read_json(GENERATOR_FILE)  # written when stage 1 had ended
+    if made_with is None:
+        return ["invert"], None
+    generator = Generator.load(*inverted_with(run), device, made_with["dtype"])
+    splits = open_splits(run)
+    vectors = invert_stage(run, splits, generator, InvertSettings(**read_config(run, "invert")["settings"]))
+    # That a stage had ended is on record in its own manifest and in the ledger: one of them may be the damaged one.
+    store = SyntheticStore(run, splits.train.class_names)
+    drawn = store.manifest
+    sampled = drawn.last("complete") or ledger.note(RECONSTRUCTIONS_FILE)
+    version = dict(zip(vectors.ids, vectors.versions, strict=True))
+    if any(is_stale(row, version) for row in store.rows()):  # vectors that were not learned again to the same bits
+        store.remove(lambda row: is_stale(row, version))
+    if sampled is None:
+        return (["sample"] if drawn.units() or drawn.dropped() else []), None
+    recorded = read_config(run, "sample")
+    settings = {**recorded["settings"], "variants": sampled["variants"]}
+    sample_stage(
+        run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded), sources=splits.train
+    )
+    classifiers = ClassifierStore(run).manifest
+    reported = ledger.note(RUN_FILE)
+    trained = classifiers.last("complete") or reported
+    if trained is None:
+        return (["train"] if classifiers.units() or classifiers.dropped() else []), None
+    recorded = read_config(run, "train")
+    training = TrainSettings(
+        **recorded["settings"], architecture=recorded["architecture"], arms=trained["arms"], seeds=trained["seeds"]
+    )
+    results = train_stage(run, splits, training, recorded["device"], own_size=trained.get("own_size", False))
+    return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})
+
+
+def holds_prompts(run: Path) -> bool:
+    """Whether the images of a folder come from prompts, not from vectors."""
+    config = Ledger(run).read_json("sample.config.json")
+    return config is not None and config.get("kind") == PROMPTS
+
+
+def train_stage(
+    run: Path,
+    splits: Splits,
+    settings: TrainSettings,
+    device: str = "auto",
+    *,
+    anew: bool = False,
+    own_size: bool = True,
+) -> ArmResults:
+    """Train and test every arm and seed; notes its time. `anew` deletes what this stage made before, once it can begin.
+
+    With `own_size` the real images are an arm at their own side too, where that is larger (own_size.py).
+    Raises UsageError where images or vectors were added since the stage before this one ran.
+    """
+    where = resolve_device(device)
+    require_whole(run, splits)
+    synthetic = read_synthetic(run, splits.train.class_names)
+    real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
+    own = at_own_size(splits, synthetic.size) if own_size else None
+    arms = check_arms(real, synthetic, test, settings, own)
+    if anew:
+        if settings.real_fraction == "auto":
+            check_fraction(run, real, synthetic, settings)
+        restart(run, "train")
+    settings = with_fraction(run, real, synthetic, settings, device)
+    total = settings.steps * len(arms) * len(settings.seeds)
+    trained = len(ClassifierStore(run).manifest.units())
+    size = CLASSIFIER_BYTES.get(choose_architecture(settings.architecture, where), OTHER_CLASSIFIER_BYTES)
+    _require_room(run, max(len(arms) * len(settings.seeds) - trained, 0), size, "classifiers")
+    with timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
+
+        def on_step(arm: str, seed: int, step: int, loss: float) -> None:
+            advance(1)
+
+        results = train_arms(
+            real,
+            synthetic,
+            test,
+            own_size=own,
+            settings=settings,
+            device=device,
+            folder=run,
+            on_step=on_step,
+            on_run=lambda found: advance(settings.steps) if found.resumed else None,
+        )
+    return results
+
+
+def require_whole(run: Path, splits: Splits) -> None:
+    """Raise UsageError unless every training image has its vector and every vector its variants: arms must be equal.
+
+    And unless the reconstructions are there, without which training would end without its report.
+    """
+    store = EmbeddingStore(run)
+    if set(store.images()) != set(splits.train.ids):
+        raise UsageError(f"{run}: images were added since stage 1. Run the same `dinv invert` command again first.")
+    embeddings = read_embeddings(run)
+    synthetic = SyntheticStore(run, embeddings.class_names)
+    variants = synthetic.variants()
+    drawn = {(row["source_id"], row["variant"]) for row in synthetic.rows() if row["variant"] < variants}
+    if len(drawn) != len(embeddings) * variants:
+        raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
+    read_reconstructions(run, embeddings)
+
+
+def run_all(
+    run: Path,
+    data: DataSettings,
+    generator: Generator,
+    *,
+    invert: InvertSettings,
+    sample: SampleSettings,
+    train: TrainSettings,
+    command: str,
+    replicates: int = 1,
+    own_size: bool = True,
+) -> RunRecord:
+    """Every stage in order, for every replicate; what is already in `run` is not done again.
+
+    Settings that a later stage would refuse, and images that a replicate would, are refused before stage 1.
+    """
+    plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
+    splits = open_splits(run, data)
+    images = splits.train
+    side = check_settings(
+        generator,
+        sample,
+        steps=invert.checkpoints,
+        resolution=invert.resolution or generator.resolution,
+        image_size=images.size,
+        classes=len({*images.labels.tolist()}),
+    )
+    check_training(train, images.class_names, side)
+    if own_size and "real" in train.arms and (own := own_side(images, side)) is not None:
+        check_training(train, images.class_names, own)
+    for plan in plans[1:]:
+        if read_record(plan.folder) is None:
+            with _replicate(run, plan):
+                pass
+    forewarn(splits, train, side, replicates=replicates, own_size=own_size)
+    results = _all_stages(plans[0], splits, generator, own_size)
+    others = []
+    for plan in plans[1:]:
+        print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
+        with _replicate(run, plan) as theirs:
+            found = _all_stages(plan, theirs, generator, own_size)
+            report_stage(plan.folder, theirs, found, plan.train, command)
+            others.append(draw_of(plan.folder, theirs, found))
+    return report_stage(run, splits, results, train, command, others)
+
+
+def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: int = 1, own_size: bool = True) -> None:
+    """Say on stderr what can be said before the work (foresight.py)."""
+    for sentence in forewarnings(splits, settings, used, replicates=replicates, own_size=own_size):
+        print(f"note: {sentence}", file=sys.stderr, flush=True)
+
+
+def _all_stages(plan: Replicate, splits: Splits, generator: Generator, own_size: bool) -> ArmResults:
+    invert_stage(plan.folder, splits, generator, plan.invert)
+    sample_stage(plan.folder, generator, plan.sample, sources=splits.train)
+    return train_stage(plan.folder, splits, plan.train, str(generator.device), own_size=own_size)
+
+
+@contextmanager
+def _replicate(run: Path, plan: Replicate) -> Iterator[Splits]:
+    """Hold the folder of a replicate as the run is held, without what the run must forget, and open its images."""
+    with run_lock(plan.folder, shared=is_shared(run)):
+        follow(run, plan.folder)
+        yield open_splits(plan.folder, plan.data)

@@ -1,0 +1,108 @@
+"""What run.json has of the arms and the verdict."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..train.draws import Draw, by_draw, correct_of, scope, true_labels, verdict_over
+from ..train.evaluation import Comparison
+from ..train.verdict import Fall, majority, recalls
+from .report.record import ArmRecord, ComparisonRecord, FallRecord, MeasureRecord, VerdictRecord
+
+
+def arms_of(draws: Sequence[Draw]) -> dict[str, ArmRecord]:
+    """Every arm over what the verdict counts: seeds, or replicates, each the mean over its seeds."""
+    labels, classes = true_labels(draws), len(draws[0].results.class_names)
+    accuracies, correct, areas = _units(draws), correct_of(draws), _areas(draws)
+    return {
+        arm: _arm(found, recalls(correct[arm], labels, classes), areas.get(arm)) for arm, found in accuracies.items()
+    }
+
+
+def _units(draws: Sequence[Draw]) -> dict[str, tuple[float, ...]]:
+    if len(draws) == 1:
+        return draws[0].results.accuracies()
+    return {arm: tuple(statistics.fmean(one) for one in found) for arm, found in by_draw(draws).items()}
+
+
+def _areas(draws: Sequence[Draw]) -> dict[str, tuple[float, ...]]:
+    found = [draw.results.auroc() for draw in draws]
+    if len(draws) == 1:
+        return found[0]
+    return {arm: tuple(statistics.fmean(one[arm]) for one in found) for arm in found[0] if all(arm in o for o in found)}
+
+
+def _arm(accuracies: Sequence[float], rates: Tensor, areas: Sequence[float] | None) -> ArmRecord:
+    plain = _measure(accuracies)
+    of_class = rates.nanmean(0)
+    record: ArmRecord = {
+        "accuracies": plain["values"],
+        "mean": plain["mean"],
+        "std": plain["std"],
+        "n": len(accuracies),
+        "balanced_accuracy": _measure(rates.nanmean(1).tolist()),
+        "recall": [None if rate != rate else rate for rate in of_class.tolist()],
+    }
+    if areas:
+        record["auroc"] = _measure(areas)
+    return record
+
+
+def _measure(values: Sequence[float]) -> MeasureRecord:
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"values": list(values), "mean": statistics.fmean(values), "std": spread}
+
+
+def verdict_of(draws: Sequence[Draw]) -> VerdictRecord:
+    """The verdict, what it rests on and what it speaks of."""
+    found = verdict_over(draws)
+    line, class_names = majority(true_labels(draws)), draws[0].results.class_names
+    record: VerdictRecord = {
+        "outcome": found.outcome,
+        "headline": found.headline,
+        "sentence": found.reason,
+        "measure": found.measure,
+        "comparisons": [_comparison(c, found.smallest_effect) for c in found.comparisons],
+        "falls": [_fall(fall) for fall in found.falls],
+        "majority": {
+            "class_name": class_names[line.label],
+            "accuracy": line.accuracy,
+            "balanced_accuracy": line.balanced_accuracy,
+        },
+        "scope": scope(draws),
+    }
+    if found.beside:
+        record["beside"] = [_comparison(c, found.smallest_effect) for c in found.beside]
+    if found.shrinking is not None:
+        record["shrinking"] = _comparison(found.shrinking, found.smallest_effect)
+        record["too_coarse"] = found.too_coarse
+    return record
+
+
+def _comparison(compared: Comparison, smallest_effect: float) -> ComparisonRecord:
+    low, high = compared.interval or (None, None)
+    return {
+        "arm": compared.arm,
+        "baseline": compared.baseline,
+        "difference": compared.difference,
+        "low": low,
+        "high": high,
+        "confidence": compared.simultaneous_confidence,
+        "outcome": compared.outcome(smallest_effect),
+    }
+
+
+def _fall(fall: Fall) -> FallRecord:
+    assert fall.comparison.interval is not None
+    low, high = fall.comparison.interval
+    return {
+        "arm": fall.comparison.arm,
+        "class_name": fall.class_name,
+        "difference": fall.comparison.difference,
+        "low": low,
+        "high": high,
+        "confidence": fall.comparison.simultaneous_confidence,
+    }

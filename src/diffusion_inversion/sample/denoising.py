@@ -1,0 +1,92 @@
+"""The reverse process: from noise to latents, under classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config.settings import SchedulerName
+from ..engine.signals import out_of_time
+from ..errors import UsageError
+from ..generator.generator import Generator, Latents, Tokens
+from .guidance import classifier_free_guidance
+
+LARGEST_ETA = 1 - 1e-6
+OtherTokens: TypeAlias = Float[Tensor, "batch other_tokens features"]  # the empty prompt has as many as a text
+
+
+@torch.no_grad()
+def denoise(
+    generator: Generator,
+    initial_noise: Latents,
+    conditional: Tokens,
+    unconditional: OtherTokens,
+    guidance_scale: Float[Tensor, " batch"],
+    scheduler_name: SchedulerName,
+    inference_steps: int,
+    on_step: Callable[[int], None] = lambda step: None,
+    *,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    eta: float = 0.0,
+    streams: Sequence[torch.Generator] = (),
+) -> Latents:
+    """Run the reverse process from standard normal noise to scaled latents, float32.
+
+    Same arithmetic as StableDiffusionPipeline with prompt_embeds, negative_prompt_embeds and latents. Guidance acts
+    where low <= t / T <= high; outside, and where every scale is 1, the conditional prediction stands alone and is
+    all that is computed (arXiv 2404.07724). `eta`, for ddim, adds that share of DDPM's noise at each step, drawn for
+    each image from its own one of `streams`, on the CPU.
+    """
+    widths = {tokens.shape[-1] for tokens in (conditional, unconditional)}
+    if widths != {generator.text_width}:
+        raise UsageError(
+            f"width: {conditional.shape[-1]} conditional, {unconditional.shape[-1]} unconditional. "
+            f"Give both the width {generator.text_width} of {generator.name}."
+        )
+    scheduler = generator.scheduler(scheduler_name, inference_steps)
+    device = generator.device
+    latents: Tensor = initial_noise.to(device) * scheduler.init_noise_sigma
+    conditional, unconditional = conditional.to(device), unconditional.to(device)
+    guidance_scale = guidance_scale.to(device)
+    guided = bool((guidance_scale != 1).any())
+    low, high = guidance_interval
+    if generator.alphas_cumprod[-1] == 0:
+        # DDIM then takes the root of 1 - alpha_bar - sigma^2, which eta = 1 makes 0, or less by rounding.
+        eta = min(eta, LARGEST_ETA)
+    for index, timestep in enumerate(scheduler.timesteps):
+        model_input = scheduler.scale_model_input(latents, timestep)
+        if guided and low <= float(timestep) / generator.training_timesteps <= high:
+            conditioned, unconditioned = predict_both(generator, model_input, timestep, conditional, unconditional)
+            prediction = classifier_free_guidance(conditioned, unconditioned, guidance_scale)
+        else:
+            prediction = generator.predict(model_input, timestep.expand(len(model_input)), conditional)
+        noise: dict[str, Any] = {}
+        if eta:
+            drawn = torch.stack([torch.randn(latents.shape[1:], generator=stream) for stream in streams])
+            noise = {"eta": eta, "variance_noise": drawn.to(device)}
+        latents = scheduler.step(prediction, timestep, latents, **noise).prev_sample
+        on_step(index)
+        if out_of_time():  # a stop was asked for, and the batch would take too long to end
+            raise KeyboardInterrupt
+    return latents
+
+
+def predict_both(
+    generator: Generator,
+    model_input: Latents,
+    timestep: Tensor,
+    conditional: Tokens,
+    unconditional: OtherTokens,
+) -> tuple[Latents, Latents]:
+    """The predictions under each of two conditions: in one pass where they have as many tokens, else in two."""
+    if unconditional.shape[1] != conditional.shape[1]:
+        times = timestep.expand(len(model_input))
+        return generator.predict(model_input, times, conditional), generator.predict(model_input, times, unconditional)
+    twice = torch.cat([model_input] * 2)
+    tokens = torch.cat([unconditional, conditional])
+    unconditioned, conditioned = generator.predict(twice, timestep.expand(len(twice)), tokens).chunk(2)
+    return conditioned, unconditioned

@@ -1,0 +1,75 @@
+"""Drawing what a store of synthetic images lacks: unit by unit, judged, and in parts where memory is short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config.settings import PromptSettings, SampleSettings
+from ..data.images import resize, to_uint8
+from ..engine.memory import within_memory
+from ..engine.progress import track
+from ..engine.units import each_unit, unit_name
+from ..generator.safety import SafetyChecker, draw_safely
+from .synthetic import Row, SyntheticStore, job_name, parse_job
+
+Item = TypeVar("Item")  # what one image is drawn from
+Drawn: TypeAlias = Float[Tensor, "batch 3 height width"]  # in [-1, 1], on the CPU
+
+
+def draw_missing(
+    store: SyntheticStore,
+    source_ids: Collection[str],
+    settings: SampleSettings | PromptSettings,
+    image_size: int,
+    checker: SafetyChecker | None,
+    *,
+    plan: Callable[[str, int, int], Item],
+    draw: Callable[[list[Item]], Drawn],
+    describe: Callable[[Item], Row],
+) -> None:
+    """Draw the variants that `store` lacks of every source, commit them at `image_size` px, and mark it as complete.
+
+    `plan(source_id, variant, attempt)` decides on one image, `draw` draws a batch, `describe` gives an image's row.
+    Call it inside `run_lock`. Raises PartialError (the checker blanks an image every time), UsageError (not even one
+    image fits into memory).
+    """
+    jobs = [job_name(source_id, variant) for variant in range(settings.variants) for source_id in source_ids]
+    left = set(jobs) - {job_name(row["source_id"], row["variant"]) for row in store.rows()}
+    room = settings.batch_size
+    with track("sample", len(left)) as advance:
+
+        def draw_unit(unit: tuple[str, ...]) -> None:
+            nonlocal room
+            wanted = [parse_job(job) for job in unit]
+            # A unit that is drawn again is computed as it was, for the same bits.
+            before = store.manifest.dropped().get(unit_name(unit))
+            at_once = min(room, len(unit)) if before is None else before.get("at_once", len(unit))
+
+            def together(items: list[Item]) -> Drawn:
+                nonlocal at_once, room
+                first = min(at_once, len(items))
+                drawn, taken = within_memory(partial(in_parts, draw, items), first)
+                if taken < first:
+                    at_once = room = taken  # for the units that follow too
+                return drawn
+
+            items, images, blanked = draw_safely(
+                lambda place, attempt: plan(*wanted[place], attempt), together, unit, checker
+            )
+            rows = [describe(item) for item in items]
+            store.commit(resize(to_uint8(images), image_size), rows, at_once=at_once, blanked=blanked)
+            advance(len(items))
+
+        each_unit(store.run, jobs, store.manifest, settings.batch_size, draw_unit)
+    store.finish(variants=settings.variants)
+
+
+def in_parts(draw: Callable[[list[Item]], Drawn], items: list[Item], at_once: int) -> Drawn:
+    """What `draw` gives for the items, with `at_once` of them in memory at a time."""
+    return torch.cat([draw(items[start : start + at_once]) for start in range(0, len(items), at_once)])

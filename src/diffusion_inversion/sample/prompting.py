@@ -1,0 +1,246 @@
+"""Images from prompts by the sampler of stage 2, in a folder of its format: what text-prompted baselines need."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config.settings import PromptSettings
+from ..data.images import LabelledImages
+from ..engine.claim import claim_run
+from ..engine.lock import run_lock
+from ..errors import DataError, UsageError
+from ..generator.generator import EMPTY_PROMPT, Generator
+from ..generator.safety import SafetyChecker, attempt_identity, check_safety_checker, load_safety_checker
+from ..invert.embeddings import FOLDER as EMBEDDINGS
+from ..randomness import generator_for
+from .denoising import denoise
+from .drawing import draw_missing
+from .synthetic import EARLIER, SCHEMA, Row, SyntheticStore
+
+CLASS = "{class}"
+PROMPTS = "prompts"  # the kind of what is drawn here, among the settings of stage 2
+MOST_CHARACTERS = 2**22  # of a file of prompts
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to draw from and the class that its images belong to."""
+
+    class_name: str
+    text: str
+
+    @property
+    def source_id(self) -> str:
+        """What its images name as their source."""
+        return f"{self.class_name}: {self.text}"
+
+
+@dataclass(frozen=True)
+class _Draw:
+    prompt: int
+    variant: int
+    guidance_scale: float
+    initial_noise: Float[Tensor, "channels height width"]
+
+
+def read_prompts(prompts: str, class_names: Sequence[str] = ()) -> tuple[Prompt, ...]:
+    """What `--prompts` names: a template over `class_names`, or a file of lines `class<TAB>prompt`.
+
+    A template holds {class}. Empty lines and lines that begin with # are left out. Raises UsageError for a template
+    without classes, DataError for a file that is not of such lines, or says one line twice.
+    """
+    if CLASS in prompts:
+        if not class_names:
+            raise UsageError(f"--prompts {prompts!r}: names {CLASS}, but no classes. Add --classes-of RUN.")
+        return tuple(Prompt(name, prompts.replace(CLASS, name)) for name in class_names)
+    path = Path(prompts)
+    if not path.is_file():
+        raise UsageError(f"--prompts {prompts!r}: no such file, and no template with {CLASS}.")
+    try:
+        text = path.read_bytes()[:MOST_CHARACTERS].decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a text file in UTF-8. Write lines class<TAB>prompt.") from error
+    found: list[Prompt] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        class_name, _, prompt = (part.strip() for part in line.partition("\t"))
+        if not class_name or not prompt:
+            raise DataError(f"{path}, line {number}: not class<TAB>prompt. Put one tab between the two.")
+        if Prompt(class_name, prompt) in found:
+            raise DataError(f"{path}, line {number}: there already. Ask for more images with --variants.")
+        found.append(Prompt(class_name, prompt))
+    if not found:
+        raise DataError(f"{path}: no prompt. Write lines class<TAB>prompt.")
+    return tuple(found)
+
+
+def sample_prompts(
+    prompts: Sequence[Prompt], generator: Generator, out: str | Path, settings: PromptSettings | None = None
+) -> LabelledImages:
+    """Draw `settings.variants` images of every prompt, store them below `out`/synthetic and return them.
+
+    Each is eps = u + s (c - u) with c the prompt's and u the empty prompt's text tokens, as StableDiffusionPipeline
+    does. Images already there are not drawn again; more variants and more prompts of the same classes may be added.
+
+    Raises UsageError (an option does not fit the generator, or `out` is a run of vectors), ConfigMismatchError (`out`
+    was made otherwise), PartialError (the safety checker blanks an image every time), LockedError, DiskError.
+    """
+    draw_prompts(prompts, generator, out, settings)
+    return SyntheticStore(Path(out), classes_of(prompts)).read()
+
+
+def draw_prompts(
+    prompts: Sequence[Prompt], generator: Generator, out: str | Path, settings: PromptSettings | None = None
+) -> None:
+    """What `sample_prompts` does, without reading the images back."""
+    settings = settings or PromptSettings()
+    run, class_names = Path(out), classes_of(prompts)
+    resolution, image_size = check(generator, settings, run)
+    with run_lock(run):
+        store = SyntheticStore(run, class_names)
+        checker = load_safety_checker(generator) if settings.safety_checker else None
+        described = fingerprint(generator, settings, class_names, resolution, image_size, checker)
+        claim_run(run, "sample", described, begun=bool(store.rows()))
+        row_of = {prompt.source_id: row for row, prompt in enumerate(prompts)}
+        draw_missing(
+            store,
+            row_of,
+            settings,
+            image_size,
+            checker,
+            plan=lambda source_id, variant, attempt: _plan(
+                prompts, generator, settings, resolution, row_of[source_id], variant, attempt
+            ),
+            draw=lambda draws: draw_images(prompts, generator, draws, settings),
+            describe=lambda draw: _metadata_row(prompts, class_names, generator, settings, draw),
+        )
+
+
+def check(generator: Generator, settings: PromptSettings, run: Path) -> tuple[int, int]:
+    """Sides in px of what is drawn and of what is saved.
+
+    Raises, before anything is done, UsageError for settings that cannot be, and where `run` is one of vectors.
+    """
+    if (run / EMBEDDINGS).exists():
+        raise UsageError(f"{run}: a run of learned vectors. Give images from prompts a folder of their own.")
+    resolution = settings.resolution or generator.resolution
+    if resolution % generator.vae_factor:
+        factor = generator.vae_factor
+        raise UsageError(
+            f"resolution={resolution}: not a multiple of {factor}, which the VAE of {generator.name} needs. "
+            f"Use --sample-resolution {max(1, round(resolution / factor)) * factor}."
+        )
+    image_size = settings.image_size or resolution
+    if image_size > resolution:
+        raise UsageError(f"image_size={image_size}: larger than the {resolution} px that are generated.")
+    generator.scheduler(settings.scheduler, settings.inference_steps)
+    if settings.safety_checker:
+        check_safety_checker(generator)
+    return resolution, image_size
+
+
+def classes_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """Class names in alphabetical order, as a folder of class folders has them."""
+    return tuple(sorted({prompt.class_name for prompt in prompts}))
+
+
+def draw_images(
+    prompts: Sequence[Prompt], generator: Generator, draws: Sequence[_Draw], settings: PromptSettings
+) -> Float[Tensor, "batch 3 side side"]:
+    """Denoise and decode a batch: (B, 3, R, R) float32 in [-1, 1]."""
+    texts = sorted({prompts[draw.prompt].text for draw in draws})
+    tokens = generator.text_tokens([EMPTY_PROMPT, *texts])
+    place = {text: row for row, text in enumerate(texts, start=1)}
+    conditional = tokens[[place[prompts[draw.prompt].text] for draw in draws]]
+    latents = denoise(
+        generator,
+        torch.stack([draw.initial_noise for draw in draws]),
+        conditional,
+        tokens[:1].expand_as(conditional),
+        torch.tensor([draw.guidance_scale for draw in draws]),
+        settings.scheduler,
+        settings.inference_steps,
+    )
+    return generator.decode(latents).cpu()
+
+
+def fingerprint(
+    generator: Generator,
+    settings: PromptSettings,
+    class_names: tuple[str, ...],
+    resolution: int,
+    image_size: int,
+    checker: SafetyChecker | None,
+) -> dict[str, Any]:
+    """Everything an image depends on, but its prompt, which its row names, as JSON data. Class names give labels."""
+    sides = {"resolution": resolution, "image_size": image_size}
+    return {
+        "schema": SCHEMA,
+        "kind": PROMPTS,
+        "settings": settings.model_dump(mode="json", exclude={"variants", "safety_checker"}) | sides,
+        "class_names": list(class_names),
+        "generator": generator.record,
+        **({"safety_checker": checker.hash} if checker else {}),
+    }
+
+
+def _plan(
+    prompts: Sequence[Prompt],
+    generator: Generator,
+    settings: PromptSettings,
+    resolution: int,
+    row: int,
+    variant: int,
+    attempt: int,
+) -> _Draw:
+    """Decide everything random about one image, from its own stream."""
+    identity = (settings.seed, "prompt", prompts[row].source_id, variant, *attempt_identity(attempt))
+    stream = generator_for(*identity)
+    scales = settings.guidance_scales
+    guidance_scale = scales[int(torch.randint(len(scales), (1,), generator=stream))]
+    side = resolution // generator.vae_factor
+    initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
+    return _Draw(row, variant, guidance_scale, initial_noise)
+
+
+def _metadata_row(
+    prompts: Sequence[Prompt],
+    class_names: tuple[str, ...],
+    generator: Generator,
+    settings: PromptSettings,
+    draw: _Draw,
+) -> Row:
+    """How one image was made; see `synthetic.COLUMNS`. A prompt is its own partner and has no stage-1 step."""
+    prompt = prompts[draw.prompt]
+    version = hashlib.sha256(prompt.source_id.encode()).hexdigest()[:16]
+    label = class_names.index(prompt.class_name)
+    return {
+        **EARLIER,
+        "source_id": prompt.source_id,
+        "variant": draw.variant,
+        "label": label,
+        "partner_label": label,
+        "partner_id": prompt.source_id,
+        "interpolation": 0.0,
+        "noise_strength": 0.0,
+        "guidance_scale": draw.guidance_scale,
+        "inversion_step": 0,
+        "scheduler": settings.scheduler,
+        "inference_steps": settings.inference_steps,
+        "seed": settings.seed,
+        "generator": generator.name,
+        "generator_hash": generator.hash,
+        "source_version": version,
+        "partner_version": version,
+        "unconditional": "empty",
+        "resolution": settings.resolution or generator.resolution,
+    }

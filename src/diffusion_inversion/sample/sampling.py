@@ -1,0 +1,258 @@
+"""Stage 2 (paper, section 3.2): draw variants around the learned vectors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ..config.settings import SampleSettings
+from ..data.images import LabelledImages, to_uint8
+from ..engine.claim import claim_run, listed
+from ..engine.lock import run_lock
+from ..engine.memory import within_memory
+from ..engine.progress import track
+from ..errors import ConfigMismatchError, DataError, UsageError
+from ..generator.generator import Generator
+from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely, load_safety_checker
+from ..invert.embeddings import Embeddings
+from .drawing import draw_missing, in_parts
+from .synthetic import SCHEMA, Row, SyntheticStore
+from .variants import Plan, draw_images, plan_variant, resolution_of
+
+
+def sample(
+    embeddings: Embeddings, generator: Generator, out: str | Path, settings: SampleSettings | None = None
+) -> LabelledImages:
+    """Draw `settings.variants` images per learned vector, store them below `out`/synthetic and return them.
+
+    Each is eps = u + s (c_hat - u) with u from `settings.unconditional` and c_hat the perturbed vector. Images already
+    there are not drawn again, so a killed call goes on, and a call with more variants or more vectors adds the missing
+    ones.
+
+    Raises UsageError (an option does not fit the generator), ConfigMismatchError (`out` or the vectors were made
+    with another generator or settings), DataError (a step was not kept), LockedError, DiskError.
+    """
+    draw_variants(embeddings, generator, out, settings)
+    return SyntheticStore(Path(out), embeddings.class_names).read()
+
+
+def draw_variants(
+    embeddings: Embeddings, generator: Generator, out: str | Path, settings: SampleSettings | None = None
+) -> None:
+    """What `sample` does, without reading the images back."""
+    settings = settings or SampleSettings()
+    image_size = check(embeddings, generator, settings)
+    if (resolution := resolution_of(embeddings, settings)) != embeddings.resolution:
+        learned = embeddings.resolution
+        print(f"warning: resolution={resolution}: {elsewhere(learned)}", file=sys.stderr, flush=True)
+    run = Path(out)
+    with run_lock(run):
+        store = SyntheticStore(run, embeddings.class_names)
+        rows = store.rows()
+        checker = load_safety_checker(generator) if settings.safety_checker else None
+        claim_run(run, "sample", fingerprint(embeddings, generator, settings, checker), begun=bool(rows))
+        require_same_vectors(embeddings, rows, run)
+        row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
+        draw_missing(
+            store,
+            embeddings.ids,
+            settings,
+            image_size,
+            checker,
+            plan=lambda image_id, variant, attempt: plan_variant(
+                embeddings, generator, settings, row_of[image_id], variant, attempt
+            ),
+            draw=lambda plans: draw_images(embeddings, generator, plans, settings),
+            describe=lambda plan: metadata_row(embeddings, generator, settings, plan),
+        )
+
+
+def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> int:
+    """Raise what `sample` raises for settings that cannot be, before anything is done; return the image side in px."""
+    width = embeddings.vectors.shape[-1]
+    if width != generator.text_width:
+        raise ConfigMismatchError(
+            f"embeddings: width={width}, but {generator.name} takes {generator.text_width}. Load the generator they "
+            "were learned on, or invert again."
+        )
+    if embeddings.generator_hash != generator.hash:
+        raise ConfigMismatchError(
+            f"{generator.name}: the vectors were learned on other weights ({embeddings.generator_hash[:12]}, these are "
+            f"{generator.hash[:12]}). Load the generator they were learned on, or invert again."
+        )
+    return check_settings(
+        generator,
+        settings,
+        steps=embeddings.steps,
+        resolution=embeddings.resolution,
+        image_size=embeddings.image_size,
+        classes=len({*embeddings.labels.tolist()}),
+    )
+
+
+def check_settings(
+    generator: Generator,
+    settings: SampleSettings,
+    *,
+    steps: Sequence[int],
+    resolution: int,
+    image_size: int,
+    classes: int,
+) -> int:
+    """Raise what `sample` raises for settings that cannot be, before there are vectors; return the image side in px.
+
+    Vectors are to be kept at `steps`, learned at `resolution` px from images of `image_size` px in so many classes.
+    Nothing large is read. Raises UsageError, DataError (a step that is not kept).
+    """
+    drawn_at = settings.resolution or resolution
+    if drawn_at % generator.vae_factor:
+        raise UsageError(f"resolution={drawn_at}: not a multiple of {generator.vae_factor}, which the VAE needs.")
+    if settings.strict and drawn_at != resolution:
+        raise UsageError(f"resolution={drawn_at}, strict: {elsewhere(resolution)}")
+    side = image_side(settings, drawn_at, image_size)
+    if side > drawn_at:
+        raise UsageError(f"image_size={side}: larger than the {drawn_at} px that are generated.")
+    if settings.partner == "other-class" and classes == 1:
+        raise UsageError("partner=other-class: the vectors are of one class. Use same-class or nearest.")
+    if lacking := [step for step in settings.kept_steps if step not in steps]:
+        raise DataError(
+            f"kept_steps={lacking}: vectors of these steps are not kept (kept: {list(steps)}). "
+            f"Invert with --keep-steps {','.join(map(str, lacking))}."
+        )
+    generator.scheduler(settings.scheduler, settings.inference_steps)
+    if settings.safety_checker:
+        check_safety_checker(generator)
+    return side
+
+
+def image_side(settings: SampleSettings, resolution: int, image_size: int) -> int:
+    """Side in px at which images are saved that are drawn at `resolution` for a data set of `image_size`."""
+    return settings.image_size or min(image_size, resolution)
+
+
+def elsewhere(learned: int) -> str:
+    """What is wrong with another resolution than the vectors were learned at."""
+    return (
+        f"the vectors were learned at {learned} px, and at another resolution they do not give their images "
+        f"(paper, section 5.2). Leave it out, or invert again with this --resolution."
+    )
+
+
+def is_stale(row: Row, version: Mapping[str, str]) -> bool:
+    """Whether an image was drawn from other vectors than those of these versions, by image id."""
+    return any(version.get(row[f"{part}_id"]) != row[f"{part}_version"] for part in ("source", "partner"))
+
+
+def require_same_vectors(embeddings: Embeddings, rows: list[Row], run: Path) -> None:
+    """Raise ConfigMismatchError where images in the run were drawn from vectors that are not there any more.
+
+    New vectors are welcome. They change means and partners from then on; images that are drawn stay as they are.
+    """
+    version = dict(zip(embeddings.ids, embeddings.versions, strict=True))
+    stale = [str(row["file_name"]) for row in rows if is_stale(row, version)]
+    if stale:
+        raise ConfigMismatchError(
+            f"{run}: {len(stale)} of the {len(rows)} images come from vectors that changed since:\n{listed(stale)}"
+            f"\n`dinv repair {run}` draws them again from the vectors that are there now."
+        )
+
+
+def reconstruct(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, rows: Sequence[int] | None = None
+) -> UInt8[Tensor, "images 3 side side"]:
+    """One image per learned vector, or per vector of `rows`, without perturbation (lambda = alpha = 0).
+
+    Returns uint8 (N, 3, R, R) at the side R at which images are drawn; white where the safety checker blanks every
+    attempt.
+    """
+    rows = range(len(embeddings)) if rows is None else rows
+    batches = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
+    return torch.cat([images for _, images in in_batches(embeddings, generator, settings, batches)])
+
+
+def in_batches(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, batches: Sequence[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """What `reconstruct` returns, of one batch of rows after the other."""
+    if not batches:
+        return
+    plain = settings.model_copy(update={"noise_strength": 0.0, "interpolation": 0.0, "variants": 1})
+    checker = load_safety_checker(generator) if settings.safety_checker else None
+    draw = partial(draw_images, embeddings, generator, settings=plain)
+
+    def planner(batch: Sequence[int]) -> Callable[[int, int], Plan]:
+        return lambda place, attempt: plan_variant(embeddings, generator, plain, batch[place], 0, attempt)
+
+    def together(plans: list[Plan]) -> Float[Tensor, "batch 3 side side"]:
+        return within_memory(partial(in_parts, draw, plans), len(plans))[0]
+
+    with track("reconstruct", sum(map(len, batches))) as advance:
+        for batch in batches:
+            _, images, _ = draw_safely(
+                planner(batch),
+                together,
+                [embeddings.ids[row] for row in batch],
+                checker,
+                white=True,
+            )
+            yield batch, to_uint8(images)
+            advance(len(batch))
+
+
+def fingerprint(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, checker: SafetyChecker | None
+) -> dict[str, Any]:
+    """Everything an image depends on, but the vectors, as JSON data.
+
+    `variants` is left out, so that more can be added later; each image's row names the version of its vectors.
+    The safety checker that is in use stands for the setting: where there is none, the setting makes no difference.
+    """
+    resolution = resolution_of(embeddings, settings)
+    plain = settings.model_copy(update={"resolution": None if resolution == embeddings.resolution else resolution})
+    return {
+        "schema": SCHEMA,
+        "settings": plain.described({"variants", "strict", "safety_checker"})
+        | {"image_size": image_side(settings, resolution, embeddings.image_size)},
+        "generator": generator.record,
+        **({"safety_checker": checker.hash} if checker else {}),
+        # Earlier versions took all tokens of the empty prompt.
+        **({"empty_tokens": embeddings.vectors.shape[-2]} if settings.unconditional == "empty" else {}),
+    }
+
+
+def metadata_row(embeddings: Embeddings, generator: Generator, settings: SampleSettings, plan: Plan) -> dict[str, Any]:
+    """How one image was made; see `synthetic.COLUMNS`."""
+    return {
+        "source_id": embeddings.ids[plan.source],
+        "variant": plan.variant,
+        "label": int(embeddings.labels[plan.source]),
+        "partner_id": embeddings.ids[plan.partner],
+        "interpolation": settings.interpolation,
+        "noise_strength": settings.noise_strength,
+        "guidance_scale": plan.guidance_scale,
+        "inversion_step": plan.step,
+        "scheduler": settings.scheduler,
+        "inference_steps": settings.inference_steps,
+        "seed": settings.seed,
+        "generator": generator.name,
+        "generator_hash": generator.hash,
+        "source_version": embeddings.versions[plan.source],
+        "partner_version": embeddings.versions[plan.partner],
+        "partner_label": int(embeddings.labels[plan.partner]),
+        "label_weight": 1 - settings.interpolation if settings.partner == "other-class" else 1.0,
+        "interpolation_kind": settings.interpolation_kind,
+        "partner": settings.partner,
+        "unconditional": settings.unconditional,
+        # Groups that were learned together have their own size.
+        "group_size": settings.group_size if settings.has_groups and embeddings.groups is None else None,
+        "guidance_interval": list(settings.guidance_interval),
+        "eta": settings.eta,
+        "resolution": resolution_of(embeddings, settings),
+    }

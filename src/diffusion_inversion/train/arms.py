@@ -1,0 +1,267 @@
+"""The downstream task: every arm (real, synthetic, both) at every seed, with equal optimizer steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config.settings import TrainSettings
+from ..data.images import LabelledImages
+from ..engine.claim import claim_run
+from ..engine.lock import run_lock
+from ..engine.state import UnitState, clear_states
+from ..engine.units import each_unit
+from ..errors import DataError, UsageError
+from ..generator.device import resolve_device
+from .augment import make_augmentation
+from .classifiers import Classifier, choose_architecture
+from .evaluation import OWN_SIZE, SMALLEST_EFFECT, Evaluation, evaluate, score
+from .mixing import check_images
+from .store import ClassifierStore
+from .training import fingerprint, recipe, train
+from .verdict import Verdict, verdict
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One classifier, trained and measured on the test images."""
+
+    arm: str
+    seed: int
+    evaluation: Evaluation
+    seconds: float  # training time
+    classifier: Path | None  # its file; None where no folder was given
+    resumed: bool  # read from the folder, not trained now
+
+
+@dataclass(frozen=True)
+class ArmResults:
+    """Every arm at every seed; seeds in the order of the settings, and in each seed the arms in theirs."""
+
+    runs: tuple[ArmRun, ...]
+    labels: Tensor  # (n_test,) int64: true classes of the test images
+    class_names: tuple[str, ...] = ()
+
+    def accuracies(self) -> dict[str, tuple[float, ...]]:
+        """Test accuracies in [0, 1] of each arm, in seed order."""
+        arms = dict.fromkeys(run.arm for run in self.runs)
+        return {arm: tuple(run.evaluation.accuracy for run in self.runs if run.arm == arm) for arm in arms}
+
+    def auroc(self) -> dict[str, tuple[float, ...]]:
+        """Area under the ROC curve of each arm, in seed order; without arms where it was not measured."""
+        found: dict[str, list[float | None]] = {}
+        for run in self.runs:
+            found.setdefault(run.arm, []).append(run.evaluation.auroc)
+        measured = {arm: tuple(v for v in values if v is not None) for arm, values in found.items()}
+        return {arm: values for arm, values in measured.items() if len(values) == len(found[arm])}
+
+    def correct(self) -> dict[str, Tensor]:
+        """Which test images each arm recognised: (seeds, n_test) bool, in seed order."""
+        arms = dict.fromkeys(run.arm for run in self.runs)
+        return {
+            arm: torch.stack([run.evaluation.predictions == self.labels for run in self.runs if run.arm == arm])
+            for arm in arms
+        }
+
+    def verdict(self, smallest_effect: float = SMALLEST_EFFECT) -> Verdict:
+        """Say whether synthetic images helped, over seeds and over the choice of test images (`verdict.verdict`)."""
+        return verdict(
+            self.accuracies(),
+            correct=self.correct(),
+            labels=self.labels,
+            class_names=self.class_names,
+            smallest_effect=smallest_effect,
+        )
+
+
+def train_arms(
+    real: LabelledImages,
+    synthetic: LabelledImages | None,
+    test: LabelledImages,
+    *,
+    own_size: tuple[LabelledImages, LabelledImages] | None = None,
+    settings: TrainSettings | None = None,
+    device: str = "auto",
+    folder: Path | None = None,
+    on_step: Callable[[str, int, int, float], None] | None = None,
+    on_run: Callable[[ArmRun], None] | None = None,
+) -> ArmResults:
+    """Train and test one classifier per arm and seed of the settings, all with the same number of optimizer steps.
+
+    The arms of a seed start from the same weights and see the real images in the same order. Images of `real`,
+    `synthetic` and `test` have the same classes and the same side. `test` is only ever measured on. `own_size` are the
+    images of `real` and `test` at another side: where the settings have the arm "real" there is then an arm
+    "real (own size)", trained and tested on them, at the same seeds in the same way.
+
+    With `folder` each finished classifier is committed: `classifiers/<arm>-seed<k>-<data>.safetensors`, then a record
+    with its accuracies and predictions in `classifiers/manifest.jsonl`. The same call goes on where a killed one
+    stopped; other arms and seeds may be added later. `train.config.json` keeps the settings. <data> is 8 hex digits of
+    the hash of all images: where images were added since, every classifier is trained anew, beside the old one.
+
+    `on_step(arm, seed, step, loss)` follows every step that is trained now; `on_run(run)` every finished
+    classifier, those found in the folder too (`run.resumed`).
+
+    Raises ConfigMismatchError when the folder was made with other settings, UsageError when an arm needs
+    synthetic images and there are none, DataError for images that do not fit together, LockedError, DiskError.
+    """
+    settings = settings or TrainSettings()
+    where = resolve_device(device)
+    sources = check_arms(real, synthetic, test, settings, own_size)
+    # Seeds outside, arms inside: whatever a killed run has finished can be compared.
+    wanted = [(arm, seed) for seed in settings.seeds for arm in sources]
+    if folder is None:
+        runs = []
+        for arm, seed in wanted:
+            source = sources[arm]
+            start = time.monotonic()
+            report = None if on_step is None else _bind(on_step, arm, seed)
+            classifier = train(
+                source.images, synthetic=source.mixed_with, settings=settings, seed=seed, device=device, on_step=report
+            )
+            found = evaluate(classifier, source.test)
+            runs.append(ArmRun(arm, seed, found, time.monotonic() - start, None, resumed=False))
+            if on_run is not None:
+                on_run(runs[-1])
+        return ArmResults(tuple(runs), test.labels, test.class_names)
+
+    store = ClassifierStore(folder)
+    with run_lock(folder):
+        described = recipe(settings, where)
+        claim_run(folder, "train", described, begun=store.manifest.last("commit") is not None)
+        data = dict.fromkeys(sources, data_version(real, synthetic, test))
+        if OWN_SIZE in sources:  # synthetic images that come or go make no difference to it
+            data[OWN_SIZE] = data_version(sources[OWN_SIZE].images, None, sources[OWN_SIZE].test)
+        units = {unit_of(arm, seed, data[arm]): (arm, seed) for arm, seed in wanted}
+        before = {unit for unit in units if unit in store.manifest.units()}
+
+        def learn(unit: tuple[str, ...]) -> None:
+            arm, seed = units[unit[0]]
+            source = sources[arm]
+            start = time.monotonic()
+            report = None if on_step is None else _bind(on_step, arm, seed)
+            state = UnitState(store.folder, unit, [described, data])
+            classifier = train(
+                source.images,
+                synthetic=source.mixed_with,
+                settings=settings,
+                seed=seed,
+                device=device,
+                on_step=report,
+                state=state,
+            )
+            found = evaluate(classifier, source.test)
+            measured = {
+                "accuracy": found.accuracy,
+                "balanced_accuracy": found.balanced_accuracy,
+                "per_class": found.per_class,
+                "ece": found.ece,
+                "predictions": found.predictions.tolist(),
+                "confidences": None if found.confidences is None else found.confidences.tolist(),
+            }
+            store.commit(unit[0], arm, seed, classifier, measured, time.monotonic() - start)
+            state.clear()
+            if on_run is not None:
+                on_run(_arm_run(store, unit[0], test, False))
+
+        for unit in before:
+            if on_run is not None:
+                on_run(_arm_run(store, unit, test, True))
+        each_unit(folder, list(units), store.manifest, 1, learn)
+        store.finish(settings, own_size=OWN_SIZE in sources)
+        clear_states(store.folder)
+        done = tuple(_arm_run(store, unit, test, unit in before) for unit in units)
+        return ArmResults(done, test.labels, test.class_names)
+
+
+def _arm_run(store: ClassifierStore, unit: str, test: LabelledImages, resumed: bool) -> ArmRun:
+    record = store.record(unit)
+    confidences = record.get("confidences")  # not in the records of earlier versions
+    if confidences is not None:
+        confidences = torch.tensor(confidences, dtype=torch.float64)
+    evaluation = score(test.labels, torch.tensor(record["predictions"]), len(test.class_names), confidences)
+    (name,) = record["files"]
+    return ArmRun(record["arm"], record["seed"], evaluation, record["seconds"], store.folder / name, resumed)
+
+
+def unit_of(arm: str, seed: int, data: str) -> str:
+    """The name of the classifier of an arm and seed, trained and tested on the images that `data` identifies."""
+    return f"{'real-own-size' if arm == OWN_SIZE else arm}-seed{seed}-{data[:8]}"
+
+
+def data_version(real: LabelledImages, synthetic: LabelledImages | None, test: LabelledImages) -> str:
+    """sha256 hex of all images that a classifier of a run may see."""
+    parts = [None if part is None else fingerprint(part) for part in (real, synthetic, test)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _bind(on_step: Callable[[str, int, int, float], None], arm: str, seed: int) -> Callable[[int, float], None]:
+    return lambda step, loss: on_step(arm, seed, step, loss)
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What one arm is made of: the images that `train` gets, and those that test it."""
+
+    images: LabelledImages
+    mixed_with: LabelledImages | None
+    test: LabelledImages
+
+
+def check_arms(
+    real: LabelledImages,
+    synthetic: LabelledImages | None,
+    test: LabelledImages,
+    settings: TrainSettings,
+    own_size: tuple[LabelledImages, LabelledImages] | None = None,
+) -> dict[str, Ingredients]:
+    """What each arm is made of, after checking everything that could fail only after hours.
+
+    Raises UsageError, DataError.
+    """
+    check_settings(settings, real.class_names, real.size)
+    needy = [arm for arm in settings.arms if arm != "real"]
+    if synthetic is None and needy:
+        raise UsageError(
+            f"arms={needy}: they need synthetic images and there are none. "
+            "Run `dinv sample` first, or keep to the arm real."
+        )
+    check_images(real, synthetic)
+    for images, tested in ((real, test), *([own_size] if own_size else [])):
+        if len(tested) == 0 or (tested.class_names, tested.size) != (images.class_names, images.size):
+            raise DataError(
+                f"{tested.name}: {len(tested)} test images of classes {list(tested.class_names)} at {tested.size} px; "
+                f"{images.name} has {list(images.class_names)} at {images.size} px. Give test images of the same "
+                "classes, order and side."
+            )
+    found: dict[str, Ingredients] = {}
+    for arm in settings.arms:
+        if arm == "real":
+            found[arm] = Ingredients(real, None, test)
+            if own_size is not None:
+                if (own_size[0].ids, own_size[1].ids) != (real.ids, test.ids):
+                    raise DataError(
+                        f"{own_size[0].name}: not the images of the arm real. Give the same ones, in order."
+                    )
+                check_settings(settings, real.class_names, own_size[0].size)
+                found[OWN_SIZE] = Ingredients(own_size[0], None, own_size[1])
+        elif synthetic is not None:
+            found[arm] = (
+                Ingredients(synthetic, None, test) if arm == "synthetic" else Ingredients(real, synthetic, test)
+            )
+    return found
+
+
+def check_settings(settings: TrainSettings, class_names: Sequence[str], side: int) -> None:
+    """Raise UsageError or DataError for settings that images of these classes and this side cannot be trained with."""
+    if len(set(settings.seeds)) < len(settings.seeds):
+        raise UsageError(f"seeds={list(settings.seeds)}: a repeated seed is one result counted twice. Give each once.")
+    make_augmentation(settings.augmentations, len(class_names))
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        Classifier(choose_architecture(settings.architecture, torch.device("cpu")), class_names, side)

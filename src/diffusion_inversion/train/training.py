@@ -1,0 +1,246 @@
+"""Train one classifier on real images, on synthetic ones, or on both."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config.settings import TrainSettings
+from ..data.images import LabelledImages
+from ..engine.state import UnitState
+from ..errors import DinvError
+from ..generator.device import bfloat16_is_fast, resolve_device
+from ..randomness import generator_for
+from .adversarial import ascend
+from .architectures import form_of
+from .augment import make_augmentation
+from .classifiers import Classifier, choose_architecture
+from .mixing import Pool, counts_at, make_pools
+from .recipes import described, make_optimizer, make_schedule, resolve, resolved
+from .store import SCHEMA
+
+
+def train(
+    images: LabelledImages,
+    *,
+    synthetic: LabelledImages | None = None,
+    settings: TrainSettings | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    on_step: Callable[[int, float], None] | None = None,
+    state: UnitState | None = None,
+) -> Classifier:
+    """Train one classifier; return it in eval mode on `device`, as the last step left it.
+
+    With `images` alone every batch comes from them, be they real or synthetic. With `synthetic` too, `images` are the
+    real ones and `settings.mixing` says how both are mixed. Both have the same classes and the same side. Optimizer,
+    schedule and their numbers are those of `settings.recipe` (recipes.py), by default the paper's. `settings.arms` and
+    `settings.seeds` are not read here.
+
+    The seed fixes the initial weights, the order of the images and their augmentation; equal arguments on one machine
+    give equal weights. `on_step(step, loss)` is called after each step, step from 1 to settings.steps. With `state` a
+    long training is saved now and then, and goes on from there with the same bits.
+
+    Raises DataError for empty or mismatched images, UsageError for an unusable device, augmentation or architecture,
+    DinvError when the loss is no longer finite.
+    """
+    settings = settings or TrainSettings()
+    recipe = resolve(settings)
+    where = resolve_device(device)
+    pools = make_pools(images, synthetic, settings, seed)
+    augmentation = make_augmentation(settings.augmentations, len(images.class_names))
+
+    # Layers draw their initial weights from the global CPU generator; fork_rng gives it back untouched.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.set_state(generator_for("train", seed, "weights").get_state())
+        classifier = Classifier(choose_architecture(settings.architecture, where), images.class_names, images.size)
+    classifier.to(where).train()
+
+    optimizer = make_optimizer(recipe, classifier.parameters())
+    schedule = make_schedule(recipe, optimizer, settings.steps)
+    moves = generator_for("train", seed, "augmentation")
+    first = 0
+    form = form_of(classifier.architecture, images.size)
+    if state is not None and (saved := state.load()) is not None and int(saved.get("form", 1)) == form:
+        first = _restore(saved, classifier, optimizer, schedule, moves, pools)
+
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        for step in range(first + 1, settings.steps + 1):
+            counts = counts_at(step, settings, len(pools))
+            drawn = [pool.draw(count) for pool, count in zip(pools, counts, strict=True)]
+            batch, labels = (torch.cat(parts).to(where) for parts in zip(*drawn, strict=True))
+            batch, targets = augmentation(batch, labels, moves)
+            with _seeded(where, seed, step), _arithmetic(where):
+                logits = classifier(batch)
+            # Class numbers where nothing is mixed: the same loss as one-hot targets, and the bits it always had.
+            goal = targets if augmentation.mixes or labels.is_floating_point() else labels
+            loss = F.cross_entropy(logits.float(), goal, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DinvError(
+                    f"loss={value} at step {step}: training diverged. Set learning_rate below {recipe.learning_rate:g}."
+                )
+            if settings.me_ada_every and step % settings.me_ada_every == 0 and step < settings.steps:
+                _add_adversarial(classifier, pools, settings, seed, step)
+            if on_step is not None:
+                on_step(step, value)
+            if state is not None and step < settings.steps:
+                state.offer(partial(_progress, step, classifier, optimizer, schedule, moves, pools))
+
+    classifier.provenance = {"seed": seed, **provenance(images, synthetic, settings, where)}
+    return classifier.eval()
+
+
+def _add_adversarial(classifier: Classifier, pools: list[Pool], settings: TrainSettings, seed: int, step: int) -> None:
+    """One maximisation phase of ME-ADA: copies of a share of the images that the next step draws from join them.
+
+    Only images that were given are copied, as they are, without augmentation. Copies are rounded to whole pixels.
+    """
+    where = next(classifier.parameters()).device
+    classifier.eval()
+    for place, (pool, count) in enumerate(zip(pools, counts_at(step + 1, settings, len(pools)), strict=True)):
+        if not count:
+            continue
+        order = torch.randperm(pool.given, generator=generator_for("train", seed, "adversarial", place, step))
+        rows = order[: max(round(settings.me_ada_share * pool.given), 1)]
+        copies = []
+        for part in rows.split(resolve(settings).batch_size):
+            with _arithmetic(where):
+                moved = ascend(
+                    classifier.logits,
+                    pool.images[part].to(where).float() / 255,
+                    pool.targets(part).to(where),
+                    steps=settings.me_ada_steps,
+                    rate=settings.me_ada_rate,
+                    gamma=settings.me_ada_gamma,
+                    eta=settings.me_ada_eta,
+                )
+            copies.append((moved * 255).round().to(torch.uint8).cpu())
+        pool.add(torch.cat(copies), pool.labels[rows], None if pool.soft is None else pool.soft.rows(rows))
+    classifier.train()
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int, step: int) -> Iterator[None]:
+    """Let dropout and stochastic depth draw by identity: they know PyTorch's global generators alone."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(generator_for("train", seed, "dropout", step).initial_seed())
+        yield
+
+
+def _arithmetic(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=training_precision(device) == torch.bfloat16)
+
+
+def training_precision(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where autocast to it was measured faster, float32 elsewhere. Weights and losses stay float32."""
+    # ResNet-20, batch 128, 32 px, images/s on one thread of an AVX512-BF16 CPU, forward + backward + SGD:
+    # float32 contiguous 393, channels_last 475; bfloat16 contiguous 560-700, channels_last 460-730.
+    # So bfloat16, and no memory format of its own. On other CPUs bfloat16 is emulated; GPUs were not measured.
+    fast = device.type == "cpu" and bfloat16_is_fast(device)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _progress(
+    step: int,
+    classifier: Classifier,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    moves: torch.Generator,
+    pools: list[Pool],
+) -> dict[str, Tensor]:
+    """All that a training needs to go on after `step` steps."""
+    return {
+        "step": torch.tensor(step),
+        "form": torch.tensor(form_of(classifier.architecture, classifier.image_size)),
+        "rate": torch.tensor(schedule.get_last_lr(), dtype=torch.float64),
+        "moves": moves.get_state(),
+        **{f"network.{name}": value for name, value in classifier.network.state_dict().items()},
+        **{
+            f"optimizer.{place}.{name}": value
+            for place, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        },
+        **{f"pool.{place}.{name}": value for place, pool in enumerate(pools) for name, value in pool.state().items()},
+    }
+
+
+def _restore(
+    saved: dict[str, Tensor],
+    classifier: Classifier,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    moves: torch.Generator,
+    pools: list[Pool],
+) -> int:
+    """Put back what `_progress` took; return the steps that are done."""
+    step = int(saved["step"])
+    classifier.network.load_state_dict(_below("network.", saved))
+    buffers: dict[int, dict[str, Tensor]] = {}
+    for key, value in _below("optimizer.", saved).items():
+        index, _, name = key.partition(".")
+        buffers.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": buffers})
+    (rate,) = saved["rate"].tolist()
+    schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": [rate]})
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    moves.set_state(saved["moves"])
+    for place, pool in enumerate(pools):
+        pool.restore(_below(f"pool.{place}.", saved))
+    return step
+
+
+def _below(prefix: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+
+
+def fingerprint(images: LabelledImages) -> str:
+    """sha256 hex of what a classifier sees: side, class names, labels, pixels and soft labels, in order."""
+    digest = hashlib.sha256(f"{tuple(images.images.shape)} {images.class_names}".encode())
+    digest.update(images.labels.contiguous().numpy().data)
+    digest.update(images.images.contiguous().numpy().data)
+    if images.soft is not None:
+        digest.update(images.soft.second.contiguous().numpy().data)
+        digest.update(images.soft.weight.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def provenance(
+    images: LabelledImages, synthetic: LabelledImages | None, settings: TrainSettings, device: torch.device
+) -> dict[str, Any]:
+    """Describe, as JSON, all that decides a classifier's weights but its arm and seed: settings, arithmetic, data."""
+
+    def describe(part: LabelledImages) -> dict[str, Any]:
+        return {"name": part.name, "count": len(part), "sha256": fingerprint(part)}
+
+    return {
+        **recipe(settings, device),
+        "images": describe(images),
+        "synthetic": None if synthetic is None else describe(synthetic),
+    }
+
+
+def recipe(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
+    """Describe, as JSON, how a classifier is trained, whatever it is trained on: settings and arithmetic."""
+    return {
+        "schema": SCHEMA,
+        "settings": resolved(settings).described({"architecture", "arms", "seeds"}),
+        "recipe": described(settings),
+        "architecture": choose_architecture(settings.architecture, device),
+        "device": device.type,
+        "precision": str(training_precision(device)).removeprefix("torch."),
+    }

@@ -1,0 +1,101 @@
+"""The commands that look after data and runs, as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from harness import Bench, content
+from PIL import Image
+from typer.testing import CliRunner
+
+from diffusion_inversion.cli import app
+from diffusion_inversion.invert.embeddings import read_embeddings
+
+runner = CliRunner()
+
+
+def dinv(*arguments: object) -> Any:
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+def test_verify_then_repair(run: Path, finished: Path) -> None:
+    fine = dinv("verify", run)
+    assert fine.exit_code == 0 and "all as written" in fine.stdout
+    picture = next((run / "synthetic").rglob("*.png"))
+    data = bytearray(picture.read_bytes())
+    data[40] ^= 1
+    picture.write_bytes(data)
+    (run / "report.html").unlink()
+    found = dinv("verify", run)
+    assert found.exit_code == 4
+    assert f"damaged     {picture.relative_to(run)}" in found.output and "missing     report.html" in found.output
+    assert f"`dinv repair {run}`" in found.output
+    as_json = json.loads(dinv("verify", run, "--json").stdout)
+    assert not as_json["ok"] and {finding["kind"] for finding in as_json["findings"]} == {"damaged", "missing"}
+    mended = dinv("repair", run)
+    assert mended.exit_code == 0 and "2 findings mended" in mended.stdout
+    assert dinv("verify", run).exit_code == 0
+    assert content(run) == content(finished)
+
+
+def test_verify_tells_unfinished_from_lost(run: Path) -> None:
+    (run / "synthetic" / ".partial-1234.png").touch()
+    found = dinv("verify", run)
+    assert found.exit_code == 3 and "Nothing that was committed is lost" in found.output
+    assert dinv("repair", run).exit_code == 0
+    assert dinv("verify", run).exit_code == 0
+
+
+def test_forget(run: Path) -> None:
+    victim = read_embeddings(run).ids[0]
+    assert dinv("forget", run).exit_code == 2
+    assert dinv("forget", run, "--source", victim, "--changed").exit_code == 2
+    unknown = dinv("forget", run, "--source", "nobody.png")
+    assert unknown.exit_code == 2 and "no image 'nobody.png'" in unknown.output
+    done = dinv("forget", run, "--source", victim, "--json")
+    assert done.exit_code == 0
+    summary = json.loads(done.stdout)
+    assert summary["vectors"] == 1 and summary["classifiers"] == 6 and summary["synthetic"] > 0
+    assert victim not in read_embeddings(run).ids
+    assert dinv("verify", run).exit_code == 0
+
+
+def test_inspect_prints_a_table_and_writes_csv(bench: Bench, tmp_path: Path) -> None:
+    fine = dinv("inspect", bench.data)
+    assert fine.exit_code == 0 and "cat" in fine.stdout
+    data = Path(shutil.copytree(bench.data, tmp_path / "data"))
+    (data / "train" / "cat" / "torn.png").write_bytes((data / "train" / "cat" / "000.png").read_bytes()[:60])
+    (data / "train" / "cat" / "=cmd.png").write_bytes(b"")
+    Image.new("L", (1, 1)).save(data / "train" / "dog" / "dot.png")
+    table = tmp_path / "problems.csv"
+    found = dinv("inspect", data, "--csv", table)
+    assert found.exit_code == 4 and "torn.png" in found.output
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {"split", "file", "severity", "cause", "remedy"} == set(rows[0])
+    files = {row["file"]: row["severity"] for row in rows}
+    assert files["train/cat/torn.png"] == "fatal" and files["train/cat/=cmd.png"] == "fatal"
+    summary = json.loads(dinv("inspect", data, "--json").stdout)
+    assert not summary["ok"] and not summary["usable"] and summary["exit_code"] == 4
+
+
+def test_doctor(tmp_path: Path) -> None:
+    done = dinv("doctor", tmp_path, "--json")
+    assert done.exit_code == 0, done.output
+    names = {check["name"] for check in json.loads(done.stdout)["checks"]}
+    assert any("torch" in name for name in names) and any("mini" in name for name in names)
+    assert "torch" in dinv("doctor").stdout
+
+
+def test_stages_join_each_other(bench: Bench, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--generator", bench.checkpoint, "--dtype", "float32", "--init", "random", "--join"]
+    done = dinv("invert", bench.data, "--out", out, *options, "--steps", 2, "--invert-batch-size", 2)
+    assert done.exit_code == 0, done.output
+    assert dinv("sample", out, "--variants", 1, "--inference-steps", 2, "--dtype", "float32", "--join").exit_code == 0
+    assert dinv("train", out, "--train-steps", 2, "--train-batch-size", 4, "--join").exit_code == 0
+    assert dinv("verify", out).exit_code == 0

@@ -1,0 +1,194 @@
+"""Standard errors against the spread of fresh draws; intervals that hold the truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_inversion.measure.metrics import intervals
+from diffusion_inversion.measure.metrics.frechet import fid, fid_infinity
+from diffusion_inversion.measure.metrics.intervals import estimate, fid_error, fid_infinity_error, manifold_errors
+from diffusion_inversion.measure.metrics.kernel import cubic_kernel, discrepancy, kid
+from diffusion_inversion.measure.metrics.manifold import manifold_values
+from diffusion_inversion.measure.metrics.units import (
+    Units,
+    by_content,
+    deal,
+    jackknife,
+    named_units,
+    single_units,
+)
+
+N, M, DIM = 100, 80, 6
+
+
+def draw(seed: int) -> tuple[Tensor, Tensor]:
+    stream = torch.Generator().manual_seed(seed)
+    real = torch.randn(N, DIM, generator=stream, dtype=torch.float64)
+    return real, 0.8 * torch.randn(M, DIM, generator=stream, dtype=torch.float64) + 0.4
+
+
+DRAWS = [draw(seed) for seed in range(150)]
+
+
+def kid_error(real: Tensor, generated: Tensor, units: Units | None = None) -> float:
+    sets = jackknife(units or single_units(len(real), len(generated)), seed=0)
+    return sets.error(discrepancy(cubic_kernel, real, generated, sets.real, sets.generated).parts)
+
+
+def ratio(errors: list[float], values: list[float]) -> float:
+    """Mean error over true spread."""
+    return float(torch.tensor(errors).mean() / torch.tensor(values).std())
+
+
+def test_the_errors_of_fid_and_kid_are_their_spread() -> None:
+    assert 0.8 < ratio([fid_error(*d, 0) or 0 for d in DRAWS[:15]], [fid(*d) for d in DRAWS]) < 1.3
+    assert 0.8 < ratio([kid_error(*d) for d in DRAWS[:30]], [kid(*d) for d in DRAWS]) < 1.3
+
+
+def test_the_errors_of_the_ball_metrics_are_their_spread() -> None:
+    values = [manifold_values(*d, k=5) for d in DRAWS]
+    errors = [manifold_errors(*d, k=5, seed=0) for d in DRAWS[:15]]
+    for name in ("precision", "recall", "density", "coverage"):
+        found = ratio([e[name] or 0 for e in errors], [float(getattr(v, name).mean()) for v in values])
+        assert 0.7 < found < 1.7, name
+
+
+def test_a_kid_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """The truth: the mean of an unbiased estimate over many draws."""
+    values = [kid(*d) for d in DRAWS]
+    truth = sum(values) / len(values)
+    found = [estimate(v, kid_error(*d), 0.9) for v, d in zip(values, DRAWS, strict=True)]
+    held = sum((e.low or 0) < truth < (e.high or 0) for e in found) / len(found)
+    assert 0.83 < held <= 0.99
+
+
+def mean_difference(x: Tensor, y: Tensor, units: Units) -> float:
+    """The jackknife's error of mean(x) - mean(y)."""
+    sets = jackknife(units, seed=3)
+    return sets.error((x @ sets.real) / sets.real.sum(dim=0) - (y @ sets.generated) / sets.generated.sum(dim=0))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_jackknife_of_a_mean_is_its_textbook_error() -> None:
+    """Groups of one: exactly std / sqrt(n)."""
+    x, y = normal(15), normal(15, seed=1)
+    expected = (x.var() / 15 + y.var() / 15) ** 0.5
+    assert mean_difference(x, y, single_units(15, 15)) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_variants_of_one_source_count_as_one() -> None:
+    """The error of the mean of 15 sources of 4 variants is that of 15 means."""
+    x, y = normal(15), (normal(15, 1, seed=1) + 0.3 * normal(15, 4, seed=2)).flatten()
+    units = Units(torch.arange(15) + 15, torch.arange(15).repeat_interleave(4))
+    expected = (x.var() / 15 + y.view(15, 4).mean(dim=1).var() / 15) ** 0.5
+    assert mean_difference(x, y, units) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_a_source_and_its_variants_go_together() -> None:
+    """The error of a paired difference: what both sides have in common is no error."""
+    x = normal(15)
+    y = (x[:, None] + 0.3 * normal(15, 4, seed=2)).flatten()
+    units = named_units(list(range(15)), [row // 4 for row in range(60)])
+    assert units.shared and jackknife(units, 0).real.shape == (15, 15)
+    expected = (x - y.view(15, 4).mean(dim=1)).std() / 15**0.5
+    assert mean_difference(x, y, units) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_each_jackknife_set_leaves_one_group_of_one_side_out() -> None:
+    sets = jackknife(single_units(50, 63), seed=0)
+    assert sets.real.shape == (50, 40) and sets.series == 20
+    left_out = (1 - sets.real).sum(dim=0), (1 - sets.generated).sum(dim=0)
+    assert left_out[0][:20].sum() == 50
+    assert left_out[0][20:].sum() == 0
+    assert left_out[1][:20].sum() == 0
+    assert left_out[1][20:].sum() == 63
+    assert (1 - sets.real).sum(dim=1).tolist() == [1] * 50
+
+
+def test_groups_are_dealt_evenly_and_by_unit() -> None:
+    """Also where some real images are sources and others are not."""
+    units = named_units([f"r{n}" for n in range(100)], [f"r{n // 5}" for n in range(200)])
+    real, generated, groups = deal(units, seed=0)
+    assert groups == 20
+    assert real.bincount().tolist() == [5] * 20 and generated.bincount().tolist() == [10] * 20
+    assert all(len(set(generated[5 * n : 5 * n + 5].tolist()) | {int(real[n])}) == 1 for n in range(20))
+
+
+def sourced(seed: int, sources: int = 40, variants: int = 5) -> tuple[Tensor, Tensor, Units]:
+    """200 real images and variants of sources of the same kind."""
+    generated = (
+        0.8 * normal(sources, 1, DIM, seed=seed) + 0.4 + 0.4 * normal(sources, variants, DIM, seed=seed + 10_000)
+    )
+    units = Units(torch.arange(200) + sources, torch.arange(sources).repeat_interleave(variants))
+    return normal(200, DIM, seed=seed + 20_000), generated.flatten(0, 1), units
+
+
+def test_errors_by_source_are_the_spread_of_other_sources() -> None:
+    """benchmarks/metric_errors.py has more of it."""
+    drawn = [sourced(seed) for seed in range(120)]
+    few = drawn[:12]
+    fids, kids = ([metric(x, y) for x, y, _ in drawn] for metric in (fid, kid))
+    assert ratio([fid_error(x, y, 0) or 0 for x, y, _ in few], fids) < 0.8, "as if each image stood alone"
+    assert 0.8 < ratio([fid_error(x, y, 0, units) or 0 for x, y, units in few], fids) < 1.25
+    assert ratio([kid_error(x, y) for x, y, _ in few], kids) < 0.8
+    assert 0.8 < ratio([kid_error(x, y, units) for x, y, units in few], kids) < 1.25
+    balls = [manifold_values(x, y, k=5) for x, y, _ in drawn]
+    errors = [manifold_errors(x, y, k=5, seed=0, units=units) for x, y, units in few]
+    for name in ("precision", "coverage"):
+        found = ratio([error[name] or 0 for error in errors], [float(getattr(v, name).mean()) for v in balls])
+        assert 0.7 < found < 1.35, name
+
+
+def test_fid_infinity_has_an_error_and_hardly_depends_on_its_draw() -> None:
+    x, y = normal(200, 20), normal(200, 20, seed=1) + 0.27  # the truth: 20 x 0.27^2 = 1.46
+    found = [fid_infinity(x, y, seed=seed) for seed in range(10)]
+    assert max(found) - min(found) < 0.2
+    error = fid_infinity_error(x, y, 0)
+    assert error is not None and abs(sum(found) / 10 - 1.46) < 2 * error < 1.0
+    fresh = [fid_infinity(normal(200, 20, seed=s), normal(200, 20, seed=s + 1000) + 0.27) for s in range(60)]
+    errors = [fid_infinity_error(normal(200, 20, seed=s), normal(200, 20, seed=s + 1000) + 0.27, 0) for s in range(8)]
+    assert 0.75 < ratio([e or 0 for e in errors], fresh) < 1.4
+
+
+def test_fid_infinity_does_not_depend_on_the_order_of_the_rows() -> None:
+    x, y, units = sourced(0)
+    a, b = (torch.randperm(len(side), generator=torch.Generator().manual_seed(5)) for side in (x, y))
+    for given, moved in ((units, Units(units.real[a], units.generated[b])), (None, None)):
+        assert fid_infinity(x[a], y[b], units=moved) == pytest.approx(fid_infinity(x, y, units=given), rel=1e-9)
+    moved = by_content(Units(units.real[a], units.generated[b]), x[a], y[b])
+    straight = by_content(units, x, y)
+    assert torch.equal(moved.real, straight.real[a]) and torch.equal(moved.generated, straight.generated[b])
+    assert fid_error(x[a], y[b], 0, moved) == pytest.approx(fid_error(x, y, 0, straight), rel=1e-6)
+
+
+def test_the_error_in_leading_components_is_close_to_that_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = torch.Generator().manual_seed(0)
+    scale = torch.arange(1, 41).double() ** -1.0  # spectra of features fall off like this
+    real, generated = (torch.randn(150, 40, generator=stream).double() * scale + shift for shift in (0, 0.1))
+    whole = fid_error(real, generated, 0)
+    monkeypatch.setattr(intervals, "COMPONENTS", 12)
+    assert fid_error(real, generated, 0) == pytest.approx(whole, rel=0.15)
+
+
+def test_an_interval_is_cut_to_what_the_metric_can_be() -> None:
+    assert estimate(0.5, 0.1, 0.95).low == pytest.approx(0.5 - 0.1959964, rel=1e-6)
+    cut = estimate(0.98, 0.1, 0.95, least=0.0, most=1.0)
+    assert (cut.low, cut.high) == (pytest.approx(0.784, abs=1e-3), 1)
+    assert estimate(3.0, None, 0.95).low is None
+
+
+def test_too_few_images_have_no_error() -> None:
+    few = torch.randn(8, 3).double()
+    assert set(manifold_errors(few, few, k=5, seed=0).values()) == {None}
+    assert fid_error(few[:2], few, 0) is None
+    assert fid_infinity_error(few[:3], few, 0) is None
+    two = Units(torch.arange(8) + 2, torch.arange(8) % 2)  # of two sources
+    assert fid_error(few, few, 0, two) is None and set(manifold_errors(few, few, k=1, seed=0, units=two).values()) == {
+        None
+    }
+    assert fid_infinity(few, few + 1, units=two) > 0

@@ -1,0 +1,313 @@
+"""The recipe of `mini` on a few images: exact normalisation, resumption, a checkpoint that diffusers draws with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion_inversion.data.images import to_model_range
+from diffusion_inversion.errors import DataError, UsageError
+from diffusion_inversion.generator.generator import Generator, initialise, noise_schedule
+from diffusion_inversion.pretrain import decoder, loop, parts, recipe, unet
+from diffusion_inversion.pretrain.checkpoint import Progress
+from diffusion_inversion.pretrain.corpus import Corpus, hold_out, load_corpus
+from diffusion_inversion.pretrain.log import read_log
+from diffusion_inversion.pretrain.loop import Budget, PartEnded
+from diffusion_inversion.pretrain.optim import trapezoid
+from diffusion_inversion.pretrain.tokenizer import MAX_LENGTH, train_tokenizer
+from diffusion_inversion.pretrain.vae import normalise_latents, psnr, reconstruct
+from diffusion_inversion.sample.synthetic import encode_png
+
+NAMES = ("goldfish", "tabby cat")
+CPU = torch.device("cpu")
+SIZE = 32  # the smaller of the two architectures
+
+
+def setting(folder: Path, **changes: object) -> recipe.Setting:
+    given: dict[str, object] = {
+        "size": SIZE, "folder": folder, "device": CPU, "batch_size": 4, "vae_batch_size": 4,
+    }  # fmt: skip
+    return recipe.Setting(**(given | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    images = torch.randint(256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return Corpus(images.repeat_interleave(4, 2).repeat_interleave(4, 3), torch.arange(16) % 2, NAMES)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation and logs at every step of a few images."""
+    monkeypatch.setattr(unet, "VALIDATION_IMAGES", 4)
+    monkeypatch.setattr(unet, "VALIDATION_DRAWS", 1)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+
+
+def write_corpus(path: Path, images: Tensor, labels: list[int], names: tuple[str, ...] | None = NAMES) -> Path:
+    column = [{"bytes": encode_png(image), "path": None} for image in images]
+    table = pa.table({"image": column, "label": labels})
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    if names is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+    return path
+
+
+def test_normalised_latents_have_unit_statistics_and_decode_as_before(corpus: Corpus) -> None:
+    for size in recipe.SIZES:
+        vae = initialise(recipe.ARCHITECTURES / str(size), seed=0)["vae"].eval().requires_grad_(False)
+        images = to_model_range(corpus.images)
+        before = vae.encode(images).latent_dist
+        decoded = reconstruct(vae, images)
+        normalise_latents(vae, corpus.images)
+        after = vae.encode(images).latent_dist
+        channels = before.mean.shape[1]
+        torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(channels), rtol=0, atol=1e-4)
+        torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(channels), rtol=1e-4, atol=1e-4)
+        scale = before.mean.std((0, 2, 3))[None, :, None, None]
+        torch.testing.assert_close(after.std, before.std / scale, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(reconstruct(vae, images), decoded, rtol=1e-3, atol=2e-4)
+
+
+def test_psnr_is_that_of_torchmetrics(corpus: Corpus) -> None:
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    vae = initialise(recipe.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
+    decoded = ((reconstruct(vae, to_model_range(corpus.images)).clamp(-1, 1) + 1) * 127.5).round()
+    theirs = [
+        peak_signal_noise_ratio(d[None], x[None].float(), data_range=255.0)
+        for d, x in zip(decoded, corpus.images, strict=True)
+    ]
+    assert psnr(vae, corpus.images) == pytest.approx(float(torch.stack(theirs).mean()), rel=1e-4)
+
+
+def test_the_velocity_loss_is_zero_for_the_true_velocity_alone() -> None:
+    alphas = noise_schedule(recipe.ARCHITECTURES / "64")
+    z, eps = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3)
+    t = torch.tensor([0, 300, 700, 999])
+    signal, sigma = (a[t].sqrt()[:, None, None, None] for a in (alphas, 1 - alphas))
+
+    velocity = signal * eps - sigma * z
+    for factor, expected in ((1.0, 0.0), (-1.0, 4.0)):
+
+        def network(noisy: Tensor, *_: Tensor, answer: Tensor = factor * velocity, **__: object) -> tuple[Tensor]:
+            torch.testing.assert_close(noisy, signal * z + sigma * eps)
+            return (answer,)
+
+        loss = unet.velocity_loss(network, alphas, z, eps, t, torch.zeros(4, 1, 1))  # type: ignore[arg-type]
+        torch.testing.assert_close(loss, expected * velocity.square().mean(dim=(1, 2, 3)))
+
+
+def test_the_discriminator_and_the_decoder_do_not_pull_at_each_other(corpus: Corpus) -> None:
+    """What the decoder gains is no gradient of the discriminator, and the encoder is left as it was."""
+    vae = initialise(recipe.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
+    encoder = {key: value.clone() for key, value in vae.encoder.state_dict().items()}
+    task = decoder.DecoderTask(vae, corpus, corpus, CPU, torch.float32, batch_size=4)
+    torch.manual_seed(0)
+    task.weights.restored()
+    task.weights.zero_grad()
+    loss, figures = task.losses()
+    loss.backward()
+    judge = task.weights.network["discriminator"]
+    own = [p.grad.clone() for p in judge.parameters() if p.grad is not None]
+    # The same draws again, the discriminator's own hinge loss alone.
+    task.weights.zero_grad()
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "ADVERSARIAL_WEIGHT", 100.0)
+        task.losses()[0].backward()
+    again = [p.grad for p in judge.parameters() if p.grad is not None]
+    for a, b in zip(own, again, strict=True):
+        torch.testing.assert_close(a, b)
+    assert float(figures[3]) == pytest.approx(1.0, abs=0.2)  # hinge of an untrained judge
+    task.weights.set_rates(1.0, 0)
+    task.weights.step()
+    refined = task.refined()
+    for key, value in refined.encoder.state_dict().items():  # type: ignore[union-attr, operator]
+        assert torch.equal(value, encoder[key])
+
+
+def test_the_tokenizer_knows_every_character_and_merges_frequent_words() -> None:
+    tokenizer = train_tokenizer(["a photo of a goldfish"] * 5, vocab_size=600)
+    ids = tokenizer(["zebra ünï 7!", "a photo of a goldfish"]).input_ids
+    assert all(tokenizer.eos_token_id not in row[1:-1] for row in ids)  # the end token doubles as unknown
+    assert ids[0][0] == tokenizer.bos_token_id and ids[0][-1] == tokenizer.eos_token_id
+    assert len(ids[1]) == 7
+    assert tokenizer.model_max_length == MAX_LENGTH
+    assert len(tokenizer) == len(set(tokenizer.get_vocab().values()))
+
+
+@pytest.mark.usefixtures("small")
+def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both networks: four steps equal two, a kill, and two more; StableDiffusionPipeline draws with the export."""
+    from diffusers import StableDiffusionPipeline
+    from safetensors.torch import load_file
+
+    class Killed(Exception):
+        pass
+
+    def killed_at_step_3(step: int, done: float, decay: float) -> float:
+        if step == 3:
+            raise Killed
+        return trapezoid(step, done, decay)
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+
+    def everything(folder: Path) -> None:
+        recipe.run_vae(corpus, corpus, setting(folder), Budget(samples=16))
+        recipe.run_latents(corpus, corpus, setting(folder))
+        recipe.run_unet(corpus, corpus, setting(folder), Budget(samples=16))
+
+    everything(whole)
+    for stage in (recipe.run_vae, recipe.run_unet):
+        if stage is recipe.run_unet:
+            recipe.run_latents(corpus, corpus, setting(cut))
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(loop, "trapezoid", killed_at_step_3)
+            stage(corpus, corpus, setting(cut), Budget(samples=16))
+        torch.rand(7)  # whatever else draws in between
+        stage(corpus, corpus, setting(cut), Budget(samples=16))
+
+    for name in ("vae.safetensors", "unet.state.safetensors"):
+        a, b = load_file(whole / name), load_file(cut / name)
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), key
+    for folder in (whole, cut):  # no step of the killed run was made again
+        records = read_log(folder / "unet.log.tsv")
+        assert [int(record["step"]) for record in records] == [1, 2, 3, 4]
+        assert float(records[-1]["val_adapter"]) > 0
+
+    recipe.export(NAMES, setting(whole))
+    pipeline = StableDiffusionPipeline.from_pretrained(whole / "mini", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(["a photo of a goldfish"], num_inference_steps=2).images[0].size == (32, 32)
+    generator = Generator.load(whole / "mini", dtype="float32")
+    assert generator.image_tokens(to_model_range(corpus.images[:2])).shape == (2, 5, 256)
+    assert "not measured" in (whole / "mini" / "README.md").read_text()
+
+    # Go on from the export alone: its weights (to half precision), its place in the log, fresh moments.
+    later = tmp_path / "later"
+    later.mkdir()
+    recipe.lay_down(str(whole / "mini"), setting(later))
+    ema = {k: v for k, v in load_file(whole / "unet.state.safetensors").items() if k.startswith("module/ema/")}
+    state = load_file(later / "unet.state.safetensors")
+    for key, value in ema.items():
+        torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-3, msg=key)
+    recipe.run_latents(corpus, corpus, setting(later))
+    recipe.run_unet(corpus, corpus, setting(later), Budget(samples=24))
+    assert [int(record["step"]) for record in read_log(later / "unet.log.tsv")] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(UsageError, match="another shape than the recipe at 64 px"):
+        recipe.lay_down(str(whole / "mini"), setting(tmp_path / "other", size=64))
+
+    # A sharpened decoder is exported instead of the plain one; every latent stays.
+    recipe.run_decoder(corpus, corpus, setting(whole), Budget(samples=8))
+    recipe.export(NAMES, setting(whole))
+    sharp = Generator.load(whole / "mini", dtype="float32")
+    images = to_model_range(corpus.images[:2])
+    assert torch.equal(sharp.encode(images).mean, generator.encode(images).mean)
+    assert not torch.equal(sharp.vae.decoder.conv_out.weight, generator.vae.decoder.conv_out.weight)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_part_ends_in_time_with_its_state_saved(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(PartEnded, match="the same command goes on"):
+        recipe.run_vae(corpus, corpus, setting(tmp_path, part_ends=0.0), Budget(samples=8))
+    recipe.run_vae(corpus, corpus, setting(tmp_path), Budget(samples=8))
+    trained = (tmp_path / "vae.safetensors").read_bytes()
+    recipe.run_vae(corpus, corpus, setting(tmp_path), Budget(samples=8))  # done already
+    assert (tmp_path / "vae.safetensors").read_bytes() == trained
+    assert [int(record["step"]) for record in read_log(tmp_path / "vae.log.tsv")] == [1, 2]
+
+
+def test_a_budget_is_images_or_minutes() -> None:
+    assert Budget(samples=100).share(Progress(step=5), 10) == 0.5
+    assert Budget(minutes=2).share(Progress(seconds=30), 10) == 0.25
+    for wrong in ({}, {"samples": 0}, {"minutes": 0.0}, {"samples": 1, "minutes": 1.0}):
+        with pytest.raises(UsageError):
+            Budget(**wrong)  # type: ignore[arg-type]
+
+
+def test_parts_are_small_and_of_one_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_BYTES", 260)
+    model, other = nn.Linear(8, 16), nn.Linear(8, 16)
+    parts.write_parts(model, tmp_path / "a")
+    assert len(list((tmp_path / "a").iterdir())) == 2
+    parts.read_parts(other, tmp_path / "a")
+    torch.testing.assert_close(other.weight, model.weight.half().float())
+    parts.write_parts(nn.Linear(8, 16), tmp_path / "b")
+    (tmp_path / "b" / "part-1.safetensors").rename(tmp_path / "a" / "part-1.safetensors")
+    with pytest.raises(DataError, match="not one whole save"):
+        parts.read_parts(other, tmp_path / "a")
+    (tmp_path / "a" / "part-1.safetensors").unlink()
+    with pytest.raises(DataError, match="not one whole save"):
+        parts.read_parts(other, tmp_path / "a")
+
+
+def test_a_state_of_another_architecture_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    recipe.run_vae(corpus, corpus, setting(tmp_path), Budget(samples=4))
+    (tmp_path / "unet.state.safetensors").write_bytes((tmp_path / "vae.state.safetensors").read_bytes())
+    with pytest.raises(DataError, match=r"unet\.state\.safetensors"):
+        recipe.run_latents(corpus, corpus, setting(tmp_path))
+        recipe.run_unet(corpus, corpus, setting(tmp_path), Budget(samples=4))
+    with pytest.raises(UsageError, match="another shape"):
+        recipe.load_vae(setting(tmp_path, size=64))
+
+
+def test_a_corpus_is_read_and_parted_alike_everywhere(corpus: Corpus, tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "corpus.parquet", corpus.images, corpus.labels.tolist())
+    read = load_corpus(path, 32)
+    assert torch.equal(read.images, corpus.images) and torch.equal(read.labels, corpus.labels) and read.names == NAMES
+    kept, held = hold_out(read, 5)
+    expected = torch.randperm(16, generator=torch.Generator().manual_seed(1))[:5].sort().values
+    assert torch.equal(held.images, corpus.images[expected]) and len(kept.labels) == 11
+    with pytest.raises(DataError, match="16 images, 16 of them are held out"):
+        hold_out(read, 16)
+
+
+def test_bad_corpora_get_one_line(corpus: Corpus, tmp_path: Path) -> None:
+    labels = corpus.labels.tolist()
+    nameless = write_corpus(tmp_path / "nameless.parquet", corpus.images, labels, names=None)
+    good = write_corpus(tmp_path / "good.parquet", corpus.images, labels)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    for path, size, message in (
+        (tmp_path / "none.parquet", 32, "no such file"),
+        (tmp_path / "bad.parquet", 32, "not a parquet file"),
+        (nameless, 32, "no class names"),
+        (good, 64, "32 x 32 px, expected 64 x 64"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            load_corpus(path, size)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="16 images to train on, fewer than a batch of 128"):
+        recipe.pretrain(good, good, tmp_path / "out", size=32, device="cpu")
+
+
+def test_unknown_and_premature_stages_are_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "none.parquet"
+    with pytest.raises(UsageError, match="--stage quantise"):
+        recipe.pretrain(missing, missing, tmp_path, stages=("quantise",))
+    with pytest.raises(UsageError, match="--stage latents,unet,export"):
+        recipe.pretrain(missing, missing, tmp_path, start_from="mini")
+    with pytest.raises(UsageError, match="--size 48"):
+        recipe.pretrain(missing, missing, tmp_path, size=48)
+    with pytest.raises(UsageError, match="--part-minutes 0"):
+        recipe.pretrain(missing, missing, tmp_path, part_minutes=0)
+    with pytest.raises(UsageError, match="--batch-size 2"):
+        recipe.pretrain(missing, missing, tmp_path, batch_size=2)
+    with pytest.raises(UsageError, match="Run the stage vae first"):
+        recipe.load_vae(setting(tmp_path))
+    with pytest.raises(UsageError, match="Run the stage unet first"):
+        recipe.export(NAMES, setting(tmp_path))

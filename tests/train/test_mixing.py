@@ -1,0 +1,261 @@
+"""Recipes resolve to stated numbers; batches hold what the mixing says; the real share is chosen without leaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_training import batches_seen, toy
+from torch import Tensor
+
+from diffusion_inversion.config.settings import AugmentationName, TrainSettings
+from diffusion_inversion.data.images import LabelledImages
+from diffusion_inversion.errors import DataError, UsageError
+from diffusion_inversion.train import training
+from diffusion_inversion.train.augment import NAMES
+from diffusion_inversion.train.classifiers import Classifier
+from diffusion_inversion.train.evaluation import evaluate
+from diffusion_inversion.train.mixing import Pool, counts_at
+from diffusion_inversion.train.real_fraction import PAPER_FRACTIONS, choose_real_fraction, validation_rows
+from diffusion_inversion.train.recipes import RECIPES, Recipe, make_optimizer, make_schedule, resolve, resolved
+from diffusion_inversion.train.training import recipe, train
+
+PLAIN = {"architecture": "resnet20", "augmentations": ("none",)}
+
+
+def test_the_papers_recipes_are_the_papers() -> None:
+    assert RECIPES["paper-sgd"] == Recipe("sgd", 0.1, 0.9, 5e-4, "cosine", 0.0, 128)
+    medmnist = RECIPES["medmnist-adamw"]
+    assert (medmnist.optimizer, medmnist.learning_rate, medmnist.weight_decay) == ("adamw", 1e-3, 5e-4)
+
+
+def test_given_numbers_override_the_recipe_and_the_record_spells_all_out() -> None:
+    settings = TrainSettings(recipe="medmnist-adamw", learning_rate=0.02)
+    assert resolve(settings) == replace(RECIPES["medmnist-adamw"], learning_rate=0.02)
+    found = recipe(settings, torch.device("cpu"))
+    assert found["settings"]["learning_rate"] == 0.02 and found["settings"]["batch_size"] == 128
+    assert found["recipe"]["schedule"] == "cosine" and found["recipe"]["optimizer"] == "adamw"
+    # What was recorded makes the same settings again: `dinv repair` trains from it.
+    again = TrainSettings(**found["settings"], architecture=found["architecture"])
+    assert again == resolved(again) and recipe(again, torch.device("cpu")) == found
+
+
+@pytest.mark.parametrize(("warm_up", "steps"), [(1, 2), (10, 100), (99, 100), (1000, 5000)])
+def test_the_warm_up_is_that_of_the_papers_code(warm_up: int, steps: int) -> None:
+    """train_net.py: LinearLR from 0.001 chained with a cosine over all steps that ends at 0.001 of the rate."""
+    chosen = resolve(TrainSettings(steps=steps, warm_up_steps=warm_up))
+    ours, theirs = (make_optimizer(chosen, [torch.nn.Parameter(torch.zeros(1))]) for _ in range(2))
+    schedule = make_schedule(chosen, ours, steps)
+    linear = torch.optim.lr_scheduler.LinearLR(theirs, start_factor=0.001, total_iters=warm_up)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=steps, eta_min=0.1 * 0.001)
+    chained = torch.optim.lr_scheduler.ChainedScheduler([linear, cosine])
+    for _ in range(steps):
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-6, abs=1e-12)
+        for optimizer, follows in ((ours, schedule), (theirs, chained)):
+            optimizer.step()
+            follows.step()
+
+
+def test_a_warm_up_is_of_the_record_only_where_there_is_one() -> None:
+    """So classifiers of earlier versions are those of the same settings now."""
+    plain, warmed = (recipe(TrainSettings(steps=100, warm_up_steps=count), torch.device("cpu")) for count in (0, 10))
+    assert "warm_up_steps" not in plain["settings"] and "warm_up_steps" not in plain["recipe"]
+    assert warmed["settings"]["warm_up_steps"] == warmed["recipe"]["warm_up_steps"] == 10
+    with pytest.raises(ValueError, match="warm_up_steps=100: not fewer than steps=100"):
+        TrainSettings(steps=100, warm_up_steps=100)
+    with pytest.raises(ValueError, match="fast has a rise of its own"):
+        TrainSettings(recipe="fast", warm_up_steps=1)
+
+
+@pytest.mark.parametrize("name", ["paper-sgd", "medmnist-adamw", "fast"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 100])
+def test_schedules_rise_and_fall_over_the_steps(name: Any, steps: int) -> None:
+    chosen = resolve(TrainSettings(recipe=name))
+    optimizer = make_optimizer(chosen, [torch.nn.Parameter(torch.zeros(1))])
+    schedule = make_schedule(chosen, optimizer, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert all(0 <= rate <= chosen.learning_rate * (1 + 1e-9) for rate in rates)
+    if steps == 100:
+        top = max(range(steps), key=lambda k: rates[k])
+        assert rates[top] == pytest.approx(chosen.learning_rate) and rates[-1] < 0.01 * chosen.learning_rate
+        assert top == (0 if chosen.schedule == "cosine" else 29)
+
+
+@pytest.mark.parametrize("name", ["paper-sgd", "medmnist-adamw", "fast"])
+def test_every_recipe_learns_and_sets_its_optimizer(name: Any) -> None:
+    settings = TrainSettings(recipe=name, architecture="resnet20", steps=40, batch_size=16)
+    classifier = train(toy(60, 0, size=16), settings=settings, device="cpu")
+    assert evaluate(classifier, toy(120, 1, size=16)).accuracy > 0.9
+    group = make_optimizer(resolve(settings), [torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+    chosen = RECIPES[name]
+    assert (group["lr"], group["weight_decay"]) == (chosen.learning_rate, chosen.weight_decay)
+    assert group.get("momentum", group.get("betas", (None,))[0]) == chosen.momentum
+
+
+def test_augmentation_names_are_those_of_augment() -> None:
+    assert AugmentationName.__args__ == NAMES
+
+
+@pytest.mark.parametrize(("fraction", "real"), list(zip(PAPER_FRACTIONS, (16, 32, 64, 96, 112), strict=True)))
+def test_the_papers_ratios_are_whole_images_of_a_batch_of_128(fraction: float, real: int) -> None:
+    assert counts_at(1, TrainSettings(real_fraction=fraction), 2) == [real, 128 - real]
+
+
+def marked() -> tuple[LabelledImages, LabelledImages]:
+    """20 real images whose first pixel is 1, 60 synthetic ones where it is 0."""
+    real, synthetic = toy(20, 0), toy(60, 1, name="synthetic")
+    real.images[:, 0, 0, 0], synthetic.images[:, 0, 0, 0] = 1, 0
+    return real, synthetic
+
+
+def shares(settings: TrainSettings) -> list[int]:
+    real, synthetic = marked()
+    return [int(batch[:, 0, 0, 0].sum()) for batch in batches_seen(settings, real, synthetic)]
+
+
+def test_sequential_is_synthetic_first_and_then_real() -> None:
+    halves = TrainSettings(**PLAIN, steps=6, batch_size=8, mixing="sequential")
+    assert shares(halves) == [0, 0, 0, 8, 8, 8]
+    assert shares(halves.model_copy(update={"real_fraction": 1 / 3})) == [0, 0, 0, 0, 8, 8]
+    assert shares(halves.model_copy(update={"real_fraction": 0.999})) == [0, 8, 8, 8, 8, 8]
+    assert shares(halves.model_copy(update={"steps": 1})) == [8]
+    real, synthetic = marked()
+    ours = batches_seen(halves, real, synthetic)
+    assert torch.equal(torch.cat(ours[3:]), torch.cat(batches_seen(halves, real)[:3])), "real images in the same order"
+
+
+def test_concatenation_draws_every_image_once_an_epoch() -> None:
+    settings = TrainSettings(**PLAIN, steps=10, batch_size=8, mixing="concatenate", real_fraction=0.9)
+    real, synthetic = marked()
+    epoch = torch.cat(batches_seen(settings, real, synthetic))
+    everything = torch.cat([real.images, synthetic.images])
+    assert sorted(i.numpy().tobytes() for i in epoch) == sorted(i.numpy().tobytes() for i in everything)
+    assert len(set(shares(settings))) > 1, "the share is not fixed"
+
+
+def test_mixing_changes_nothing_for_one_set() -> None:
+    real, _ = marked()
+    seen = [
+        torch.cat(batches_seen(TrainSettings(**PLAIN, steps=4, batch_size=8, mixing=mixing), real))
+        for mixing in ("batch", "concatenate", "sequential")
+    ]
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+
+
+def test_copies_join_a_pool_from_the_next_epoch_on() -> None:
+    pool = Pool(torch.arange(4).view(4, 1, 1, 1).to(torch.uint8), torch.arange(4), torch.Generator().manual_seed(0))
+    first = pool.draw(2)[1]
+    pool.add(torch.full((2, 1, 1, 1), 9, dtype=torch.uint8), torch.tensor([7, 8]))
+    assert sorted(torch.cat([first, pool.draw(2)[1]]).tolist()) == [0, 1, 2, 3]
+    images, labels = pool.draw(6)
+    assert sorted(labels.tolist()) == [0, 1, 2, 3, 7, 8]
+    assert [int(i) for i in images[labels > 6]] == [9, 9]
+
+
+def test_adversarial_copies_are_worse_for_the_network_and_come_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[tuple[float, float, int]] = []
+    original = Pool.add
+
+    def look(pool: Pool, copies: Tensor, labels: Tensor, soft: None) -> None:
+        def loss(images: Tensor) -> float:
+            with torch.no_grad():
+                return torch.nn.functional.cross_entropy(classifiers[-1](images).float(), labels).item()
+
+        near = (copies[:, None].int() - pool.images[None, : pool.given].int()).abs().flatten(2).sum(2).argmin(1)
+        assert torch.equal(pool.labels[near], labels), "the label is that of the original"
+        assert not classifiers[-1].training
+        added.append((loss(pool.images[near]), loss(copies), len(labels)))
+        original(pool, copies, labels)
+
+    classifiers: list[Classifier] = []
+    build = Classifier.__init__
+
+    def remember(self: Classifier, *arguments: Any) -> None:
+        build(self, *arguments)
+        classifiers.append(self)
+
+    monkeypatch.setattr(Pool, "add", look)
+    monkeypatch.setattr(Classifier, "__init__", remember)
+    ada = {"me_ada_every": 3, "me_ada_share": 0.25, "me_ada_steps": 3, "me_ada_rate": 0.02, "me_ada_eta": 0.0}
+    settings = TrainSettings(**PLAIN, **ada, steps=9, batch_size=8)
+    seen = batches_seen(settings, toy(20, 0))
+    assert [count for _, _, count in added] == [5, 5], "after steps 3 and 6, none after the last"
+    assert all(moved > at_first for at_first, moved, _ in added)
+    assert len([batch for batch in seen if len(batch) == 8]) >= 9
+    without = train(toy(20, 0), settings=settings.model_copy(update={"me_ada_every": 0}), device="cpu")
+    again = train(toy(20, 0), settings=settings, device="cpu")
+    assert not torch.equal(without.state_dict()["network.conv1.weight"], again.state_dict()["network.conv1.weight"])
+
+
+def test_soft_targets_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    goals: list[Tensor] = []
+    loss = training.F.cross_entropy
+
+    def look(logits: Tensor, goal: Tensor, **options: float) -> Tensor:
+        goals.append(goal)
+        return loss(logits, goal, **options)
+
+    monkeypatch.setattr(training.F, "cross_entropy", look)
+    for names in (("mixup",), ("default", "cutout")):
+        train(toy(20, 0), settings=TrainSettings(architecture="resnet20", steps=1, batch_size=8, augmentations=names))
+    mixed, hard = goals
+    assert mixed.shape == (8, 3) and mixed.sum(1).tolist() == pytest.approx([1] * 8)
+    assert ((mixed > 0) & (mixed < 1)).any()
+    assert hard.shape == (8,) and hard.dtype == torch.int64
+
+
+def test_validation_rows_are_a_share_of_every_class_and_depend_on_ids() -> None:
+    images = toy(31, 0)
+    rows = validation_rows(images, 0.2, 0)
+    assert [int((images.labels[rows] == k).sum()) for k in range(3)] == [2, 2, 2]
+    turned = images.subset(list(reversed(range(31))))
+    assert {turned.ids[row] for row in validation_rows(turned, 0.2, 0)} == {images.ids[row] for row in rows}
+    assert validation_rows(images, 0.2, 1) != rows
+    assert validation_rows(images.subset([0, 1, 2, 3]), 0.9, 0) in ([0], [3]), "the last of a class stays"
+
+
+def test_the_real_fraction_is_chosen_on_held_out_real_images_without_their_variants() -> None:
+    real = toy(30, 0, size=16)
+    # Synthetic images of the wrong class, one per real image: the more real images a batch has, the better.
+    wrong = replace(toy(30, 0, size=16, name="synthetic"), labels=(real.labels + 1) % 3)
+    settings = TrainSettings(architecture="resnet20", steps=25, batch_size=16, seeds=(0, 1))
+    seen: list[tuple[float, int, float]] = []
+    choice = choose_real_fraction(
+        real, wrong, settings, sources=[(i,) for i in real.ids], candidates=(1 / 8, 7 / 8), device="cpu",
+        on_candidate=lambda *found: seen.append(found),
+    )  # fmt: skip
+    assert choice.real_fraction == 7 / 8
+    assert [(c, s) for c, s, _ in seen] == [(1 / 8, 0), (1 / 8, 1), (7 / 8, 0), (7 / 8, 1)]
+    assert choice.accuracies == {c: tuple(a for d, _, a in seen if d == c) for c in (1 / 8, 7 / 8)}
+    assert (choice.n_train, choice.n_validation) == (24, 6)
+    assert choice.n_synthetic == 24, "variants of the held-out images are not trained on"
+    first, partner = real.ids, [*real.ids[1:], real.ids[0]]
+    once = choose_real_fraction(
+        real, wrong, settings.model_copy(update={"steps": 1, "seeds": (0,)}),
+        sources=list(zip(first, partner, strict=True)), candidates=(0.5,), device="cpu",
+    )  # fmt: skip
+    held = {real.ids[row] for row in validation_rows(real, 0.2, 0)}
+    assert once.n_synthetic == sum(not {a, b} & held for a, b in zip(first, partner, strict=True)) < 24
+
+
+def test_a_choice_that_means_nothing_is_refused() -> None:
+    real, synthetic = toy(9, 0), toy(9, 1, name="synthetic")
+    settings = TrainSettings(**PLAIN, steps=1, batch_size=4, seeds=(0,))
+    sources = [(i,) for i in real.ids]
+    with pytest.raises(UsageError, match="one entry for each"):
+        choose_real_fraction(real, synthetic, settings, sources=sources[1:])
+    with pytest.raises(UsageError, match="candidates"):
+        choose_real_fraction(real, synthetic, settings, sources=sources, candidates=(0.5, 1.0))
+    with pytest.raises(UsageError, match="share"):
+        choose_real_fraction(real, synthetic, settings, sources=sources, share=1)
+    with pytest.raises(UsageError, match="concatenate"):
+        concatenate = settings.model_copy(update={"mixing": "concatenate"})
+        choose_real_fraction(real, synthetic, concatenate, sources=sources)
+    with pytest.raises(DataError, match="set real_fraction yourself"):
+        choose_real_fraction(real, synthetic, settings, sources=[real.ids] * 9)
