@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from harness import SAMPLE, Bench, content, invert, report, train, units
-from test_training import equal, toy
 from torch import Tensor
+from training_toys import equal, toy
 
 from diffusion_inversion.config.settings import TrainSettings
 from diffusion_inversion.data.images import LabelledImages, SoftLabels

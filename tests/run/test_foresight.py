@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness import INVERT, SAMPLE, TRAIN, Bench, write_images
 from PIL import Image
-from test_report import RUN, page, words
+from report_pages import RUN, page, words
 from toy import toy_images
 
 from diffusion_inversion.cli.summary import summarise

@@ -6,7 +6,6 @@ import base64
 import copy
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +14,13 @@ import pytest
 import torch
 from jinja2 import UndefinedError
 from PIL import Image
+from report_pages import RUN, Page, page, words
 
-from diffusion_inversion.run.report import ReportImages, RunRecord, render_report
+from diffusion_inversion.run.report import ReportImages, render_report
 from diffusion_inversion.run.report.figures import accuracy_bars, image_grid, loss_curve, png
 from diffusion_inversion.run.report.html import MOST_PROBLEMS, accuracy, duration, points
 
-VOID = {"meta", "img", "br", "link", "hr", "input"}
 EVIL = "<script>alert('1')</script>\"&amp;"
-
-RUN: RunRecord = {
-    "name": "demo",
-    "created": "2025-01-02T03:04:05+00:00",
-    "command": "dinv run DATA",
-    "versions": {"torch": "2.9.0"},
-    "data": {
-        "name": "digits",
-        "n_train": 200,
-        "n_test": 1000,
-        "how": "holdout",
-        "class_names": ["zero", "one"],
-        "licence": "CC BY-NC-SA 4.0",
-        "problems": [{"file": "zero/1.png", "cause": "cut short", "remedy": "copy it again", "fatal": True}],
-    },
-    "generator": {"name": "mini", "hash": "0123abcd" * 8, "resolution": 32, "prediction_type": "v_prediction"},
-    "settings": {"invert": {"steps": 150, "resolution": None}, "sample": {"guidance_scales": [2.0, 3.0]}},
-    "stages": {
-        "invert": {"seconds": 187.4, "loss_initial": 0.445, "loss_final": 0.397, "null_loss": 0.482},
-        "sample": {"seconds": 42.0, "images": 2000},
-        "train": {"seconds": 7500.0},
-    },
-    "inversion_curve": {
-        "steps": [0, 50, 150],
-        "mean": [0.4, 0.35, 0.3],
-        "p10": [0.3, 0.2, 0.1],
-        "p90": [0.6, 0.5, 0.45],
-    },
-    "arms": {
-        "real": {"accuracies": [0.302, 0.331, 0.36], "mean": 0.331, "std": 0.029, "n": 3},
-        "real+synthetic": {"accuracies": [0.353], "mean": 0.353, "std": None, "n": 1},
-    },
-    "verdict": {
-        "outcome": "not enough evidence",
-        "sentence": "Real and synthetic gave 35.3 %, real 33.1 ± 2.9 % (n=3).",
-        "comparisons": [
-            {"arm": "real+synthetic", "difference": -0.022, "low": -0.085, "high": 0.041, "confidence": 0.975}
-        ],
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -74,43 +33,6 @@ def images() -> ReportImages:
     return ReportImages(columns[:, 0], columns[:, 1], columns[:, 2:], torch.tensor([1, 0]))
 
 
-class Page(HTMLParser):
-    """Parse a page; check that tags close in order; keep text, tags and addresses."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.source = text
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        names = [name for name, _ in attributes]
-        assert len(names) == len(set(names))
-        assert not any(name.startswith("on") for name in names)
-        self.addresses += [value or "" for name, value in attributes if name in {"src", "href", "srcset", "action"}]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        self.text += " " * (tag in {"td", "th"})
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.text += data
-
-
-def page(run: Any, images: ReportImages, folder: Path) -> Page:
-    (folder / "report.html").write_text(render_report(run, images))
-    return Page((folder / "report.html").read_text(encoding="utf-8"))
-
-
 @pytest.fixture(scope="module")
 def clean(images: ReportImages, tmp_path_factory: pytest.TempPathFactory) -> Page:
     """The page of RUN as it is."""
@@ -118,10 +40,6 @@ def clean(images: ReportImages, tmp_path_factory: pytest.TempPathFactory) -> Pag
     shown = page(RUN, images, folder)
     assert [path.name for path in folder.iterdir()] == ["report.html"]
     return shown
-
-
-def words(shown: Page) -> str:
-    return " ".join(shown.text.split())
 
 
 # --- page -------------------------------------------------------------------------------------------------------------

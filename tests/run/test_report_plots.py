@@ -240,7 +240,7 @@ class Text(HTMLParser):
 
 @pytest.fixture
 def run() -> dict[str, Any]:
-    from test_report import RUN
+    from report_pages import RUN
 
     found: dict[str, Any] = copy.deepcopy(dict(RUN))
     found["data"]["class_names"] = list(NAMES)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_report import RUN, page, words
+from report_pages import RUN, page, words
 
 from diffusion_inversion.cli.summary import summarise
 from diffusion_inversion.run.report import ReportImages

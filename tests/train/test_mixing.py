@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import batches_seen, toy
 from torch import Tensor
+from training_toys import batches_seen, toy
 
 from diffusion_inversion.config.settings import AugmentationName, TrainSettings
 from diffusion_inversion.data.images import LabelledImages

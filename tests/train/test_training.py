@@ -12,31 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
+from training_toys import TINY, batches_seen, equal, run_toy, toy
 
 from diffusion_inversion.config.settings import TrainSettings
-from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError, DinvError, UsageError
-from diffusion_inversion.train import training
 from diffusion_inversion.train.arms import ArmRun, train_arms
 from diffusion_inversion.train.classifiers import Classifier
 from diffusion_inversion.train.evaluation import evaluate
 from diffusion_inversion.train.mixing import RowOrder, real_per_batch
 from diffusion_inversion.train.training import fingerprint, train
-
-TINY = TrainSettings(architecture="resnet20", steps=3, batch_size=8, seeds=(0, 1))
-
-
-def toy(n: int, seed: int, *, size: int = 8, name: str = "toy") -> LabelledImages:
-    """Three classes told apart by which colour is bright: linearly separable whatever the crop or flip."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % 3
-    images = torch.randint(0, 120, (n, 3, size, size), generator=generator)
-    images[torch.arange(n), labels] += 100
-    ids = tuple(f"{name}/{i:06d}" for i in range(n))
-    return LabelledImages(name, ids, ids, labels, ("red", "green", "blue"), images.to(torch.uint8), size)
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +30,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def equal(one: Classifier, other: Classifier) -> bool:
-    states = one.state_dict(), other.state_dict()
-    return all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_separable_images_are_learned() -> None:
@@ -107,24 +87,6 @@ def test_rows_come_in_whole_epochs_and_full_batches() -> None:
 )
 def test_real_fraction_counts_images(fraction: float, batch: int, real: int) -> None:
     assert real_per_batch(TrainSettings(real_fraction=fraction, batch_size=batch)) == real
-
-
-def batches_seen(
-    settings: TrainSettings, images: LabelledImages, synthetic: LabelledImages | None = None
-) -> list[Tensor]:
-    """The uint8 batches that `train` draws; `settings` augment nothing."""
-    seen: list[Tensor] = []
-
-    def look(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(module, Classifier):
-            seen.append(inputs[0].clone())
-
-    hook = register_module_forward_pre_hook(look)
-    try:
-        train(images, synthetic=synthetic, settings=settings, device="cpu")
-    finally:
-        hook.remove()
-    return seen
 
 
 def test_mixed_batches_hold_real_images_at_the_real_fraction() -> None:
@@ -188,11 +150,6 @@ def test_divergence_is_an_error_that_names_the_learning_rate() -> None:
         train(toy(20, 0), settings=TrainSettings(steps=60, batch_size=4, learning_rate=1e12), device="cpu")
 
 
-def run_toy(folder: Path | None, settings: TrainSettings = TINY, **arguments: object) -> training.ArmResults:
-    arms = (toy(20, 0), toy(30, 1, name="synthetic"), toy(12, 2, name="test"))
-    return train_arms(*arms, settings=settings, device="cpu", folder=folder, **arguments)  # type: ignore[arg-type]
-
-
 def test_every_arm_and_seed_is_trained_for_the_same_steps(tmp_path: Path) -> None:
     steps: Counter[tuple[str, int]] = Counter()
     runs: list[ArmRun] = []
@@ -216,7 +173,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import torch
-from test_training import run_toy
+from training_toys import run_toy
 torch.set_num_threads(1)
 def die(*where):
     if where[:3] == ("synthetic", 1, 2):
@@ -227,7 +184,7 @@ run_toy(Path(sys.argv[1]), on_step=die)
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    paths = os.pathsep.join(filter(None, sys.path))
     process = subprocess.run(
         [sys.executable, "-c", KILLED, killed], env={**os.environ, "PYTHONPATH": paths}, check=False
     )
