@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config.settings import InvertSettings
 from ..data.forgotten import forgotten_rows
 from ..data.images import LabelledImages, to_model_range
-from ..engine.claim import claim_run, listed
+from ..engine.frozen_settings import freeze_settings, listed
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
 from ..engine.memory import within_memory
@@ -50,7 +50,7 @@ def invert(
         store = EmbeddingStore(run)
         tried = store.images()
         described = _as_begun(run, fingerprint(images, generator, settings, resolution))
-        claim_run(run, "invert", described, begun=store.begun())
+        freeze_settings(run, "invert", described, begun=store.begun())
         require_same_images(images, tried, run)
         if gone := forgotten_rows(images, run):
             raise UsageError(

@@ -13,13 +13,13 @@ from ..data.datasets import Splits, data_record, load_splits
 from ..data.forgotten import forgotten_rows, without_mention
 from ..data.images import LabelledImages
 from ..data.selection import Chosen
-from ..engine.claim import listed
+from ..engine.frozen_settings import listed
 from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..invert.embeddings import EmbeddingStore
+from .layout import DATA_FILE
 
-DATA_FILE = "data.json"
 _DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they were; limits may grow
 EARLIER_RULE = (
     "begun by an earlier version, whose --limit took as many images of every class. It keeps its images, and those "

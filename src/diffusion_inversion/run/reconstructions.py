@@ -22,9 +22,9 @@ from ..generator.features import load_lite0, profile
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings
 from ..sample.sampling import in_batches, reconstruct
+from .layout import LIKENESS_FILE, RECONSTRUCTIONS_FILE
 from .report.record import LikenessRecord
 
-RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 REPORT_ROWS, WORST_ROWS = 8, 4  # that are shown, and how many of them are the farthest from their sources
 MOST_SOURCES = 500  # from which the mean distance between two different sources is taken: 124,750 pairs
 _DIGITS = 5

@@ -15,6 +15,7 @@ from ..config.settings import TrainSettings
 from ..data.datasets import Splits
 from ..data.duplicates import doubts
 from ..data.images import resize
+from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import Manifest
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
@@ -27,14 +28,12 @@ from ..train.real_fraction import FRACTION_FILE
 from ..train.recipes import resolved
 from ..train.store import ClassifierStore
 from .foresight import too_few, visible_gain
-from .images import DATA_FILE
+from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RUN_FILE
 from .reconstructions import Likeness, read_likeness, read_reconstructions
 from .report import ReportImages, RunRecord, render_report
 from .report.record import CurveRecord, ReplicateRecord
 from .verdict_record import arms_of, verdict_of
 
-RUN_FILE, REPORT_FILE = "run.json", "report.html"
-GENERATOR_FILE = "generator.json"
 REPORT_VARIANTS = 6
 MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
@@ -184,8 +183,8 @@ def _report_images(run: Path, splits: Splits, embeddings: Embeddings, likeness: 
 
 
 def read_config(run: Path, stage: str) -> dict[str, Any]:
-    """What `claim_run` recorded of a stage."""
-    config: dict[str, Any] = Ledger(run).read_json(f"{stage}.config.json")
+    """What `freeze_settings` recorded of a stage."""
+    config: dict[str, Any] = Ledger(run).read_json(settings_file(stage))
     return config
 
 

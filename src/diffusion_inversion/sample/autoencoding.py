@@ -18,8 +18,8 @@ from torch import Tensor
 from ..data.images import LabelledImages, content_hash, resize, to_model_range, to_uint8
 from ..data.naming import class_folder, safe_name
 from ..data.sources import Role
-from ..engine.claim import claim_run, listed
 from ..engine.disk import require_room
+from ..engine.frozen_settings import freeze_settings, listed, settings_file
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
 from ..engine.manifest import NAME as MANIFEST
@@ -139,7 +139,7 @@ def write_autoencoded(
     with run_lock(run):
         store.require_own()
         begun = any(Manifest(run / name / MANIFEST).units() for name in PARTS)
-        claim_run(run, STAGE, fingerprint(images, generator, resolution, sample, batch_size, seed), begun=begun)
+        freeze_settings(run, STAGE, fingerprint(images, generator, resolution, sample, batch_size, seed), begun=begun)
         store.drop_changed()
         committed = store.entries()
         _require_same(run, images, committed)
@@ -212,7 +212,7 @@ class _Store:
     def require_own(self) -> None:
         """Raise UsageError where the part holds files and no earlier call made it."""
         strange = self.folder.exists() and next(self.folder.iterdir(), None)
-        if strange and Ledger(self.run).read_json(f"{STAGE}.config.json") is None:
+        if strange and Ledger(self.run).read_json(settings_file(STAGE)) is None:
             raise UsageError(f"{self.folder}: holds {strange.name}, which `dinv {STAGE}` did not write. Choose --out.")
 
     def entries(self) -> dict[str, _Entry]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config.settings import PromptSettings
 from ..data.images import LabelledImages
-from ..engine.claim import claim_run
+from ..engine.frozen_settings import freeze_settings
 from ..engine.lock import run_lock
 from ..errors import DataError, UsageError
 from ..generator.generator import EMPTY_PROMPT, Generator
@@ -109,7 +109,7 @@ def draw_prompts(
         store = SyntheticStore(run, class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None
         described = fingerprint(generator, settings, class_names, resolution, image_size, checker)
-        claim_run(run, "sample", described, begun=bool(store.rows()))
+        freeze_settings(run, "sample", described, begun=bool(store.rows()))
         row_of = {prompt.source_id: row for row, prompt in enumerate(prompts)}
         draw_missing(
             store,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config.settings import SampleSettings
 from ..data.images import LabelledImages, to_uint8
-from ..engine.claim import claim_run, listed
+from ..engine.frozen_settings import freeze_settings, listed
 from ..engine.lock import run_lock
 from ..engine.memory import within_memory
 from ..engine.progress import track
@@ -57,7 +57,7 @@ def draw_variants(
         store = SyntheticStore(run, embeddings.class_names)
         rows = store.rows()
         checker = load_safety_checker(generator) if settings.safety_checker else None
-        claim_run(run, "sample", fingerprint(embeddings, generator, settings, checker), begun=bool(rows))
+        freeze_settings(run, "sample", fingerprint(embeddings, generator, settings, checker), begun=bool(rows))
         require_same_vectors(embeddings, rows, run)
         row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
         draw_missing(
