@@ -1,4 +1,4 @@
-"""Labelled images in memory. Safe decoding is in decode.py, the scan of a folder in scan.py, both named here too."""
+"""Labelled images in memory, and the sizes and ranges that they are brought to."""
 
 from __future__ import annotations
 
@@ -13,33 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
-from .decode import MAX_PIXELS, UnusableImageError, decode_rgb, naming_causes, open_image, shorter_side
-from .problems import Problem, raise_fatal
-from .scan import IMAGE_SUFFIXES, FolderScan, is_ignored, scan_beside, scan_folder
+from .problems import Problem
 from .soft_labels import SoftLabels
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "FolderScan",
-    "LabelledImages",
-    "Problem",
-    "SoftLabels",
-    "UnusableImageError",
-    "content_hash",
-    "decode_rgb",
-    "is_ignored",
-    "naming_causes",
-    "open_image",
-    "raise_fatal",
-    "resize",
-    "scan_beside",
-    "scan_folder",
-    "shorter_side",
-    "square",
-    "to_model_range",
-    "to_uint8",
-]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,9 @@ import torch
 from ..engine.store import commit_bytes
 from ..errors import DataError
 from .duplicates import Part, find_duplicates, shared_problems
-from .images import Problem, content_hash, square
+from .images import content_hash, square
 from .near_duplicates import SIDE, thumbnail
-from .problems import aligned, csv_cell, shown
+from .problems import Problem, aligned, csv_cell, shown
 from .reading import common_side, read_headers, read_pixels
 from .selection import HOLDOUT, Chosen, How, check_arguments, check_classes, select, with_classes
 from .sources import Source, default_root

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data.datasets import data_record
 from ..data.forgotten import Marks, hashed, read_marks, without_mention, write_marks
-from ..data.images import Problem
+from ..data.problems import Problem
 from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
