@@ -73,7 +73,7 @@ def doctor(
 def verify(run: Run, as_json: Json = False) -> None:
     """Read every file of RUN and compare it with what was written."""
     with command(as_json) as summary:
-        from ..data.problems import shown
+        from ..engine.text import shown
 
         found = _verified(run)
         summary |= _record(found) | {"text": f"{run}: {found.files} files, {human_size(found)}: all as written"}

@@ -18,7 +18,7 @@ def summarise(
     summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None, test: str | None = None
 ) -> None:
     """Fill the summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
-    from ..data.problems import shown
+    from ..engine.text import shown
     from ..run.layout import REPORT_FILE
 
     verdict, report = record["verdict"], folder / REPORT_FILE

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config.settings import InvertSettings
 from ..data.forgotten import forgotten_rows
-from ..data.images import LabelledImages, to_model_range
+from ..data.images import LabelledImages, changed, to_model_range
 from ..engine.frozen_settings import freeze_settings, listed
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
@@ -22,6 +22,7 @@ from ..engine.state import UnitState, clear_states
 from ..engine.units import each_unit, unit_name
 from ..errors import ConfigMismatchError, PartialError, UsageError
 from ..generator.generator import Generator, Images
+from ..generator.sides import require_side
 from ..randomness import generator_for, shuffled
 from .embeddings import CONFIG_FILE, SCHEMA, Embeddings, EmbeddingStore, Shard
 from .optimisation import BatchResult, curve_steps, gradient_checkpointing, invert_batch
@@ -150,16 +151,7 @@ def require_same_images(images: LabelledImages, tried: dict[str, tuple[str, int]
 
     Images that are new are welcome: they alone are learned.
     """
-    now = dict(zip(images.ids, zip(images.hashes, images.labels.tolist(), strict=True), strict=True))
-    lines = []
-    for image_id, (content, label) in tried.items():
-        if image_id not in now:
-            lines.append(f"{image_id}: not in the data any more, or not in the selection")
-        elif now[image_id][0] != content:
-            lines.append(f"{image_id}: other pixels")
-        elif now[image_id][1] != label:
-            lines.append(f"{image_id}: was of class {images.class_names[label]}, now another")
-    if lines:
+    if lines := [f"{image_id}: {what}" for image_id, what in changed(tried, images.contents)]:
         raise ConfigMismatchError(
             f"{run}: {len(lines)} of the {len(tried)} images that were learned changed:\n{listed(lines)}\n"
             f"Restore the data and the options that select it, or choose another run folder. Or take them out, with "
@@ -169,12 +161,7 @@ def require_same_images(images: LabelledImages, tried: dict[str, tuple[str, int]
 
 def check(generator: Generator, settings: InvertSettings, resolution: int) -> None:
     """Raise UsageError for settings that this generator cannot do, before anything is computed or claimed."""
-    if resolution % generator.vae_factor:
-        factor = generator.vae_factor
-        raise UsageError(
-            f"resolution={resolution}: not a multiple of {factor}, which the VAE of {generator.name} needs. "
-            f"Use --resolution {max(1, round(resolution / factor)) * factor}."
-        )
+    require_side(generator, resolution, option="--resolution")
     if settings.init == "random":
         return
     if generator.adapter is not None and settings.tokens != generator.adapter.tokens:

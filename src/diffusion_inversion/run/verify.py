@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ..engine.hashing import sha256_of
 from ..engine.ledger import Ledger
 from ..engine.lock import CLAIMS
 from ..engine.manifest import NAME as MANIFEST
@@ -97,8 +97,15 @@ class _Reader:
     def digest(self, folder: str, name: str) -> str | None:
         """sha256 hex of a file that a record lists; None where it is missing."""
         self.listed.add(f"{folder}{name}")
-        found, size = _hash(inside(self.run / folder, name))
-        self.files, self.size = self.files + 1, self.size + size
+        path, found = inside(self.run / folder, name), None
+        try:
+            found = sha256_of(path)
+            self.size += path.stat().st_size
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk and the permissions") from error
+        self.files += 1
         self.on_file()
         return found
 
@@ -235,18 +242,3 @@ def _is_json(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _hash(path: Path) -> tuple[str | None, int]:
-    """sha256 hex and size of a file; (None, 0) where it is missing. Raises DataError where it cannot be read."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
-    except FileNotFoundError:
-        return None, 0
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk and the permissions") from error
-    return digest.hexdigest(), size

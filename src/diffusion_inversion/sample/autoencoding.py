@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..data.images import LabelledImages, content_hash, resize, to_model_range, to_uint8
+from ..data.images import LabelledImages, changed, content_hash, resize, to_model_range, to_uint8
 from ..data.naming import class_folder, safe_name
 from ..data.sources import Role
 from ..engine.disk import require_room
 from ..engine.frozen_settings import freeze_settings, listed, settings_file
+from ..engine.hashing import sha256_of
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
 from ..engine.manifest import NAME as MANIFEST
@@ -30,6 +31,7 @@ from ..engine.units import each_unit, unit_name
 from ..engine.untrusted import inside
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..generator.generator import VAE_PIXELS, Generator
+from ..generator.sides import require_side
 from ..randomness import generator_for
 from .synthetic import encode_png, read_rows
 
@@ -126,11 +128,7 @@ def write_autoencoded(
     Raises UsageError (`resolution` is no multiple of the VAE's factor; `out` holds files of others),
     ConfigMismatchError (`out` was made with other settings, weights or images), LockedError, DiskError.
     """
-    if resolution < 1 or resolution % generator.vae_factor:
-        raise UsageError(
-            f"resolution={resolution}: the VAE of {generator.name} turns {generator.vae_factor} x "
-            f"{generator.vae_factor} px into one latent cell; give a multiple of {generator.vae_factor}."
-        )
+    require_side(generator, resolution, option="--resolution")
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: give at least 1.")
     run = Path(out)
@@ -233,7 +231,7 @@ class _Store:
         """Take back every unit that has a file which is missing or not as it was written."""
         for unit, record in self.manifest.units().items():
             files: Mapping[str, str] = record["files"]
-            if any(_sha256(inside(self.folder, name)) != digest for name, digest in files.items()):
+            if any(_changed(inside(self.folder, name), digest) for name, digest in files.items()):
                 self.manifest.append({"event": "drop", "unit": unit})
 
     def commit(self, sources: LabelledImages, results: Tensor) -> None:
@@ -274,22 +272,16 @@ class _Store:
 
 def _require_same(run: Path, images: LabelledImages, committed: Mapping[str, _Entry]) -> None:
     """Raise ConfigMismatchError where an image in the folder comes from one that is not among `images` as it was."""
-    now = dict(zip(images.ids, zip(images.hashes, images.labels.tolist(), strict=True), strict=True))
-    lines = []
-    for image_id, entry in committed.items():
-        if image_id not in now:
-            lines.append(f"{image_id}: gone, or not selected any more")
-        elif now[image_id] != (entry.source_hash, entry.label):
-            lines.append(f"{image_id}: other pixels or another class")
-    if lines:
+    before = {image_id: (entry.source_hash, entry.label) for image_id, entry in committed.items()}
+    if lines := [f"{image_id}: {what}" for image_id, what in changed(before, images.contents)]:
         raise ConfigMismatchError(
             f"{run}: {len(lines)} of its {len(committed)} images come from others than these:\n{listed(lines)}\n"
             "Use the old data and the options that select it, or choose another folder."
         )
 
 
-def _sha256(path: Path) -> str | None:
+def _changed(path: Path, digest: str) -> bool:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path) != digest
     except FileNotFoundError:
-        return None
+        return True

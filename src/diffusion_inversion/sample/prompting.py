@@ -19,6 +19,7 @@ from ..engine.lock import run_lock
 from ..errors import DataError, UsageError
 from ..generator.generator import EMPTY_PROMPT, Generator
 from ..generator.safety import SafetyChecker, attempt_identity, check_safety_checker, load_safety_checker
+from ..generator.sides import require_side
 from ..invert.embeddings import FOLDER as EMBEDDINGS
 from ..randomness import generator_for
 from .denoising import denoise
@@ -133,12 +134,7 @@ def check(generator: Generator, settings: PromptSettings, run: Path) -> tuple[in
     if (run / EMBEDDINGS).exists():
         raise UsageError(f"{run}: a run of learned vectors. Give images from prompts a folder of their own.")
     resolution = settings.resolution or generator.resolution
-    if resolution % generator.vae_factor:
-        factor = generator.vae_factor
-        raise UsageError(
-            f"resolution={resolution}: not a multiple of {factor}, which the VAE of {generator.name} needs. "
-            f"Use --sample-resolution {max(1, round(resolution / factor)) * factor}."
-        )
+    require_side(generator, resolution, option="--sample-resolution")
     image_size = settings.image_size or resolution
     if image_size > resolution:
         raise UsageError(f"image_size={image_size}: larger than the {resolution} px that are generated.")

@@ -21,6 +21,7 @@ from ..engine.progress import track
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..generator.generator import Generator
 from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely, load_safety_checker
+from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
 from .drawing import draw_missing, in_parts
 from .synthetic import SCHEMA, Row, SyntheticStore
@@ -112,8 +113,7 @@ def check_settings(
     Nothing large is read. Raises UsageError, DataError (a step that is not kept).
     """
     drawn_at = settings.resolution or resolution
-    if drawn_at % generator.vae_factor:
-        raise UsageError(f"resolution={drawn_at}: not a multiple of {generator.vae_factor}, which the VAE needs.")
+    require_side(generator, drawn_at, option="--sample-resolution")
     if settings.strict and drawn_at != resolution:
         raise UsageError(f"resolution={drawn_at}, strict: {elsewhere(resolution)}")
     side = image_side(settings, drawn_at, image_size)
