@@ -19,8 +19,14 @@ from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.randomness import generator_for, shuffled
 from diffusion_inversion.sample.denoising import denoise
-from diffusion_inversion.sample.sampling import fingerprint, metadata_row, reconstruct, sample
-from diffusion_inversion.sample.variants import Plan, draw_images, pick_partner, plan_variant, unconditional_tokens
+from diffusion_inversion.sample.sampling import made_from, metadata_row, reconstruct, sample
+from diffusion_inversion.sample.variants import (
+    VariantPlan,
+    draw_images,
+    pick_partner,
+    plan_variant,
+    unconditional_tokens,
+)
 
 QUICK = {"variants": 1, "inference_steps": 2, "guidance_scales": (2.0,)}
 
@@ -50,7 +56,7 @@ def embeddings(generator: Generator) -> Embeddings:
     return made_up(generator, torch.randn(2, 7, 5, WIDTH, generator=stream), [0, 1, 0, 1, 0, 1, 2])
 
 
-def plans(embeddings: Embeddings, generator: Generator, variants: int = 30, **changes: Any) -> list[Plan]:
+def plans(embeddings: Embeddings, generator: Generator, variants: int = 30, **changes: Any) -> list[VariantPlan]:
     settings = SampleSettings(**changes)
     rows = range(len(embeddings))
     return [plan_variant(embeddings, generator, settings, row, v) for row in rows for v in range(variants)]
@@ -308,19 +314,19 @@ def test_defaults_leave_no_word_of_new_settings_in_the_fingerprint(
     generator: Generator, embeddings: Embeddings
 ) -> None:
     """So a run of an earlier version is the same run."""
-    plain = fingerprint(embeddings, generator, SampleSettings(), None)
+    plain = made_from(embeddings, generator, SampleSettings(), None)
     assert set(plain["settings"]) == {
         "guidance_scales", "kept_steps", "noise_strength", "interpolation", "scheduler", "inference_steps",
         "image_size", "batch_size", "seed",
     }  # fmt: skip
-    assert fingerprint(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
-    assert fingerprint(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8
+    assert made_from(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
+    assert made_from(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8
 
 
 def test_a_run_that_was_guided_away_from_the_whole_empty_prompt_is_another_one(
     generator: Generator, embeddings: Embeddings
 ) -> None:
-    assert fingerprint(embeddings, generator, SampleSettings(unconditional="empty"), None)["empty_tokens"] == 5
+    assert made_from(embeddings, generator, SampleSettings(unconditional="empty"), None)["empty_tokens"] == 5
 
 
 def test_a_grid_takes_every_combination_in_turn(generator: Generator, embeddings: Embeddings) -> None:

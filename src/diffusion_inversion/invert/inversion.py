@@ -50,7 +50,7 @@ def invert(
     with run_lock(run):
         store = EmbeddingStore(run)
         tried = store.images()
-        described = _as_begun(run, fingerprint(images, generator, settings, resolution))
+        described = _as_begun(run, made_from(images, generator, settings, resolution))
         freeze_settings(run, "invert", described, begun=store.begun())
         require_same_images(images, tried, run)
         if gone := forgotten_rows(images, run):
@@ -81,7 +81,7 @@ def invert(
                 batch = images.subset([row_of[image_id] for image_id in unit])
                 pixels = to_model_range(batch.resized(resolution).images)
                 initial = means[batch.labels] if means is not None else guesses(batch, pixels, generator, settings)
-                made_from = [described, batch.hashes, batch.labels.tolist()]
+                learned_from = [described, batch.hashes, batch.labels.tolist()]
                 counted = 0
 
                 def compute(at_once: int) -> tuple[BatchResult, UnitState]:
@@ -94,7 +94,7 @@ def invert(
                         counted += n
                         advance(n)
 
-                    state = UnitState(store.folder, unit, [*made_from, at_once])
+                    state = UnitState(store.folder, unit, [*learned_from, at_once])
                     return invert_batch(generator, pixels, initial, unit, settings, count, state, at_once), state
 
                 # A unit that is done again is computed as it was, for the same bits.
@@ -176,7 +176,7 @@ def check(generator: Generator, settings: InvertSettings, resolution: int) -> No
         )
 
 
-def fingerprint(
+def made_from(
     images: LabelledImages, generator: Generator, settings: InvertSettings, resolution: int
 ) -> dict[str, Any]:
     """Everything the learned vectors depend on, but the images, as JSON data.
@@ -194,7 +194,7 @@ def fingerprint(
 
 
 def _as_begun(run: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """A fingerprint with the classes that the run began with, where others were only added behind them.
+    """The settings with the classes that the run began with, where others were only added behind them.
 
     No vector depends on classes but its own.
     """

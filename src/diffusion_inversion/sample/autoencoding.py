@@ -137,7 +137,7 @@ def write_autoencoded(
     with run_lock(run):
         store.require_own()
         begun = any(Manifest(run / name / MANIFEST).units() for name in PARTS)
-        freeze_settings(run, STAGE, fingerprint(images, generator, resolution, sample, batch_size, seed), begun=begun)
+        freeze_settings(run, STAGE, made_from(images, generator, resolution, sample, batch_size, seed), begun=begun)
         store.drop_changed()
         committed = store.entries()
         _require_same(run, images, committed)
@@ -183,7 +183,7 @@ def mean_psnr(squared_errors: Sequence[float]) -> float:
     return fmean(min(10 * math.log10(255**2 / e), MOST_DECIBELS) if e > 0 else MOST_DECIBELS for e in squared_errors)
 
 
-def fingerprint(
+def made_from(
     images: LabelledImages, generator: Generator, resolution: int, sample: bool, batch_size: int, seed: int
 ) -> dict[str, Any]:
     """Everything an output depends on, but its image, as JSON data. The VAE is in float32 whatever the UNet is in."""

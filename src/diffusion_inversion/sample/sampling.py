@@ -25,7 +25,7 @@ from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
 from .drawing import draw_missing, in_parts
 from .synthetic import SCHEMA, Row, SyntheticStore
-from .variants import Plan, draw_images, plan_variant, resolution_of
+from .variants import VariantPlan, draw_images, plan_variant, resolution_of
 
 
 def sample(
@@ -58,7 +58,7 @@ def draw_variants(
         store = SyntheticStore(run, embeddings.class_names)
         rows = store.rows()
         checker = load_safety_checker(generator) if settings.safety_checker else None
-        freeze_settings(run, "sample", fingerprint(embeddings, generator, settings, checker), begun=bool(rows))
+        freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=bool(rows))
         require_same_vectors(embeddings, rows, run)
         row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
         draw_missing(
@@ -187,10 +187,10 @@ def in_batches(
     checker = load_safety_checker(generator) if settings.safety_checker else None
     draw = partial(draw_images, embeddings, generator, settings=plain)
 
-    def planner(batch: Sequence[int]) -> Callable[[int, int], Plan]:
+    def planner(batch: Sequence[int]) -> Callable[[int, int], VariantPlan]:
         return lambda place, attempt: plan_variant(embeddings, generator, plain, batch[place], 0, attempt)
 
-    def together(plans: list[Plan]) -> Float[Tensor, "batch 3 side side"]:
+    def together(plans: list[VariantPlan]) -> Float[Tensor, "batch 3 side side"]:
         return within_memory(partial(in_parts, draw, plans), len(plans))[0]
 
     with track("reconstruct", sum(map(len, batches))) as advance:
@@ -206,7 +206,7 @@ def in_batches(
             advance(len(batch))
 
 
-def fingerprint(
+def made_from(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, checker: SafetyChecker | None
 ) -> dict[str, Any]:
     """Everything an image depends on, but the vectors, as JSON data.
@@ -227,7 +227,9 @@ def fingerprint(
     }
 
 
-def metadata_row(embeddings: Embeddings, generator: Generator, settings: SampleSettings, plan: Plan) -> dict[str, Any]:
+def metadata_row(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, plan: VariantPlan
+) -> dict[str, Any]:
     """How one image was made; see `synthetic.COLUMNS`."""
     return {
         "source_id": embeddings.ids[plan.source],
