@@ -37,11 +37,6 @@ def autoencoded(vae: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor
     return to_uint8(torch.cat(chunks)).to(images.device)
 
 
-def psnr(vae: nn.Module, images: Tensor, batch_size: int = 250) -> float:
-    """Mean over images (N, 3, H, W) uint8 of the peak signal-to-noise ratio in dB."""
-    return float(image_psnr(autoencoded(vae, images, batch_size), images).mean())
-
-
 def image_psnr(decoded: Tensor, images: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each image (B,); both uint8 (B, 3, H, W)."""
     mse = (decoded.float() - images.float()).square().mean(dim=(1, 2, 3))
