@@ -25,10 +25,11 @@ from .card import write_card
 from .corpus import Corpus, hold_out, load_corpus
 from .decoder import DecoderTask
 from .figures import FILE as FIGURES
-from .figures import Amounts, measure, prompt_grid
+from .figures import Amounts, measure
 from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, cache_views
 from .log import read_log
 from .loop import Budget, Task, fit
+from .quality import prompt_grid
 from .tokenizer import train_tokenizer
 from .unet import DenoiserTask, prompt_texts, recomputed_losses
 from .vae import AutoencoderTask, normalise_latents
