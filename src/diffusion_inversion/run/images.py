@@ -90,16 +90,8 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
     Classes keep the numbers that were recorded, by name; those that were added since come after them.
     """
     splits = load_splits(
-        settings.data,
-        test=settings.test,
-        size=settings.size,
-        limit=settings.limit,
-        test_limit=settings.test_limit,
-        holdout=settings.holdout,
-        seed=settings.seed,
-        root=settings.root,
+        **settings.model_dump(exclude={"drop_test_duplicates", "balanced", "per_class"}),
         drop_duplicates=settings.drop_test_duplicates,
-        allow_near_duplicates=settings.allow_near_duplicates,
         chosen=Chosen(
             frozenset(recorded["train"]["ids"] if recorded else ()),
             frozenset(recorded["test"]["ids"] if recorded else ()),

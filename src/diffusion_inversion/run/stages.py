@@ -31,10 +31,10 @@ from ..sample.synthetic import SyntheticStore, read_synthetic
 from ..train.arms import ArmResults, check_arms, train_arms
 from ..train.arms import check_settings as check_training
 from ..train.classifiers import choose_architecture
-from ..train.draws import Draw
 from ..train.evaluation import OWN_SIZE
 from ..train.own_size import at_own_size, own_side
 from ..train.real_fraction import check_fraction, with_fraction
+from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
 from .foresight import forewarnings
 from .forget import follow
@@ -43,7 +43,7 @@ from .layout import GENERATOR_FILE, METADATA_FILE, RECONSTRUCTIONS_FILE, RUN_FIL
 from .reconstructions import draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
-from .reporting import draw_of, read_config, report_stage
+from .reporting import read_config, replicated, report_stage
 
 FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
 SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
@@ -140,7 +140,7 @@ class Redone:
     settings: TrainSettings
     note: dict[str, Any]
 
-    def report(self, run: Path, others: Sequence[Draw] = ()) -> None:
+    def report(self, run: Path, others: Sequence[Replicated] = ()) -> None:
         """Write the report as it was last asked for, of as many replicates, less those that have not all its arms."""
         arms = self.results.accuracies().keys() - {OWN_SIZE}
         beside = [
@@ -167,7 +167,7 @@ def resume(run: Path, device: str = "auto") -> list[str]:
             unfinished += [f"{stage} of replicate {folder.name}" for stage in left]
             if found is not None:
                 found.report(folder)
-                others.append(draw_of(folder, found.splits, found.results))
+                others.append(replicated(folder, found.splits, found.results))
     if whole is not None:
         whole.report(run, others)
     return unfinished
@@ -322,7 +322,7 @@ def run_all(
         with _replicate(run, plan) as theirs:
             found = _all_stages(plan, theirs, generator, own_size)
             report_stage(plan.folder, theirs, found, plan.train, command)
-            others.append(draw_of(plan.folder, theirs, found))
+            others.append(replicated(plan.folder, theirs, found))
     return report_stage(run, splits, results, train, command, others)
 
 
