@@ -167,7 +167,7 @@ def _discard(run: Path, findings: list[Finding]) -> None:
     for store in STORES:  # each manifest is read once, however many files of its units are lost
         lost = {f.unit for f in findings if f.unit is not None and f.file.startswith(f"{store.folder}/")}
         manifest = Manifest(run / store.manifest)
-        for unit in lost & set(manifest.units()) if lost else ():
+        for unit in [unit for unit in manifest.units() if unit in lost] if lost else ():
             manifest.append({"event": "drop", "unit": unit})
     for finding, file in files:
         if file is None or finding.unit is not None:
