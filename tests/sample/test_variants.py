@@ -14,7 +14,7 @@ from torch import Tensor
 from toy import CLASSES, RESOLUTION, WIDTH
 
 from diffusion_inversion.config.settings import SampleSettings
-from diffusion_inversion.errors import ConfigMismatchError, UsageError
+from diffusion_inversion.errors import UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.randomness import generator_for, shuffled
@@ -321,35 +321,3 @@ def test_defaults_leave_no_word_of_new_settings_in_the_fingerprint(
     }  # fmt: skip
     assert made_from(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
     assert made_from(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8
-
-
-def test_a_run_that_was_guided_away_from_the_whole_empty_prompt_is_another_one(
-    generator: Generator, embeddings: Embeddings
-) -> None:
-    assert made_from(embeddings, generator, SampleSettings(unconditional="empty"), None)["empty_tokens"] == 5
-
-
-def test_a_grid_takes_every_combination_in_turn(generator: Generator, embeddings: Embeddings) -> None:
-    """And variant k is the same whatever the others: more may be added. At random they are drawn for each image."""
-    grid = SampleSettings(kept_steps=(1, 2), guidance_scales=(2.0, 3.0, 4.0), combinations="grid", variants=12)
-
-    def drawn(settings: SampleSettings, row: int) -> list[tuple[int, float]]:
-        made = [plan_variant(embeddings, generator, settings, row, variant) for variant in range(12)]
-        return [(plan.step, plan.guidance_scale) for plan in made]
-
-    every = [(1, 2.0), (1, 3.0), (1, 4.0), (2, 2.0), (2, 3.0), (2, 4.0)]
-    assert drawn(grid, 0) == drawn(grid, 1) == every * 2
-    random = grid.model_copy(update={"combinations": "random"})
-    assert drawn(random, 0) != drawn(random, 1)
-    last = grid.model_copy(update={"kept_steps": ()})
-    assert {step for step, _ in drawn(last, 0)} == {embeddings.steps[-1]}
-    one, other = (plan_variant(embeddings, generator, grid, 0, variant) for variant in (0, 6))
-    assert not torch.equal(one.initial_noise, other.initial_noise) and not torch.equal(one.embedding, other.embedding)
-
-
-def test_a_new_setting_is_refused_by_name_where_it_was_not_known(
-    generator: Generator, embeddings: Embeddings, tmp_path: Path
-) -> None:
-    sample(embeddings, generator, tmp_path, SampleSettings(**QUICK))
-    with pytest.raises(ConfigMismatchError, match='partner: was absent, now "nearest"'):
-        sample(embeddings, generator, tmp_path, SampleSettings(**QUICK, partner="nearest"))

@@ -160,7 +160,7 @@ def require_same_images(images: LabelledImages, tried: dict[str, tuple[str, int]
 
 
 def check(generator: Generator, settings: InvertSettings, resolution: int) -> None:
-    """Raise UsageError for settings that this generator cannot do, before anything is computed or claimed."""
+    """Raise UsageError for settings that this generator cannot do, before anything is computed or written."""
     require_side(generator, resolution, option="--resolution")
     if settings.init == "random":
         return

@@ -222,8 +222,6 @@ def made_from(
         | {"image_size": image_side(settings, resolution, embeddings.image_size)},
         "generator": generator.record,
         **({"safety_checker": checker.hash} if checker else {}),
-        # Earlier versions took all tokens of the empty prompt.
-        **({"empty_tokens": embeddings.vectors.shape[-2]} if settings.unconditional == "empty" else {}),
     }
 
 

@@ -173,9 +173,7 @@ class Workshop:
         return self._job(f"{folder}-{most}", says, [vectors], do, folder, whole)
 
     def _images_folder(self, cell: Cell) -> str:
-        # Images of earlier versions were guided away from all tokens of the empty prompt: they are drawn anew.
-        cut = ["empty cut"] if cell.sample.unconditional == "empty" else []
-        return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"), *cut)
+        return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"))
 
     def _autoencoded(self, cell: Cell, part: Role, resolution: int) -> str:
         def do(home: Path) -> dict[str, Any]:

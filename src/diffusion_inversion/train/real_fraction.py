@@ -197,10 +197,10 @@ def require_choosable(run: Path, settings: TrainSettings, device: str = "auto") 
 
     They were trained with other settings, or with a mixture whose number was given.
     """
-    claimed = Ledger(run).read_json(CONFIG_FILE)
-    if claimed is None or not ClassifierStore(run).manifest.units():
+    frozen = Ledger(run).read_json(CONFIG_FILE)
+    if frozen is None or not ClassifierStore(run).manifest.units():
         return
-    number = claimed["settings"]["real_fraction"]
+    number = frozen["settings"]["real_fraction"]
     freeze_settings(run, "train", recipe(settings.model_copy(update={"real_fraction": number}), resolve_device(device)))
     if _mixed(run):
         raise ConfigMismatchError(
@@ -215,11 +215,11 @@ def freeze_fraction(run: Path, settings: TrainSettings, device: str = "auto") ->
     In a shared run nothing changes, since others may train with the number that is recorded.
     """
     ledger = Ledger(run)
-    claimed, described = ledger.read_json(CONFIG_FILE), recipe(settings, resolve_device(device))
-    if claimed is None or claimed == described or _mixed(run) or is_shared(run):
+    frozen, described = ledger.read_json(CONFIG_FILE), recipe(settings, resolve_device(device))
+    if frozen is None or frozen == described or _mixed(run) or is_shared(run):
         return
-    claimed["settings"]["real_fraction"] = settings.real_fraction
-    if claimed == described:
+    frozen["settings"]["real_fraction"] = settings.real_fraction
+    if frozen == described:
         text = json.dumps(described, indent=2) + "\n"
         ledger.commit(CONFIG_FILE, text.encode(), note={"copy": text})
 
