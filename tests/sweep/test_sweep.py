@@ -128,6 +128,8 @@ def test_what_is_written_shows_every_cell(made: Path, bench: Bench) -> None:
     assert len(accuracies) == 3 + 4 * 3
     assert {row["seed"] for row in accuracies} == {"0", "1", "2"}
     assert sum(row["measure"] == "fid_lite0" for row in rows) == 4
+    assert {row["n_test"] for row in accuracies} != {""} and all(row["error"] == "" for row in accuracies)
+    assert all(float(row["error"]) >= 0 for row in rows if row["measure"] == "kid_lite0")
     text = (made / "small.md").read_text()
     assert "variants 3, noise_strength 0.5" in text
     assert "± " in text and "(n=3)" in text
@@ -137,6 +139,20 @@ def test_what_is_written_shows_every_cell(made: Path, bench: Bench) -> None:
     assert "Noise costs accuracy" in page
     for name in ("small.png", "small-metrics.png", "small-fid_lite0.png"):
         assert (made / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_json_has_what_any_level_needs(made: Path) -> None:
+    (claim,) = json.loads((made / "small.json").read_text())["claims"]
+    ((value, low, high),) = claim["differences"]
+    (error,) = claim["errors"]
+    assert (error["value"], error["units"]) == (value, 3) and error["images"] > 1
+    t = stats.t.ppf(0.975, [2, error["images"] - 1])
+    half = ((t[0] * error["unit_error"]) ** 2 + (t[1] * error["image_error"]) ** 2) ** 0.5
+    assert (low, high) == (pytest.approx(max(value - half, -1)), pytest.approx(min(value + half, 1)))
+    done = dinv("claims", made, "--json")
+    assert done.exit_code == 0, done.output
+    (judged,) = json.loads(done.stdout)["claims"]
+    assert (judged["sweep"], judged["alone"]) == ("small", claim["outcome"])
 
 
 def test_a_sweep_goes_on_where_it_was_and_grows(made: Path, tmp_path: Path) -> None:

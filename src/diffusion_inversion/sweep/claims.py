@@ -34,7 +34,7 @@ UNCLEAR: Outcome = "too noisy to say"
 LEAST_P = 1e-12  # smaller ones are given as this
 MAX_BYTES = 1 << 28  # of a sweep's JSON
 BOUNDED = ("accuracy", "balanced_accuracy", "precision", "recall", "coverage")  # differences of them are in [-1, 1]
-_HALVINGS = 50
+_GRID = 4096  # levels between LEAST_P and 1, between which logarithms are interpolated
 
 
 class Difference(BaseModel):
@@ -92,34 +92,54 @@ def tails(value: Any, unit_variance: Any, image_variance: Any, units: int, image
     """
     import numpy as np
 
-    reach = np.abs(np.asarray(value, dtype=float))
-    low, high = np.full(reach.shape, math.log(LEAST_P)), np.zeros(reach.shape)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        wider = half_width(unit_variance, image_variance, units, images, 1 - np.exp(middle)) > reach
+    # The square of the half width is a sum of the two variances, so its quantiles are worked out once for all.
+    grid = np.linspace(math.log(LEAST_P), 0.0, _GRID)
+    of_units, of_images = (
+        half_width(*alone, units, images, 1 - np.exp(grid)) ** 2 for alone in ((1.0, 0.0), (0.0, 1.0))
+    )
+    square, unit_variance, image_variance = np.broadcast_arrays(np.square(value), unit_variance, image_variance)
+
+    def excess(place: Any) -> Any:
+        return of_units[place] * unit_variance + of_images[place] * image_variance - square
+
+    low, high = np.zeros(square.shape, dtype=int), np.full(square.shape, _GRID - 1)
+    for _ in range(_GRID.bit_length()):
+        middle = (low + high) // 2
+        wider = excess(middle) > 0
         low, high = np.where(wider, middle, low), np.where(wider, high, middle)
-    return np.exp(high)
+    above, below = excess(low), excess(high)
+    share = np.clip(above / np.where(above > below, above - below, 1.0), 0.0, 1.0)
+    return np.exp(grid[low] + share * (grid[high] - grid[low]))
+
+
+def combined(values: Any, two_sided: Any) -> tuple[Any, Any]:
+    """P-values of "holds" and "does not hold" from those of the differences (..., pairs)."""
+    import numpy as np
+
+    towards, against = two_sided / 2, 1 - two_sided / 2
+    above, below = np.where(values > 0, towards, against), np.where(values < 0, towards, against)
+    count = values.shape[-1]
+    return np.minimum(1.0, count * above.max(axis=-1)), np.minimum(1.0, count * below.min(axis=-1))
 
 
 def statements(claim: ClaimRecord) -> tuple[float, float]:
-    """The p-values of "holds" and of "does not hold"; 1 where an error is not known or seeds are too few."""
-    above, below = [], []
-    for difference in claim.errors:
-        if difference.half(0.5) is None or (claim.of.endswith("accuracy") and difference.units < MIN_UNITS):
-            above.append(1.0)
-            below.append(1.0)
+    """The p-values of "holds" and of "does not hold"; 1 for a difference of too few seeds or of an unknown error."""
+    import numpy as np
+
+    two_sided = []
+    for found in claim.errors:
+        images = math.inf if found.images is None else found.images
+        if found.half(0.5) is None or (claim.of.endswith("accuracy") and found.units < MIN_UNITS):
+            two_sided.append(math.inf)
             continue
-        two_sided = float(
-            tails(
-                difference.value, (difference.unit_error or 0.0) ** 2, (difference.image_error or 0.0) ** 2,
-                max(difference.units, 2), math.inf if difference.images is None else difference.images,
-            )
-        )  # fmt: skip
-        towards, against = two_sided / 2, 1 - two_sided / 2
-        above.append(towards if difference.value > 0 else against)
-        below.append(towards if difference.value < 0 else against)
-    count = len(claim.errors)
-    return min(1.0, count * max(above)), min(1.0, count * min(below))
+        variances = (found.unit_error or 0.0) ** 2, (found.image_error or 0.0) ** 2
+        two_sided.append(float(tails(found.value, *variances, max(found.units, 2), images)))
+    values = np.array([found.value for found in claim.errors])
+    p = np.array(two_sided)
+    # Of an unknown error neither side can be excluded.
+    unknown = np.isinf(p)
+    holds, fails = combined(np.where(unknown, 0.0, values), np.where(unknown, 0.0, p))
+    return float(holds), float(fails)
 
 
 def holm(p: Any, level: float) -> Any:
