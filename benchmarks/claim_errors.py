@@ -25,10 +25,11 @@ DRAWS = 20_000
 EFFECTS = (0.0, 5.0, 15.0)  # of every fourth claim, in standard errors of a difference
 COMMON = (0.0, 0.5, 1.0)  # share of the variance that all differences have in common
 SAYS = """
-Alone, 47 claims nearly always state something false. With all claims the chance stays below 5 %, also where the
-differences have much in common, as those of pages that share an arm do. The price is power: with three seeds a
-difference has to be many times its error (Student's t with two degrees of freedom), with five far less. The rate of
-false statements among those made is what the column of Benjamini and Hochberg keeps below 5 % on average."""
+Alone, 47 claims state something false more often than not, unless all are of the same difference. With all claims the
+chance stays below 5 %, also where the differences have much in common, as those of pages that share an arm do. The
+price is power: with three seeds a difference has to be many times its error (Student's t with two degrees of freedom),
+with five far less. Benjamini-Hochberg keeps the false statements among those made below 5 % on average, which are more
+the more is true, and finds more."""
 
 
 def draw(seeds: int, ratio: float, common: float, effect: float, stream: np.random.Generator) -> tuple[Array, Array]:

@@ -27,7 +27,7 @@ from .extractors.extractor import Extractor
 from .extractors.stored import is_features, load_features
 from .metrics.frechet import fid, fid_infinity, small_sample_warning
 from .metrics.inputs import checked
-from .metrics.intervals import Estimate, estimate, fid_error, fid_infinity_error, manifold_errors
+from .metrics.intervals import Estimate, estimate, fid_error, manifold_errors
 from .metrics.kernel import (
     CMMD_SCALE,
     cubic_kernel,
@@ -297,13 +297,12 @@ def _compare(
     # A row that is zero has no direction, which CMMD compares; the other metrics have a use for it.
     gaussian = None if any(zeros) else discrepancy(gaussian_kernel, unit_rows(x), unit_rows(y), *parts)
     values, errors = manifold_values(x, y, k=k), manifold_errors(x, y, k=k, seed=seed, units=units)
+    of_fid = fid_error(x, y, seed, units)
 
     suffix = network.suffix if network else "_npy"
     metrics = {
-        "fid": estimate(fid(x, y), fid_error(x, y, seed, units), confidence, least=0.0),
-        "fid_infinity": estimate(
-            fid_infinity(x, y, seed=seed, units=units), fid_infinity_error(x, y, seed, units), confidence, least=0.0
-        ),
+        "fid": estimate(fid(x, y), of_fid, confidence, least=0.0),
+        "fid_infinity": estimate(fid_infinity(x, y, seed=seed, units=units), of_fid, confidence, least=0.0),
         "kid": estimate(cubic.unbiased, sets.error(cubic.parts[:folds]) if sets else None, confidence),
         "cmmd": Estimate(float("nan"), None, None)
         if gaussian is None

@@ -23,13 +23,11 @@ from torch import Tensor
 
 from .frechet import fid
 from .inputs import checked
-from .manifold import manifold_values
+from .manifold import left_out_values, manifold_values
 from .units import Units, deal, jackknife, part, single_units
 
 PARTS = 20
-FEWEST_OF_A_PART = 50  # units
 BALLS = ("precision", "recall", "density", "coverage")
-SPLITS = 4  # of the groups in two, for the error of `fid_infinity`
 # A FID's error is taken in this many leading principal components of both sets together: the others add bias to a
 # FID but little spread, and most of the cost. The figure for FID above is with this, of 1,280 components.
 COMPONENTS = 256
@@ -81,50 +79,6 @@ def fid_error(real_features: Tensor, generated_features: Tensor, seed: int, unit
     return float(variance**0.5)
 
 
-def fid_infinity_error(
-    real_features: Tensor, generated_features: Tensor, seed: int, units: Units | None = None
-) -> float | None:
-    """Standard error of `frechet.fid_infinity` by the jackknife, in COMPONENTS dimensions.
-
-    The halves are made of the jackknife's groups, the same SPLITS of them in each of its sets: the draw of the halves
-    cancels. None where a side has fewer than 4 units, or a half fewer than 2 images.
-    """
-    real, generated = checked(real_features, generated_features)
-    units = units or single_units(len(real), len(generated))
-    if min(units.counts) < 4:
-        return None
-    real, generated = _leading(real, generated)
-    real_group, generated_group, groups = deal(units, seed)
-    stream = torch.Generator().manual_seed(seed)
-    splits = []
-    for _ in range(SPLITS):
-        order = torch.randperm(groups, generator=stream)
-        other = order if units.shared else torch.randperm(groups, generator=stream)
-        for taken in (slice(None, groups // 2), slice(groups // 2, None)):
-            splits.append((torch.isin(real_group, order[taken]), torch.isin(generated_group, other[taken])))
-    for place, group in enumerate((real_group, generated_group)):
-        if min(int(split[place].sum()) for split in splits) - int(group.bincount().max()) < 2:
-            return None
-
-    def distance(keep_real: Tensor, keep_generated: Tensor) -> float:
-        return fid(real[keep_real.to(real.device)], generated[keep_generated.to(real.device)])
-
-    whole = [distance(*split) for split in splits]
-
-    def without(out_real: Tensor, out_generated: Tensor) -> float:
-        halves = [
-            distance(a & ~out_real, b & ~out_generated)
-            if bool((a & out_real).any()) or bool((b & out_generated).any())
-            else found
-            for (a, b), found in zip(splits, whole, strict=True)
-        ]
-        return 2 * distance(~out_real, ~out_generated) - sum(halves) / len(halves)
-
-    sets = jackknife(units, seed)
-    values = [without(a == 0, b == 0) for a, b in zip(sets.real.T, sets.generated.T, strict=True)]
-    return sets.error(torch.tensor(values, dtype=torch.float64))
-
-
 def _leading(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     """Both sets in their COMPONENTS leading principal components."""
     if real.shape[1] <= COMPONENTS:
@@ -137,34 +91,50 @@ def _leading(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
 def manifold_errors(
     real_features: Tensor, generated_features: Tensor, *, k: int, seed: int, units: Units | None = None
 ) -> dict[str, float | None]:
-    """Standard errors of precision, recall, density and coverage by PARTS random parts of both sets.
+    """Standard errors of precision, recall, density and coverage; all None below 3 units or at 2 k images of a side.
 
-    Quarters, or halves where a quarter has few units (FEWEST_OF_A_PART) or k images of a side or fewer; all None where
-    a half has, or where there are fewer than 3 units a side. Costs 1 to 5 times the metrics themselves.
+    Each is a mean of values of one side's images (`manifold_values`), so its variance has two parts: that of the values
+    among the units of this side, and that by which units of the other side are there, from the jackknife. Of the latter
+    what the images of this side leave of chance in its differences is taken off: it is in the first part already.
+    Costs about as much as five times the metrics.
     """
     units = units or single_units(len(real_features), len(generated_features))
-    shares = [0.5] if min(units.counts) < 4 * FEWEST_OF_A_PART else [0.25, 0.5]
-    for share in shares if units.enough else ():
-        found = _part_errors(real_features, generated_features, k, seed, units, share)
-        if found is not None:
-            return {**found}
-    return dict.fromkeys(BALLS)
+    if not units.enough or min(len(real_features), len(generated_features)) <= 2 * k:
+        return dict.fromkeys(BALLS)
+    real_group, generated_group, groups = deal(units, seed)
+    whole = manifold_values(real_features, generated_features, k=k)
+    without = left_out_values(real_features, generated_features, real_group, generated_group, groups, k=k)
+    sides = {"real": (units.real, real_group), "generated": (units.generated, generated_group)}
+    errors: dict[str, float | None] = {}
+    for name in BALLS:
+        unit, group = sides["real" if name in ("recall", "coverage") else "generated"]
+        errors[name] = _two_parts(
+            getattr(whole, name).cpu(), getattr(without, name).cpu(), unit, group if units.shared else None
+        )
+    return errors
 
 
-def _part_errors(
-    real_features: Tensor, generated_features: Tensor, k: int, seed: int, units: Units, share: float
-) -> dict[str, float] | None:
-    """Errors by random parts of this share without replacement; None where one has k images of a side or fewer."""
-    stream = torch.Generator().manual_seed(seed)
-    drawn = [part(units, stream, share) for _ in range(PARTS)]
-    if min(int(side.sum()) for both in drawn for side in both) <= k:
-        return None
-    values = [
-        manifold_values(real_features[a.to(real_features.device)], generated_features[b.to(real_features.device)], k=k)
-        for a, b in drawn
-    ]
-    # Their spread is what the units that are left out would change: that of all units is less by share / (1 - share).
-    taken = sum(int(share * len(members)) for members in units.strata()) / sum(map(len, units.strata()))
-    scale = (taken / (1 - taken)) ** 0.5
-    means = {name: torch.stack([getattr(value, name).mean() for value in values]) for name in BALLS}
-    return {name: scale * float(found.std()) for name, found in means.items()}
+def _two_parts(values: Tensor, without: Tensor, unit: Tensor, group: Tensor | None) -> float:
+    """Standard error of the mean of values (N,) from what they are without each group (N, groups) of the other side.
+
+    group: that of each value, where a group is left out of both sides at once; then its values are left out too, and
+    the jackknife sees both parts.
+    """
+    groups = without.shape[1]
+    means, chance = [], 0.0
+    for out in range(groups):
+        left = torch.ones_like(unit, dtype=torch.bool) if group is None else group != out
+        means.append(float(without[left, out].mean()))
+        chance += _variance_of_mean((without[:, out] - values)[left], unit[left])
+    found = torch.tensor(means, dtype=torch.float64)
+    scale = (groups - 1) / groups
+    other = scale * float((found - found.mean()).square().sum()) - scale**2 * chance
+    own = 0.0 if group is not None else _variance_of_mean(values, unit)
+    return float((own + max(other, 0.0)) ** 0.5)
+
+
+def _variance_of_mean(values: Tensor, unit: Tensor) -> float:
+    """Variance of a mean over images, of which those of one unit vary together."""
+    number, place = unit.unique(return_inverse=True)
+    sums = torch.zeros(len(number), dtype=torch.float64).index_add_(0, place, values - values.mean())
+    return float(sums.square().sum()) / len(values) ** 2 * len(number) / (len(number) - 1)
