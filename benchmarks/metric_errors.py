@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffusion_inversion.measure.metrics.frechet import fid, fid_infinity
-from diffusion_inversion.measure.metrics.intervals import fid_error, manifold_errors
+from diffusion_inversion.measure.metrics.intervals import fid_error, manifold_errors, student
 from diffusion_inversion.measure.metrics.kernel import (
     CMMD_SCALE,
     cubic_kernel,
@@ -34,7 +34,6 @@ from diffusion_inversion.measure.metrics.units import Units, jackknife, single_u
 K, DRAWS, ERRORS = 5, 400, 50
 BALLS = ("precision", "recall", "density", "coverage")
 NAMES = ("fid", "fid_infinity", "kid", "cmmd", *BALLS)
-Z = 1.96
 HEAD = f"""# Are the errors of `dinv metrics` right?
 
 `python benchmarks/metric_errors.py > docs/results/metric-intervals.md`
@@ -147,8 +146,10 @@ def row(case: Case) -> tuple[list[float], list[float], list[float], list[float],
         estimated = torch.tensor(
             [errors(x, y, single_units(len(x), len(y)) if alone else units) for x, y, units in drawn[:ERRORS]]
         )
+        groups = single_units(*map(len, drawn[0][:2])).groups if alone else drawn[0][2].groups
+        reach = student(0.975, groups - 1) * estimated
         out.append((estimated.mean(dim=0) / truth).tolist())
-        held.append(((found[:ERRORS] - mean).abs() < Z * estimated).double().mean(dim=0).tolist())
+        held.append(((found[:ERRORS] - mean).abs() < reach).double().mean(dim=0).tolist())
     return out[0], out[1], held[0], held[1], (truth > 0.002).tolist()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.measure.metrics import intervals
 from diffusion_inversion.measure.metrics.frechet import fid, fid_infinity
-from diffusion_inversion.measure.metrics.intervals import estimate, fid_error, manifold_errors
+from diffusion_inversion.measure.metrics.intervals import estimate, fid_error, manifold_errors, student
 from diffusion_inversion.measure.metrics.kernel import cubic_kernel, discrepancy, kid
 from diffusion_inversion.measure.metrics.manifold import left_out_values, manifold_values
 from diffusion_inversion.measure.metrics.units import (
@@ -230,6 +231,16 @@ def test_an_interval_is_cut_to_what_the_metric_can_be() -> None:
     cut = estimate(0.98, 0.1, 0.95, least=0.0, most=1.0)
     assert (cut.low, cut.high) == (pytest.approx(0.784, abs=1e-3), 1)
     assert estimate(3.0, None, 0.95).low is None
+
+
+def test_few_groups_have_the_quantile_of_students_t() -> None:
+    for freedom in (2, 4, 9, 19):
+        for place in (0.95, 0.975, 0.9875):
+            assert student(place, freedom) == pytest.approx(
+                stats.t.ppf(place, freedom), rel=0.02 if freedom < 4 else 1e-3
+            )
+    assert student(0.975, None) == pytest.approx(1.959964, rel=1e-6)
+    assert estimate(0.0, 1.0, 0.95, freedom=19).high == pytest.approx(2.093024, rel=1e-5)
 
 
 def test_too_few_images_have_no_error() -> None:

@@ -273,6 +273,10 @@ def test_a_claim_is_judged_by_its_intervals() -> None:
     reach = half * 0.02**0.5
     assert _difference(high, low, "recall", 1) == pytest.approx((0.45, 0.45 - reach, 0.45 + reach))
     assert _difference(high, [{"recall": {"value": 0.0, "error": 0.3}}], "recall", 1)[2] == 1.0
+    # an error from 20 groups has the quantile of 19 degrees of freedom
+    of_groups = [{"fid": {"value": value, "error": 0.5, "freedom": 19}} for value in (3.0, 1.0)]
+    reach = stats.t.ppf(0.975, 19) * 0.5**0.5
+    assert _difference(of_groups[:1], of_groups[1:], "fid", 1) == pytest.approx((2, 2 - reach, 2 + reach))
     # two pairs: each at 97.5 %
     more, less = [{"fid": {"value": 3.0, "error": 0.3}}], [{"fid": {"value": 1.0, "error": 0.4}}]
     assert _difference(more, less, "fid", 2)[1] == pytest.approx(2 - 0.5 * 2.241402727604947)

@@ -300,10 +300,13 @@ def _compare(
     of_fid = fid_error(x, y, seed, units)
 
     suffix = network.suffix if network else "_npy"
+    freedom = units.groups - 1 if units.enough else None
     metrics = {
-        "fid": estimate(fid(x, y), of_fid, confidence, least=0.0),
-        "fid_infinity": estimate(fid_infinity(x, y, seed=seed, units=units), of_fid, confidence, least=0.0),
-        "kid": estimate(cubic.unbiased, sets.error(cubic.parts[:folds]) if sets else None, confidence),
+        "fid": estimate(fid(x, y), of_fid, confidence, least=0.0, freedom=freedom),
+        "fid_infinity": estimate(
+            fid_infinity(x, y, seed=seed, units=units), of_fid, confidence, least=0.0, freedom=freedom
+        ),
+        "kid": estimate(cubic.unbiased, sets.error(cubic.parts[:folds]) if sets else None, confidence, freedom=freedom),
         "cmmd": Estimate(float("nan"), None, None)
         if gaussian is None
         else estimate(
@@ -311,11 +314,14 @@ def _compare(
             CMMD_SCALE * sets.error(gaussian.parts) if sets else None,
             confidence,
             least=0.0,
+            freedom=freedom,
         ),
     }
     for name, error in errors.items():
         most = torch.inf if name == "density" else 1.0
-        metrics[name] = estimate(float(getattr(values, name).mean()), error, confidence, least=0.0, most=most)
+        metrics[name] = estimate(
+            float(getattr(values, name).mean()), error, confidence, least=0.0, most=most, freedom=freedom
+        )
     drawn = cubic.parts[folds:]
     return Measurement(
         real=real.name,

@@ -77,7 +77,7 @@ class Row:
         return components([draw.accuracies for draw in self.draws])
 
 
-Found = Mapping[str, Mapping[str, float | None]]  # metric's name => value, low, high, error
+Found = Mapping[str, Mapping[str, float | None]]  # metric's name => value, low, high, error, freedom
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _errors(more: Sequence[Found], less: Sequence[Found], name: str) -> Differen
         raise DataError(f"{name}: a claim is about it, but it is not defined on these features; take the claim out")
     values = [_number(a["value"]) - _number(b["value"]) for a, b in both]
     errors = [None if a["error"] is None or b["error"] is None else math.hypot(a["error"], b["error"]) for a, b in both]
-    return _mean(values, errors)
+    return _mean(values, errors, [side.get("freedom") for pair in both for side in pair])
 
 
 def _difference(
@@ -275,12 +275,13 @@ def _over_replicates(name: str, found: Sequence[Mapping[str, float | None]]) -> 
         return {"value": None, "low": None, "high": None}
     least, most = _range(name)
     values = [_number(one["value"]) for one in found]
-    value, low, high = _interval(_mean(values, [one["error"] for one in found]), 0.95, least=least, most=most)
+    mean = _mean(values, [one["error"] for one in found], [one.get("freedom") for one in found])
+    value, low, high = _interval(mean, 0.95, least=least, most=most)
     return {"value": value, "low": low, "high": high}
 
 
-def _mean(values: Sequence[float], errors: Sequence[float | None]) -> Difference:
-    """Mean over replicates; `errors` are those from the images, normal. Their spread counts too, as that of seeds."""
+def _mean(values: Sequence[float], errors: Sequence[float | None], freedoms: Sequence[float | None]) -> Difference:
+    """Mean over replicates; `errors` are those from the images. The replicates' spread counts too, as that of seeds."""
     count = len(values)
     known = [error for error in errors if error is not None]
     return Difference(
@@ -289,7 +290,7 @@ def _mean(values: Sequence[float], errors: Sequence[float | None]) -> Difference
         unit_error=math.sqrt(statistics.variance(values) / count) if count > 1 else None,
         # Not less for several: the real images are largely the same.
         image_error=math.sqrt(statistics.fmean(e**2 for e in known)) if len(known) == count else None,
-        images=None,
+        images=min((freedom + 1 for freedom in freedoms if freedom is not None), default=None),
     )
 
 
