@@ -31,14 +31,15 @@ from diffusion_inversion.measure.metrics.kernel import (
 from diffusion_inversion.measure.metrics.manifold import manifold_values
 from diffusion_inversion.measure.metrics.units import Units, jackknife, single_units
 
-K, DRAWS, ERRORS = 5, 400, 50
+K, DRAWS, INFINITE, ERRORS, ALONE = 5, 300, 120, 40, 10
 BALLS = ("precision", "recall", "density", "coverage")
 NAMES = ("fid", "fid_infinity", "kid", "cmmd", *BALLS)
 HEAD = f"""# Are the errors of `dinv metrics` right?
 
 `python benchmarks/metric_errors.py > docs/results/metric-intervals.md`
 
-Estimated over true error / share in % of 95 % intervals that hold: {DRAWS} draws, {ERRORS} errors, k = {K}.
+Estimated over true error / share in % of 95 % intervals that hold: {DRAWS} draws ({INFINITE} for
+fid_infinity), {ERRORS} errors (as images {ALONE}), k = {K}.
 40 x 10: sources and variants of each; against other real images, or against the sources themselves.
 Constant: a metric that varied by less than 0.002."""
 SAYS = ""
@@ -107,12 +108,12 @@ def draw(case: Case, seed: int) -> tuple[Tensor, Tensor, Units]:
     return sources, generated, Units(torch.arange(case.sources), unit)
 
 
-def values(real: Tensor, generated: Tensor, units: Units) -> list[float]:
+def values(real: Tensor, generated: Tensor, units: Units, infinite: bool = True) -> list[float]:
     balls = manifold_values(real, generated, k=K)
     none = (real.new_zeros(len(real), 0), generated.new_zeros(len(generated), 0))
     found = [
         fid(real, generated),
-        fid_infinity(real, generated, units=units),
+        fid_infinity(real, generated, units=units) if infinite else float("nan"),
         discrepancy(cubic_kernel, real, generated, *none).unbiased,
         CMMD_SCALE * discrepancy(gaussian_kernel, unit_rows(real), unit_rows(generated), *none).biased,
     ]
@@ -135,37 +136,34 @@ def errors(real: Tensor, generated: Tensor, units: Units) -> list[float]:
     return [error or 0.0 for error in found]
 
 
-def row(case: Case) -> tuple[list[float], list[float], list[float], list[float], list[bool]]:
-    """For each metric: estimated over true error as images and by unit, what their intervals hold, if it varies."""
+def row(case: Case) -> tuple[list[str], list[str]]:
+    """Cells of a case for each metric: estimated over true error as images; by unit, with what its intervals hold."""
     drawn = [draw(case, seed) for seed in range(DRAWS)]
-    found = torch.tensor([values(*one) for one in drawn])
-    truth, mean = found.std(dim=0), found.mean(dim=0)
-    out: list[list[float]] = []
-    held: list[list[float]] = []
-    for alone in (True, False):
-        estimated = torch.tensor(
-            [errors(x, y, single_units(len(x), len(y)) if alone else units) for x, y, units in drawn[:ERRORS]]
-        )
-        groups = single_units(*map(len, drawn[0][:2])).groups if alone else drawn[0][2].groups
-        reach = student(0.975, groups - 1) * estimated
-        out.append((estimated.mean(dim=0) / truth).tolist())
-        held.append(((found[:ERRORS] - mean).abs() < reach).double().mean(dim=0).tolist())
-    return out[0], out[1], held[0], held[1], (truth > 0.002).tolist()
+    found = torch.tensor([values(*one, infinite=place < INFINITE) for place, one in enumerate(drawn)])
+    columns = [column[~column.isnan()] for column in found.T]
+    truth, mean = (torch.stack([getattr(column, what)() for column in columns]) for what in ("std", "mean"))
+    alone = torch.tensor([errors(x, y, single_units(len(x), len(y))) for x, y, _ in drawn[:ALONE]]).mean(dim=0) / truth
+    estimated = torch.tensor([errors(*one) for one in drawn[:ERRORS]])
+    reach = student(0.975, drawn[0][2].groups - 1) * estimated
+    held = ((found[:ERRORS] - mean).abs() < reach).double().mean(dim=0)
+    varies = (truth > 0.002).tolist()
+    shares = zip((estimated.mean(dim=0) / truth).tolist(), held.tolist(), strict=True)
+    by_source = [f"{ratio:.2f} / {100 * share:.0f}" for ratio, share in shares]
+
+    def shown(cells: list[str]) -> list[str]:
+        return [cell if ok else "constant" for cell, ok in zip(cells, varies, strict=True)]
+
+    return shown([f"{ratio:.2f}" for ratio in alone.tolist()]), shown(by_source)
 
 
 def table(cases: tuple[Case, ...]) -> None:
     print("| generated against real | resampled | " + " | ".join(NAMES) + " |")
     print("|---" * (2 + len(NAMES)) + "|")
     for case in cases:
-        alone, by_source, alone_holds, holds, varying = row(case)
-        for name, ratios, held in (("as images", alone, alone_holds), ("by source", by_source, holds)):
-            if case.variants == 1 and case.others and name == "as images":
-                continue
-            cells = (
-                f"{ratio:.2f} / {100 * share:.0f}" if varies else "constant"
-                for ratio, share, varies in zip(ratios, held, varying, strict=True)
-            )
-            print(f"| {case.says} | {name} | " + " | ".join(cells) + " |", flush=True)
+        alone, by_source = row(case)
+        if case.variants > 1 or not case.others:
+            print(f"| {case.says} | as images | " + " | ".join(alone) + " |")
+        print(f"| {case.says} | by source | " + " | ".join(by_source) + " |", flush=True)
 
 
 def main(asked: str = "") -> None:

@@ -160,6 +160,11 @@ def test_what_is_left_out_is_as_if_it_had_never_been(shared: bool) -> None:
             fewer = manifold_values(real, generated[generated_group != out], k=3)
             assert torch.equal(found.recall[:, out], fewer.recall)
             assert torch.equal(found.coverage[:, out], fewer.coverage)
+            left = real_group != out
+            fewer = manifold_values(real[left], generated, k=3)
+            assert torch.equal(found.coverage_real[left, out], fewer.coverage)
+            fewer = manifold_values(real[left], generated[generated_group != out], k=3)
+            assert torch.equal(found.coverage_both[left, out], fewer.coverage)
     with pytest.raises(DataError, match="without one group"):
         left_out_values(real, generated, real_group * 0, generated_group, groups, k=3)
 

@@ -7,8 +7,8 @@ units of one image, on Lite0 features of CIFAR-10, 400 images a side (experiment
   fid_infinity: the error of FID. Both are sums over units and over pairs of them (Hoeffding 1948) with the same terms,
     but for those of a unit with itself, which the line through the halves takes away and which vary by a lower order.
   precision, recall, density, coverage: of two parts, see `manifold_errors`. What was used before, the spread of random
-    halves, is right for a mean; but a recall to which every source adds a share of its own is half as large in halves, and
-    so is its spread. The jackknife errs on the wide side alone (Efron & Stein 1981).
+    halves, is right for a mean; but a recall to which every source adds a share of its own is half as large in halves,
+    and so is its spread. The jackknife errs on the wide side alone (Efron & Stein 1981).
 The bootstrap is not used: copies of an image lower the rank of a covariance (1.7-1.9 for FID) and put zeros among the
 nearest neighbours; that of the per-image values leaves out what other balls would change (0.66-0.86).
 An interval is value +- t x error with the degrees of freedom of the groups, one less than there are. It speaks of other
@@ -121,10 +121,11 @@ def manifold_errors(
 ) -> dict[str, float | None]:
     """Standard errors of precision, recall, density and coverage; all None below 3 units or at 2 k images of a side.
 
-    Each is a mean of values of one side's images (`manifold_values`), so its variance has two parts: that of the values
-    among the units of this side, and that by which units of the other side are there, from the jackknife. Of the latter
-    what the images of this side leave of chance in its differences is taken off: it is in the first part already.
-    Costs about as much as five times the metrics.
+    Each is a mean of values of one side's images (`manifold_values`). Its variance has two parts: that of the values
+    among the units of this side, and that by which units of the other side are there, from the jackknife (of coverage
+    both, since real images make its balls too). What two units have together the jackknife sees twice, once from
+    either: what one does to the values of the other is known for each image, and taken off once. A share is never held
+    for surer than one unit of this side would change it. Costs about as much as five times the metrics.
     """
     units = units or single_units(len(real_features), len(generated_features))
     if not units.enough or min(len(real_features), len(generated_features)) <= 2 * k:
@@ -136,29 +137,35 @@ def manifold_errors(
     errors: dict[str, float | None] = {}
     for name in BALLS:
         unit, group = sides["real" if name in ("recall", "coverage") else "generated"]
-        errors[name] = _two_parts(
-            getattr(whole, name).cpu(), getattr(without, name).cpu(), unit, group if units.shared else None
-        )
+        values, others = getattr(whole, name).cpu(), getattr(without, name).cpu()
+        if units.shared:
+            joint = without.coverage_both.cpu() if name == "coverage" else others
+            variance = _jackknife(values, joint, unit, group)
+        elif name == "coverage":
+            variance = _jackknife(values, without.coverage_real.cpu(), unit, group)
+            variance += _jackknife(values, others, unit, None)
+        else:
+            variance = _variance_of_mean(values, unit) + _jackknife(values, others, unit, None)
+        least = 0.0 if name == "density" else 1 / len(unit.unique())
+        errors[name] = max(variance**0.5, least)
     return errors
 
 
-def _two_parts(values: Tensor, without: Tensor, unit: Tensor, group: Tensor | None) -> float:
-    """Standard error of the mean of values (N,) from what they are without each group (N, groups) of the other side.
+def _jackknife(values: Tensor, without: Tensor, unit: Tensor, group: Tensor | None) -> float:
+    """Variance of the mean of values (N,) by what they are without each group (N, groups), pairs counted once.
 
-    group: that of each value, where a group is left out of both sides at once; then its values are left out too, and
-    the jackknife sees both parts.
+    group: that of each value, where with a group its own values are left out; None where they are of the other side.
     """
     groups = without.shape[1]
-    means, chance = [], 0.0
+    scale = (groups - 1) / groups
+    means, pairs = [], 0.0
     for out in range(groups):
         left = torch.ones_like(unit, dtype=torch.bool) if group is None else group != out
         means.append(float(without[left, out].mean()))
-        chance += _variance_of_mean((without[:, out] - values)[left], unit[left])
+        pairs += scale**2 * _variance_of_mean((without[:, out] - values)[left], unit[left])
     found = torch.tensor(means, dtype=torch.float64)
-    scale = (groups - 1) / groups
-    other = scale * float((found - found.mean()).square().sum()) - scale**2 * chance
-    own = 0.0 if group is not None else _variance_of_mean(values, unit)
-    return float((own + max(other, 0.0)) ** 0.5)
+    variance = scale * float((found - found.mean()).square().sum())
+    return max(variance - pairs, 0.0 if group is None else variance / 2)
 
 
 def _variance_of_mean(values: Tensor, unit: Tensor) -> float:

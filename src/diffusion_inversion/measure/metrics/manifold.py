@@ -57,12 +57,17 @@ def manifold_values(
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """The values of `ManifoldValues` as they would be without one group of the other set, a column for each group."""
+    """The values of `ManifoldValues` as they would be without one group, a column for each group.
+
+    A group's own images, where it is left out of their set, have values that mean nothing.
+    """
 
     precision: Float64[Tensor, "generated groups"]  # without each group of real images
     recall: Float64[Tensor, "real groups"]  # without each group of generated images
-    density: Float64[Tensor, "generated groups"]
-    coverage: Float64[Tensor, "real groups"]
+    density: Float64[Tensor, "generated groups"]  # without each group of real images
+    coverage: Float64[Tensor, "real groups"]  # without each group of generated images
+    coverage_real: Float64[Tensor, "real groups"]  # without each group of real images
+    coverage_both: Float64[Tensor, "real groups"]  # without each group of either
 
 
 def left_out_values(
@@ -77,8 +82,8 @@ def left_out_values(
 ) -> LeftOut:
     """Leave each group 0..groups-1 of either set out in turn; one pass over the distances, as `manifold_values`.
 
-    Balls reach to the k-th nearest of those that are left; for coverage they are of the set that nothing is taken from.
-    Raises DataError as `manifold_values` does, and where without a group k images or fewer are left.
+    Balls reach to the k-th nearest of those that are left. Raises DataError as `manifold_values` does, and where
+    without a group k images or fewer are left.
     """
     real, generated, noise = _centred(real_features, generated_features, k)
     real_group, generated_group = real_group.to(real.device), generated_group.to(real.device)
@@ -93,6 +98,7 @@ def left_out_values(
     generated_radii = _radii_without(generated, generated_group, groups, k, entries)
     precision, density = [], []
     recall = torch.zeros(len(real), groups, dtype=torch.bool, device=real.device)
+    of_real, of_both = torch.zeros_like(recall), torch.zeros_like(recall)
     hits = torch.zeros(len(real), groups, dtype=torch.float64, device=real.device)
     start = 0
     for distances in _squared_distances(generated, real, entries):
@@ -102,14 +108,17 @@ def left_out_values(
         some, count = [], []
         for out in range(groups):
             some.append((distances <= real_radii[:, out] * (1 + _TIE) + noise).any(dim=1))
-            count.append((distances < real_radii[:, out] * (1 - _TIE) - noise).double().sum(dim=1) / k)
+            open_balls = distances < real_radii[:, out] * (1 - _TIE) - noise
+            count.append(open_balls.double().sum(dim=1) / k)
+            of_real[:, out] |= open_balls.any(dim=0)
+            of_both[:, out] |= open_balls[generated_group[rows] != out].any(dim=0)
             recall[:, out] |= (distances <= generated_radii[rows, out, None] * (1 + _TIE) + noise).any(dim=0)
         precision.append(torch.stack(some, dim=1))
         density.append(torch.stack(count, dim=1))
         start = rows.stop
     return LeftOut(
         torch.cat(precision).double(), recall.double(), torch.cat(density),
-        (hits.sum(dim=1, keepdim=True) > hits).double(),
+        (hits.sum(dim=1, keepdim=True) > hits).double(), of_real.double(), of_both.double(),
     )  # fmt: skip
 
 
