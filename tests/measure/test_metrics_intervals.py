@@ -10,7 +10,13 @@ from torch import Tensor
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.measure.metrics import intervals
 from diffusion_inversion.measure.metrics.frechet import fid, fid_infinity
-from diffusion_inversion.measure.metrics.intervals import estimate, fid_error, manifold_errors, student
+from diffusion_inversion.measure.metrics.intervals import (
+    estimate,
+    few_units_warning,
+    fid_error,
+    manifold_errors,
+    student,
+)
 from diffusion_inversion.measure.metrics.kernel import cubic_kernel, discrepancy, kid
 from diffusion_inversion.measure.metrics.manifold import left_out_values, manifold_values
 from diffusion_inversion.measure.metrics.units import (
@@ -246,6 +252,15 @@ def test_few_groups_have_the_quantile_of_students_t() -> None:
             )
     assert student(0.975, None) == pytest.approx(1.959964, rel=1e-6)
     assert estimate(0.0, 1.0, 0.95, freedom=19).high == pytest.approx(2.093024, rel=1e-5)
+
+
+def test_a_share_of_all_or_none_is_not_held_for_sure() -> None:
+    """No unit's image lies outside: as in the verdict, the error is not below that of one unit that would."""
+    real = normal(400, 2)
+    errors = manifold_errors(real, 0.01 * normal(50, 2, seed=1), k=5, seed=0)
+    assert errors["precision"] == pytest.approx(1 / 50)
+    few = few_units_warning(single_units(400, 50))
+    assert few is not None and "50 generated units" in few and few_units_warning(single_units(400, 400)) is None
 
 
 def test_too_few_images_have_no_error() -> None:

@@ -30,6 +30,7 @@ from .manifold import left_out_values, manifold_values
 from .units import Units, deal, jackknife, part, single_units
 
 PARTS = 20
+FEW_UNITS = 100
 BALLS = ("precision", "recall", "density", "coverage")
 # A FID's error is taken in this many leading principal components of both sets together: the others add bias to a
 # FID but little spread, and most of the cost. The figure for FID above is with this, of 1,280 components.
@@ -65,6 +66,16 @@ def estimate(
         return Estimate(value, None, None)
     reach = student((1 + confidence) / 2, freedom) * error
     return Estimate(value, max(value - reach, least), min(value + reach, most), error, freedom)
+
+
+def few_units_warning(units: Units) -> str | None:
+    """Say which intervals err on the wide side where a side has fewer units than FEW_UNITS."""
+    if not units.enough or min(units.counts) >= FEW_UNITS:
+        return None
+    return (
+        f"of {units.counts[0]:,} real and {units.counts[1]:,} generated units, fewer than {FEW_UNITS}, the intervals of "
+        "precision, recall and coverage are up to half too wide, near 0 and 1 more"
+    )
 
 
 def student(place: float, freedom: int | None) -> float:
