@@ -1,7 +1,6 @@
 """Standard errors and confidence intervals of the metrics, by resampling the units of both sets (`units`).
 
-Estimated error over the true spread of fresh draws: with variants of sources in docs/results/metric-intervals.md; with
-units of one image, on Lite0 features of CIFAR-10, 400 images a side (experiments/metric_intervals.py):
+Estimated error over the true spread of fresh draws: docs/results/metric-intervals.md, in settings that were held out.
   FID, KID, CMMD: delete-a-group jackknife (Shao & Wu 1989), 20 random groups of either set; that of FID less what
     halves show it to see twice (with few units a FID is mostly made of pairs).
   fid_infinity: the error of FID. Both are sums over units and over pairs of them (Hoeffding 1948) with the same terms,
@@ -73,7 +72,7 @@ def few_units_warning(units: Units) -> str | None:
     if not units.enough or min(units.counts) >= FEW_UNITS:
         return None
     return (
-        f"of {units.counts[0]:,} real and {units.counts[1]:,} generated units, fewer than {FEW_UNITS}, the intervals of "
+        f"of {units.counts[0]:,} real and {units.counts[1]:,} generated units, fewer than {FEW_UNITS}: intervals of "
         "precision, recall and coverage are up to half too wide, near 0 and 1 more"
     )
 
