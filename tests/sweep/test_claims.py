@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,26 @@ def test_any_false_statement_among_many_is_as_rare_as_promised() -> None:
         assert together[0] < 5 + 1.5 and discovery[0] < 5 + 1.5  # 3 standard errors of the simulation
     p, true = bench["draw"](5, 1.0, 0.0, 15.0, np.random.default_rng(0))
     assert bench["rates"](p, true)[1][2] > 60, "and yet true ones are found"
+
+
+def test_the_published_claims_are_what_the_command_writes(tmp_path: Path) -> None:
+    results = Path(shutil.copytree(ROOT / "docs" / "results", tmp_path / "results"))
+    page = Path(shutil.copy(ROOT / "docs" / "results.md", tmp_path / "results.md"))
+    bench = runpy.run_path(str(ROOT / "benchmarks" / "judge_claims.py"))
+    bench["main"].__globals__["RESULTS"] = page
+    bench["main"](sorted(results.glob("*.csv")))
+    assert page.read_text() == (ROOT / "docs" / "results.md").read_text()
+    for file in results.glob("*.md"):
+        assert file.read_text() == (ROOT / "docs" / "results" / file.name).read_text(), file.name
+
+
+def test_the_bound_on_what_test_images_add() -> None:
+    bench = runpy.run_path(str(ROOT / "benchmarks" / "judge_claims.py"))
+    found = bench["difference"]([0.5, 0.6], [0.4, 0.3], 1000)
+    assert (found.value, found.units, found.images) == (pytest.approx(0.2), 2, 1000)
+    assert found.unit_error == pytest.approx(0.1)  # of 0.1 and 0.3
+    variance = ((0.25 + 0.24) / 2 + (0.24 + 0.21) / 2) / 1000
+    assert found.image_error == pytest.approx(variance**0.5)
 
 
 def write(path: Path, *claims: ClaimRecord, **more: Any) -> Path:
