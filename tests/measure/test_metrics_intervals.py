@@ -267,6 +267,9 @@ def test_too_few_images_have_no_error() -> None:
     few = torch.randn(8, 3).double()
     assert set(manifold_errors(few, few, k=5, seed=0).values()) == {None}
     assert fid_error(few[:2], few, 0) is None
+    many = torch.randn(40, 3).double()
+    lopsided = Units(torch.arange(40) + 40, (torch.arange(40) - 33).clamp(min=0))  # all but 6 are of one unit
+    assert set(manifold_errors(many, many, k=6, seed=0, units=lopsided).values()) == {None}
     two = Units(torch.arange(8) + 2, torch.arange(8) % 2)  # of two sources
     assert fid_error(few, few, 0, two) is None and set(manifold_errors(few, few, k=1, seed=0, units=two).values()) == {
         None

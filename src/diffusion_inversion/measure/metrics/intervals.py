@@ -129,7 +129,9 @@ def _leading(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
 def manifold_errors(
     real_features: Tensor, generated_features: Tensor, *, k: int, seed: int, units: Units | None = None
 ) -> dict[str, float | None]:
-    """Standard errors of precision, recall, density and coverage; all None below 3 units or at 2 k images of a side.
+    """Standard errors of precision, recall, density and coverage; all None where a side has too few units or images.
+
+    Too few: under 3 units, 2 k images, or without one group of units k images.
 
     Each is a mean of values of one side's images (`manifold_values`). Its variance has two parts: that of the values
     among the units of this side, and that by which units of the other side are there, from the jackknife (of coverage
@@ -141,6 +143,8 @@ def manifold_errors(
     if not units.enough or min(len(real_features), len(generated_features)) <= 2 * k:
         return dict.fromkeys(BALLS)
     real_group, generated_group, groups = deal(units, seed)
+    if min(len(group) - int(group.bincount().max()) for group in (real_group, generated_group)) <= k:
+        return dict.fromkeys(BALLS)
     whole = manifold_values(real_features, generated_features, k=k)
     without = left_out_values(real_features, generated_features, real_group, generated_group, groups, k=k)
     sides = {"real": (units.real, real_group), "generated": (units.generated, generated_group)}
