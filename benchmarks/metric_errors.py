@@ -42,7 +42,17 @@ Estimated over true error / share in % of 95 % intervals that hold: {DRAWS} draw
 fid_infinity), {ERRORS} errors (as images {ALONE}), k = {K}.
 40 x 10: sources and variants of each; against other real images, or against the sources themselves.
 Constant: a metric that varied by less than 0.002."""
-SAYS = ""
+SAYS = """
+A variant says less than an image of its own: errors that count it as one are too small; where the real images are the
+sources they are too wide, for what both sides have in common is counted twice. By source:
+- FID, KID, CMMD and density: within 0.85 to 1.2 of the truth where features have ordinary tails. `fid_infinity` has
+  the error of FID and varies a little more: 0.82 to 1.08.
+- Precision and recall: right, or on the wide side where a side has few units (up to 1.6): there pairs of sources count
+  for much, of which not all can be told apart, and an error is not below that of one unit. So is coverage near 1. They
+  are left wide knowingly, and `dinv metrics` says so below 100 units. Coverage among few sources far away: 0.83.
+- Heavy tails: with 8 degrees of freedom KID has 0.81; with 5 the spread of FID and KID comes from the few draws that
+  hold an image far out. No resampling of a draw without one can see it: their errors are far too small beside the
+  standard deviation, which for KID's cubic kernel is not even finite. CMMD and the neighbour metrics do not mind."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def few_units_warning(units: Units) -> str | None:
         return None
     return (
         f"of {units.counts[0]:,} real and {units.counts[1]:,} generated units, fewer than {FEW_UNITS}: intervals of "
-        "precision, recall and coverage are up to half too wide, near 0 and 1 more"
+        "precision, recall and coverage are up to 1.6 times as wide as they should be, near 0 and 1 more"
     )
 
 
