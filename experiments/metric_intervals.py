@@ -8,7 +8,7 @@ Method:   8,000 images, Lite0 features, parted at random into a real and a gener
           Lines "bootstrap": the same for what was rejected, FID on images drawn with replacement and the per-image
           values of the ball metrics with the balls held fixed.
 Cost:     5 minutes on one core, 2 of them for the features the first time.
-Measured: (150 draws, 12 errors; FID by the plain jackknife, ball metrics by halves, as it was before quarters)
+Measured: (150 draws, 12 errors; FID by the plain jackknife, ball metrics by halves; with today's errors: not measured)
           error / truth    fid   kid  cmmd  prec   rec  dens   cov
           same            0.90  1.18  1.18  1.19  1.08  1.03  1.32
             bootstrap     1.86              0.86  0.75  0.72  0.66

@@ -22,6 +22,7 @@ for function in (
     *METHOD,
     *CARE,
     sweeps.sweep,
+    sweeps.claims,
     measures.metrics,
     generators.autoencode,
     generators.pretrain,

@@ -1,4 +1,4 @@
-"""The command that varies settings: sweep."""
+"""The commands that vary settings and judge what was claimed of them: sweep, claims."""
 
 from __future__ import annotations
 
@@ -51,3 +51,19 @@ def sweep(
             "claims": claims,
         }
         summary["text"] = "\n".join([*lines, f"table, figures and page: {folder / plan.name}.*"])
+
+
+def claims(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Folders of `dinv sweep`, or JSON files in them.")
+    ],
+    confidence: Annotated[float, typer.Option(help="Of all statements together, in (0, 1).")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """Judge the claims of several sweeps together: with many claims some hold by chance if each is judged alone."""
+    with command(as_json) as summary:
+        from ..sweep.claims import claims_text, judge_together, read_claims
+
+        judged = judge_together(read_claims(paths), confidence)
+        summary |= {"confidence": confidence, "claims": [one.record for one in judged]}
+        summary["text"] = claims_text(judged, confidence)

@@ -27,7 +27,7 @@ from .extractors.extractor import Extractor
 from .extractors.stored import is_features, load_features
 from .metrics.frechet import fid, fid_infinity, small_sample_warning
 from .metrics.inputs import checked
-from .metrics.intervals import Estimate, estimate, fid_error, fid_infinity_error, manifold_errors
+from .metrics.intervals import Estimate, estimate, few_units_warning, fid_error, manifold_errors
 from .metrics.kernel import (
     CMMD_SCALE,
     cubic_kernel,
@@ -297,14 +297,16 @@ def _compare(
     # A row that is zero has no direction, which CMMD compares; the other metrics have a use for it.
     gaussian = None if any(zeros) else discrepancy(gaussian_kernel, unit_rows(x), unit_rows(y), *parts)
     values, errors = manifold_values(x, y, k=k), manifold_errors(x, y, k=k, seed=seed, units=units)
+    of_fid = fid_error(x, y, seed, units)
 
     suffix = network.suffix if network else "_npy"
+    freedom = units.groups - 1 if units.enough else None
     metrics = {
-        "fid": estimate(fid(x, y), fid_error(x, y, seed, units), confidence, least=0.0),
+        "fid": estimate(fid(x, y), of_fid, confidence, least=0.0, freedom=freedom),
         "fid_infinity": estimate(
-            fid_infinity(x, y, seed=seed, units=units), fid_infinity_error(x, y, seed, units), confidence, least=0.0
+            fid_infinity(x, y, seed=seed, units=units), of_fid, confidence, least=0.0, freedom=freedom
         ),
-        "kid": estimate(cubic.unbiased, sets.error(cubic.parts[:folds]) if sets else None, confidence),
+        "kid": estimate(cubic.unbiased, sets.error(cubic.parts[:folds]) if sets else None, confidence, freedom=freedom),
         "cmmd": Estimate(float("nan"), None, None)
         if gaussian is None
         else estimate(
@@ -312,11 +314,14 @@ def _compare(
             CMMD_SCALE * sets.error(gaussian.parts) if sets else None,
             confidence,
             least=0.0,
+            freedom=freedom,
         ),
     }
     for name, error in errors.items():
         most = torch.inf if name == "density" else 1.0
-        metrics[name] = estimate(float(getattr(values, name).mean()), error, confidence, least=0.0, most=most)
+        metrics[name] = estimate(
+            float(getattr(values, name).mean()), error, confidence, least=0.0, most=most, freedom=freedom
+        )
     drawn = cubic.parts[folds:]
     return Measurement(
         real=real.name,
@@ -341,7 +346,7 @@ def _compare(
             "size": size,
         },
         per_class=_per_class(real, generated, x, y),
-        warnings=(*_warnings(real, generated, network, dim), *_without_direction(zeros)),
+        warnings=(*_warnings(real, generated, network, dim, units), *_without_direction(zeros)),
     )
 
 
@@ -366,10 +371,12 @@ def _per_class(real: _Side, generated: _Side, x: Tensor, y: Tensor) -> dict[str,
     return found
 
 
-def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int) -> tuple[str, ...]:
+def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int, units: Units) -> tuple[str, ...]:
     found = []
     if biased := small_sample_warning(len(real.features), len(generated.features), dim):
         found.append(biased)
+    if few := few_units_warning(units):
+        found.append(few)
     given = [side.name for side in (real, generated) if side.images is None]
     if network and given:
         found.append(f"the features in {given[0]} are taken to be of {network.name} as it is here")

@@ -6,19 +6,19 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError
-from ..train.evaluation import MIN_UNITS, compare, half_width
+from ..train.evaluation import MIN_UNITS, compare
 from ..train.replicated import Components, components, recognised
+from .claims import Difference, Outcome
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 
 METRICS = ("fid", "fid_infinity", "kid", "cmmd", "precision", "recall", "density", "coverage")
-Outcome = Literal["holds", "does not hold", "too noisy to say"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Row:
         return components([draw.accuracies for draw in self.draws])
 
 
-Found = Mapping[str, Mapping[str, float | None]]  # metric's name => value, low, high, error
+Found = Mapping[str, Mapping[str, float | None]]  # metric's name => value, low, high, error, freedom
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class Checked:
     claim: Claim
     differences: tuple[tuple[float, float | None, float | None], ...]  # of each pair: value, low, high
     outcome: Outcome
+    errors: tuple[Difference, ...] = ()  # the same differences with their errors, from which any level follows
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,7 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
     """Compare each pair at a level that makes all intervals of the claim hold together at 95 % (Bonferroni)."""
     count = len(claim.pairs)
     differences: list[tuple[float, float | None, float | None]] = []
+    errors: list[Difference] = []
     enough = True
     for pair in claim.pairs:
         if claim.of == "accuracy":
@@ -237,26 +239,35 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
             )
             low, high = found.interval or (None, None)
             differences.append((found.difference, low, high))
+            errors.append(
+                Difference(
+                    value=found.difference, units=len(more.units), unit_error=found.unit_error,
+                    image_error=found.test_error, images=found.test_images,
+                )
+            )  # fmt: skip
         else:
             first, second = _find(pair.greater, cells, metrics), _find(pair.less, cells, metrics)
+            errors.append(_errors(first.draws, second.draws, claim.of))
             differences.append(_difference(first.draws, second.draws, claim.of, count))
-    return Checked(claim, tuple(differences), judge(differences) if enough else "too noisy to say")
+    return Checked(claim, tuple(differences), judge(differences) if enough else "too noisy to say", tuple(errors))
 
 
-def _difference(
-    more: Sequence[Found], less: Sequence[Found], name: str, pairs: int
-) -> tuple[float, float | None, float | None]:
-    """Mean difference of a metric of the same replicates, with its interval; both sides' errors are independent.
-
-    Of several replicates the spread of the differences counts too, as seeds do in `evaluation.half_width`.
-    """
+def _errors(more: Sequence[Found], less: Sequence[Found], name: str) -> Difference:
+    """Mean difference of a metric of the same replicates, with its errors; those of both sides are independent."""
     both = list(zip((one[name] for one in more), (one[name] for one in less), strict=True))
     if any(side["value"] is None for pair in both for side in pair):
         raise DataError(f"{name}: a claim is about it, but it is not defined on these features; take the claim out")
     values = [_number(a["value"]) - _number(b["value"]) for a, b in both]
     errors = [None if a["error"] is None or b["error"] is None else math.hypot(a["error"], b["error"]) for a, b in both]
+    return _mean(values, errors, [side.get("freedom") for pair in both for side in pair])
+
+
+def _difference(
+    more: Sequence[Found], less: Sequence[Found], name: str, pairs: int
+) -> tuple[float, float | None, float | None]:
+    """The same with its interval."""
     least, most = _range(name)
-    return _interval(values, errors, 1 - 0.05 / pairs, least=least - most, most=most - least)
+    return _interval(_errors(more, less, name), 1 - 0.05 / pairs, least=least - most, most=most - least)
 
 
 def _over_replicates(name: str, found: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
@@ -264,22 +275,33 @@ def _over_replicates(name: str, found: Sequence[Mapping[str, float | None]]) -> 
         return {"value": None, "low": None, "high": None}
     least, most = _range(name)
     values = [_number(one["value"]) for one in found]
-    value, low, high = _interval(values, [one["error"] for one in found], 0.95, least=least, most=most)
+    mean = _mean(values, [one["error"] for one in found], [one.get("freedom") for one in found])
+    value, low, high = _interval(mean, 0.95, least=least, most=most)
     return {"value": value, "low": low, "high": high}
 
 
-def _interval(
-    values: Sequence[float], errors: Sequence[float | None], confidence: float, *, least: float, most: float
-) -> tuple[float, float | None, float | None]:
-    """Mean over replicates and its interval, cut to [least, most]; `errors` are those from the images, normal."""
-    count, value = len(values), statistics.fmean(values)
+def _mean(values: Sequence[float], errors: Sequence[float | None], freedoms: Sequence[float | None]) -> Difference:
+    """Mean over replicates; `errors` are those from the images. The replicates' spread counts too, as that of seeds."""
+    count = len(values)
     known = [error for error in errors if error is not None]
-    if len(known) < count:
-        return value, None, None
-    spread = statistics.variance(values) / count if count > 1 else 0.0
-    images = statistics.fmean(error**2 for error in known)  # not less for several: the real images are largely the same
-    half = float(half_width(spread, images, max(count, 2), math.inf, confidence))
-    return value, max(value - half, least), min(value + half, most)
+    return Difference(
+        value=statistics.fmean(values),
+        units=count,
+        unit_error=math.sqrt(statistics.variance(values) / count) if count > 1 else None,
+        # Not less for several: the real images are largely the same.
+        image_error=math.sqrt(statistics.fmean(e**2 for e in known)) if len(known) == count else None,
+        images=min((freedom + 1 for freedom in freedoms if freedom is not None), default=None),
+    )
+
+
+def _interval(
+    found: Difference, confidence: float, *, least: float, most: float
+) -> tuple[float, float | None, float | None]:
+    """A value and its interval, cut to [least, most]."""
+    half = found.half(confidence)
+    return (found.value, None, None) if half is None else (
+        found.value, max(found.value - half, least), min(found.value + half, most),
+    )  # fmt: skip
 
 
 def _range(name: str) -> tuple[float, float]:

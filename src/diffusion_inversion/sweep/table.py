@@ -35,7 +35,8 @@ def as_csv(found: SweepResult) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     keys = list(dict.fromkeys([key for row in found.rows for key in row.at] + [k for m in found.metrics for k in m.at]))
-    head = ["arm", "replicate", "seed", "measure", "value", "low", "high", "n_train", "synthetic_images"]
+    head = ["arm", "replicate", "seed", "measure", "value", "low", "high", "error"]
+    head += ["n_train", "n_test", "synthetic_images"]
     writer.writerow([*keys, *head])
     for row in found.rows:
         at = [shown(row.at.get(key, "")) for key in keys]
@@ -43,13 +44,15 @@ def as_csv(found: SweepResult) -> str:
             measures = {"accuracy": draw.accuracies, "balanced_accuracy": draw.balanced, "ece": draw.ece}
             for name, values in measures.items():
                 for seed, value in zip(draw.seeds, values, strict=True):
-                    writer.writerow([*at, row.arm, number, seed, name, value, "", "", row.n_train, row.images])
+                    row_of = [row.arm, number, seed, name, value, "", "", ""]
+                    writer.writerow([*at, *row_of, row.n_train, len(draw.test_ids), row.images])
     for measured in found.metrics:
         at = [shown(measured.at.get(key, "")) for key in keys]
         for number, metrics in enumerate(measured.draws):
             for name, estimate in metrics.items():
-                numbers = ["" if estimate[key] is None else estimate[key] for key in ("value", "low", "high")]
-                row_of = ["synthetic", number, "", name, *numbers, "", measured.n_generated]
+                parts = [estimate.get(key) for key in ("value", "low", "high", "error")]
+                numbers = ["" if part is None else part for part in parts]
+                row_of = ["synthetic", number, "", name, *numbers, "", "", measured.n_generated]
                 writer.writerow([*at, *row_of])
     return buffer.getvalue()
 
@@ -67,10 +70,13 @@ def as_json(found: SweepResult, command: str) -> str:
             for m in found.metrics
         ],
         "claims": [
-            {"says": c.claim.says, "of": c.claim.of, "outcome": c.outcome, "differences": c.differences}
+            {
+                "says": c.claim.says, "of": c.claim.of, "outcome": c.outcome, "differences": c.differences,
+                "errors": [error.model_dump() for error in c.errors],
+            }
             for c in found.claims
         ],
-    }
+    }  # fmt: skip
     return json.dumps(record, indent=1, allow_nan=False) + "\n"
 
 

@@ -255,7 +255,9 @@ class Workshop:
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.
-        name = self._name("metrics", "by source", self._images_folder(cell), cell.sample.variants, _dump(wanted))
+        name = self._name(
+            "metrics", "by source, in two parts", self._images_folder(cell), cell.sample.variants, _dump(wanted)
+        )
         return self._job(name, _differs(cell), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:

@@ -145,6 +145,7 @@ class Comparison:
     interval: tuple[float, float] | None  # both errors, at `simultaneous_confidence`: what the verdict reads
     confidence: float
     simultaneous_confidence: float
+    test_images: float | None = None  # that `test_error` is estimated from; a fraction where they do not count alike
 
     @property
     def summary(self) -> str:
@@ -167,7 +168,7 @@ class Comparison:
         return "does not help" if high < smallest_effect else "not enough evidence"
 
 
-def half_width(unit_variance: Any, test_variance: Any, units: int, images: float, confidence: float) -> Any:
+def half_width(unit_variance: Any, test_variance: Any, units: int, images: float, confidence: Any) -> Any:
     """Half the interval of a mean whose variance is the sum of two, each estimated; numbers or arrays of them.
 
         sqrt(t(level, units - 1)^2 unit_variance + t(level, images - 1)^2 test_variance)
@@ -245,6 +246,7 @@ def compare(
         interval=interval,
         confidence=confidence,
         simultaneous_confidence=simultaneous,
+        test_images=None if test_variance is None else images,
     )
 
 
