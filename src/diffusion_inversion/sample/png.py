@@ -65,7 +65,8 @@ def read_pngs(folder: Path, names: Sequence[str], hashes: Sequence[str], remedy:
             try:
                 images[place] = decode_png(torch.from_numpy(data), ImageReadMode.RGB)
             except RuntimeError as error:
-                raise DataError(f"{folder / names[place]}: cannot be decoded ({error}). {remedy}") from error
+                cause = str(error).partition("\n")[0]
+                raise DataError(f"{folder / names[place]}: cannot be decoded ({cause}). {remedy}") from error
 
     with ThreadPoolExecutor(READERS) as pool:
         for _ in pool.map(read, range(0, len(names), _AT_ONCE)):  # in order, so the error is the first file's
