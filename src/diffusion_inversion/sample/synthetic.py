@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from ..data.images import LabelledImages
-from ..data.naming import class_folder, safe_name
+from ..data.naming import METADATA, class_folder, safe_name
 from ..data.soft_labels import SoftLabels
 from ..engine.ledger import Ledger
 from ..engine.manifest import NAME as MANIFEST
@@ -31,7 +31,7 @@ from .png import encode_png, read_pngs
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FOLDER, METADATA = "synthetic", "metadata.parquet"
+FOLDER = "synthetic"
 SCHEMA = 2
 COLUMNS = (
     "file_name", "class_name", "label", "source_id", "partner_id", "variant", "interpolation", "noise_strength",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config.settings import TrainSettings
 from ..data.images import LabelledImages
-from ..engine.claim import claim_run
+from ..engine.frozen_settings import freeze_settings
 from ..engine.lock import run_lock
 from ..engine.state import UnitState, clear_states
 from ..engine.units import each_unit
@@ -153,7 +153,7 @@ def train_arms(
             learn(unit)
         return ArmResults(tuple(runs), test.labels, test.class_names)
     with run_lock(folder):
-        claim_run(folder, "train", described, begun=store.manifest.last("commit") is not None)
+        freeze_settings(folder, "train", described, begun=store.manifest.last("commit") is not None)
         before = [unit for unit in units if unit in store.manifest.units()]
         for unit in before:
             tell(_arm_run(store, unit, test, True))
