@@ -182,7 +182,8 @@ def training_precision(device: torch.device) -> torch.dtype:
     """Return bfloat16 where autocast to it was measured faster, float32 elsewhere. Weights and losses stay float32."""
     # ResNet-20, batch 128, 32 px, images/s on one thread of an AVX512-BF16 CPU, forward + backward + SGD:
     # float32 contiguous 393, channels_last 475; bfloat16 contiguous 560-700, channels_last 460-730.
-    # So bfloat16, and no memory format of its own. On other CPUs bfloat16 is emulated; GPUs were not measured.
+    # So bfloat16, and no memory format of its own: channels last pays in batches of 128 and not in those of 32
+    # (benchmarks/memory_format.py). On other CPUs bfloat16 is emulated; GPUs were not measured.
     fast = device.type == "cpu" and bfloat16_is_fast(device)
     return torch.bfloat16 if fast else torch.float32
 
