@@ -19,7 +19,7 @@ from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import Manifest
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
-from ..sample.synthetic import SyntheticStore, read_rows
+from ..sample.synthetic import SyntheticStore, read_images
 from ..train.arms import ArmResults
 from ..train.evaluation import OWN_SIZE
 from ..train.own_size import OWN_SIZE_LIMIT, Sides, own_side
@@ -167,11 +167,11 @@ def _report_images(run: Path, splits: Splits, embeddings: Embeddings, likeness: 
     store = SyntheticStore(run, embeddings.class_names)
     shown = min(REPORT_VARIANTS, store.variants())
     rows, drawn_again = read_reconstructions(run, embeddings)
-    variants: dict[str, list[dict[str, Any]]] = {embeddings.ids[row]: [] for row in rows}
-    for entry in sorted(store.rows(), key=lambda entry: int(entry["variant"])):
-        if entry["source_id"] in variants and entry["variant"] < shown:
-            variants[entry["source_id"]].append(entry)
-    drawn = read_rows(store.folder, [entry for found in variants.values() for entry in found], embeddings.class_names)
+    columns = ("file_name", "sha256", "label", "source_id", "variant")
+    each = zip(*(column.to_pylist() for column in store.table(*columns).columns), strict=True)
+    drawn_from = {(source, variant): file for *file, source, variant in each}
+    files = zip(*(drawn_from[embeddings.ids[row], v] for row in rows for v in range(shown)), strict=True)
+    drawn = read_images(store.folder, embeddings.class_names, *files)
     row_of = {image_id: row for row, image_id in enumerate(splits.train.ids)}
     real = splits.train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
     return ReportImages(
