@@ -146,5 +146,5 @@ def test_a_wheel_holds_them(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         for name in names():
-            content = archive.read(f"diffusion_inversion/presets/{name}.toml")
+            content = archive.read(f"diffusion_inversion/config/presets/{name}.toml")
             assert content == (FOLDER / f"{name}.toml").read_bytes()
