@@ -5,12 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from toy import MINI_SCHEDULER, SD14_SCHEDULER, build_checkpoint
 
 from diffusion_inversion.generator.generator import Generator
 
 if TYPE_CHECKING:
     from harness import Bench
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws without a generator of its own does not depend on the tests that its process ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
