@@ -72,6 +72,9 @@ class Generator:
     `resolution` (native side in px); `vae_factor` (pixels per latent cell); `latent_channels`; `text_width`;
     `prediction_type` ("epsilon" or "v_prediction"); `device`; `dtype` (of the UNet; the VAE, the embeddings and every
     loss stay float32); `adapter` (mini only, else None).
+
+    In the signatures, float32 on `device`: `Images` (B, 3, H, W) in [-1, 1]; `Latents` (B, C, H / f, W / f) with f =
+    vae_factor, scaled; `Tokens` (B, tokens, text_width). `Timesteps` (B,) are int64.
     """
 
     def __init__(
