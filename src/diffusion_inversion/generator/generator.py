@@ -73,8 +73,8 @@ class Generator:
     `prediction_type` ("epsilon" or "v_prediction"); `device`; `dtype` (of the UNet; the VAE, the embeddings and every
     loss stay float32); `adapter` (mini only, else None).
 
-    In the signatures, float32 on `device`: `Images` (B, 3, H, W) in [-1, 1]; `Latents` (B, C, H / f, W / f) with f =
-    vae_factor, scaled; `Tokens` (B, tokens, text_width). `Timesteps` (B,) are int64.
+    In the signatures, floating point: `Images` (B, 3, H, W) in [-1, 1]; `Latents` (B, C, H / f, W / f) with f =
+    vae_factor, scaled; `Tokens` (B, tokens, text_width). `Timesteps` (B,) are integers in 0..T-1.
     """
 
     def __init__(
