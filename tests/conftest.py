@@ -13,13 +13,13 @@ from diffusion_inversion.generator.generator import Generator
 if TYPE_CHECKING:
     from harness import Bench
 
-FRESH = torch.initial_seed()  # PyTorch's own; 0 would repeat what `Generator().manual_seed(0)` draws
+SEED = 230515316  # of no test: 0 would repeat what `Generator().manual_seed(0)` draws
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """What a test draws without a generator of its own does not depend on the tests that its process ran before."""
-    torch.manual_seed(FRESH)
+    """What a test draws without a generator of its own is the same each time, whatever ran before it."""
+    torch.manual_seed(SEED)
 
 
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
