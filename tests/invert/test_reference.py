@@ -16,7 +16,6 @@ from diffusion_inversion.errors import PartialError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import EmbeddingStore, Shard, read_embeddings
 from diffusion_inversion.invert.inversion import invert, learning_order
-from diffusion_inversion.invert.objective import draw
 from diffusion_inversion.invert.optimisation import invert_batch, mini_batch
 from diffusion_inversion.randomness import generator_for, shuffled
 from diffusion_inversion.sample.variants import pick_partner, plan_variant, unconditional_tokens
@@ -30,12 +29,16 @@ def joint() -> InvertSettings:
     return InvertSettings.model_validate({**read_preset("reference")["invert"], **small, "eval_draws": 1})
 
 
-def reference_loop(generator: Generator, checkpoint: Path, initial: Tensor, ids: tuple[str, ...]) -> list[Tensor]:
-    """What src/diffuser_inversion.py does: vectors (GROUP, tokens, width) before every step and after the last."""
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+def reference_loop(checkpoint: Path, initial: Tensor, ids: tuple[str, ...]) -> list[Tensor]:
+    """What src/diffuser_inversion.py does: vectors (GROUP, tokens, width) before every step and after the last.
+
+    Random numbers are ours: of each image's own stream first the encoder's, then the noise, then the timestep.
+    """
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     settings = joint()
     unet = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet").requires_grad_(False)
+    vae = AutoencoderKL.from_pretrained(checkpoint, subfolder="vae").requires_grad_(False)
     scheduler = DDPMScheduler.from_pretrained(checkpoint, subfolder="scheduler")
     emb = torch.nn.Linear(GROUP, settings.tokens * WIDTH, bias=False)
     emb.weight.data = initial.flatten(1).T.clone()
@@ -48,7 +51,12 @@ def reference_loop(generator: Generator, checkpoint: Path, initial: Tensor, ids:
         rows = batches.pop(0)
         found.append(emb.weight.detach().T.reshape(GROUP, settings.tokens, WIDTH).clone())
         pixels = to_model_range(toy_images(GROUP).images)[rows]
-        latents, noise, timesteps = draw(generator, generator.encode(pixels), [streams[row] for row in rows])
+        encoded = vae.encode(pixels).latent_dist
+        of_encoder, noise = torch.stack(
+            [torch.randn(2, *encoded.mean.shape[1:], generator=streams[row]) for row in rows], dim=1
+        )
+        timesteps = torch.stack([torch.randint(0, 1000, (), generator=streams[row]) for row in rows])
+        latents = (encoded.mean + encoded.std * of_encoder) * vae.config.scaling_factor
         c = emb(torch.eye(GROUP)[rows]).reshape(len(rows), settings.tokens, WIDTH)
         predicted = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, c).sample
         epsilon = scheduler.config.prediction_type == "epsilon"
@@ -63,7 +71,7 @@ def test_every_step_equals_the_reference_loop(generator: Generator, checkpoint: 
     images = toy_images(GROUP)
     initial = (torch.rand(GROUP, 5, WIDTH, generator=torch.Generator().manual_seed(0)) * 2 - 1) / GROUP**0.5
     ours = invert_batch(generator, to_model_range(images.images), initial, images.ids, joint(), at_once=BATCH).vectors
-    theirs = torch.stack(reference_loop(generator, checkpoint, initial, images.ids))
+    theirs = torch.stack(reference_loop(checkpoint, initial, images.ids))
     assert len(ours) == STEPS + 1
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)  # one step moves a number by up to 0.03
     moved = (theirs[1:] - theirs[:-1]).abs().amax((2, 3)) > 1e-3

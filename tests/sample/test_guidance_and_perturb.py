@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -123,3 +125,26 @@ def test_a_group_of_one_class_gives_another_of_it_however_few() -> None:
     stream = torch.Generator().manual_seed(0)
     assert {choose_in_group((4, 6, 5), 1, range(3), stream) for _ in range(100)} == {4, 5}
     assert choose_in_group((4,), 0, range(1), stream) == 4
+
+
+@pytest.mark.parametrize(
+    "random",
+    [
+        lambda stream: add_gaussian_noise(torch.zeros(3), 1.0, stream).tolist(),
+        lambda stream: [choose_partner(range(1000), 10, range(1000), stream) for _ in range(3)],
+        lambda stream: [choose_outside(range(1000), range(10), stream) for _ in range(3)],
+        lambda stream: [choose_in_group(range(1000), 10, range(1000), stream) for _ in range(3)],
+        lambda stream: [choose_in_group(range(1000), 10, range(8, 12), stream) for _ in range(30)],
+    ],
+)
+def test_all_randomness_is_of_the_stream_that_is_given(random: Callable[[torch.Generator], list[float]]) -> None:
+    elsewhere = torch.get_rng_state()
+    found = [random(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
+    assert torch.equal(torch.get_rng_state(), elsewhere)
+
+
+def test_noise_is_added_as_it_is_drawn() -> None:
+    c = torch.randn(4, 3)
+    drawn = torch.randn(4, 3, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(add_gaussian_noise(c, 0.5, torch.Generator().manual_seed(7)), c + 0.5 * drawn)
