@@ -32,7 +32,8 @@ from diffusion_inversion.errors import DinvError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.images import open_splits
-from diffusion_inversion.run.verify import OURS, verify
+from diffusion_inversion.run.layout import STORES
+from diffusion_inversion.run.verify import verify
 
 HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "helpers"))
 INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
@@ -310,18 +311,18 @@ def content(run: Path) -> dict[str, str]:
 def units(run: Path) -> dict[str, Any]:
     """Every committed unit of every manifest, without the seconds that it took."""
     found = {}
-    for folder in OURS:
-        for unit, record in Manifest(run / folder / "manifest.jsonl").units().items():
-            found[f"{folder}/{unit}"] = {key: value for key, value in record.items() if key != "seconds"}
+    for store in STORES:
+        for unit, record in Manifest(run / store.manifest).units().items():
+            found[f"{store.folder}/{unit}"] = {key: value for key, value in record.items() if key != "seconds"}
     return found
 
 
 def lost_and_doubled(run: Path, whole: Path) -> tuple[int, int]:
     """Jobs of `whole` that `run` lacks, and jobs that it has done more than once."""
     lost = doubled = 0
-    for folder in OURS:
+    for store in STORES:
         jobs = [
-            [job for record in Manifest(place / folder / "manifest.jsonl").units().values() for job in record["ids"]]
+            [job for record in Manifest(place / store.manifest).units().values() for job in record["ids"]]
             for place in (run, whole)
         ]
         lost += len(set(jobs[1]) - set(jobs[0]))

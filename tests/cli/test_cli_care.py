@@ -91,6 +91,13 @@ def test_doctor(tmp_path: Path) -> None:
     assert "torch" in dinv("doctor").stdout
 
 
+def test_verify_names_what_is_not_of_the_run(run: Path) -> None:
+    (run / "notes.txt").touch()
+    done = dinv("verify", run)
+    assert done.exit_code == 0 and "Not of this run, and left alone: notes.txt" in done.stdout
+    assert json.loads(dinv("verify", run, "--json").stdout)["foreign"] == ["notes.txt"]
+
+
 def test_stages_join_each_other(bench: Bench, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--generator", bench.checkpoint, "--dtype", "float32", "--init", "random", "--join"]

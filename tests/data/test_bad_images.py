@@ -39,8 +39,8 @@ def test_orientations_are_all_different() -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from diffusion_inversion.decode import decode_rgb, naming_causes, open_image, UnusableImageError
-from diffusion_inversion.images import content_hash, square
+from diffusion_inversion.data.decode import decode_rgb, naming_causes, open_image, UnusableImageError
+from diffusion_inversion.data.images import content_hash, square
 def peak():  # MiB; not ru_maxrss, which a child inherits from the process that started it
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) // 1024
 

@@ -12,21 +12,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffusion_inversion.data.images import (
+from diffusion_inversion.data.decode import (
     MAX_PIXELS,
-    LabelledImages,
-    Problem,
     UnusableImageError,
-    content_hash,
     decode_rgb,
     naming_causes,
     open_image,
-    raise_fatal,
-    scan_beside,
-    scan_folder,
     shorter_side,
-    square,
 )
+from diffusion_inversion.data.images import LabelledImages, content_hash, square
+from diffusion_inversion.data.problems import Problem, raise_fatal
+from diffusion_inversion.data.scan import scan_beside, scan_folder
 from diffusion_inversion.errors import DataError
 
 RNG = np.random.default_rng(0)

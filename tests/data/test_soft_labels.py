@@ -14,7 +14,8 @@ from torch import Tensor
 from training_toys import equal, toy
 
 from diffusion_inversion.config.settings import TrainSettings
-from diffusion_inversion.data.images import LabelledImages, SoftLabels
+from diffusion_inversion.data.images import LabelledImages
+from diffusion_inversion.data.soft_labels import SoftLabels
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.engine.state import UnitState

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import diffusion_inversion
 from diffusion_inversion.engine import progress
-from diffusion_inversion.engine.claim import claim_run
+from diffusion_inversion.engine.frozen_settings import freeze_settings
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.engine.store import PARTIAL_PREFIX, commit_bytes, commit_file, remove_partials
@@ -239,20 +239,20 @@ def test_manifest_refuses_nan(tmp_path: Path) -> None:
     assert Manifest(tmp_path / "manifest.jsonl").records() == []
 
 
-# --- claim ------------------------------------------------------------------------------------------------------------
+# --- frozen settings --------------------------------------------------------------------------------------------------
 
 
-def test_claim_accepts_the_same_settings_again(tmp_path: Path) -> None:
+def test_the_same_settings_again_are_accepted(tmp_path: Path) -> None:
     settings = {"steps": 150, "keep": (1, 2), "data": {"name": "digits"}}
-    claim_run(tmp_path, "invert", settings, begun=False)
+    freeze_settings(tmp_path, "invert", settings, begun=False)
     before = (tmp_path / "invert.config.json").read_bytes()
-    claim_run(tmp_path, "invert", settings)
+    freeze_settings(tmp_path, "invert", settings)
     assert (tmp_path / "invert.config.json").read_bytes() == before
     assert json.loads(before)["keep"] == [1, 2]
-    claim_run(tmp_path, "sample", {"steps": 16}, begun=False)  # stages do not share settings
+    freeze_settings(tmp_path, "sample", {"steps": 16}, begun=False)  # stages do not share settings
 
 
-def test_claim_shows_what_differs_and_only_that(tmp_path: Path) -> None:
+def test_what_differs_is_shown_and_only_that(tmp_path: Path) -> None:
     old = {"steps": 150, "seed": 0, "data": {"name": "digits", "ids": list(range(50))}, "gone": None, "note": "x" * 500}
     new = {
         "steps": 200,
@@ -261,9 +261,9 @@ def test_claim_shows_what_differs_and_only_that(tmp_path: Path) -> None:
         "made": [1, 2],
         "note": "x" * 500,
     }
-    claim_run(tmp_path, "invert", old, begun=False)
+    freeze_settings(tmp_path, "invert", old, begun=False)
     with pytest.raises(ConfigMismatchError) as caught:
-        claim_run(tmp_path, "invert", new)
+        freeze_settings(tmp_path, "invert", new)
     assert caught.value.exit_code == 5
     assert str(caught.value).splitlines()[1:-1] == [
         "  steps: was 150, now 200",
@@ -277,17 +277,17 @@ def test_claim_shows_what_differs_and_only_that(tmp_path: Path) -> None:
 
 def test_a_stage_that_lost_its_settings_does_not_take_others(tmp_path: Path) -> None:
     with pytest.raises(ConfigMismatchError, match=r"sample\.config\.json: missing"):
-        claim_run(tmp_path, "sample", {"steps": 16})
+        freeze_settings(tmp_path, "sample", {"steps": 16})
 
 
-def test_claim_diff_stays_short(tmp_path: Path) -> None:
-    claim_run(tmp_path, "invert", {"ids": [f"a/{n}" for n in range(1000)], "text": "a" * 500}, begun=False)
+def test_a_diff_of_settings_stays_short(tmp_path: Path) -> None:
+    freeze_settings(tmp_path, "invert", {"ids": [f"a/{n}" for n in range(1000)], "text": "a" * 500}, begun=False)
     with pytest.raises(ConfigMismatchError) as caught:
-        claim_run(tmp_path, "invert", {"ids": [f"b/{n}" for n in range(1000)], "text": "b" * 500})
+        freeze_settings(tmp_path, "invert", {"ids": [f"b/{n}" for n in range(1000)], "text": "b" * 500})
     lines = str(caught.value).splitlines()
     assert len(lines) == 23 and lines[21] == "  and 981 more"
     with pytest.raises(ConfigMismatchError, match="ids: was 1000 entries, now 3"):
-        claim_run(tmp_path, "invert", {"ids": [1, 2, 3], "text": "a" * 500})
+        freeze_settings(tmp_path, "invert", {"ids": [1, 2, 3], "text": "a" * 500})
 
 
 # --- lock -------------------------------------------------------------------------------------------------------------

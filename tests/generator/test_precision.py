@@ -93,7 +93,7 @@ def test_checkpointing_computes_the_same_vectors(generator: Generator, tmp_path:
 PEAK = """
 import sys, torch
 from diffusers import UNet2DConditionModel
-from diffusion_inversion.bench.memory import own_peak
+from diffusion_inversion.run.bench.memory import own_peak
 torch.manual_seed(0)
 unet = UNet2DConditionModel(
     sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 128), layers_per_block=2,

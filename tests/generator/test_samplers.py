@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,12 +14,13 @@ from toy import MINI_SCHEDULER, SD14_SCHEDULER, WIDTH
 from diffusion_inversion.config.settings import SchedulerName
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.generator.generator import Generator
-from diffusion_inversion.generator.schedulers import make_scheduler
+from diffusion_inversion.generator.schedulers import SCHEDULERS, make_scheduler
 from diffusion_inversion.randomness import generator_for
 from diffusion_inversion.sample.denoising import denoise
 
 STEPS = 6
 NAMES: tuple[SchedulerName, ...] = ("ddim", "pndm", "dpm++", "unipc", "euler")
+assert tuple(SCHEDULERS) == NAMES == get_args(SchedulerName)
 
 
 def theirs(name: str, config: dict[str, Any], zero_snr: bool) -> Any:

@@ -15,7 +15,7 @@ from bad_image_folders import FOLDERS
 from numpy.typing import NDArray
 
 from diffusion_inversion.data.datasets import load_images
-from diffusion_inversion.data.problems import shown
+from diffusion_inversion.engine.text import shown
 from diffusion_inversion.errors import DataError
 
 CASES: list[BadImage] = [*FILES, *FOLDERS]

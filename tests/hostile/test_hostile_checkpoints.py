@@ -138,7 +138,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 from diffusion_inversion.errors import UsageError
-from diffusion_inversion.generator import Generator
+from diffusion_inversion.generator.generator import Generator
 
 def peak():
     # Not ru_maxrss: a process inherits that of the one that started it.

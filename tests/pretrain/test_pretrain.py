@@ -21,7 +21,7 @@ from diffusion_inversion.pretrain.log import read_log
 from diffusion_inversion.pretrain.loop import Budget, PartEnded
 from diffusion_inversion.pretrain.optim import trapezoid
 from diffusion_inversion.pretrain.tokenizer import MAX_LENGTH, train_tokenizer
-from diffusion_inversion.pretrain.vae import normalise_latents, psnr, reconstruct
+from diffusion_inversion.pretrain.vae import normalise_latents, quality, reconstruct
 from diffusion_inversion.sample.synthetic import encode_png
 
 NAMES = ("goldfish", "tabby cat")
@@ -85,7 +85,7 @@ def test_psnr_is_that_of_torchmetrics(corpus: Corpus) -> None:
         peak_signal_noise_ratio(d[None], x[None].float(), data_range=255.0)
         for d, x in zip(decoded, corpus.images, strict=True)
     ]
-    assert psnr(vae, corpus.images) == pytest.approx(float(torch.stack(theirs).mean()), rel=1e-4)
+    assert quality(vae, corpus.images)["val_psnr_db"] == pytest.approx(float(torch.stack(theirs).mean()), rel=1e-4)
 
 
 def test_the_velocity_loss_is_zero_for_the_true_velocity_alone() -> None:

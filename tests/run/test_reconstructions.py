@@ -21,8 +21,8 @@ from diffusion_inversion.generator.features import load_lite0, profile
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.layout import LIKENESS_FILE
 from diffusion_inversion.run.reconstructions import (
-    LIKENESS_FILE,
     REPORT_ROWS,
     WORST_ROWS,
     Likeness,

@@ -21,8 +21,8 @@ from diffusion_inversion.run.replicates import replicate_folders, seed_of
 from diffusion_inversion.run.stages import run_all
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.train.arms import ArmResults
-from diffusion_inversion.train.draws import components, recognised
 from diffusion_inversion.train.evaluation import compare, score
+from diffusion_inversion.train.replicated import components, recognised
 
 
 def dinv(*arguments: object) -> Any:
@@ -271,7 +271,7 @@ def test_held_out_images_differ_and_count_by_their_share(bench: Bench, tmp_path:
 def test_results_of_one_draw_are_what_they_were() -> None:
     """One draw: seeds are the units, as without replicates."""
     from diffusion_inversion.train.arms import ArmRun
-    from diffusion_inversion.train.draws import Draw, verdict_over
+    from diffusion_inversion.train.replicated import Replicated, verdict_over
 
     labels = torch.arange(10) % 2
     runs = tuple(
@@ -281,5 +281,5 @@ def test_results_of_one_draw_are_what_they_were() -> None:
     )
     results = ArmResults(runs, labels)
     ids = tuple(map(str, range(10)))
-    assert verdict_over([Draw(Path("."), results, ids, ids)]) == results.verdict()
+    assert verdict_over([Replicated(Path("."), results, ids, ids)]) == results.verdict()
     assert "n=3 seeds" in results.verdict().reason

@@ -259,7 +259,7 @@ def test_settings_may_change_until_something_is_committed(
 def test_arguments_that_cannot_be_used(toy: Generator, tmp_path: Path) -> None:
     images = toy_images(2)
     for resolution in (15, 0, -2):
-        with pytest.raises(UsageError, match=r"give a multiple of 2"):
+        with pytest.raises(UsageError, match=r"not a multiple of 2"):
             write_autoencoded(images, toy, tmp_path / "new", resolution=resolution)
     with pytest.raises(UsageError, match="batch_size"):
         write_autoencoded(images, toy, tmp_path / "new", resolution=16, batch_size=0)

@@ -49,7 +49,7 @@ def test_equals_stable_diffusion_pipeline_with_prompts(
         num_inference_steps=5,
         output_type="pt",
     ).images
-    draws = [prompting._Draw(row, 0, guidance_scale, noise[row]) for row in range(3)]
+    draws = [prompting._PromptPlan(row, 0, guidance_scale, noise[row]) for row in range(3)]
     settings = PromptSettings.model_validate({"scheduler": name, "inference_steps": 5})
     ours = draw_images(PROMPTS, generator, draws, settings)
     torch.testing.assert_close((ours + 1) / 2, theirs, rtol=1e-4, atol=1e-4)

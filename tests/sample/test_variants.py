@@ -14,13 +14,19 @@ from torch import Tensor
 from toy import CLASSES, RESOLUTION, WIDTH
 
 from diffusion_inversion.config.settings import SampleSettings
-from diffusion_inversion.errors import ConfigMismatchError, UsageError
+from diffusion_inversion.errors import UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.randomness import generator_for, shuffled
 from diffusion_inversion.sample.denoising import denoise
-from diffusion_inversion.sample.sampling import fingerprint, metadata_row, reconstruct, sample
-from diffusion_inversion.sample.variants import Plan, draw_images, pick_partner, plan_variant, unconditional_tokens
+from diffusion_inversion.sample.sampling import made_from, metadata_row, reconstruct, sample
+from diffusion_inversion.sample.variants import (
+    VariantPlan,
+    draw_images,
+    pick_partner,
+    plan_variant,
+    unconditional_tokens,
+)
 
 QUICK = {"variants": 1, "inference_steps": 2, "guidance_scales": (2.0,)}
 
@@ -50,7 +56,7 @@ def embeddings(generator: Generator) -> Embeddings:
     return made_up(generator, torch.randn(2, 7, 5, WIDTH, generator=stream), [0, 1, 0, 1, 0, 1, 2])
 
 
-def plans(embeddings: Embeddings, generator: Generator, variants: int = 30, **changes: Any) -> list[Plan]:
+def plans(embeddings: Embeddings, generator: Generator, variants: int = 30, **changes: Any) -> list[VariantPlan]:
     settings = SampleSettings(**changes)
     rows = range(len(embeddings))
     return [plan_variant(embeddings, generator, settings, row, v) for row in rows for v in range(variants)]
@@ -325,42 +331,10 @@ def test_defaults_leave_no_word_of_new_settings_in_the_fingerprint(
     generator: Generator, embeddings: Embeddings
 ) -> None:
     """So a run of an earlier version is the same run."""
-    plain = fingerprint(embeddings, generator, SampleSettings(), None)
+    plain = made_from(embeddings, generator, SampleSettings(), None)
     assert set(plain["settings"]) == {
         "guidance_scales", "kept_steps", "noise_strength", "interpolation", "scheduler", "inference_steps",
         "image_size", "batch_size", "seed",
     }  # fmt: skip
-    assert fingerprint(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
-    assert fingerprint(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8
-
-
-def test_a_run_that_was_guided_away_from_the_whole_empty_prompt_is_another_one(
-    generator: Generator, embeddings: Embeddings
-) -> None:
-    assert fingerprint(embeddings, generator, SampleSettings(unconditional="empty"), None)["empty_tokens"] == 5
-
-
-def test_a_grid_takes_every_combination_in_turn(generator: Generator, embeddings: Embeddings) -> None:
-    """And variant k is the same whatever the others: more may be added. At random they are drawn for each image."""
-    grid = SampleSettings(kept_steps=(1, 2), guidance_scales=(2.0, 3.0, 4.0), combinations="grid", variants=12)
-
-    def drawn(settings: SampleSettings, row: int) -> list[tuple[int, float]]:
-        made = [plan_variant(embeddings, generator, settings, row, variant) for variant in range(12)]
-        return [(plan.step, plan.guidance_scale) for plan in made]
-
-    every = [(1, 2.0), (1, 3.0), (1, 4.0), (2, 2.0), (2, 3.0), (2, 4.0)]
-    assert drawn(grid, 0) == drawn(grid, 1) == every * 2
-    random = grid.model_copy(update={"combinations": "random"})
-    assert drawn(random, 0) != drawn(random, 1)
-    last = grid.model_copy(update={"kept_steps": ()})
-    assert {step for step, _ in drawn(last, 0)} == {embeddings.steps[-1]}
-    one, other = (plan_variant(embeddings, generator, grid, 0, variant) for variant in (0, 6))
-    assert not torch.equal(one.initial_noise, other.initial_noise) and not torch.equal(one.embedding, other.embedding)
-
-
-def test_a_new_setting_is_refused_by_name_where_it_was_not_known(
-    generator: Generator, embeddings: Embeddings, tmp_path: Path
-) -> None:
-    sample(embeddings, generator, tmp_path, SampleSettings(**QUICK))
-    with pytest.raises(ConfigMismatchError, match='partner: was absent, now "nearest"'):
-        sample(embeddings, generator, tmp_path, SampleSettings(**QUICK, partner="nearest"))
+    assert made_from(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
+    assert made_from(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8

@@ -73,8 +73,13 @@ def doctor(
 def verify(run: Run, as_json: Json = False) -> None:
     """Read every file of RUN and compare it with what was written."""
     with command(as_json) as summary:
+        from ..engine.text import shown
+
         found = _verified(run)
         summary |= _record(found) | {"text": f"{run}: {found.files} files, {human_size(found)}: all as written"}
+        if found.foreign:
+            names = [*map(shown, found.foreign[:SHOWN]), *(["..."] if len(found.foreign) > SHOWN else [])]
+            summary["text"] += f". Not of this run, and left alone: {', '.join(names)}"
         if found.lost:
             raise DataError(f"{_lines(run, found)}\n`dinv repair {run}` makes them again.", _record(found))
         if found.findings:
@@ -151,7 +156,8 @@ def _verified(run: Path) -> Verification:
 
 
 def _record(found: Verification) -> dict[str, object]:
-    return {"files": found.files, "bytes": found.size, "findings": [vars(finding) for finding in found.findings]}
+    findings = [vars(finding) for finding in found.findings]
+    return {"files": found.files, "bytes": found.size, "findings": findings, "foreign": list(found.foreign)}
 
 
 def _lines(run: Path, found: Verification) -> str:

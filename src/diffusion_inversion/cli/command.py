@@ -41,9 +41,9 @@ class Command(typer.core.TyperCommand):
 @contextmanager
 def command(as_json: bool) -> Iterator[dict[str, Any]]:
     """Run a command: print its summary, turn expected errors and interrupts into messages and exit codes."""
-    from ..data.problems import shown
     from ..engine import signals
     from ..engine.redaction import redact
+    from ..engine.text import shown
 
     signals.install()
     summary: dict[str, Any] = {}

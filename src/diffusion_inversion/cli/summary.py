@@ -18,9 +18,10 @@ def summarise(
     summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None, test: str | None = None
 ) -> None:
     """Fill the summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
-    from ..data.problems import shown
+    from ..engine.text import shown
+    from ..run.layout import REPORT_FILE
 
-    verdict, report = record["verdict"], folder / "report.html"
+    verdict, report = record["verdict"], folder / REPORT_FILE
     summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
     lines = [*_arms(record)]
     if "replicates" in record:

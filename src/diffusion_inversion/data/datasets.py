@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..errors import DataError
 from .duplicates import Part, Shared, find_duplicates, refuse_shared, shared_problems
-from .images import LabelledImages, Problem, content_hash, raise_fatal, square
+from .images import LabelledImages, content_hash, square
+from .listed import Source
 from .near_duplicates import thumbnail
-from .reading import MAX_NATIVE_SIZE, common_side, read_headers, read_pixels
+from .problems import Problem, raise_fatal
+from .reading import common_side, read_headers, read_pixels
 from .selection import HOLDOUT, Chosen, check_arguments, check_classes, hold_out, select, stratified, with_classes
-from .sources import BUILTINS, Role, Source, default_root, open_data
-
-__all__ = ["HOLDOUT", "MAX_NATIVE_SIZE", "Splits", "data_record", "load_images", "load_splits"]
+from .sources import BUILTINS, Role, default_root, open_data
 
 
 @dataclass(frozen=True)

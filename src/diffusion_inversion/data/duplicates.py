@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.text import shown
 from ..errors import DataError
 from .near_duplicates import near_pairs
-from .problems import Problem, shown
+from .problems import Problem
 
 _SHOWN_PAIRS = 5
 _NEAR_TRAINING, _LEFT_OUT, _CONFLICT = "near-duplicate of training image ", ", left out of test", "conflicting labels: "

@@ -11,7 +11,8 @@ from typing_extensions import TypedDict
 
 from ..engine.ledger import Ledger
 from ..engine.untrusted import check_record
-from .images import LabelledImages, Problem
+from .images import LabelledImages
+from .problems import Problem
 
 FORGOTTEN_FILE = "forgotten.json"
 

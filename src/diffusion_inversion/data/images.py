@@ -1,9 +1,9 @@
-"""Labelled images in memory. Safe decoding is in decode.py, the scan of a folder in scan.py, both named here too."""
+"""Labelled images in memory, and the sizes and ranges that they are brought to."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,33 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
-from .decode import MAX_PIXELS, UnusableImageError, decode_rgb, naming_causes, open_image, shorter_side
-from .problems import Problem, raise_fatal
-from .scan import IMAGE_SUFFIXES, FolderScan, is_ignored, scan_beside, scan_folder
+from .problems import Problem
 from .soft_labels import SoftLabels
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "FolderScan",
-    "LabelledImages",
-    "Problem",
-    "SoftLabels",
-    "UnusableImageError",
-    "content_hash",
-    "decode_rgb",
-    "is_ignored",
-    "naming_causes",
-    "open_image",
-    "raise_fatal",
-    "resize",
-    "scan_beside",
-    "scan_folder",
-    "shorter_side",
-    "square",
-    "to_model_range",
-    "to_uint8",
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +74,11 @@ class LabelledImages:
         return len(self.ids)
 
     @property
+    def contents(self) -> dict[str, tuple[str, int]]:
+        """Content hash and label of every image, by id."""
+        return contents(self.ids, self.hashes, self.labels.tolist())
+
+    @property
     def size(self) -> int:
         """Side S of the images in px."""
         return int(self.images.shape[-1])
@@ -141,6 +121,22 @@ class LabelledImages:
             images=self.images[index],
             soft=None if self.soft is None else self.soft.rows(index),
         )
+
+
+def contents(ids: Iterable[str], hashes: Iterable[str], labels: Iterable[int]) -> dict[str, tuple[str, int]]:
+    """Content hash and label of every image, by id."""
+    return dict(zip(ids, zip(hashes, labels, strict=True), strict=True))
+
+
+def changed(before: Mapping[str, tuple[str, int]], now: Mapping[str, tuple[str, int]]) -> Iterator[tuple[str, str]]:
+    """Id of every image of `before` that is not what it was, and how; both are `contents`."""
+    for image_id, (content, label) in before.items():
+        if image_id not in now:
+            yield image_id, "gone, or not selected any more"
+        elif now[image_id][0] != content:
+            yield image_id, "other pixels"
+        elif now[image_id][1] != label:
+            yield image_id, "another class"
 
 
 def to_model_range(images: Tensor) -> Tensor:

@@ -14,14 +14,16 @@ from typing import Any
 import torch
 
 from ..engine.store import commit_bytes
+from ..engine.text import shown
 from ..errors import DataError
 from .duplicates import Part, find_duplicates, shared_problems
-from .images import Problem, content_hash, square
+from .images import content_hash, square
+from .listed import Source
 from .near_duplicates import SIDE, thumbnail
-from .problems import aligned, csv_cell, shown
+from .problems import Problem, aligned, csv_cell
 from .reading import common_side, read_headers, read_pixels
 from .selection import HOLDOUT, Chosen, How, check_arguments, check_classes, select, with_classes
-from .sources import Source, default_root
+from .sources import default_root
 
 _SPLITS: dict[How, str] = {
     "own": "the data set's own",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 
+from ..engine.manifest import NAME as MANIFEST
 from .scan import is_ignored
 
 LONGEST_CLASS = 200  # bytes of a class name that a folder can carry
-_OURS = ("manifest.jsonl", "metadata.parquet")  # files that lie beside the class folders
+METADATA = "metadata.parquet"  # of a folder of class folders that `datasets` opens
+_OURS = (MANIFEST, METADATA)  # files that lie beside the class folders
 
 
 def class_folder(class_name: str) -> str:

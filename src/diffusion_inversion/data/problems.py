@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..engine.text import shown
 from ..errors import DataError
 
 _SHOWN_PROBLEMS = 10
-# Controls, format characters (bidirectional overrides, zero width), surrogates, private use, unassigned, separators.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -22,17 +20,6 @@ class Problem:
     cause: str
     remedy: str
     fatal: bool
-
-
-def shown(text: str) -> str:
-    """Escape as Python does what a terminal would obey or hide: line breaks, controls, text direction, backslashes."""
-    if text.isascii() and text.isprintable() and "\\" not in text:
-        return text
-    return "".join(_escaped(c) if c == "\\" or unicodedata.category(c) in _HIDDEN else c for c in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def csv_cell(text: str) -> str:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..engine.progress import track
 from .decode import UnusableImageError, decode_rgb, naming_causes, shorter_side
+from .listed import Source
 from .problems import Problem
-from .sources import Source
 
 MAX_NATIVE_SIZE = 512
 _QUIET = 2000  # images; fewer are read without showing progress

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import DataError, UsageError
+from .listed import Source
 from .naming import class_folder
-from .sources import BUILTINS, Source, open_data
+from .sources import BUILTINS, open_data
 
 HOLDOUT = 0.2
 How = Literal["own", "given", "holdout"]

@@ -23,8 +23,6 @@ from .listed import Source, numbered, reading, unused_classes
 from .scan import is_ignored, scan_beside, scan_folder
 from .tables import hub_data, parquet_file
 
-__all__ = ["BUILTINS", "Opened", "Role", "Source", "absolute", "default_root", "open_data"]
-
 Role = Literal["train", "test"]
 
 # Names of splits that are in use (huggingface/datasets#4839), the wanted test split first.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from .store import commit_bytes
 from .units import unit_name
 
 EVERY = 120.0  # seconds between two saves
+STATE_FILE = re.compile(r"state-[0-9a-f]{16}\.safetensors")
 
 
 class UnitState:

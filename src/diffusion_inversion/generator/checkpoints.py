@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ..engine.hashing import sha256_of_all
 from ..engine.untrusted import (
     FLOATS,
     TensorSpec,
@@ -348,14 +348,8 @@ def available() -> dict[str, Path]:
 
 def hash_weights(folder: Path) -> str:
     """sha256 hex over the names and contents of the weight and config files of all parts, in name order."""
-    digest = hashlib.sha256()
-    for part in (*PARTS, "adapter"):
-        for path in sorted(p for p in (folder / part).glob("*") if _is_part_file(p)):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            with path.open("rb") as handle:
-                while chunk := handle.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
+    files = (p for part in (*PARTS, "adapter") for p in sorted((folder / part).glob("*")) if _is_part_file(p))
+    return sha256_of_all((path.relative_to(folder).as_posix(), path) for path in files)
 
 
 def _is_part_file(path: Path) -> bool:

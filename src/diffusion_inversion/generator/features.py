@@ -69,13 +69,3 @@ def profile(lite0: nn.Module, images: Tensor) -> Tensor:
         F.adaptive_avg_pool2d(m.float(), side).flatten(1) for m, (_, side) in zip(maps, _POOLED_STAGES, strict=True)
     ]
     return torch.cat([*grids, head.float()], dim=1)
-
-
-def flip_profile(profiles: Tensor) -> Tensor:
-    """The profile of the mirrored image, to a good approximation: the grids are mirrored, the pooled part is kept."""
-    parts, start = [], 0
-    for channels, side in ((40, 4), (112, 2)):
-        stop = start + channels * side * side
-        parts.append(profiles[:, start:stop].unflatten(1, (channels, side, side)).flip(-1).flatten(1))
-        start = stop
-    return torch.cat([*parts, profiles[:, start:]], dim=1)

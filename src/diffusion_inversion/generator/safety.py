@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..data.images import to_uint8
+from ..engine.hashing import sha256_of_all
 from ..engine.untrusted import TensorSpec, check_record, specs_of
 from ..errors import DataError, PartialError, UsageError
 from .checkpoints import building, check_weights, read_config, read_weights, weight_names
@@ -224,11 +224,6 @@ def _sides(value: int | dict[str, int]) -> list[int]:
 
 
 def _hash(*folders: Path) -> str:
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(p for p in folder.iterdir() if p.suffix == ".json" or p.name == "model.safetensors"):
-            digest.update(f"{folder.name}/{path.name}\0".encode())
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
+    files = (path for folder in folders for path in sorted(folder.iterdir()))
+    read = (path for path in files if path.suffix == ".json" or path.name == "model.safetensors")
+    return sha256_of_all((f"{path.parent.name}/{path.name}", path) for path in read)

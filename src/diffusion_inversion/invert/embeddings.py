@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from ..data.images import LabelledImages
+from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import NAME as MANIFEST
 from ..engine.manifest import Manifest, Record, Unit
@@ -27,7 +28,7 @@ from ..errors import DataError, UsageError
 from ..randomness import shuffled
 from .peers import Peers, nearest_rows, peers_in_groups, peers_of
 
-FOLDER, CONFIG_FILE = "embeddings", "invert.config.json"
+FOLDER, CONFIG_FILE = "embeddings", settings_file("invert")
 SCHEMA = 2
 LARGEST_SHARD = 8 << 30  # bytes: 100 images of 77 x 1,024 tokens at 200 kept steps take 6.3 GB
 LARGEST_NORM = 1e6  # of one token: those of Stable Diffusion's text encoder are near 28

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..config.settings import InvertSettings
 from ..data.forgotten import forgotten_rows
-from ..data.images import LabelledImages, to_model_range
-from ..engine.claim import claim_run, listed
+from ..data.images import LabelledImages, changed, to_model_range
+from ..engine.frozen_settings import freeze_settings, listed
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
 from ..engine.memory import within_memory
@@ -22,6 +22,7 @@ from ..engine.state import UnitState, clear_states
 from ..engine.units import each_unit, unit_name
 from ..errors import ConfigMismatchError, PartialError, UsageError
 from ..generator.generator import Generator, Images
+from ..generator.sides import require_side
 from ..randomness import generator_for, shuffled
 from .embeddings import CONFIG_FILE, SCHEMA, Embeddings, EmbeddingStore, Shard
 from .optimisation import BatchResult, curve_steps, gradient_checkpointing, invert_batch
@@ -49,8 +50,8 @@ def invert(
     with run_lock(run):
         store = EmbeddingStore(run)
         tried = store.images()
-        described = _as_begun(run, fingerprint(images, generator, settings, resolution))
-        claim_run(run, "invert", described, begun=store.begun())
+        described = _as_begun(run, made_from(images, generator, settings, resolution))
+        freeze_settings(run, "invert", described, begun=store.begun())
         require_same_images(images, tried, run)
         if gone := forgotten_rows(images, run):
             raise UsageError(
@@ -80,7 +81,7 @@ def invert(
                 batch = images.subset([row_of[image_id] for image_id in unit])
                 pixels = to_model_range(batch.resized(resolution).images)
                 initial = means[batch.labels] if means is not None else guesses(batch, pixels, generator, settings)
-                made_from = [described, batch.hashes, batch.labels.tolist()]
+                learned_from = [described, batch.hashes, batch.labels.tolist()]
                 counted = 0
 
                 def compute(at_once: int) -> tuple[BatchResult, UnitState]:
@@ -93,7 +94,7 @@ def invert(
                         counted += n
                         advance(n)
 
-                    state = UnitState(store.folder, unit, [*made_from, at_once])
+                    state = UnitState(store.folder, unit, [*learned_from, at_once])
                     return invert_batch(generator, pixels, initial, unit, settings, count, state, at_once), state
 
                 # A unit that is done again is computed as it was, for the same bits.
@@ -150,16 +151,7 @@ def require_same_images(images: LabelledImages, tried: dict[str, tuple[str, int]
 
     Images that are new are welcome: they alone are learned.
     """
-    now = dict(zip(images.ids, zip(images.hashes, images.labels.tolist(), strict=True), strict=True))
-    lines = []
-    for image_id, (content, label) in tried.items():
-        if image_id not in now:
-            lines.append(f"{image_id}: not in the data any more, or not in the selection")
-        elif now[image_id][0] != content:
-            lines.append(f"{image_id}: other pixels")
-        elif now[image_id][1] != label:
-            lines.append(f"{image_id}: was of class {images.class_names[label]}, now another")
-    if lines:
+    if lines := [f"{image_id}: {what}" for image_id, what in changed(tried, images.contents)]:
         raise ConfigMismatchError(
             f"{run}: {len(lines)} of the {len(tried)} images that were learned changed:\n{listed(lines)}\n"
             f"Restore the data and the options that select it, or choose another run folder. Or take them out, with "
@@ -168,13 +160,8 @@ def require_same_images(images: LabelledImages, tried: dict[str, tuple[str, int]
 
 
 def check(generator: Generator, settings: InvertSettings, resolution: int) -> None:
-    """Raise UsageError for settings that this generator cannot do, before anything is computed or claimed."""
-    if resolution % generator.vae_factor:
-        factor = generator.vae_factor
-        raise UsageError(
-            f"resolution={resolution}: not a multiple of {factor}, which the VAE of {generator.name} needs. "
-            f"Use --resolution {max(1, round(resolution / factor)) * factor}."
-        )
+    """Raise UsageError for settings that this generator cannot do, before anything is computed or written."""
+    require_side(generator, resolution, option="--resolution")
     if settings.init == "random":
         return
     if generator.adapter is not None and settings.tokens != generator.adapter.tokens:
@@ -189,7 +176,7 @@ def check(generator: Generator, settings: InvertSettings, resolution: int) -> No
         )
 
 
-def fingerprint(
+def made_from(
     images: LabelledImages, generator: Generator, settings: InvertSettings, resolution: int
 ) -> dict[str, Any]:
     """Everything the learned vectors depend on, but the images, as JSON data.
@@ -207,7 +194,7 @@ def fingerprint(
 
 
 def _as_begun(run: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """A fingerprint with the classes that the run began with, where others were only added behind them.
+    """The settings with the classes that the run began with, where others were only added behind them.
 
     No vector depends on classes but its own.
     """

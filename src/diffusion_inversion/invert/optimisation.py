@@ -62,7 +62,7 @@ class BatchResult:
 
 
 @dataclass(frozen=True)
-class Problem:
+class UnitInputs:
     """What is the same at every step and attempt: the images of a unit, by row, and how they are computed."""
 
     generator: Generator
@@ -125,10 +125,10 @@ def invert_batch(
     at_once = at_once or len(ids)
     latents = encode(generator, pixels, at_once)  # once; a fresh sample at every step
     bank = EvaluationBank.draw(generator, latents, ids, settings)
-    problem = Problem(generator, settings, ids, latents, bank, initial.to(generator.device), at_once)
+    inputs = UnitInputs(generator, settings, ids, latents, bank, initial.to(generator.device), at_once)
     empty = generator.text_tokens([EMPTY_PROMPT]).expand(len(ids), -1, -1)
     saved = state.load() if state is not None else None
-    result = _nothing_yet(problem) if saved is None else _unpack(saved)
+    result = _nothing_yet(inputs) if saved is None else _unpack(saved)
     first = 0 if saved is None else int(saved["attempt"])
     if first:
         advance(settings.steps * len(ids))
@@ -137,7 +137,7 @@ def invert_batch(
         if len(rows) == 0:
             break
         count = advance if attempt == 0 else lambda n: None
-        tried = _attempt(problem, rows, attempt, result, count, state, saved)
+        tried = _attempt(inputs, rows, attempt, result, count, state, saved)
         result, saved = _filled(result, rows, tried), None
     null_losses = bank.loss(generator, empty, at_once)
     lost = (result.causes == 0) & ~null_losses.isfinite()
@@ -149,7 +149,7 @@ def invert_batch(
 
 
 def _attempt(
-    problem: Problem,
+    inputs: UnitInputs,
     rows: Int64[Tensor, " rows"],
     attempt: int,
     before: BatchResult,
@@ -157,15 +157,15 @@ def _attempt(
     state: UnitState | None,
     saved: dict[str, Tensor] | None,
 ) -> BatchResult:
-    """Learn these rows of the problem from their start, at the rate of this attempt."""
-    generator, settings, ids = problem.generator, problem.settings, [problem.ids[row] for row in rows.tolist()]
+    """Learn these rows of the inputs from their start, at the rate of this attempt."""
+    generator, settings, ids = inputs.generator, inputs.settings, [inputs.ids[row] for row in rows.tolist()]
     rate = settings.learning_rate / RETRY_FACTOR**attempt
-    latent_dist, bank = problem.latents, problem.bank
+    latent_dist, bank = inputs.latents, inputs.bank
     if attempt:
         on_device = rows.to(generator.device)
         latent_dist = rows_of(latent_dist, rows)
         bank = EvaluationBank(bank.latents[:, on_device], bank.noise[:, on_device], bank.timesteps[:, on_device])
-    run = _Trajectory.begin(problem, rows, rate)
+    run = _Trajectory.begin(inputs, rows, rate)
     first = 0
     if saved is not None:
         first = run.restore(saved)
@@ -175,7 +175,7 @@ def _attempt(
         if state is not None and step > first:
             state.offer(partial(run.progress, step, attempt, before))
         if step in curve_steps(settings):
-            losses = bank.loss(generator, run.vectors.detach(), problem.at_once)
+            losses = bank.loss(generator, run.vectors.detach(), inputs.at_once)
             run.stop(~losses.isfinite(), _LOSS, step)
             run.losses.append(losses)
         if step in settings.checkpoints:
@@ -185,9 +185,9 @@ def _attempt(
         if bool((run.causes > 0).all()):
             advance((settings.steps - step) * len(ids))
             return run.result(rate, complete=False)
-        scheduled = mini_batch(settings, step, len(problem.ids))
+        scheduled = mini_batch(settings, step, len(inputs.ids))
         batch = torch.tensor([place[row] for row in scheduled if row in place], dtype=torch.int64)
-        run.step(problem, latent_dist, batch, loss_scale(generator, latent_dist.mean, attempt), len(scheduled), step)
+        run.step(inputs, latent_dist, batch, loss_scale(generator, latent_dist.mean, attempt), len(scheduled), step)
         advance(len(ids))
     return run.result(rate, complete=True)
 
@@ -205,11 +205,11 @@ class _Trajectory:
     stopped: Tensor
 
     @classmethod
-    def begin(cls, problem: Problem, rows: Int64[Tensor, " rows"], rate: float) -> _Trajectory:
-        settings = problem.settings
-        vectors = problem.initial[rows.to(problem.initial.device)].clone().requires_grad_(True)
+    def begin(cls, inputs: UnitInputs, rows: Int64[Tensor, " rows"], rate: float) -> _Trajectory:
+        settings = inputs.settings
+        vectors = inputs.initial[rows.to(inputs.initial.device)].clone().requires_grad_(True)
         optimizer = torch.optim.AdamW([vectors], lr=rate, weight_decay=settings.weight_decay)
-        streams = [generator_for(settings.seed, "invert", problem.ids[row]) for row in rows.tolist()]
+        streams = [generator_for(settings.seed, "invert", inputs.ids[row]) for row in rows.tolist()]
         none = torch.zeros(len(rows), dtype=torch.int64)
         run = cls(vectors, optimizer, streams, [], [], none, none.clone())
         run.stop(~_usable(vectors.detach()), _VECTOR, 0)
@@ -221,22 +221,22 @@ class _Trajectory:
         self.causes[new], self.stopped[new] = cause, step
 
     def step(
-        self, problem: Problem, latent_dist: LatentDistribution, batch: Tensor, scale: float, share: int, step: int
+        self, inputs: UnitInputs, latent_dist: LatentDistribution, batch: Tensor, scale: float, share: int, step: int
     ) -> None:
         """One AdamW step on all vectors; `batch` holds the rows with a loss, the others see momentum and decay alone.
 
         A joint group's loss is the mean over its mini-batch of `share` images, as in the reference code; independent
         images are summed, so that a gradient does not depend on the size of the batch.
         """
-        generator, whole = problem.generator, len(batch) == len(self.vectors)
+        generator, whole = inputs.generator, len(batch) == len(self.vectors)
         gradient = torch.zeros_like(self.vectors)
         if len(batch):
             on_device = batch.to(generator.device)
             drawn_from = latent_dist if whole else rows_of(latent_dist, batch)
             latents, noise, timesteps = draw(generator, drawn_from, [self.streams[row] for row in batch.tolist()])
             vectors = self.vectors.detach() if whole else self.vectors.detach()[on_device]
-            loss, found = gradients(generator, latents, noise, timesteps, vectors, problem.at_once, scale)
-            gradient[on_device] = found if problem.settings.grouping == "independent" else found / share
+            loss, found = gradients(generator, latents, noise, timesteps, vectors, inputs.at_once, scale)
+            gradient[on_device] = found if inputs.settings.grouping == "independent" else found / share
             bad_loss = torch.zeros(len(self.causes), dtype=torch.bool)
             bad_loss[batch] = ~loss.isfinite().cpu()
             self.stop(bad_loss, _LOSS, step)
@@ -301,10 +301,10 @@ def _usable(vectors: Tokens) -> Tensor:
     return (norms <= LARGEST_NORM).all(-1)  # false for NaN
 
 
-def _nothing_yet(problem: Problem) -> BatchResult:
-    count, settings = len(problem.ids), problem.settings
+def _nothing_yet(inputs: UnitInputs) -> BatchResult:
+    count, settings = len(inputs.ids), inputs.settings
     return BatchResult(
-        vectors=torch.zeros(len(settings.checkpoints), *problem.initial.shape),
+        vectors=torch.zeros(len(settings.checkpoints), *inputs.initial.shape),
         losses=torch.zeros(len(curve_steps(settings)), count),
         null_losses=torch.zeros(count),
         rates=torch.full((count,), settings.learning_rate, dtype=torch.float64),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.naming import METADATA
 from ..errors import DataError, UsageError
-from ..sample.synthetic import METADATA
 
 MOST_BYTES = 1 << 28  # of a file of groups
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +9,7 @@ from torch.func import functional_call
 
 from ..generator.features import load_lite0
 from .corpus import Corpus
-from .loop import Budget, Task, fit
+from .loop import Task
 from .optim import MixedPrecision
 from .vae import LR_BATCH, PERCEPTUAL_WEIGHT, VALIDATION_IMAGES, draw_views, perceptual_distance, quality
 from .views import device_draws
@@ -105,22 +103,3 @@ class DecoderTask(Task):
         ema = self.weights.ema
         self.vae.decoder, self.vae.post_quant_conv = ema["decoder"], ema["post_quant_conv"]
         return self.vae
-
-
-def refine_decoder(
-    vae: nn.Module,
-    corpus: Corpus,
-    held_out: Corpus,
-    folder: Path,
-    budget: Budget,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int,
-    seed: int = 0,
-    part_ends: float | None = None,
-) -> nn.Module:
-    """Train the decoder on and return the autoencoder with it; see `fit` for resuming and for what is raised."""
-    task = DecoderTask(vae, corpus, held_out, device, dtype, batch_size, seed)
-    fit(task, folder, budget, seed=seed, part_ends=part_ends)
-    return task.refined()

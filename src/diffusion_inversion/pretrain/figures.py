@@ -30,9 +30,7 @@ from .figures_text import CORPUS, TARGET, figures_markdown, short
 from .judge import CLASSIFIER, CLASSIFIER_SEEDS, CLASSIFIER_SIZE, JUDGE, accuracy_lost, recognised, share, trained
 from .likeness import COMMON_SIZES, FeatureDistance, autoencoder_figures, through_autoencoder
 from .pieces import Pieces
-from .quality import INFERENCE_STEPS, PROMPT_GUIDANCE, prompt_grid, quality_figures
-
-__all__ = ["FILE", "TEXT", "Amounts", "Data", "measure", "prompt_grid"]
+from .quality import INFERENCE_STEPS, PROMPT_GUIDANCE, quality_figures
 
 FILE, TEXT, PICTURES, WORK = "figures.json", "figures.md", "figures", "work"
 Data = str | Path

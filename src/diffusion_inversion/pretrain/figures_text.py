@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from ..engine.text import visible
 from ..measure.metrics.frechet import small_sample_warning
-from ..run.report.text import visible
 from .domains import AUTOENCODED, GUESS
 from .judge import JUDGE_ACCURACY
 from .pieces import found_in

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,15 +23,16 @@ from ..sample.synthetic import encode_png
 from . import checkpoint, parts
 from .card import write_card
 from .corpus import Corpus, hold_out, load_corpus
-from .decoder import refine_decoder
+from .decoder import DecoderTask
 from .figures import FILE as FIGURES
-from .figures import Amounts, measure, prompt_grid
+from .figures import Amounts, measure
 from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, cache_views
 from .log import read_log
-from .loop import Budget
+from .loop import Budget, Task, fit
+from .quality import prompt_grid
 from .tokenizer import train_tokenizer
-from .unet import DenoiserTask, prompt_texts, recomputed_losses, train_unet
-from .vae import normalise_latents, train_vae
+from .unet import DenoiserTask, prompt_texts, recomputed_losses
+from .vae import AutoencoderTask, normalise_latents
 
 ARCHITECTURES = Path(__file__).parent / "architecture"
 SIZES = (64, 32)
@@ -201,18 +202,9 @@ def run_vae(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) 
     """Train the autoencoder and save it with normalised latents, in the half precision that it ships in."""
     vae = initialise(setting.architecture, setting.seed)["vae"]
     _choose_attention(setting, vae)
-    vae = train_vae(
-        vae,
-        corpus,
-        held_out,
-        setting.folder,
-        budget,
-        device=setting.device,
-        dtype=setting.dtype,
-        batch_size=setting.vae_batch_size,
-        seed=setting.seed,
-        part_ends=setting.part_ends,
-    )
+    task = AutoencoderTask(vae, corpus, held_out, setting.device, setting.dtype, setting.vae_batch_size)
+    _fit(task, setting, budget)
+    vae = task.weights.ema["vae"]
     normalise_latents(vae, corpus.images[:: max(1, len(corpus.images) // NORMALISED_ON)])
     _save_vae(vae, setting.folder / NORMALISED_VAE)
 
@@ -221,19 +213,9 @@ def run_decoder(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budg
     """Sharpen the decoder of the normalised autoencoder; `export` takes the result where there is one."""
     vae = load_vae(setting)
     _choose_attention(setting, vae)
-    vae = refine_decoder(
-        vae,
-        corpus,
-        held_out,
-        setting.folder,
-        budget,
-        device=setting.device,
-        dtype=setting.dtype,
-        batch_size=setting.vae_batch_size,
-        seed=setting.seed,
-        part_ends=setting.part_ends,
-    )
-    _save_vae(vae, setting.folder / REFINED_VAE)
+    task = DecoderTask(vae, corpus, held_out, setting.device, setting.dtype, setting.vae_batch_size, setting.seed)
+    _fit(task, setting, budget)
+    _save_vae(task.refined(), setting.folder / REFINED_VAE)
 
 
 def run_latents(corpus: Corpus, held_out: Corpus, setting: Setting) -> None:
@@ -267,14 +249,11 @@ def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget)
         setting.dtype,
         setting.batch_size,
     )
-    train_unet(
-        task,
-        folder,
-        budget,
-        seed=setting.seed,
-        part_ends=setting.part_ends,
-        on_save=lambda: parts.write_parts(task.weights.ema, folder / DENOISER),
-    )
+    _fit(task, setting, budget, lambda: parts.write_parts(task.weights.ema, folder / DENOISER))
+
+
+def _fit(task: Task, setting: Setting, budget: Budget, on_save: Callable[[], None] | None = None) -> None:
+    fit(task, setting.folder, budget, seed=setting.seed, part_ends=setting.part_ends, on_save=on_save)
 
 
 def export(names: tuple[str, ...], setting: Setting) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from ..generator.device import bfloat16_is_fast
 from ..generator.generator import tokenize
 from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, LatentCache
-from .loop import Budget, Task, fit
+from .loop import Task
 from .optim import MixedPrecision
 
 if TYPE_CHECKING:
@@ -176,17 +174,3 @@ def recomputed_losses(
     prompts = tokenize(tokenizer, prompt_texts(names)).unflatten(0, (len(names), len(TEMPLATES))).to(device)
     empty = tokenize(tokenizer, [""]).to(device)
     return held_out_losses(model, alphas_cumprod.to(device), cache.to(device), prompts, empty)
-
-
-def train_unet(
-    task: DenoiserTask,
-    folder: Path,
-    budget: Budget,
-    *,
-    seed: int = 0,
-    part_ends: float | None = None,
-    on_save: Callable[[], None] | None = None,
-) -> nn.ModuleDict:
-    """Train and return the averaged weights; see `fit` for resuming and for what is raised."""
-    fit(task, folder, budget, seed=seed, part_ends=part_ends, on_save=on_save)
-    return task.weights.ema

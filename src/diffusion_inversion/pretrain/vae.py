@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from ..data.images import to_model_range, to_uint8
 from ..generator.features import load_lite0, stage_maps
 from .corpus import Corpus
-from .loop import Budget, Task, fit
+from .loop import Task
 from .optim import MixedPrecision
 from .views import Draw, device_draws, mirrored_half, wide_view
 
@@ -37,11 +35,6 @@ def autoencoded(vae: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor
     device = next(vae.parameters()).device
     chunks = [reconstruct(vae, to_model_range(chunk.to(device))) for chunk in images.split(batch_size)]
     return to_uint8(torch.cat(chunks)).to(images.device)
-
-
-def psnr(vae: nn.Module, images: Tensor, batch_size: int = 250) -> float:
-    """Mean over images (N, 3, H, W) uint8 of the peak signal-to-noise ratio in dB."""
-    return float(image_psnr(autoencoded(vae, images, batch_size), images).mean())
 
 
 def image_psnr(decoded: Tensor, images: Tensor) -> Tensor:
@@ -128,25 +121,6 @@ class AutoencoderTask(Task):
     def validate(self) -> dict[str, float]:
         """PSNR, and the sharpness of the autoencoded held-out images over that of the originals."""
         return quality(self.weights.ema["vae"], self.held_out)
-
-
-def train_vae(
-    vae: nn.Module,
-    corpus: Corpus,
-    held_out: Corpus,
-    folder: Path,
-    budget: Budget,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int,
-    seed: int = 0,
-    part_ends: float | None = None,
-) -> nn.Module:
-    """Train and return the averaged weights; see `fit` for resuming and for what is raised."""
-    task = AutoencoderTask(vae, corpus, held_out, device, dtype, batch_size)
-    fit(task, folder, budget, seed=seed, part_ends=part_ends)
-    return task.weights.ema["vae"]
 
 
 @torch.no_grad()

@@ -14,27 +14,22 @@ from typing import Any
 
 from ..data.datasets import data_record
 from ..data.forgotten import Marks, hashed, read_marks, without_mention, write_marks
-from ..data.images import Problem
+from ..data.problems import Problem
+from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
-from ..engine.manifest import NAME as MANIFEST
 from ..engine.manifest import Manifest
 from ..engine.store import sync_folder
 from ..errors import UsageError
 from ..invert.embeddings import EmbeddingStore
-from ..sample.synthetic import FOLDER as SYNTHETIC
-from ..sample.synthetic import METADATA, Row, SyntheticStore
+from ..sample.synthetic import Row, SyntheticStore
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
-from .images import DATA_FILE, changed_images, load, read_record, recorded_settings
+from .images import changed_images, load, read_record, recorded_settings
+from .layout import DATA_FILE, STORES, ledger_files
 from .replicates import replicate_folders
-from .verify import OURS
 
 POSITION = re.compile(r".+/\d{6}")
-FRACTION_FILE = "real_fraction.json"
-# Files that show or summarise the images, or a choice by classifiers that saw them; made again by the stages.
-SUMMARIES = ("run.json", "report.html")
-DERIVED = (*SUMMARIES, "reconstructions.safetensors", "likeness.json", f"{SYNTHETIC}/{METADATA}", FRACTION_FILE)
 
 
 @dataclass(frozen=True)
@@ -82,15 +77,15 @@ def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_av
     with ExitStack() as held:
         for folder in folders:
             held.enter_context(run_lock(folder))
-            for part in OURS:  # damaged records are mended first: then nothing below can stop half way
-                Manifest(folder / part / MANIFEST).records()
+            for store in STORES:  # damaged records are mended first: then nothing below can stop half way
+                Manifest(folder / store.manifest).records()
         for folder, record in records.items():  # the run first: what a kill leaves to its replicates, they follow
             _mark(folder, never, wanted & set(_content(record)), keep_averages)
-        for name in SUMMARIES:
+        for name in ledger_files(stage="report"):
             Ledger(run).drop(name)
         done = [finish_pending(folder) for folder in folders]
-    names = ("vectors", "synthetic", "classifiers", "kept_by_average")
-    return Forgotten(len(wanted), *(sum(getattr(one, name) for one in done) for name in names))
+    counts = ("vectors", "synthetic", "classifiers", "kept_by_average")
+    return Forgotten(len(wanted), *(sum(getattr(one, count) for one in done) for count in counts))
 
 
 def _mark(run: Path, never: set[str], gone: Collection[str], keep_averages: bool) -> None:
@@ -151,11 +146,12 @@ def changed(run: Path) -> list[str]:
 def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     """Delete the images whose `hashed` ids are in `gone`. Whatever part of this was done before is not missed."""
     ledger = Ledger(run)
-    for name in DERIVED:
+    # What shows or summarises the images, and choices by classifiers that saw them: the stages make them again.
+    for name in reversed(ledger_files("derived", "choice")):
         ledger.drop(name)
-    records = ledger.manifest.records()
-    if any(record.get("unit") == FRACTION_FILE for record in records):  # they hold copies of it
-        ledger.manifest.rewrite([record for record in records if record.get("unit") != FRACTION_FILE])
+    records, choices = ledger.manifest.records(), ledger_files("choice")
+    if any(record.get("unit") in choices for record in records):  # they hold copies of them
+        ledger.manifest.rewrite([record for record in records if record.get("unit") not in choices])
     trained = len(ClassifierStore(run).manifest.units())
     shutil.rmtree(run / CLASSIFIERS, ignore_errors=True)
     if (record := read_record(run)) is not None:
@@ -206,19 +202,20 @@ def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:
 
 
 def _settings(ledger: Ledger, stage: str) -> dict[str, Any]:
-    config = ledger.read_json(f"{stage}.config.json")
+    config = ledger.read_json(settings_file(stage))
     return dict(config["settings"]) if config else {}
 
 
 def _sweep(run: Path) -> None:
     """Delete files of units that no record names, which a killed call may have left, and make all deletions durable."""
-    for folder, ours in OURS.items():
-        listed = {name for record in Manifest(run / folder / MANIFEST).units().values() for name in record["files"]}
-        for path in (run / folder).rglob("*"):
-            name = path.relative_to(run / folder).as_posix()
-            if path.is_file() and name not in listed and ours.fullmatch(name):
+    for store in STORES:
+        listed = {name for record in Manifest(run / store.manifest).units().values() for name in record["files"]}
+        folder = run / store.folder
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and name not in listed and store.kind_of(name) in ("unit", "state"):
                 path.unlink(missing_ok=True)
-        for path in (run / folder, *(run / folder).glob("*/")):
+        for path in (folder, *folder.glob("*/")):
             if path.is_dir():
                 sync_folder(path)
     sync_folder(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,16 @@ from typing import Any
 from ..config.settings import DataSettings
 from ..data.datasets import Splits, data_record, load_splits
 from ..data.forgotten import forgotten_rows, without_mention
-from ..data.images import LabelledImages
+from ..data.images import LabelledImages, changed, contents
 from ..data.selection import Chosen
-from ..engine.claim import listed
+from ..engine.frozen_settings import listed
 from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..invert.embeddings import EmbeddingStore
+from .layout import DATA_FILE
 
-DATA_FILE = "data.json"
 _DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they were; limits may grow
-EARLIER_RULE = (
-    "begun by an earlier version, whose --limit took as many images of every class. It keeps its images, and those "
-    "that a larger limit adds are chosen so too (as by --balanced)"
-)
 
 
 def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
@@ -43,15 +39,8 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
             )
         settings = recorded_settings(note["source"])
     begun = recorded is not None and (is_shared(run) or EmbeddingStore(run).begun())
-    earlier = begun and recorded is not None and _was_balanced(recorded["source"])
-    if earlier and settings.limit is not None:
-        if not settings.balanced:
-            print(f"note: {run}: {EARLIER_RULE}", file=sys.stderr, flush=True)
-        settings = settings.model_copy(update={"balanced": True})
     splits = load(run, settings, recorded if begun else None)
-    # A run of an earlier version goes on as one, so that the command it was begun with stays the right one.
-    source = settings.model_dump(mode="json", exclude={"balanced"} if earlier else None)
-    record = {"source": source, **data_record(splits)}
+    record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
     if begun and recorded is not None:
         lines = [
             f"{key}: was {was}, now {now}"
@@ -59,7 +48,11 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
             if key in _DECIDE and was != (now := getattr(settings, key))
             if key != "balanced" or settings.limit is not None
         ]
-        lines += [f"{part}: {line}" for part in ("train", "test") for line in changes(recorded[part], record[part])]
+        lines += [
+            f"{part}: {image_id}: {what}"
+            for part in ("train", "test")
+            for image_id, what in changed_images(recorded[part], record[part])
+        ]
         if recorded["size"] != record["size"]:
             lines.append(f"size: was {recorded['size']}, now {record['size']}")
         if lines:
@@ -75,19 +68,14 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
 
 
 def recorded_settings(source: dict[str, Any]) -> DataSettings:
-    """The settings that a run recorded, with the rule of its subset where it was made before there were two."""
-    return DataSettings(**{**source, "balanced": source.get("balanced", False) or _was_balanced(source)})
+    """The settings that a run recorded."""
+    return DataSettings(**source)
 
 
 def recorded_data(run: Path) -> str | None:
     """What DATA the run was begun with; None where it has no record."""
     record = read_record(run)
     return None if record is None else str(record["source"]["data"])
-
-
-def _was_balanced(source: dict[str, Any]) -> bool:
-    """Whether the record is of a version that knew no other subset than a balanced one, and has one."""
-    return "balanced" not in source and source["limit"] is not None
 
 
 def read_record(run: Path) -> dict[str, Any] | None:
@@ -102,16 +90,8 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
     Classes keep the numbers that were recorded, by name; those that were added since come after them.
     """
     splits = load_splits(
-        settings.data,
-        test=settings.test,
-        size=settings.size,
-        limit=settings.limit,
-        test_limit=settings.test_limit,
-        holdout=settings.holdout,
-        seed=settings.seed,
-        root=settings.root,
+        **settings.model_dump(exclude={"drop_test_duplicates", "balanced", "per_class"}),
         drop_duplicates=settings.drop_test_duplicates,
-        allow_near_duplicates=settings.allow_near_duplicates,
         chosen=Chosen(
             frozenset(recorded["train"]["ids"] if recorded else ()),
             frozenset(recorded["test"]["ids"] if recorded else ()),
@@ -135,20 +115,7 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
     return Splits(train, test, splits.how)
 
 
-def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One line for every recorded image of a part that is gone, has other pixels or another label."""
-    return [f"{image_id}: {what}" for image_id, what in changed_images(recorded, now)]
-
-
-def changed_images(recorded: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
-    """Id of every recorded image of a part that changed, and how."""
-    found = dict(zip(now["ids"], zip(now["hashes"], now["labels"], strict=True), strict=True))
-    lines = []
-    for image_id, content, label in zip(recorded["ids"], recorded["hashes"], recorded["labels"], strict=True):
-        if image_id not in found:
-            lines.append((image_id, "gone, or not selected any more"))
-        elif found[image_id][0] != content:
-            lines.append((image_id, "other pixels"))
-        elif found[image_id][1] != label:
-            lines.append((image_id, "another class"))
-    return lines
+def changed_images(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Id of every recorded image of a part of data.json that changed, and how."""
+    before, after = (contents(part["ids"], part["hashes"], part["labels"]) for part in (recorded, now))
+    return changed(before, after)

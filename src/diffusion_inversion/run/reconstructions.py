@@ -22,9 +22,9 @@ from ..generator.features import load_lite0, profile
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings
 from ..sample.sampling import in_batches, reconstruct
+from .layout import LIKENESS_FILE, RECONSTRUCTIONS_FILE
 from .report.record import LikenessRecord
 
-RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 REPORT_ROWS, WORST_ROWS = 8, 4  # that are shown, and how many of them are the farthest from their sources
 MOST_SOURCES = 500  # from which the mean distance between two different sources is taken: 124,750 pairs
 _DIGITS = 5
@@ -173,20 +173,15 @@ def read_reconstructions(run: Path, embeddings: Embeddings) -> tuple[list[int], 
     ledger = Ledger(run)
     content, note = ledger.read(RECONSTRUCTIONS_FILE), ledger.note(RECONSTRUCTIONS_FILE)
     found = {} if content is None else load(content)
-    rows = _rows(embeddings, found.get("ids"))
+    row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
+    written = json.loads(bytes(found["ids"].tolist())) if found else []
+    rows = [row_of[image_id] for image_id in written if image_id in row_of]
     if content is None or note is None or note.get("versions") != [embeddings.versions[row] for row in rows]:
         raise UsageError(
             f"{run}: stage 2 ended before it drew the reconstructions that the report shows. Run the same "
             "`dinv sample` command again first."
         )
     return rows, found["images"]
-
-
-def _rows(embeddings: Embeddings, written: Tensor | None) -> list[int]:
-    if written is None:  # earlier versions spread them over the classes
-        return shown_rows(embeddings, None)
-    row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
-    return [row_of[image_id] for image_id in json.loads(bytes(written.tolist())) if image_id in row_of]
 
 
 def spread_over_classes(labels: list[int], count: int) -> list[int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from .layout import REPLICATES
 
-FOLDER = "replicates"
 Drawn = TypeVar("Drawn", DataSettings, InvertSettings, SampleSettings, TrainSettings)
 
 
@@ -35,12 +35,12 @@ def seed_of(seed: int, number: int) -> int:
 
 def folder_of(run: Path, number: int) -> Path:
     """The run folder of a replicate: the run itself, or replicates/<number> below it."""
-    return run if number == 0 else run / FOLDER / str(number)
+    return run if number == 0 else run / REPLICATES / str(number)
 
 
 def replicate_folders(run: Path) -> list[Path]:
     """The run folder and those of its other replicates, as far as they were begun, by number."""
-    found = [path for path in (run / FOLDER).glob("*") if path.is_dir() and path.name.isdecimal()]
+    found = [path for path in (run / REPLICATES).glob("*") if path.is_dir() and path.name.isdecimal()]
     return [run, *sorted(found, key=lambda path: int(path.name))]
 
 

@@ -15,26 +15,25 @@ from ..config.settings import TrainSettings
 from ..data.datasets import Splits
 from ..data.duplicates import doubts
 from ..data.images import resize
+from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import Manifest
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..sample.synthetic import SyntheticStore, read_rows
 from ..train.arms import ArmResults
-from ..train.draws import Draw, sides_of, spread
 from ..train.evaluation import OWN_SIZE
 from ..train.own_size import OWN_SIZE_LIMIT, Sides, own_side
 from ..train.real_fraction import FRACTION_FILE
 from ..train.recipes import resolved
+from ..train.replicated import Replicated, sides_of, spread
 from ..train.store import ClassifierStore
 from .foresight import too_few, visible_gain
-from .images import DATA_FILE
+from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RUN_FILE
 from .reconstructions import Likeness, read_likeness, read_reconstructions
 from .report import ReportImages, RunRecord, render_report
 from .report.record import CurveRecord, ReplicateRecord
 from .verdict_record import arms_of, verdict_of
 
-RUN_FILE, REPORT_FILE = "run.json", "report.html"
-GENERATOR_FILE = "generator.json"
 REPORT_VARIANTS = 6
 MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
@@ -46,13 +45,13 @@ def report_stage(
     results: ArmResults,
     settings: TrainSettings,
     command: str,
-    others: Sequence[Draw] = (),
+    others: Sequence[Replicated] = (),
 ) -> RunRecord:
     """Write run.json and report.html: what was done, measured and concluded, with pictures.
 
     `others` are the replicates beside this run: accuracies, times and verdict are then those of all.
     """
-    draws = [draw_of(run, splits, results), *others]
+    replicates = [replicated(run, splits, results), *others]
     embeddings = read_embeddings(run)
     inverted, sampled = read_config(run, "invert"), read_config(run, "sample")
     trained = read_config(run, "train")["settings"]  # with the number that real_fraction=auto became
@@ -96,33 +95,34 @@ def report_stage(
         },
         "stages": {
             "invert": {
-                "seconds": sum(_seconds(EmbeddingStore(draw.folder).manifest) for draw in draws),
+                "seconds": sum(_seconds(EmbeddingStore(replicate.folder).manifest) for replicate in replicates),
                 "loss_initial": float(losses[0].mean()),
                 "loss_final": float(losses[-1].mean()),
                 "null_loss": float(embeddings.null_losses.mean()),
             },
             "sample": {
-                "seconds": sum(_seconds(SyntheticStore(draw.folder, ()).manifest) for draw in draws),
+                "seconds": sum(_seconds(SyntheticStore(replicate.folder, ()).manifest) for replicate in replicates),
                 "images": variants * len(embeddings),
             },
-            "train": {"seconds": sum(_seconds(ClassifierStore(draw.folder).manifest) for draw in draws)},
+            "train": {"seconds": sum(_seconds(ClassifierStore(replicate.folder).manifest) for replicate in replicates)},
         },
         "inversion_curve": curve,
-        "arms": arms_of(draws),
-        "verdict": verdict_of(draws),
+        "arms": arms_of(replicates),
+        "verdict": verdict_of(replicates),
     }
-    record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(draws))
-    if (few := too_few(splits.test.labels, settings, len(draws))) is not None:
+    record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(replicates))
+    if (few := too_few(splits.test.labels, settings, len(replicates))) is not None:
         record["verdict"]["too_few"] = few
     if (likeness := read_likeness(run, embeddings)) is not None:
         record["likeness"] = likeness.record()
-    if (sides := sides_of(draws)) is not None:
+    if (sides := sides_of(replicates)) is not None:
         record["sides"] = {"native": sides.native, "used": sides.used, "own": sides.own, "limit": OWN_SIZE_LIMIT}
     if others:
-        record["replicates"] = [_replicate(run, number, draw) for number, draw in enumerate(draws)]
-        record["components"] = {name: {"between": c.between, "within": c.within} for name, c in spread(draws).items()}
+        record["replicates"] = [_replicate(run, number, one) for number, one in enumerate(replicates)]
+        parts = spread(replicates)
+        record["components"] = {name: {"between": c.between, "within": c.within} for name, c in parts.items()}
     if len(splits.train.class_names) <= MOST_CONFUSION_CLASSES:
-        every = [one for draw in draws for one in draw.results.runs]
+        every = [one for replicate in replicates for one in replicate.results.runs]
         runs = {arm: [one.evaluation.confusion for one in every if one.arm == arm] for arm in record["arms"]}
         record["confusion"] = {arm: torch.stack(found).sum(0).tolist() for arm, found in runs.items()}
     ledger = Ledger(run)
@@ -133,7 +133,7 @@ def report_stage(
     if before is not None and before == json.loads(text) | {"created": before.get("created")}:
         record["created"] = before["created"]  # nothing new: a report that a kill cut short goes on
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    chosen: dict[str, Any] = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(draws)}
+    chosen: dict[str, Any] = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(replicates)}
     if OWN_SIZE in record["arms"]:
         chosen["own_size"] = True
     ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
@@ -141,24 +141,24 @@ def report_stage(
     return record
 
 
-def draw_of(run: Path, splits: Splits, results: ArmResults) -> Draw:
-    """The results of a run as one draw among others."""
+def replicated(run: Path, splits: Splits, results: ArmResults) -> Replicated:
+    """A run that went through as one replicate among others."""
     used = read_config(run, "sample")["settings"]["image_size"]
     own = own_side(splits.train, used) if OWN_SIZE in results.accuracies() else None
-    return Draw(run, results, splits.train.ids, splits.test.ids, Sides(splits.train.native_size, used, own))
+    return Replicated(run, results, splits.train.ids, splits.test.ids, Sides(splits.train.native_size, used, own))
 
 
-def _replicate(run: Path, number: int, draw: Draw) -> ReplicateRecord:
-    source = Ledger(draw.folder).read_json(DATA_FILE)["source"]
-    seeds = {stage: read_config(draw.folder, stage)["settings"]["seed"] for stage in ("invert", "sample")}
+def _replicate(run: Path, number: int, replicate: Replicated) -> ReplicateRecord:
+    source = Ledger(replicate.folder).read_json(DATA_FILE)["source"]
+    seeds = {stage: read_config(replicate.folder, stage)["settings"]["seed"] for stage in ("invert", "sample")}
     return {
         "number": number,
-        "folder": draw.folder.relative_to(run).as_posix(),
+        "folder": replicate.folder.relative_to(run).as_posix(),
         "seeds": {"data": source["seed"], **seeds},
-        "classifier_seeds": list(dict.fromkeys(one.seed for one in draw.results.runs)),
-        "n_train": len(draw.train_ids),
-        "n_test": len(draw.test_ids),
-        "arms": {arm: list(accuracies) for arm, accuracies in draw.results.accuracies().items()},
+        "classifier_seeds": list(dict.fromkeys(one.seed for one in replicate.results.runs)),
+        "n_train": len(replicate.train_ids),
+        "n_test": len(replicate.test_ids),
+        "arms": {arm: list(accuracies) for arm, accuracies in replicate.results.accuracies().items()},
     }
 
 
@@ -184,8 +184,8 @@ def _report_images(run: Path, splits: Splits, embeddings: Embeddings, likeness: 
 
 
 def read_config(run: Path, stage: str) -> dict[str, Any]:
-    """What `claim_run` recorded of a stage."""
-    config: dict[str, Any] = Ledger(run).read_json(f"{stage}.config.json")
+    """What `freeze_settings` recorded of a stage."""
+    config: dict[str, Any] = Ledger(run).read_json(settings_file(stage))
     return config
 
 

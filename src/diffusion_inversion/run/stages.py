@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
 from ..engine.disk import require_room
+from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
-from ..engine.manifest import NAME as MANIFEST
 from ..engine.manifest import timed
 from ..engine.progress import track
 from ..errors import DinvError, UsageError
@@ -27,31 +27,23 @@ from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..invert.inversion import invert
 from ..sample.prompting import PROMPTS
 from ..sample.sampling import check, check_settings, draw_variants, is_stale
-from ..sample.synthetic import FOLDER as SYNTHETIC
-from ..sample.synthetic import METADATA, SyntheticStore, read_synthetic
+from ..sample.synthetic import SyntheticStore, read_synthetic
 from ..train.arms import ArmResults, check_arms, train_arms
 from ..train.arms import check_settings as check_training
 from ..train.classifiers import choose_architecture
-from ..train.draws import Draw
 from ..train.evaluation import OWN_SIZE
 from ..train.own_size import at_own_size, own_side
-from ..train.real_fraction import FRACTION_FILE, check_fraction, with_fraction
-from ..train.store import FOLDER as CLASSIFIERS
+from ..train.real_fraction import check_fraction, with_fraction
+from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
-from .reconstructions import LIKENESS_FILE, RECONSTRUCTIONS_FILE, draw_reconstructions, read_reconstructions
+from .layout import GENERATOR_FILE, METADATA_FILE, RECONSTRUCTIONS_FILE, RUN_FILE, ledger_files, stages_from, store_of
+from .reconstructions import draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
-from .reporting import (
-    GENERATOR_FILE,
-    REPORT_FILE,
-    RUN_FILE,
-    draw_of,
-    read_config,
-    report_stage,
-)
+from .reporting import read_config, replicated, report_stage
 
 FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
 SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
@@ -127,20 +119,15 @@ def inverted_with(run: Path) -> tuple[str, str | None]:
     return found["source"], found["revision"]
 
 
-def restart(run: Path, stage: str) -> None:
-    """Delete what `stage` ("sample" or "train") made, and what was made from it, so that it can be done otherwise."""
-    stages = {"sample": ("sample", "train"), "train": ("train",)}[stage]
-    folders = {"sample": SYNTHETIC, "train": CLASSIFIERS}
-    files = {
-        "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, LIKENESS_FILE, "sample.config.json"),
-        "train": (RUN_FILE, REPORT_FILE, FRACTION_FILE, "train.config.json"),
-    }
+def restart(run: Path, stage: Literal["sample", "train"]) -> None:
+    """Delete what a stage made, and what was made from it, so that it can be done otherwise."""
     ledger = Ledger(run)
-    for part in stages:
+    for part in reversed(stages_from(stage)):  # so a kill between leaves nothing whose sources are gone
         # The manifest first and the settings last: a kill between leaves nothing that other settings could take over.
-        (run / folders[part] / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(run / folders[part], ignore_errors=True)
-        for name in files[part]:
+        if (store := store_of(part)) is not None:
+            (run / store.manifest).unlink(missing_ok=True)
+            shutil.rmtree(run / store.folder, ignore_errors=True)
+        for name in ledger_files(stage=part):
             ledger.drop(name)
 
 
@@ -153,7 +140,7 @@ class Redone:
     settings: TrainSettings
     note: dict[str, Any]
 
-    def report(self, run: Path, others: Sequence[Draw] = ()) -> None:
+    def report(self, run: Path, others: Sequence[Replicated] = ()) -> None:
         """Write the report as it was last asked for, of as many replicates, less those that have not all its arms."""
         arms = self.results.accuracies().keys() - {OWN_SIZE}
         beside = [
@@ -169,7 +156,7 @@ def resume(run: Path, device: str = "auto") -> list[str]:
     stage "sample" alone, which cannot be done again here: what their prompts were is not on record as a whole.
     """
     if holds_prompts(run):
-        drawn = SyntheticStore(run, ()).complete() and Ledger(run).holds(f"{SYNTHETIC}/{METADATA}")
+        drawn = SyntheticStore(run, ()).complete() and Ledger(run).holds(METADATA_FILE)
         return [] if drawn else ["sample"]
     unfinished, whole = _resume(run, device)
     others = []
@@ -180,7 +167,7 @@ def resume(run: Path, device: str = "auto") -> list[str]:
             unfinished += [f"{stage} of replicate {folder.name}" for stage in left]
             if found is not None:
                 found.report(folder)
-                others.append(draw_of(folder, found.splits, found.results))
+                others.append(replicated(folder, found.splits, found.results))
     if whole is not None:
         whole.report(run, others)
     return unfinished
@@ -224,7 +211,7 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
 
 def holds_prompts(run: Path) -> bool:
     """Whether the images of a folder come from prompts, not from vectors."""
-    config = Ledger(run).read_json("sample.config.json")
+    config = Ledger(run).read_json(settings_file("sample"))
     return config is not None and config.get("kind") == PROMPTS
 
 
@@ -335,7 +322,7 @@ def run_all(
         with _replicate(run, plan) as theirs:
             found = _all_stages(plan, theirs, generator, own_size)
             report_stage(plan.folder, theirs, found, plan.train, command)
-            others.append(draw_of(plan.folder, theirs, found))
+            others.append(replicated(plan.folder, theirs, found))
     return report_stage(run, splits, results, train, command, others)
 
 

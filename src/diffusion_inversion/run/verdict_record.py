@@ -7,30 +7,30 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..train.draws import Draw, by_draw, correct_of, scope, true_labels, verdict_over
 from ..train.evaluation import Comparison
+from ..train.replicated import Replicated, by_replicate, correct_of, scope, true_labels, verdict_over
 from ..train.verdict import Fall, majority, recalls
 from .report.record import ArmRecord, ComparisonRecord, FallRecord, MeasureRecord, VerdictRecord
 
 
-def arms_of(draws: Sequence[Draw]) -> dict[str, ArmRecord]:
+def arms_of(replicates: Sequence[Replicated]) -> dict[str, ArmRecord]:
     """Every arm over what the verdict counts: seeds, or replicates, each the mean over its seeds."""
-    labels, classes = true_labels(draws), len(draws[0].results.class_names)
-    accuracies, correct, areas = _units(draws), correct_of(draws), _areas(draws)
+    labels, classes = true_labels(replicates), len(replicates[0].results.class_names)
+    accuracies, correct, areas = _units(replicates), correct_of(replicates), _areas(replicates)
     return {
         arm: _arm(found, recalls(correct[arm], labels, classes), areas.get(arm)) for arm, found in accuracies.items()
     }
 
 
-def _units(draws: Sequence[Draw]) -> dict[str, tuple[float, ...]]:
-    if len(draws) == 1:
-        return draws[0].results.accuracies()
-    return {arm: tuple(statistics.fmean(one) for one in found) for arm, found in by_draw(draws).items()}
+def _units(replicates: Sequence[Replicated]) -> dict[str, tuple[float, ...]]:
+    if len(replicates) == 1:
+        return replicates[0].results.accuracies()
+    return {arm: tuple(statistics.fmean(one) for one in found) for arm, found in by_replicate(replicates).items()}
 
 
-def _areas(draws: Sequence[Draw]) -> dict[str, tuple[float, ...]]:
-    found = [draw.results.auroc() for draw in draws]
-    if len(draws) == 1:
+def _areas(replicates: Sequence[Replicated]) -> dict[str, tuple[float, ...]]:
+    found = [replicate.results.auroc() for replicate in replicates]
+    if len(replicates) == 1:
         return found[0]
     return {arm: tuple(statistics.fmean(one[arm]) for one in found) for arm in found[0] if all(arm in o for o in found)}
 
@@ -56,10 +56,10 @@ def _measure(values: Sequence[float]) -> MeasureRecord:
     return {"values": list(values), "mean": statistics.fmean(values), "std": spread}
 
 
-def verdict_of(draws: Sequence[Draw]) -> VerdictRecord:
+def verdict_of(replicates: Sequence[Replicated]) -> VerdictRecord:
     """The verdict, what it rests on and what it speaks of."""
-    found = verdict_over(draws)
-    line, class_names = majority(true_labels(draws)), draws[0].results.class_names
+    found = verdict_over(replicates)
+    line, class_names = majority(true_labels(replicates)), replicates[0].results.class_names
     record: VerdictRecord = {
         "outcome": found.outcome,
         "headline": found.headline,
@@ -72,7 +72,7 @@ def verdict_of(draws: Sequence[Draw]) -> VerdictRecord:
             "accuracy": line.accuracy,
             "balanced_accuracy": line.balanced_accuracy,
         },
-        "scope": scope(draws),
+        "scope": scope(replicates),
     }
     if found.beside:
         record["beside"] = [_comparison(c, found.smallest_effect) for c in found.beside]

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..data.forgotten import FORGOTTEN_FILE
+from ..engine.hashing import sha256_of
 from ..engine.ledger import Ledger
-from ..engine.lock import CLAIMS, LOCK_NAME
+from ..engine.lock import CLAIMS
 from ..engine.manifest import NAME as MANIFEST
 from ..engine.manifest import Manifest, Record
-from ..engine.store import PARTIAL_PREFIX
 from ..engine.untrusted import inside
 from ..errors import DataError, UsageError
-from ..invert.embeddings import FOLDER as EMBEDDINGS
-from ..sample.synthetic import FOLDER as SYNTHETIC
-from ..sample.synthetic import METADATA
-from ..train.store import FOLDER as CLASSIFIERS
-from .replicates import FOLDER as REPLICATES
+from .layout import REPLICATES, STORES, File, Store, identify
 from .replicates import replicate_folders
 
-# Names that stages give to files of units: an unlisted one is what a kill left.
-OURS = {
-    EMBEDDINGS: re.compile(r"shard-[0-9a-f]{16}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
-    SYNTHETIC: re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png"),
-    CLASSIFIERS: re.compile(r"[a-z+-]+-seed-?\d+-[0-9a-f]{8}\.safetensors|state-[0-9a-f]{16}\.safetensors"),
-}
-CONFIGS = (
-    "invert.config.json",
-    "sample.config.json",
-    "train.config.json",
-    "data.json",
-    "generator.json",
-    "real_fraction.json",
-    FORGOTTEN_FILE,
-)
-# Files of the ledger: settings and choices, which cannot be made again, and what can.
-KNOWN = (*CONFIGS, "run.json", "report.html", "reconstructions.safetensors", "likeness.json", f"{SYNTHETIC}/{METADATA}")
 Kind = Literal["damaged", "missing", "unlisted", "unfinished"]
 
 
@@ -71,6 +47,7 @@ class Verification:
     files: int
     size: int  # bytes
     findings: tuple[Finding, ...]
+    foreign: tuple[str, ...] = ()  # files, and folders with a slash, that no stage made: no business of ours
 
     @property
     def lost(self) -> bool:
@@ -80,56 +57,89 @@ class Verification:
 def verify(run: Path, on_file: Callable[[], None] = lambda: None) -> Verification:
     """Read every file of a run and its replicates and compare it with its record; `on_file()` follows the reading.
 
-    Finds changed, missing, unlisted and unfinished files, and changed or torn records. Changes nothing.
+    Finds changed, missing, unlisted and unfinished files, and changed or torn records; names what is foreign to the
+    run (`layout`). Changes nothing.
     Raises UsageError where the folder holds no run.
     """
     if not _holds_run(run):
         raise UsageError(f"{run}: holds no run. Name a folder that `dinv invert` or `dinv run` wrote.")
-    files, size, findings = 0, 0, []
+    files, size, findings, foreign = 0, 0, [], []
     for folder in filter(_holds_run, replicate_folders(run)):
         found = _verify(folder, on_file)
+        below = "" if folder == run else f"{folder.relative_to(run).as_posix()}/"
         files, size = files + found.files, size + found.size
-        findings += [replace(one, file=(folder / one.file).relative_to(run).as_posix()) for one in found.findings]
-    return Verification(files, size, tuple(findings))
+        findings += [replace(one, file=f"{below}{one.file}") for one in found.findings]
+        foreign += [f"{below}{name}" for name in found.foreign]
+    return Verification(files, size, tuple(findings), tuple(foreign))
 
 
 def _holds_run(run: Path) -> bool:
-    return (run / MANIFEST).is_file() or any((run / folder).is_dir() for folder in OURS)
+    return (run / MANIFEST).is_file() or any((run / store.folder).is_dir() for store in STORES)
 
 
-def _verify(run: Path, on_file: Callable[[], None]) -> Verification:
-    ledger = Ledger(run)
-    findings = list(_records(run, MANIFEST))
-    listed = {MANIFEST, LOCK_NAME}
-    files = size = 0
-    good, _, _ = ledger.manifest.examine()
-    for name in dict.fromkeys(record["unit"] for record in good):
-        listed.add(name)
-        found = _hash(inside(run, name))
-        files, size = files + 1, size + found[1]
-        on_file()
-        findings += _ledger_findings(name, [record for record in good if record["unit"] == name], found[0])
-    for folder in OURS:
-        manifest = f"{folder}/{MANIFEST}"
-        listed.add(manifest)
-        findings += _records(run, manifest)
-        live, _, _ = Manifest(run / manifest).examine()
+class _Reader:
+    """Reads a run folder once: every manifest, and every file that they list."""
+
+    def __init__(self, run: Path, on_file: Callable[[], None]) -> None:
+        self.run, self.on_file = run, on_file
+        self.listed: set[str] = set()  # names that a record has
+        self.findings: list[Finding] = []
+        self.files = self.size = 0
+
+    def records(self, manifest: str) -> list[Record]:
+        """The good records of a manifest; what is damaged or torn is found."""
+        good, damaged, torn = Manifest(self.run / manifest).examine()
+        self.findings += [Finding(manifest, "damaged", line=line) for line in damaged]
+        if torn:
+            self.findings.append(Finding(manifest, "unfinished"))
+        return good
+
+    def digest(self, folder: str, name: str) -> str | None:
+        """sha256 hex of a file that a record lists; None where it is missing."""
+        self.listed.add(f"{folder}{name}")
+        path, found = inside(self.run / folder, name), None
+        try:
+            found = sha256_of(path)
+            self.size += path.stat().st_size
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk and the permissions") from error
+        self.files += 1
+        self.on_file()
+        return found
+
+    def ledger(self) -> None:
+        """Compare the files of the ledger."""
+        writes: dict[str, list[Record]] = {}
+        for record in self.records(MANIFEST):
+            writes.setdefault(record["unit"], []).append(record)
+        for name, records in writes.items():
+            self.findings += _ledger_findings(name, records, self.digest("", name))
+
+    def store(self, store: Store) -> None:
+        """Compare the files of all units that are done."""
         units: dict[str, Record] = {}
-        for record in live:
+        for record in self.records(store.manifest):
             if record["event"] in ("commit", "drop"):
                 units.pop(record["unit"], None)
             if record["event"] == "commit":
                 units[record["unit"]] = record
         for unit, record in units.items():
             for name, digest in record["files"].items():
-                listed.add(f"{folder}/{name}")
-                found = _hash(inside(run / folder, name))
-                files, size = files + 1, size + found[1]
-                on_file()
-                if found[0] != digest:
-                    findings.append(Finding(f"{folder}/{name}", "damaged" if found[0] else "missing", unit=unit))
-    findings += _unlisted(run, listed)
-    return Verification(files, size, tuple(findings))
+                found = self.digest(f"{store.folder}/", name)
+                if found != digest:
+                    kind: Kind = "damaged" if found else "missing"
+                    self.findings.append(Finding(f"{store.folder}/{name}", kind, unit=unit))
+
+
+def _verify(run: Path, on_file: Callable[[], None]) -> Verification:
+    reader = _Reader(run, on_file)
+    reader.ledger()
+    for store in STORES:
+        reader.store(store)
+    unlisted, foreign = _beside(run, reader.listed)
+    return Verification(reader.files, reader.size, (*reader.findings, *unlisted), foreign)
 
 
 def discard(run: Path, found: Verification) -> None:
@@ -150,32 +160,32 @@ def _folder_of(run: Path, finding: Finding) -> Path:
 
 def _discard(run: Path, findings: list[Finding]) -> None:
     ledger = Ledger(run)
-    for damaged in {f.file for f in findings if f.file.endswith(MANIFEST)}:
-        cut = Manifest(run / damaged)
+    files = [(finding, identify(finding.file)) for finding in findings]
+    for name in {finding.file for finding, file in files if file is not None and file.kind == "manifest"}:
+        cut = Manifest(run / name)
         cut.rewrite(cut.examine()[0])
-    for finding in findings:
-        folder, _, name = finding.file.partition("/")
-        path = run / finding.file
-        if finding.file.endswith(MANIFEST):
+    for store in STORES:  # each manifest is read once, however many files of its units are lost
+        lost = {f.unit for f in findings if f.unit is not None and f.file.startswith(f"{store.folder}/")}
+        manifest = Manifest(run / store.manifest)
+        for unit in [unit for unit in manifest.units() if unit in lost] if lost else ():
+            manifest.append({"event": "drop", "unit": unit})
+    for finding, file in files:
+        if file is None or finding.unit is not None:
             continue
-        if finding.unit is not None:
-            manifest = Manifest(run / folder / MANIFEST)
-            if finding.unit in manifest.units():
-                manifest.append({"event": "drop", "unit": finding.unit})
-        elif finding.file in KNOWN:
-            _restore(ledger, finding)
-        elif path.name.startswith(PARTIAL_PREFIX) or (folder in OURS and OURS[folder].fullmatch(name)):
-            path.unlink(missing_ok=True)
+        if file.kind in ("settings", "choice", "derived"):
+            _restore(ledger, finding, file)
+        elif file.kind in ("unit", "state", "partial"):
+            (run / finding.file).unlink(missing_ok=True)
 
 
-def _restore(ledger: Ledger, finding: Finding) -> None:
+def _restore(ledger: Ledger, finding: Finding, file: File) -> None:
     """Put a file of the ledger right: keep it, write it from the copy in its record, or drop it to be made again."""
     name = finding.file
     note = ledger.note(name)
     if note is not None and "copy" in note and finding.kind != "unfinished":
         ledger.drop(name, lost=True)
         ledger.commit(name, note["copy"].encode(), note)
-    elif name in CONFIGS and not finding.lost and _is_json(ledger.run / name):
+    elif file.kind != "derived" and not finding.lost and _is_json(ledger.run / name):
         ledger.adopt(name)
     else:
         ledger.drop(name, lost=True)
@@ -200,25 +210,30 @@ def _ledger_findings(name: str, records: list[dict[str, object]], digest: str | 
         yield Finding(name, "unfinished" if digest in intended else "damaged")
 
 
-def _records(run: Path, manifest: str) -> Iterator[Finding]:
-    _, damaged, torn = Manifest(run / manifest).examine()
-    for line in damaged:
-        yield Finding(manifest, "damaged", line=line)
-    if torn:
-        yield Finding(manifest, "unfinished")
-
-
-def _unlisted(run: Path, listed: set[str]) -> Iterator[Finding]:
-    """Files with names of ours that no record names. Other files are their owner's and no business of ours."""
-    for path in sorted(run.rglob("*")):
-        name = path.relative_to(run).as_posix()
-        folder, _, rest = name.partition("/")
-        if path.is_dir() or name in listed or folder in (CLAIMS, REPLICATES):
+def _beside(run: Path, listed: set[str]) -> tuple[list[Finding], tuple[str, ...]]:
+    """What no record names: findings for files of ours, and the names of files and folders that are others'."""
+    findings: list[Finding] = []
+    foreign: list[str] = []
+    owned = {*(store.folder for store in STORES), CLAIMS, REPLICATES}
+    for top in sorted(run.iterdir()):
+        if top.is_dir() and top.name not in owned:
+            if not (top / MANIFEST).is_file():  # a store of another command
+                foreign.append(f"{top.name}/")
             continue
-        if path.name.startswith(PARTIAL_PREFIX) or (folder in OURS and rest.startswith("state-")):
-            yield Finding(name, "unfinished")
-        elif name in KNOWN or (folder in OURS and OURS[folder].fullmatch(rest)):
-            yield Finding(name, "unlisted")
+        if top.name in (CLAIMS, REPLICATES):
+            continue
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            name = path.relative_to(run).as_posix()
+            if path.is_dir() or name in listed:
+                continue
+            file = identify(name)
+            if file is None:
+                foreign.append(name)
+            elif file.kind in ("state", "partial"):
+                findings.append(Finding(name, "unfinished"))
+            elif file.kind not in ("manifest", "lock"):
+                findings.append(Finding(name, "unlisted"))
+    return findings, tuple(foreign)
 
 
 def _is_json(path: Path) -> bool:
@@ -227,18 +242,3 @@ def _is_json(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _hash(path: Path) -> tuple[str | None, int]:
-    """sha256 hex and size of a file; (None, 0) where it is missing. Raises DataError where it cannot be read."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
-    except FileNotFoundError:
-        return None, 0
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk and the permissions") from error
-    return digest.hexdigest(), size

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..data.images import LabelledImages, content_hash, resize, to_model_range, to_uint8
+from ..data.images import LabelledImages, changed, content_hash, resize, to_model_range, to_uint8
 from ..data.naming import class_folder, safe_name
 from ..data.sources import Role
-from ..engine.claim import claim_run, listed
 from ..engine.disk import require_room
+from ..engine.frozen_settings import freeze_settings, listed, settings_file
+from ..engine.hashing import sha256_of
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
 from ..engine.manifest import NAME as MANIFEST
@@ -30,6 +31,7 @@ from ..engine.units import each_unit, unit_name
 from ..engine.untrusted import inside
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..generator.generator import VAE_PIXELS, Generator
+from ..generator.sides import require_side
 from ..randomness import generator_for
 from .synthetic import encode_png, read_rows
 
@@ -130,11 +132,7 @@ def write_autoencoded(
     Raises UsageError (`resolution` is no multiple of the VAE's factor; `out` holds files of others),
     ConfigMismatchError (`out` was made with other settings, weights or images), LockedError, DiskError.
     """
-    if resolution < 1 or resolution % generator.vae_factor:
-        raise UsageError(
-            f"resolution={resolution}: the VAE of {generator.name} turns {generator.vae_factor} x "
-            f"{generator.vae_factor} px into one latent cell; give a multiple of {generator.vae_factor}."
-        )
+    require_side(generator, resolution, option="--resolution")
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: give at least 1.")
     run = Path(out)
@@ -143,7 +141,7 @@ def write_autoencoded(
     with run_lock(run):
         store.require_own()
         begun = any(Manifest(run / name / MANIFEST).units() for name in PARTS)
-        claim_run(run, STAGE, fingerprint(images, generator, resolution, sample, batch_size, seed), begun=begun)
+        freeze_settings(run, STAGE, made_from(images, generator, resolution, sample, batch_size, seed), begun=begun)
         store.drop_changed()
         committed = store.entries()
         _require_same(run, images, committed)
@@ -189,7 +187,7 @@ def mean_psnr(squared_errors: Sequence[float]) -> float:
     return fmean(min(10 * math.log10(255**2 / e), MOST_DECIBELS) if e > 0 else MOST_DECIBELS for e in squared_errors)
 
 
-def fingerprint(
+def made_from(
     images: LabelledImages, generator: Generator, resolution: int, sample: bool, batch_size: int, seed: int
 ) -> dict[str, Any]:
     """Everything an output depends on, but its image, as JSON data. The VAE is in float32 whatever the UNet is in."""
@@ -216,7 +214,7 @@ class _Store:
     def require_own(self) -> None:
         """Raise UsageError where the part holds files and no earlier call made it."""
         strange = self.folder.exists() and next(self.folder.iterdir(), None)
-        if strange and Ledger(self.run).read_json(f"{STAGE}.config.json") is None:
+        if strange and Ledger(self.run).read_json(settings_file(STAGE)) is None:
             raise UsageError(f"{self.folder}: holds {strange.name}, which `dinv {STAGE}` did not write. Choose --out.")
 
     def entries(self) -> dict[str, _Entry]:
@@ -237,7 +235,7 @@ class _Store:
         """Take back every unit that has a file which is missing or not as it was written."""
         for unit, record in self.manifest.units().items():
             files: Mapping[str, str] = record["files"]
-            if any(_sha256(inside(self.folder, name)) != digest for name, digest in files.items()):
+            if any(_changed(inside(self.folder, name), digest) for name, digest in files.items()):
                 self.manifest.append({"event": "drop", "unit": unit})
 
     def commit(self, sources: LabelledImages, results: Tensor) -> None:
@@ -278,22 +276,16 @@ class _Store:
 
 def _require_same(run: Path, images: LabelledImages, committed: Mapping[str, _Entry]) -> None:
     """Raise ConfigMismatchError where an image in the folder comes from one that is not among `images` as it was."""
-    now = dict(zip(images.ids, zip(images.hashes, images.labels.tolist(), strict=True), strict=True))
-    lines = []
-    for image_id, entry in committed.items():
-        if image_id not in now:
-            lines.append(f"{image_id}: gone, or not selected any more")
-        elif now[image_id] != (entry.source_hash, entry.label):
-            lines.append(f"{image_id}: other pixels or another class")
-    if lines:
+    before = {image_id: (entry.source_hash, entry.label) for image_id, entry in committed.items()}
+    if lines := [f"{image_id}: {what}" for image_id, what in changed(before, images.contents)]:
         raise ConfigMismatchError(
             f"{run}: {len(lines)} of its {len(committed)} images come from others than these:\n{listed(lines)}\n"
             "Use the old data and the options that select it, or choose another folder."
         )
 
 
-def _sha256(path: Path) -> str | None:
+def _changed(path: Path, digest: str) -> bool:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path) != digest
     except FileNotFoundError:
-        return None
+        return True

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..config.settings import PromptSettings
 from ..data.images import LabelledImages
-from ..engine.claim import claim_run
+from ..engine.frozen_settings import freeze_settings
 from ..engine.lock import run_lock
 from ..errors import DataError, UsageError
 from ..generator.generator import EMPTY_PROMPT, Generator
 from ..generator.safety import SafetyChecker, attempt_identity, check_safety_checker, load_safety_checker
+from ..generator.sides import require_side
 from ..invert.embeddings import FOLDER as EMBEDDINGS
 from ..randomness import generator_for
 from .denoising import denoise
@@ -44,7 +45,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class _Draw:
+class _PromptPlan:
     prompt: int
     variant: int
     guidance_scale: float
@@ -108,8 +109,8 @@ def draw_prompts(
     with run_lock(run):
         store = SyntheticStore(run, class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None
-        described = fingerprint(generator, settings, class_names, resolution, image_size, checker)
-        claim_run(run, "sample", described, begun=bool(store.rows()))
+        described = made_from(generator, settings, class_names, resolution, image_size, checker)
+        freeze_settings(run, "sample", described, begun=bool(store.rows()))
         row_of = {prompt.source_id: row for row, prompt in enumerate(prompts)}
         draw_missing(
             store,
@@ -120,8 +121,8 @@ def draw_prompts(
             plan=lambda source_id, variant, attempt: _plan(
                 prompts, generator, settings, resolution, row_of[source_id], variant, attempt
             ),
-            draw=lambda draws: draw_images(prompts, generator, draws, settings),
-            describe=lambda draw: _metadata_row(prompts, class_names, generator, settings, draw),
+            draw=lambda plans: draw_images(prompts, generator, plans, settings),
+            describe=lambda plan: _metadata_row(prompts, class_names, generator, settings, plan),
         )
 
 
@@ -133,12 +134,7 @@ def check(generator: Generator, settings: PromptSettings, run: Path) -> tuple[in
     if (run / EMBEDDINGS).exists():
         raise UsageError(f"{run}: a run of learned vectors. Give images from prompts a folder of their own.")
     resolution = settings.resolution or generator.resolution
-    if resolution % generator.vae_factor:
-        factor = generator.vae_factor
-        raise UsageError(
-            f"resolution={resolution}: not a multiple of {factor}, which the VAE of {generator.name} needs. "
-            f"Use --sample-resolution {max(1, round(resolution / factor)) * factor}."
-        )
+    require_side(generator, resolution, option="--sample-resolution")
     image_size = settings.image_size or resolution
     if image_size > resolution:
         raise UsageError(f"image_size={image_size}: larger than the {resolution} px that are generated.")
@@ -154,26 +150,26 @@ def classes_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
 
 
 def draw_images(
-    prompts: Sequence[Prompt], generator: Generator, draws: Sequence[_Draw], settings: PromptSettings
+    prompts: Sequence[Prompt], generator: Generator, plans: Sequence[_PromptPlan], settings: PromptSettings
 ) -> Float[Tensor, "batch 3 side side"]:
     """Denoise and decode a batch: (B, 3, R, R) float32 in [-1, 1]."""
-    texts = sorted({prompts[draw.prompt].text for draw in draws})
+    texts = sorted({prompts[plan.prompt].text for plan in plans})
     tokens = generator.text_tokens([EMPTY_PROMPT, *texts])
     place = {text: row for row, text in enumerate(texts, start=1)}
-    conditional = tokens[[place[prompts[draw.prompt].text] for draw in draws]]
+    conditional = tokens[[place[prompts[plan.prompt].text] for plan in plans]]
     latents = denoise(
         generator,
-        torch.stack([draw.initial_noise for draw in draws]),
+        torch.stack([plan.initial_noise for plan in plans]),
         conditional,
         tokens[:1].expand_as(conditional),
-        torch.tensor([draw.guidance_scale for draw in draws]),
+        torch.tensor([plan.guidance_scale for plan in plans]),
         settings.scheduler,
         settings.inference_steps,
     )
     return generator.decode(latents).cpu()
 
 
-def fingerprint(
+def made_from(
     generator: Generator,
     settings: PromptSettings,
     class_names: tuple[str, ...],
@@ -201,7 +197,7 @@ def _plan(
     row: int,
     variant: int,
     attempt: int,
-) -> _Draw:
+) -> _PromptPlan:
     """Decide everything random about one image, from its own stream."""
     identity = (settings.seed, "prompt", prompts[row].source_id, variant, *attempt_identity(attempt))
     stream = generator_for(*identity)
@@ -209,7 +205,7 @@ def _plan(
     guidance_scale = scales[int(torch.randint(len(scales), (1,), generator=stream))]
     side = resolution // generator.vae_factor
     initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
-    return _Draw(row, variant, guidance_scale, initial_noise)
+    return _PromptPlan(row, variant, guidance_scale, initial_noise)
 
 
 def _metadata_row(
@@ -217,22 +213,22 @@ def _metadata_row(
     class_names: tuple[str, ...],
     generator: Generator,
     settings: PromptSettings,
-    draw: _Draw,
+    plan: _PromptPlan,
 ) -> Row:
     """How one image was made; see `synthetic.COLUMNS`. A prompt is its own partner and has no stage-1 step."""
-    prompt = prompts[draw.prompt]
+    prompt = prompts[plan.prompt]
     version = hashlib.sha256(prompt.source_id.encode()).hexdigest()[:16]
     label = class_names.index(prompt.class_name)
     return {
         **EARLIER,
         "source_id": prompt.source_id,
-        "variant": draw.variant,
+        "variant": plan.variant,
         "label": label,
         "partner_label": label,
         "partner_id": prompt.source_id,
         "interpolation": 0.0,
         "noise_strength": 0.0,
-        "guidance_scale": draw.guidance_scale,
+        "guidance_scale": plan.guidance_scale,
         "inversion_step": 0,
         "scheduler": settings.scheduler,
         "inference_steps": settings.inference_steps,

@@ -14,17 +14,18 @@ from torch import Tensor
 
 from ..config.settings import SampleSettings
 from ..data.images import LabelledImages, to_uint8
-from ..engine.claim import claim_run, listed
+from ..engine.frozen_settings import freeze_settings, listed
 from ..engine.lock import run_lock
 from ..engine.memory import within_memory
 from ..engine.progress import track
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..generator.generator import Generator
 from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely, load_safety_checker
+from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
 from .drawing import draw_missing, in_parts
 from .synthetic import SCHEMA, Row, SyntheticStore
-from .variants import Plan, draw_images, plan_variant, resolution_of
+from .variants import VariantPlan, draw_images, plan_variant, resolution_of
 
 
 def sample(
@@ -57,7 +58,7 @@ def draw_variants(
         store = SyntheticStore(run, embeddings.class_names)
         rows = store.rows()
         checker = load_safety_checker(generator) if settings.safety_checker else None
-        claim_run(run, "sample", fingerprint(embeddings, generator, settings, checker), begun=bool(rows))
+        freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=bool(rows))
         require_same_vectors(embeddings, rows, run)
         row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
         draw_missing(
@@ -112,8 +113,7 @@ def check_settings(
     Nothing large is read. Raises UsageError, DataError (a step that is not kept).
     """
     drawn_at = settings.resolution or resolution
-    if drawn_at % generator.vae_factor:
-        raise UsageError(f"resolution={drawn_at}: not a multiple of {generator.vae_factor}, which the VAE needs.")
+    require_side(generator, drawn_at, option="--sample-resolution")
     if settings.strict and drawn_at != resolution:
         raise UsageError(f"resolution={drawn_at}, strict: {elsewhere(resolution)}")
     side = image_side(settings, drawn_at, image_size)
@@ -187,10 +187,10 @@ def in_batches(
     checker = load_safety_checker(generator) if settings.safety_checker else None
     draw = partial(draw_images, embeddings, generator, settings=plain)
 
-    def planner(batch: Sequence[int]) -> Callable[[int, int], Plan]:
+    def planner(batch: Sequence[int]) -> Callable[[int, int], VariantPlan]:
         return lambda place, attempt: plan_variant(embeddings, generator, plain, batch[place], 0, attempt)
 
-    def together(plans: list[Plan]) -> Float[Tensor, "batch 3 side side"]:
+    def together(plans: list[VariantPlan]) -> Float[Tensor, "batch 3 side side"]:
         return within_memory(partial(in_parts, draw, plans), len(plans))[0]
 
     with track("reconstruct", sum(map(len, batches))) as advance:
@@ -206,7 +206,7 @@ def in_batches(
             advance(len(batch))
 
 
-def fingerprint(
+def made_from(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, checker: SafetyChecker | None
 ) -> dict[str, Any]:
     """Everything an image depends on, but the vectors, as JSON data.
@@ -222,12 +222,12 @@ def fingerprint(
         | {"image_size": image_side(settings, resolution, embeddings.image_size)},
         "generator": generator.record,
         **({"safety_checker": checker.hash} if checker else {}),
-        # Earlier versions took all tokens of the empty prompt.
-        **({"empty_tokens": embeddings.vectors.shape[-2]} if settings.unconditional == "empty" else {}),
     }
 
 
-def metadata_row(embeddings: Embeddings, generator: Generator, settings: SampleSettings, plan: Plan) -> dict[str, Any]:
+def metadata_row(
+    embeddings: Embeddings, generator: Generator, settings: SampleSettings, plan: VariantPlan
+) -> dict[str, Any]:
     """How one image was made; see `synthetic.COLUMNS`."""
     return {
         "source_id": embeddings.ids[plan.source],

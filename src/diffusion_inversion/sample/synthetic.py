@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from ..data.images import LabelledImages
-from ..data.naming import class_folder, safe_name
+from ..data.naming import METADATA, class_folder, safe_name
 from ..data.soft_labels import SoftLabels
 from ..engine.ledger import Ledger
 from ..engine.manifest import NAME as MANIFEST
@@ -26,7 +26,7 @@ from ..engine.units import unit_name
 from ..engine.untrusted import inside
 from ..errors import DataError, UsageError
 
-FOLDER, METADATA = "synthetic", "metadata.parquet"
+FOLDER = "synthetic"
 SCHEMA = 2
 COLUMNS = (
     "file_name", "class_name", "label", "source_id", "partner_id", "variant", "interpolation", "noise_strength",

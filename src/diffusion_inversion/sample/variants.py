@@ -18,7 +18,7 @@ from .perturb import add_gaussian_noise, choose_in_group, choose_outside, choose
 
 
 @dataclass(frozen=True)
-class Plan:
+class VariantPlan:
     """What one synthetic image is made from; it depends on (run seed, source id, variant, attempt) alone."""
 
     source: int
@@ -38,7 +38,7 @@ def resolution_of(embeddings: Embeddings, settings: SampleSettings) -> int:
 
 def plan_variant(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, row: int, variant: int, attempt: int = 0
-) -> Plan:
+) -> VariantPlan:
     """Decide everything random about one variant, from its own stream; another attempt has another stream."""
     stream = generator_for(settings.seed, "sample", embeddings.ids[row], variant, *attempt_identity(attempt))
     step, guidance_scale = combination(settings, embeddings.steps, variant, stream)
@@ -49,7 +49,7 @@ def plan_variant(
     embedding = add_gaussian_noise(embedding, settings.noise_strength, stream)
     side = resolution_of(embeddings, settings) // generator.vae_factor
     initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
-    return Plan(row, variant, partner, step, guidance_scale, embedding, initial_noise, attempt)
+    return VariantPlan(row, variant, partner, step, guidance_scale, embedding, initial_noise, attempt)
 
 
 def combination(
@@ -80,7 +80,7 @@ def pick_partner(embeddings: Embeddings, settings: SampleSettings, row: int, ste
 
 
 def unconditional_tokens(
-    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings
+    embeddings: Embeddings, generator: Generator, plans: list[VariantPlan], settings: SampleSettings
 ) -> Tokens:
     """What guidance leads away from, for each plan: (B, tokens, width)."""
     match settings.unconditional:
@@ -103,7 +103,7 @@ def unconditional_tokens(
 
 
 def draw_images(
-    embeddings: Embeddings, generator: Generator, plans: list[Plan], settings: SampleSettings
+    embeddings: Embeddings, generator: Generator, plans: list[VariantPlan], settings: SampleSettings
 ) -> Float[Tensor, "batch 3 side side"]:
     """Denoise and decode a batch of plans: (B, 3, R, R) float32 in [-1, 1]."""
     latents = denoise(

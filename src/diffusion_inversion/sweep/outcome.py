@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError
-from ..train.draws import Components, components, recognised
 from ..train.evaluation import MIN_UNITS, compare, half_width
+from ..train.replicated import Components, components, recognised
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..engine.text import visible_values
 from ..run.report.html import data_uri, environment
-from ..run.report.text import visible_values
 from .outcome import SweepResult
 from .table import accuracy_table, claims_table, metrics_table, over, scope, spread_table
 

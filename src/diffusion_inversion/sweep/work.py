@@ -16,9 +16,10 @@ from ..data.images import LabelledImages
 from ..data.sources import Role
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
-from ..errors import ConfigMismatchError, PartialError, UsageError
+from ..errors import ConfigMismatchError, PartialError
 from ..generator.device import resolve_device
 from ..generator.generator import Generator
+from ..generator.sides import require_side
 from ..invert.embeddings import EmbeddingStore, read_embeddings
 from ..invert.inversion import check, invert
 from ..measure.extractors.catalog import open_extractor
@@ -82,9 +83,8 @@ class Workshop:
             image_size=cell.data.size or learned_at, classes=2,
         )  # fmt: skip
         for part, side in cell.autoencode.model_dump().items():
-            if side is not None and side % self.generator.vae_factor:
-                factor = self.generator.vae_factor
-                raise UsageError(f"autoencode.{part}={side}: not a multiple of {factor}, which the VAE needs.")
+            if side is not None:
+                require_side(self.generator, side, f"autoencode.{part}")
         arms: dict[str, tuple[str, ...]] = {
             arm: tuple(self._classifier(cell, arm, seed) for seed in cell.train.seeds) for arm in cell.train.arms
         }
@@ -173,9 +173,7 @@ class Workshop:
         return self._job(f"{folder}-{most}", says, [vectors], do, folder, whole)
 
     def _images_folder(self, cell: Cell) -> str:
-        # Images of earlier versions were guided away from all tokens of the empty prompt: they are drawn anew.
-        cut = ["empty cut"] if cell.sample.unconditional == "empty" else []
-        return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"), *cut)
+        return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"))
 
     def _autoencoded(self, cell: Cell, part: Role, resolution: int) -> str:
         def do(home: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config.settings import TrainSettings
 from ..data.images import LabelledImages
-from ..engine.claim import claim_run
+from ..engine.frozen_settings import freeze_settings
 from ..engine.lock import run_lock
 from ..engine.state import UnitState, clear_states
 from ..engine.units import each_unit
@@ -134,7 +134,7 @@ def train_arms(
     store = ClassifierStore(folder)
     with run_lock(folder):
         described = recipe(settings, where)
-        claim_run(folder, "train", described, begun=store.manifest.last("commit") is not None)
+        freeze_settings(folder, "train", described, begun=store.manifest.last("commit") is not None)
         data = dict.fromkeys(sources, data_version(real, synthetic, test))
         if OWN_SIZE in sources:  # synthetic images that come or go make no difference to it
             data[OWN_SIZE] = data_version(sources[OWN_SIZE].images, None, sources[OWN_SIZE].test)

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from ..config.settings import TrainSettings
 from ..data.images import LabelledImages
-from ..engine.claim import claim_run
+from ..engine.frozen_settings import freeze_settings, settings_file
 from ..engine.ledger import Ledger
 from ..engine.lock import briefly, is_shared
 from ..engine.manifest import timed
@@ -25,7 +25,7 @@ from .training import fingerprint, recipe, train
 
 # Section C.2 of the paper: real to synthetic 1:7, 1:3, 1:1, 3:1, 7:1.
 PAPER_FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
-FRACTION_FILE, CONFIG_FILE = "real_fraction.json", "train.config.json"
+FRACTION_FILE, CONFIG_FILE = "real_fraction.json", settings_file("train")
 COUNTS = ("n_train", "n_synthetic", "n_validation")
 
 
@@ -172,7 +172,7 @@ def with_fraction(
                 run, real, synthetic, settings, sources=sources, device=device, on_trial=lambda: advance(1)
             )
     settings = settings.model_copy(update={"real_fraction": fraction})
-    claim_fraction(run, settings, device)
+    freeze_fraction(run, settings, device)
     return settings
 
 
@@ -197,11 +197,11 @@ def require_choosable(run: Path, settings: TrainSettings, device: str = "auto") 
 
     They were trained with other settings, or with a mixture whose number was given.
     """
-    claimed = Ledger(run).read_json(CONFIG_FILE)
-    if claimed is None or not ClassifierStore(run).manifest.units():
+    frozen = Ledger(run).read_json(CONFIG_FILE)
+    if frozen is None or not ClassifierStore(run).manifest.units():
         return
-    number = claimed["settings"]["real_fraction"]
-    claim_run(run, "train", recipe(settings.model_copy(update={"real_fraction": number}), resolve_device(device)))
+    number = frozen["settings"]["real_fraction"]
+    freeze_settings(run, "train", recipe(settings.model_copy(update={"real_fraction": number}), resolve_device(device)))
     if _mixed(run):
         raise ConfigMismatchError(
             f"{run}: real_fraction=auto: real+synthetic was trained here with the number {number:g}. Give "
@@ -209,17 +209,17 @@ def require_choosable(run: Path, settings: TrainSettings, device: str = "auto") 
         )
 
 
-def claim_fraction(run: Path, settings: TrainSettings, device: str = "auto") -> None:
+def freeze_fraction(run: Path, settings: TrainSettings, device: str = "auto") -> None:
     """Let a run whose classifiers saw no mixture go on with another number: it plays no part in what they are.
 
     In a shared run nothing changes, since others may train with the number that is recorded.
     """
     ledger = Ledger(run)
-    claimed, described = ledger.read_json(CONFIG_FILE), recipe(settings, resolve_device(device))
-    if claimed is None or claimed == described or _mixed(run) or is_shared(run):
+    frozen, described = ledger.read_json(CONFIG_FILE), recipe(settings, resolve_device(device))
+    if frozen is None or frozen == described or _mixed(run) or is_shared(run):
         return
-    claimed["settings"]["real_fraction"] = settings.real_fraction
-    if claimed == described:
+    frozen["settings"]["real_fraction"] = settings.real_fraction
+    if frozen == described:
         text = json.dumps(described, indent=2) + "\n"
         ledger.commit(CONFIG_FILE, text.encode(), note={"copy": text})
 

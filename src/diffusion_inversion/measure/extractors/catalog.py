@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,13 @@ from .lite0 import open_lite0
 from .timm_models import open_timm
 from .transformer import open_clip, open_dinov2
 
-NAMES = ("lite0", "inception", "dinov2", "clip", "timm:<model>")
+EXTRACTORS: dict[str, Callable[[torch.device, str | Path | None], Extractor]] = {
+    "lite0": open_lite0,
+    "inception": open_inception,
+    "dinov2": open_dinov2,
+    "clip": open_clip,
+}
+NAMES = (*EXTRACTORS, "timm:<model>")
 
 
 def open_extractor(name: str, device: torch.device, weights: str | Path | None = None) -> Extractor:
@@ -23,16 +30,8 @@ def open_extractor(name: str, device: torch.device, weights: str | Path | None =
         timm: a local file; dinov2 and clip: a local transformers folder or a hub id; lite0 takes none.
     Raises UsageError: unknown name, missing package, weights that are not here, cannot be fetched or do not fit.
     """
-    if name == "lite0":
-        if weights is not None:
-            raise UsageError(f"--weights {weights}: lite0 has the weights of its package; leave --weights out.")
-        return open_lite0(device)
-    if name == "inception":
-        return open_inception(device, weights)
-    if name == "dinov2":
-        return open_dinov2(device, weights)
-    if name == "clip":
-        return open_clip(device, weights)
     if name.startswith("timm:"):
         return open_timm(name.removeprefix("timm:"), device, weights)
+    if name in EXTRACTORS:
+        return EXTRACTORS[name](device, weights)
     raise UsageError(f"--extractor {name}: not known; give one of {', '.join(NAMES)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import socket
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...data.sources import default_root
+from ...engine.hashing import sha256_of
 from ...engine.store import commit_file
 from ...errors import UsageError
 from .extractor import Extractor
@@ -39,13 +39,10 @@ def open_inception(
     path = _downloaded() if weights is None else Path(weights)
     if not path.is_file():
         raise UsageError(f"--weights {path}: no such file. Give {Path(URL).name}, from {URL}")
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if not digest.hexdigest().startswith(sha256_start):
+    digest = sha256_of(path)
+    if not digest.startswith(sha256_start):
         raise UsageError(
-            f"{path}: its SHA-256 starts with {digest.hexdigest()[:8]}, that of the FID weights with {sha256_start}; "
+            f"{path}: its SHA-256 starts with {digest[:8]}, that of the FID weights with {sha256_start}; "
             f"get them again from {URL}"
         )
     try:
@@ -61,7 +58,7 @@ def open_inception(
         return features
 
     preprocessing = "bilinear to 299 px as TensorFlow 1, not antialiased; (x - 128) / 128"
-    return Extractor("inception", "", 2048, preprocessing, digest.hexdigest(), device, embed)
+    return Extractor("inception", "", 2048, preprocessing, digest, device, embed)
 
 
 def _downloaded() -> Path:

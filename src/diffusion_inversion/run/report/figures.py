@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from ...engine.text import visible
 from .record import ArmRecord, CurveRecord, MajorityRecord
-from .text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...engine.text import visible_values
 from .confusion import MOST_CLASSES, confusion_matrices, most_confused
 from .figures import ReportImages, accuracy_bars, image_grid, loss_curve, png
-from .text import visible_values
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -41,14 +41,19 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
         yield f"{key}: was {_show(old)}, now {_show(new)}"
 
 
-def claim_run(folder: Path, stage: str, settings: dict[str, Any], *, begun: bool = True) -> None:
+def settings_file(stage: str) -> str:
+    """The name of the file in a run folder that keeps the settings of a stage."""
+    return f"{stage}.config.json"
+
+
+def freeze_settings(folder: Path, stage: str, settings: dict[str, Any], *, begun: bool = True) -> None:
     """Write `<folder>/<stage>.config.json` the first time; later make sure that the settings are the same.
 
     `begun` says whether the stage has committed anything yet; until then settings may still change and are replaced.
     `settings` is JSON data, with everything that the stage's result depends on. Call it inside `run_lock`.
     Raises ConfigMismatchError, which lists every setting that differs, DataError for a damaged file, and DiskError.
     """
-    name = f"{stage}.config.json"
+    name = settings_file(stage)
     text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
     ledger = Ledger(folder)
     with briefly(folder, f"claim-{stage}"):

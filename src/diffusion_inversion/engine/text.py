@@ -1,0 +1,46 @@
+"""Text of others that is safe to show: what a terminal obeys, hides or turns around is written out."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+LONGEST = 2000  # characters of one text in a report; the run's files have it whole
+# Controls, format characters (bidirectional overrides, zero width), surrogates, private use, unassigned, separators.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Of the format characters, those that join letters or emoji are part of words: the others hide or turn text around.
+_JOINERS = "\u200c\u200d"
+
+
+def escaped(text: str, *, keep: str = "", also: str = "") -> str:
+    """`text` with every hidden character but those in `keep`, and those in `also`, as Python writes it: \\u202e."""
+    if text.isascii() and text.isprintable() and not any(character in text for character in also):
+        return text
+    return "".join(
+        c.encode("unicode_escape", "backslashreplace").decode("ascii")
+        if c in also or (unicodedata.category(c) in _HIDDEN and c not in keep)
+        else c
+        for c in text
+    )
+
+
+def shown(text: str) -> str:
+    """For a line of a terminal or a table: line breaks and backslashes are escaped too, so it reads back as it was."""
+    return escaped(text, also="\\")
+
+
+def visible(text: str) -> str:
+    """For a page: line breaks, tabs and joiners of letters stay. Longer than 2,000 characters ends in an ellipsis."""
+    return escaped(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…", keep=f"\n\t{_JOINERS}")
+
+
+def visible_values(value: Any) -> Any:
+    """JSON data with every text in it, keys too, made `visible`."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {visible_values(key): visible_values(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [visible_values(child) for child in value]
+    return value
