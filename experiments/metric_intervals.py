@@ -1,4 +1,4 @@
-"""Are the standard errors of the metrics right? (The figures in src/diffusion_inversion/metrics/intervals.py.)
+"""Are the standard errors of the metrics right? (The figures in src/diffusion_inversion/measure/metrics/intervals.py.)
 
 Command:  python experiments/metric_intervals.py cifar10 [draws]      (or other DATA)
 Method:   8,000 images, Lite0 features, parted at random into a real and a generated pool of 4,000. 400 are drawn of

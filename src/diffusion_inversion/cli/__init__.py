@@ -32,6 +32,21 @@ app.add_typer(bench.bench, name="bench")
 app.add_typer(compare.group, name="generators")
 
 
+def _say_version(wanted: bool) -> None:
+    from importlib.metadata import version
+
+    if wanted:
+        typer.echo(f"dinv {version('diffusion-inversion')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_say_version, is_eager=True, help="Say the version."),
+) -> None:
+    pass
+
+
 def main() -> None:
     """Entry point of `dinv`."""
     prepare()

@@ -31,7 +31,9 @@ class Settings(BaseModel):
 class InvertSettings(Settings):
     """Stage 1: learn one conditioning vector c (tokens x text width) per image."""
 
-    _later = frozenset({"grouping", "group_size", "joint_batch_size", "gradient_checkpointing"})
+    _later: ClassVar[frozenset[str]] = frozenset(
+        {"grouping", "group_size", "joint_batch_size", "gradient_checkpointing"}
+    )
 
     steps: int = Field(50, ge=0, description="AdamW steps per image; 0 keeps the initial vectors (ours; text: 3,000)")
     keep_steps: tuple[int, ...] = Field((), description="steps whose vectors are kept too (ours; text: 1000,2000,3000)")
@@ -72,7 +74,7 @@ class InvertSettings(Settings):
 class SampleSettings(Settings):
     """Stage 2: draw variants around the learned vectors."""
 
-    _later = frozenset(
+    _later: ClassVar[frozenset[str]] = frozenset(
         {
             "interpolation_kind", "partner", "unconditional", "group_size", "guidance_interval", "eta", "resolution",
             "strict", "safety_checker", "combinations",
@@ -207,7 +209,7 @@ def known_architecture(name: str) -> str:
 class TrainSettings(Settings):
     """Downstream task: one classifier per arm and seed, all with the same number of optimizer steps."""
 
-    _later = frozenset({"warm_up_steps"})
+    _later: ClassVar[frozenset[str]] = frozenset({"warm_up_steps"})
 
     architecture: str = Field(
         "auto",
@@ -290,7 +292,7 @@ class TrainSettings(Settings):
 class DataSettings(Settings):
     """Which images are inverted, and which test the classifier."""
 
-    _later = frozenset({"balanced", "per_class"})
+    _later: ClassVar[frozenset[str]] = frozenset({"balanced", "per_class"})
 
     data: str = Field(description="folder of class folders, parquet file, hf:<id>, or a built-in name")
     test: str | None = Field(None, description="test images, as DATA; default: the data set's own, else a hold-out")

@@ -59,13 +59,13 @@ class ClassDistance:
 class Measurement:
     """All metrics of generated against real images. The names in `metrics` and `per_class` say the features.
 
-    metrics: fid, fid_infinity, kid, cmmd, precision, recall, density, coverage, each followed by the extractor's
-        suffix ("" for Inception, "_npy" where both sides were given as features). Low and high are None where there
-        were too few images or units for an interval.
-    units_real, units_generated: what was resampled for the intervals, images or groups of them; `resampled` says it
-        in words.
-    kid_subsets: mean and standard deviation over subsets, how many and of how many images: torch-fidelity's KID.
-    per_class: classes that both sides have, two images of each at least; empty where a side has no labels.
+    - `metrics`: fid, fid_infinity, kid, cmmd, precision, recall, density, coverage, each followed by the extractor's
+      suffix ("" for Inception, "_npy" where both sides were given as features). Low and high are None where there
+      were too few images or units for an interval.
+    - `units_real`, `units_generated`: what was resampled for the intervals, images or groups of them; `resampled` says
+      it in words.
+    - `kid_subsets`: mean and standard deviation over subsets, how many and of how many images: torch-fidelity's KID.
+    - `per_class`: classes that both sides have, two images of each at least; empty where a side has no labels.
     """
 
     real: str
@@ -153,12 +153,14 @@ def measure(
 
     An `.npy` holds features (N, D), floating point, one row an image; it is taken to be of `extractor` where the
     other side is DATA.
-    extractor, weights: as `open_extractor`. k: neighbours of precision, recall, density and coverage.
-    seed: of `limit` and of the intervals. confidence: of the intervals, in (0, 1).
-    real_groups, generated_groups: text files that name the group of each image (`variant_groups.read_groups`), such as
-        its source or its patient. Images of one group are resampled together. A folder that stage 2 wrote knows the
-        sources of its images; where the real images are among these, each goes with what was made from it.
-    cache: folder for features of DATA; default `features` below `root`, or the data folder.
+
+    - `extractor`, `weights`: as `open_extractor`. `k`: neighbours of precision, recall, density and coverage.
+    - `seed`: of `limit` and of the intervals. `confidence`: of the intervals, in (0, 1).
+    - `real_groups`, `generated_groups`: text files that name the group of each image (`variant_groups.read_groups`),
+      such as its source or its patient. Images of one group are resampled together. A folder that stage 2 wrote knows
+      the sources of its images; where the real images are among these, each goes with what was made from it.
+    - `cache`: folder for features of DATA; default `features` below `root`, or the data folder.
+
     Raises UsageError (arguments, extractor, files that are not there) before images are decoded, and DataError.
     """
     _check(k, confidence, batch_size)

@@ -26,7 +26,7 @@ _DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they wer
 def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     """Load the images of a run: by `settings` the first time, by what data.json recorded afterwards.
 
-    Training images and classes that were added since are welcome. Images that were forgotten stay out (forgetting.py).
+    Training images and classes that were added since are welcome. Images that were forgotten stay out (run/forget.py).
     Raises UsageError where neither settings nor a record is there, ConfigMismatchError where recorded images changed
     or are gone, with what changed.
     """

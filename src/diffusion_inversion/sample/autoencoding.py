@@ -83,8 +83,12 @@ def autoencode(
 ) -> LabelledImages:
     """Pass images through the VAE, write them below `out`/`part` and return them in the order of `images`.
 
-    Each is resized to `resolution` px, encoded, decoded, and resized back to its side; see `write_autoencoded`, which
-    does not hold the results. Ids are `class/name.png`, as `load_images` of `out`/`part` gives them.
+    Each is resized to `resolution` px, encoded, decoded, and resized back to its side. The latent is the mean of the
+    encoder's distribution; with `sample` it is drawn from it, by seed, part and image id. `batch_size` sets memory, not
+    results. Ids are `class/name.png`, as `load_images` of `out`/`part` gives them. Images that are there are not made
+    again. `write_autoencoded` does the same and does not hold the results.
+
+    Raises UsageError, ConfigMismatchError, LockedError and DiskError as that does.
     """
     write_autoencoded(
         images, generator, out, resolution=resolution, part=part, sample=sample, batch_size=batch_size, seed=seed

@@ -261,7 +261,9 @@ class SyntheticStore:
 
 
 def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledImages:
-    """The synthetic images of a run.
+    """The synthetic images (N, 3, S, S) of a run folder, uint8 RGB, at the side they were saved at.
+
+    `class_names` gives the classes their numbers. A soft label comes along where a partner was of another class.
 
     Raises UsageError where stage 2 has not finished, DataError where a file is missing or changed.
     """

@@ -47,8 +47,8 @@ def train(
 
     With `images` alone every batch comes from them, be they real or synthetic. With `synthetic` too, `images` are the
     real ones and `settings.mixing` says how both are mixed. Both have the same classes and the same side. Optimizer,
-    schedule and their numbers are those of `settings.recipe` (recipes.py), by default the paper's. `settings.arms` and
-    `settings.seeds` are not read here.
+    schedule and their numbers are those of `settings.recipe` (train/recipes.py), by default the paper's.
+    `settings.arms` and `settings.seeds` are not read here.
 
     The seed fixes the initial weights, the order of the images and their augmentation; equal arguments on one machine
     give equal weights. `on_step(step, loss)` is called for each step, step from 1 to settings.steps, in order: on the
