@@ -34,7 +34,14 @@ POSITION = re.compile(r".+/\d{6}")
 FRACTION_FILE = "real_fraction.json"
 # Files that show or summarise the images, or a choice by classifiers that saw them; made again by the stages.
 SUMMARIES = ("run.json", "report.html")
-DERIVED = (*SUMMARIES, "reconstructions.safetensors", "likeness.json", f"{SYNTHETIC}/{METADATA}", FRACTION_FILE)
+DERIVED = (
+    *SUMMARIES,
+    "reconstructions.safetensors",
+    "likeness.json",
+    "coarseness.json",
+    f"{SYNTHETIC}/{METADATA}",
+    FRACTION_FILE,
+)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ..train.own_size import OWN_SIZE_LIMIT, Sides, own_side
 from ..train.real_fraction import FRACTION_FILE
 from ..train.recipes import resolved
 from ..train.store import ClassifierStore
+from .coarseness import read_coarseness
 from .foresight import too_few, visible_gain
 from .images import DATA_FILE
 from .reconstructions import Likeness, read_likeness, read_reconstructions
@@ -114,6 +115,8 @@ def report_stage(
     record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(draws))
     if (few := too_few(splits.test.labels, settings, len(draws))) is not None:
         record["verdict"]["too_few"] = few
+    if (coarse := read_coarseness(run, sampled["settings"]["image_size"])) is not None:
+        record["verdict"]["coarseness"] = coarse.record()
     if (likeness := read_likeness(run, embeddings)) is not None:
         record["likeness"] = likeness.record()
     if (sides := sides_of(draws)) is not None:

@@ -41,7 +41,15 @@ CONFIGS = (
     FORGOTTEN_FILE,
 )
 # Files of the ledger: settings and choices, which cannot be made again, and what can.
-KNOWN = (*CONFIGS, "run.json", "report.html", "reconstructions.safetensors", "likeness.json", f"{SYNTHETIC}/{METADATA}")
+KNOWN = (
+    *CONFIGS,
+    "run.json",
+    "report.html",
+    "reconstructions.safetensors",
+    "likeness.json",
+    "coarseness.json",
+    f"{SYNTHETIC}/{METADATA}",
+)
 Kind = Literal["damaged", "missing", "unlisted", "unfinished"]
 
 
