@@ -101,7 +101,26 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
 
     Classes keep the numbers that were recorded, by name; those that were added since come after them.
     """
-    splits = load_splits(
+    splits = load_as(settings, recorded)
+
+    def without(images: LabelledImages) -> LabelledImages:
+        images = images.with_classes_after(recorded["class_names"] if recorded else ())
+        gone = set(forgotten_rows(images, run))
+        if not gone:
+            return images
+        if len(gone) == len(images):
+            raise DataError(f"{images.name}: every image was forgotten; add others")
+        names = [images.ids[row] for row in gone]
+        kept = images.subset([row for row in range(len(images)) if row not in gone])
+        return replace(kept, problems=without_mention(kept.problems, names))
+
+    train, test = without(splits.train), without(splits.test)
+    return Splits(train, test, splits.how)
+
+
+def load_as(settings: DataSettings, recorded: dict[str, Any] | None = None) -> Splits:
+    """Load what `settings` names, parted as it was recorded."""
+    return load_splits(
         settings.data,
         test=settings.test,
         size=settings.size,
@@ -119,20 +138,6 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
             settings.per_class,
         ),
     )
-
-    def without(images: LabelledImages) -> LabelledImages:
-        images = images.with_classes_after(recorded["class_names"] if recorded else ())
-        gone = set(forgotten_rows(images, run))
-        if not gone:
-            return images
-        if len(gone) == len(images):
-            raise DataError(f"{images.name}: every image was forgotten; add others")
-        names = [images.ids[row] for row in gone]
-        kept = images.subset([row for row in range(len(images)) if row not in gone])
-        return replace(kept, problems=without_mention(kept.problems, names))
-
-    train, test = without(splits.train), without(splits.test)
-    return Splits(train, test, splits.how)
 
 
 def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -131,6 +131,7 @@ def report_stage(
     ledger = Ledger(run)
     if (choice := ledger.read_json(FRACTION_FILE)) is not None:
         record["real_fraction_trials"] = choice["trials"]
+        record["real_fraction_measure"] = choice.get("measure", "accuracy")
     before = ledger.read_json(RUN_FILE) if ledger.holds(RUN_FILE) else None
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     if before is not None and before == json.loads(text) | {"created": before.get("created")}:

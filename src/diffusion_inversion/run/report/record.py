@@ -221,8 +221,9 @@ class RunRecord(TypedDict):
     verdict: VerdictRecord
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
-    # Where real_fraction=auto: [fraction, seed, accuracy in [0, 1] on the validation images] of every trial.
+    # Where real_fraction=auto: [fraction, seed, rate in [0, 1] on the validation images] of every trial.
     real_fraction_trials: NotRequired[list[list[float]]]
+    real_fraction_measure: NotRequired[str]  # what the trials count: accuracy, or balanced accuracy
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
     replicates: NotRequired[list[ReplicateRecord]]
     components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - <baseline>"
