@@ -29,6 +29,7 @@ from ..engine.progress import track
 from ..errors import DataError
 from ..generator.features import load_lite0, profile
 from ..generator.generator import Generator
+from ..invert.embeddings import CONFIG_FILE as INVERT_CONFIG
 from ..sample.autoencoding import autoencoded
 from ..train.evaluation import compare, half_width
 from ..train.own_size import OWN_SIZE_LIMIT
@@ -173,7 +174,7 @@ def affordable(generator: Generator, resolution: int) -> int:
     if generator.device.type != "cpu":
         return MOST_IMAGES
     parameters = sum(parameter.numel() for parameter in generator.vae.parameters())
-    count = int(MOST_WORK / (parameters * resolution**2))
+    count = int(MOST_WORK / max(parameters * resolution**2, 1))
     if count < FEWEST_IMAGES:
         raise DataError(f"on a CPU the autoencoder of {generator.name} takes too long at {resolution} px")
     return min(count, MOST_IMAGES)
@@ -241,9 +242,13 @@ def coarseness(
 ) -> Coarseness | None:
     """`measure` once for a run, kept in RUN/coarseness.json; says on stderr what a user should know.
 
-    It stands beside the work and never ends it: where it cannot be done, a note says why, and the result is None.
+    It stands beside the work and never ends it: where it cannot be done, a note says why, and the result is None. So
+    it is, without a note, where stage 1 was begun with another generator, which it will refuse.
     """
     try:
+        begun = Ledger(run).read_json(INVERT_CONFIG)
+        if begun is not None and begun["generator"]["hash"] != generator.hash:
+            return None
         with briefly(run, "coarseness"):
             found = _kept(run, images, generator, resolution, used)
     except Exception as error:  # whatever it is, the run can do without
