@@ -1,4 +1,4 @@
-"""Sweeps judge as the verdict does: balanced accuracy where test classes are uneven, `real (own size)` beside `real`."""
+"""Sweeps judge as the verdict does: by balanced accuracy where test classes are uneven; with `real (own size)`."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ x = "sample.noise_strength"
 """
 CLAIM = """
 [[claims]]
-says = "Synthetic images beat what there is without them"
-pairs = [{ greater = { arm = "synthetic", at = { "sample.noise_strength" = 0.1 } }, less = { arm = "real (own size)" } }]
+says = "Synthetic images win"
+[[claims.pairs]]
+greater = { arm = "synthetic", at = { "sample.noise_strength" = 0.1 } }
+less = { arm = "real (own size)" }
 """
 
 
@@ -96,7 +98,7 @@ def test_a_claim_is_the_verdict_of_the_same_run(bench: Bench, uneven: Path, tmp_
 
     text, page = ((tmp_path / "out" / f"judged.{kind}").read_text() for kind in ("md", "html"))
     assert "Test balanced accuracy in %, mean" in text and "(n=3, 32 px)" in text
-    assert "| Synthetic images beat what there is without them | balanced accuracy |" in text
+    assert "| Synthetic images win | balanced accuracy |" in text
     assert "Test balanced accuracy in %" in page and "real (own size)" in page
     classifiers = list((tmp_path / "out" / "results" / "classifiers").iterdir())
     assert len(classifiers) == 3 * 4, "that arm is done once for both strengths"
