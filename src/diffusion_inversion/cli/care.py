@@ -63,9 +63,14 @@ def inspect(
 
             loaded, images = load(generator, None, device, "auto"), load_as(settings).train
             side = loaded.resolution
-            kept = measure(images, loaded, resolution=side, used=min(images.size, side))
-            said = kept.warning or f"{loaded.name}: {kept.sentence}. No loss that matters was seen."
-            summary |= {"coarseness": kept.record(), "text": f"{summary['text']}\n\n{said}"}
+            try:
+                kept = measure(images, loaded, resolution=side, used=min(images.size, side))
+            except DataError as error:
+                said = f"how much {loaded.name} keeps of these images is not known: {error}."
+            else:
+                said = kept.warning or f"{loaded.name}: {kept.sentence}. No loss that matters was seen."
+                summary["coarseness"] = kept.record()
+            summary["text"] = f"{summary['text']}\n\n{said}"
 
 
 def doctor(
