@@ -206,7 +206,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_invert_and_inspect_say_it_of_training_images_alone(bench: Bench, data: Path, tmp_path: Path) -> None:
-    short = ("--generator", bench.checkpoint, "--steps", 0, "--init", "random", "--device", "cpu", "--dtype", "float32")
+    short = ("--generator", bench.checkpoint, "--steps", 1, "--init", "random", "--device", "cpu", "--dtype", "float32")
     found = []
     for test in ("test", "other"):
         done = dinv("invert", data / "train", "--test", data / test, "--out", tmp_path / test, *short)
@@ -220,7 +220,7 @@ def test_invert_and_inspect_say_it_of_training_images_alone(bench: Bench, data: 
     )
     assert looked.exit_code == 0, looked.output
     record = json.loads(looked.stdout)
-    assert record["coarseness"]["images"] == 60 and record["coarseness"]["sentence"] in record["text"]
+    assert "5 folds of 60 training images" in record["coarseness"]["sentence"]
     assert record["coarseness"]["plain"] == pytest.approx(found[0]["found"]["plain"])
 
 

@@ -108,7 +108,8 @@ def test_there_is_no_such_arm_where_no_image_is_shrunk_and_even_classes_keep_acc
     bench: Bench, tmp_path: Path
 ) -> None:
     file = tmp_path / "plain.toml"
-    file.write_text(FILE.format(toy=bench.checkpoint, data=bench.data, own_size="true", arms='["real"]'))
+    text = FILE.format(toy=bench.checkpoint, data=bench.data, own_size="true", arms='["real"]')
+    file.write_text(text.partition("[figure]")[0])
     done = sweep(file, tmp_path / "out")
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / "plain.json").read_text())
