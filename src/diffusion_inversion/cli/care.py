@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import DataError, PartialError, UsageError
-from .command import command, data_settings, hold
+from .command import command, data_settings, hold, load
 from .options import (
     AllowNear,
     Balanced,
@@ -38,7 +38,10 @@ def inspect(
     test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
     data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
     allow_near_duplicates: AllowNear = False, balanced: Balanced = False, per_class: PerClass = None,
-    as_json: Json = False,
+    generator: Annotated[
+        str | None, typer.Option(help="Say too what this generator's autoencoder keeps of the training images.")
+    ] = None,
+    device: Device = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Look at DATA before anything is computed: every problem of every image, in a table."""
     with command(as_json) as summary:
@@ -54,6 +57,20 @@ def inspect(
         summary |= {**found.record(), "text": found.table()}
         if not found.usable:
             raise DataError(found.table(), found.record())
+        if generator is not None:
+            from ..run.coarseness import measure
+            from ..run.images import load_as
+
+            loaded, images = load(generator, None, device, "auto"), load_as(settings).train
+            side = loaded.resolution
+            try:
+                kept = measure(images, loaded, resolution=side, used=min(images.size, side))
+            except DataError as error:
+                said = f"how much {loaded.name} keeps of these images is not known: {error}."
+            else:
+                said = kept.warning or f"{loaded.name}: {kept.sentence}. No loss that matters was seen."
+                summary["coarseness"] = kept.record()
+            summary["text"] = f"{summary['text']}\n\n{said}"
 
 
 def doctor(

@@ -114,6 +114,7 @@ def invert(
     """Stage 1: learn one conditioning vector per image of DATA."""
     with command(as_json) as summary:
         from ..config.settings import InvertSettings
+        from ..run.coarseness import coarseness
         from ..run.images import open_splits
         from ..run.stages import invert_stage
 
@@ -130,6 +131,8 @@ def invert(
         loaded = load(generator, revision, device, dtype)
         with hold(out, join):
             splits = open_splits(out, source)
+            side = settings.resolution or loaded.resolution
+            coarseness(out, splits.train, loaded, side, min(splits.train.size, side))
             embeddings = invert_stage(out, splits, loaded, settings)
         first, last = float(embeddings.losses[0].mean()), float(embeddings.losses[-1].mean())
         summary |= {"run": str(out), "images": len(embeddings), "loss_initial": first, "loss_final": last}

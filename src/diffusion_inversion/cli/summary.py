@@ -29,7 +29,7 @@ def summarise(
         lines += _replicates(record)
     lines.append(f"verdict: {verdict.get('headline', verdict['outcome'])} ({verdict['sentence']})")
     lines += [verdict["scope"]] if "scope" in verdict else []
-    lines += [*_shrunk(record), *_doubts(record)]
+    lines += [*_shrunk(record), *_coarse(record), *_doubts(record)]
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])
     lines += notes_on(summary["notes"], data, test) if data is not None else []
@@ -74,6 +74,12 @@ def _shrunk(record: RunRecord) -> Iterator[str]:
         yield f"{coarse} too coarse for this task: {cost}."
     else:
         yield f"The real images have {native} px: {cost}."
+
+
+def _coarse(record: RunRecord) -> Iterator[str]:
+    found = record["verdict"].get("coarseness")
+    if found is not None and found["too_coarse"]:
+        yield f"{found['generator']} keeps too little of these images: {found['sentence']}."
 
 
 def _doubts(record: RunRecord) -> Iterator[str]:

@@ -89,16 +89,7 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
 
     Classes keep the numbers that were recorded, by name; those that were added since come after them.
     """
-    splits = load_splits(
-        **settings.model_dump(exclude={"drop_test_duplicates", "balanced", "per_class"}),
-        drop_duplicates=settings.drop_test_duplicates,
-        chosen=Chosen(
-            frozenset(recorded["train"]["ids"] if recorded else ()),
-            frozenset(recorded["test"]["ids"] if recorded else ()),
-            settings.balanced,
-            settings.per_class,
-        ),
-    )
+    splits = load_as(settings, recorded)
 
     def without(images: LabelledImages) -> LabelledImages:
         images = images.with_classes_after(recorded["class_names"] if recorded else ())
@@ -113,6 +104,20 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
 
     train, test = without(splits.train), without(splits.test)
     return Splits(train, test, splits.how)
+
+
+def load_as(settings: DataSettings, recorded: dict[str, Any] | None = None) -> Splits:
+    """Load what `settings` names, parted as it was recorded."""
+    return load_splits(
+        **settings.model_dump(exclude={"drop_test_duplicates", "balanced", "per_class"}),
+        drop_duplicates=settings.drop_test_duplicates,
+        chosen=Chosen(
+            frozenset(recorded["train"]["ids"] if recorded else ()),
+            frozenset(recorded["test"]["ids"] if recorded else ()),
+            settings.balanced,
+            settings.per_class,
+        ),
+    )
 
 
 def changed_images(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str]]:

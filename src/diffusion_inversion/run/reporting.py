@@ -27,6 +27,7 @@ from ..train.real_fraction import FRACTION_FILE
 from ..train.recipes import resolved
 from ..train.replicated import Replicated, sides_of, spread
 from ..train.store import ClassifierStore
+from .coarseness import read_coarseness
 from .foresight import too_few, visible_gain
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RUN_FILE
 from .reconstructions import Likeness, read_likeness, read_reconstructions
@@ -113,6 +114,8 @@ def report_stage(
     record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(replicates))
     if (few := too_few(splits.test.labels, settings, len(replicates))) is not None:
         record["verdict"]["too_few"] = few
+    if (coarse := read_coarseness(run, sampled["settings"]["image_size"])) is not None:
+        record["verdict"]["coarseness"] = coarse.record()
     if (likeness := read_likeness(run, embeddings)) is not None:
         record["likeness"] = likeness.record()
     if (sides := sides_of(replicates)) is not None:
@@ -128,6 +131,7 @@ def report_stage(
     ledger = Ledger(run)
     if (choice := ledger.read_json(FRACTION_FILE)) is not None:
         record["real_fraction_trials"] = choice["trials"]
+        record["real_fraction_measure"] = choice.get("measure", "accuracy")
     before = ledger.read_json(RUN_FILE) if ledger.holds(RUN_FILE) else None
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     if before is not None and before == json.loads(text) | {"created": before.get("created")}:

@@ -36,6 +36,8 @@ from ..train.own_size import at_own_size, own_side
 from ..train.real_fraction import check_fraction, with_fraction
 from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
+from .coarseness import again as coarseness_again
+from .coarseness import coarseness
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
@@ -181,6 +183,7 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
         return ["invert"], None
     generator = Generator.load(*inverted_with(run), device, made_with["dtype"])
     splits = open_splits(run)
+    coarseness_again(run, splits.train, generator)
     vectors = invert_stage(run, splits, generator, InvertSettings(**read_config(run, "invert")["settings"]))
     # That a stage had ended is on record in its own manifest and in the ledger: one of them may be the damaged one.
     store = SyntheticStore(run, splits.train.class_names)
@@ -313,6 +316,7 @@ def run_all(
             with _replicate(run, plan):
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
+    coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
     results = _all_stages(plans[0], splits, generator, own_size)
     others = []
     for plan in plans[1:]:

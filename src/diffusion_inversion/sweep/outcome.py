@@ -6,14 +6,16 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError
-from ..train.evaluation import MIN_UNITS, compare
+from ..train.evaluation import MIN_UNITS, OWN_SIZE, compare
 from ..train.replicated import Components, components, recognised
+from ..train.verdict import is_uneven
 from .claims import Difference, Outcome
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
@@ -31,6 +33,7 @@ class RowDraw:
     ece: tuple[float, ...]
     correct: Tensor  # (seeds, n_test) bool
     test_ids: tuple[str, ...]
+    labels: Tensor  # (n_test,) int64: true classes
     real_fraction: float | None  # where it was chosen
 
 
@@ -44,6 +47,23 @@ class Row:
     draws: tuple[RowDraw, ...]  # the replicates
     n_train: int
     images: int  # synthetic ones it could see
+    side: int | None = None  # px, of the arm "real (own size)"
+
+    @cached_property
+    def measure(self) -> str:
+        """What it is judged by, as a verdict is: balanced accuracy where the test classes are uneven."""
+        return "balanced accuracy" if is_uneven(self.labels) else "accuracy"
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """True classes of the test images (n,), in the order of `correct`'s columns."""
+        found = {i: k for draw in self.draws for i, k in zip(draw.test_ids, draw.labels.tolist(), strict=True)}
+        return torch.tensor(list(found.values()), dtype=torch.int64)
+
+    @property
+    def of_seeds(self) -> tuple[tuple[float, ...], ...]:
+        """In the row's measure, of each replicate one for each seed."""
+        return tuple(draw.accuracies if self.measure == "accuracy" else draw.balanced for draw in self.draws)
 
     @property
     def unit(self) -> str:
@@ -52,10 +72,9 @@ class Row:
 
     @property
     def units(self) -> tuple[float, ...]:
-        """Accuracies of one replicate's seeds, or of the replicates, each the mean over its seeds."""
-        if len(self.draws) == 1:
-            return self.draws[0].accuracies
-        return tuple(statistics.fmean(draw.accuracies) for draw in self.draws)
+        """In the row's measure: of one replicate's seeds, or of the replicates, each the mean over its seeds."""
+        found = self.of_seeds
+        return found[0] if len(found) == 1 else tuple(map(statistics.fmean, found))
 
     @property
     def correct(self) -> Tensor:
@@ -74,7 +93,7 @@ class Row:
 
     @property
     def spread(self) -> Components:
-        return components([draw.accuracies for draw in self.draws])
+        return components(self.of_seeds)
 
 
 Found = Mapping[str, Mapping[str, float | None]]  # metric's name => value, low, high, error, freedom
@@ -103,6 +122,7 @@ class Checked:
     """A claim, each of its differences with the interval that decides, and what became of it."""
 
     claim: Claim
+    measure: str  # what the differences are of: a metric, accuracy, or balanced accuracy
     differences: tuple[tuple[float, float | None, float | None], ...]  # of each pair: value, low, high
     outcome: Outcome
     errors: tuple[Difference, ...] = ()  # the same differences with their errors, from which any level follows
@@ -173,7 +193,9 @@ def _row(
 ) -> Row:  # fmt: skip
     place = members[0]
     drawn = jobs[place][0].images
-    images = 0 if arm == "real" or drawn is None else _of_variants(workshop, drawn, first[place].sample.variants)
+    images = (
+        0 if arm in ("real", OWN_SIZE) or drawn is None else _of_variants(workshop, drawn, first[place].sample.variants)
+    )
     return Row(
         at=_shared(first, members),
         cells=tuple(members),
@@ -181,6 +203,7 @@ def _row(
         draws=tuple(_draw(workshop, cell, found, arm) for cell, found in zip(cells[place], jobs[place], strict=True)),
         n_train=len(workshop.splits(first[place].data).train),
         images=images,
+        side=jobs[place][0].own if arm == OWN_SIZE else None,
     )
 
 
@@ -195,6 +218,7 @@ def _draw(workshop: Workshop, cell: Cell, jobs: CellJobs, arm: str) -> RowDraw:
         ece=tuple(record["ece"] for record in found),
         correct=torch.tensor([record["predictions"] for record in found]) == test.labels,
         test_ids=test.ids,
+        labels=test.labels,
         real_fraction=None if chosen is None else workshop.read(chosen)["real_fraction"],
     )
 
@@ -224,15 +248,17 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
     count = len(claim.pairs)
     differences: list[tuple[float, float | None, float | None]] = []
     errors: list[Difference] = []
-    enough = True
+    enough, measure = True, claim.of
     for pair in claim.pairs:
         if claim.of == "accuracy":
             more, less = _find(pair.greater, cells, rows), _find(pair.less, cells, rows)
             enough &= len(more.units) >= MIN_UNITS
+            measure = more.measure
             found = compare(
                 "greater",
                 {"greater": more.units, "less": less.units},
                 correct={"greater": more.correct, "less": less.correct},
+                labels=None if measure == "accuracy" else more.labels,
                 baseline="less",
                 comparisons=count,
                 unit=more.unit,
@@ -249,7 +275,8 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
             first, second = _find(pair.greater, cells, metrics), _find(pair.less, cells, metrics)
             errors.append(_errors(first.draws, second.draws, claim.of))
             differences.append(_difference(first.draws, second.draws, claim.of, count))
-    return Checked(claim, tuple(differences), judge(differences) if enough else "too noisy to say", tuple(errors))
+    outcome = judge(differences) if enough else "too noisy to say"
+    return Checked(claim, measure, tuple(differences), outcome, tuple(errors))
 
 
 def _errors(more: Sequence[Found], less: Sequence[Found], name: str) -> Difference:

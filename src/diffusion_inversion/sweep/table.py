@@ -27,7 +27,14 @@ def shown(value: Any) -> str:
 def percent(row: Row) -> str:
     """Mean and standard deviation over seeds or replicates in %, and how many there are."""
     spread = "" if row.std is None else f" ± {100 * row.std:.1f}"
-    return f"{100 * row.mean:.1f}{spread} (n={len(row.units)})"
+    side = "" if row.side is None else f", {row.side} px"
+    return f"{100 * row.mean:.1f}{spread} (n={len(row.units)}{side})"
+
+
+def measures(rows: Sequence[Row]) -> str:
+    """What the rows are judged by, in words; rows of uneven test classes by balanced accuracy."""
+    names = {row.measure for row in rows}
+    return "accuracy, balanced where the test classes are uneven" if len(names) > 1 else next(iter(names), "accuracy")
 
 
 def as_csv(found: SweepResult) -> str:
@@ -71,8 +78,8 @@ def as_json(found: SweepResult, command: str) -> str:
         ],
         "claims": [
             {
-                "says": c.claim.says, "of": c.claim.of, "outcome": c.outcome, "differences": c.differences,
-                "errors": [error.model_dump() for error in c.errors],
+                "says": c.claim.says, "of": c.claim.of, "measure": c.measure, "outcome": c.outcome,
+                "differences": c.differences, "errors": [error.model_dump() for error in c.errors],
             }
             for c in found.claims
         ],
@@ -83,8 +90,9 @@ def as_json(found: SweepResult, command: str) -> str:
 def _row(row: Row) -> dict[str, Any]:
     """Lists run over seeds; with replicates over the seeds of replicate 0, then of replicate 1, ..."""
     draws = row.draws
-    record = {
-        "at": dict(row.at), "arm": row.arm, "seeds": _flat(draw.seeds for draw in draws),
+    record: dict[str, Any] = {
+        "at": dict(row.at), "arm": row.arm, "measure": row.measure, "side": row.side,
+        "seeds": _flat(draw.seeds for draw in draws),
         "accuracies": _flat(draw.accuracies for draw in draws), "mean": row.mean, "std": row.std, "n": len(row.units),
         "balanced_accuracies": _flat(draw.balanced for draw in draws), "ece": _flat(draw.ece for draw in draws),
         "n_train": row.n_train, "n_test": draws[0].correct.shape[1], "synthetic_images": row.images,
@@ -111,7 +119,12 @@ def as_markdown(found: SweepResult, command: str, figures: Sequence[str]) -> str
     lines = [f"# {found.plan.title}", "", *([found.plan.about.strip(), ""] if found.plan.about else [])]
     lines += [f"`{command}`", "", f"Generator: {found.generator}.", ""]
     head, body = accuracy_table(found)
-    lines += [f"Test accuracy in %, mean ± standard deviation over {over(found)}.", "", *_markdown(head, body), ""]
+    lines += [
+        f"Test {measures(found.rows)} in %, mean ± standard deviation over {over(found)}.",
+        "",
+        *_markdown(head, body),
+        "",
+    ]
     lines += [f"{scope(found)}", ""]
     if found.plan.replicates > 1:
         lines += ["## Where the spread comes from", "", *_markdown(*spread_table(found.rows)), ""]
@@ -198,7 +211,7 @@ def claims_table(claims: Sequence[Checked]) -> tuple[list[str], list[list[str]]]
         for value, low, high in checked.differences:
             span = "" if low is None or high is None else f" [{scale * low:+.3g}, {scale * high:+.3g}]"
             parts.append(f"{scale * value:+.3g}{span}")
-        body.append([checked.claim.says, checked.claim.of, "; ".join(parts) + unit, checked.outcome])
+        body.append([checked.claim.says, checked.measure, "; ".join(parts) + unit, checked.outcome])
     return ["claim", "of", "differences", "outcome"], body
 
 
