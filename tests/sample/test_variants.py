@@ -216,6 +216,19 @@ def test_the_first_tokens_of_the_empty_prompt_are_those_of_the_prompt_cut_to_the
     torch.testing.assert_close(generator.text_tokens([""])[:, :count], theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_drawing_is_told_where_to_guide(generator: Generator, embeddings: Embeddings) -> None:
+    """Guided nowhere but in a stretch between two steps, an image is that of scale 1."""
+    (plain,), (guided,), (between,) = (
+        draw_images(embeddings, generator, plans(embeddings, generator, 1, **changes)[:1], SampleSettings(**changes))
+        for changes in (
+            QUICK | {"guidance_scales": (1.0,)}, QUICK | {"guidance_scales": (4.0,)},
+            QUICK | {"guidance_scales": (4.0,), "guidance_interval": (0.001, 0.002)},
+        )
+    )  # fmt: skip
+    torch.testing.assert_close(between, plain)
+    assert float((guided - plain).abs().max()) > 1e-3
+
+
 def test_the_class_mean_is_the_sources_whatever_the_partners_class(
     generator: Generator, embeddings: Embeddings
 ) -> None:
