@@ -64,9 +64,8 @@ def resolve(settings: TrainSettings) -> Recipe:
 
 
 def described(settings: TrainSettings) -> dict[str, Any]:
-    """The resolved recipe as JSON data to compare runs by; those of earlier versions had no warm-up."""
-    recipe = asdict(resolve(settings))
-    return recipe if recipe["warm_up_steps"] else {k: v for k, v in recipe.items() if k != "warm_up_steps"}
+    """The resolved recipe as JSON data to compare runs by."""
+    return asdict(resolve(settings))
 
 
 def resolved(settings: TrainSettings) -> TrainSettings:
