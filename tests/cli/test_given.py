@@ -30,6 +30,8 @@ class Soup(Settings):
     cold: bool = setting(False, "cool it", option="cold/--no-cold")
     guests: list[str] = setting([], "a guest")
     recipe: Path | None = setting(None, "the card")
+    bread: int = Field(1, description="slices beside it")
+    plates: int = 4
     secret: int = setting(7, "nobody's business", option=None)
 
     @model_validator(mode="after")
@@ -88,12 +90,13 @@ def test_every_kind_of_field_is_read() -> None:
     found = cooked(
         "--pot", "small", "--spoons", 3, "--salt", 1.5, "--soup-kind", "leek", "--herbs", "mint, dill", "--times",
         "3,4", "--share", "all", "--no-hot", "--fast", "--cold", "--guests", "a,b", "--guests", "c", "--recipe", "x",
-        "cup",
+        "--plates", 5, "cup",
     )  # fmt: skip
     assert found["pot"] == "small"
     assert found["soup"] == {
         "bowl": "cup", "spoons": 3, "salt": 1.5, "kind": "leek", "herbs": ["mint", "dill"], "times": [3, 4],
-        "share": "all", "hot": False, "fast": True, "cold": True, "guests": ["a,b", "c"], "recipe": "x", "secret": 7,
+        "share": "all", "hot": False, "fast": True, "cold": True, "guests": ["a,b", "c"], "recipe": "x", "bread": 1,
+        "plates": 5, "secret": 7,
     }  # fmt: skip
     assert cooked("--share", "0.25", "cup")["soup"]["share"] == 0.25
     assert cooked("--no-cold", "cup")["soup"]["cold"] is False
@@ -141,7 +144,7 @@ def test_help_has_texts_choices_and_defaults() -> None:
         "Grams of salt. [default: to taste]", "pea or leek: what it is of. [default: pea]",
         "Some of dill,mint: what floats on it. [default: dill]", "What is eaten. [default: 0.5]",
         "--hot / --no-hot Warm it. [default: on]", "--fast Hurry.", "--cold / --no-cold Cool it. [default: off]",
-        "Which pot. [default: large]",
+        "Which pot. [default: large]", "Slices beside it. [default: 1] --plates <int> [default: 4]",
     ):  # fmt: skip
         assert part in page, (part, page)
     assert "secret" not in page and "--no-fast" not in page

@@ -146,14 +146,14 @@ class Option:
 
     @property
     def said(self) -> Mapping[str, Any]:
-        """What `setting` was told; empty where the field was not made by it."""
-        return self.info.json_schema_extra if isinstance(self.info.json_schema_extra, dict) else {}
+        """What `setting` was told; a field that was not made by it has its description."""
+        extra = self.info.json_schema_extra
+        return extra if isinstance(extra, dict) else {"text": self.info.description or "", "unset": "", "option": ""}
 
     @property
     def exists(self) -> bool:
         """Whether the command has the field."""
-        there = self.said.get("option") is not None
-        return there and (not self.fields.only or self.field in self.fields.only)
+        return self.said["option"] is not None and (not self.fields.only or self.field in self.fields.only)
 
     @property
     def is_argument(self) -> bool:
@@ -279,4 +279,4 @@ def _help(shared: list[Option]) -> str:
     for option in shared:
         if option.fields.beside and option.default not in ("", default):
             said.append(f"with {option.fields.beside}: {option.default}")
-    return f"{text}. [default: {'; '.join(said)}]" if said else f"{text}."
+    return " ".join([*([f"{text}."] if text else []), *([f"[default: {'; '.join(said)}]"] if said else [])])
