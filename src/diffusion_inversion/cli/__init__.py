@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from . import bench, care, compare, generators, measures, stages, sweeps
-from .command import Command
+from .command import add
 from .surroundings import prepare
 
 app = typer.Typer(
@@ -18,16 +18,9 @@ app = typer.Typer(
 )
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
-for function in (
-    *METHOD,
-    *CARE,
-    sweeps.sweep,
-    sweeps.claims,
-    measures.metrics,
-    generators.autoencode,
-    generators.pretrain,
-):
-    app.command(cls=Command)(function)
+SEVERAL = (sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode, generators.pretrain)
+for function in (*METHOD, *CARE, *SEVERAL):
+    add(app, function)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(compare.group, name="generators")
 
