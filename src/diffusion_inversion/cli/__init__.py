@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, generators, measures, stages, sweeps
+from . import bench, care, compare, few_shot, generators, measures, stages, sweeps
 from .command import Command
 from .surroundings import prepare
 
@@ -23,6 +23,7 @@ for function in (
     *CARE,
     sweeps.sweep,
     measures.metrics,
+    few_shot.few_shot,
     generators.autoencode,
     generators.pretrain,
 ):
