@@ -109,7 +109,7 @@ def test_the_table_is_of_every_training_and_nothing_is_done_twice(colours: Path,
     assert again == found and (out / "few-shot" / "manifest.jsonl").read_bytes() == kept
     few_shot(colours, clip, out, "--shots", "1,4", "--seeds", "0,1,2,3", "--with", "none")  # more of them joins
     assert {name: answers(out)[name] for name in before} == before and len(answers(out)) > len(before)
-    refused = dinv("few-shot", colours, "--clip", clip, "--out", out, *QUICK, "--views", 3)
+    refused = dinv("few-shot", colours, "--clip", clip, "--out", out, *QUICK, "--shots", 1, "--views", 3)
     assert refused.exit_code == 5 and "views: was 2, now 3" in refused.output
     damaged = next((out / "few-shot").glob("*.json"))
     damaged.write_text("{}")
@@ -174,7 +174,7 @@ def test_bad_input_is_one_line_before_any_compute(colours: Path, clip: Path, cac
     write_coloured(whole / "train", 12, seed=1)
     write_coloured(whole / "test", 6, seed=2, names=("red", "green", "teal"))
     cases: list[tuple[Path, list[object], int, str]] = [
-        (colours, ["--shots", "1,5"], 2, "shots=5: class 'red' of .* has 4 training images"),
+        (colours, ["--shots", "1,5"], 2, "shots=5: class 'blue' of .* has 4 training images"),
         (colours, ["--shots", "0"], 2, "at least one image of each class"),
         (colours, ["--methods", "coop,clip-adapter"], 2, "methods.1='clip-adapter'"),
         (colours, ["--seeds", "0,1"], 2, "at least 3 items"),

@@ -116,7 +116,7 @@ def test_coop_is_its_formula(clip: Clip) -> None:
 def test_gradients_of_coop_reach_the_context_alone(clip: Clip) -> None:
     context = normal(3, clip.text_width).requires_grad_()
     coop_weights(clip, prompts_with_context(clip, COLOURS, 3), context)[0, 0].backward()
-    assert context.grad is not None and float(context.grad.abs().min(dim=1).values.max()) > 0
+    assert context.grad is not None and float(context.grad.abs().amax(1).min()) > 0
     assert all(parameter.grad is None for parameter in clip.model.parameters())
     assert not clip.model.text_model.embeddings.token_embedding._forward_hooks  # nothing is left behind
 
@@ -135,18 +135,16 @@ def test_rates_of_coop_are_a_warm_up_and_a_cosine() -> None:
 
 
 def test_tip_adapter_is_its_formula() -> None:
-    features, weights = normal(5, 8), F.normalize(normal(3, 8, seed=1), dim=1)
-    cache = Cache(F.normalize(normal(6, 8, seed=2), dim=1), normal(6, 3, seed=3).softmax(1))
+    features, weights = normal(5, 8).double(), F.normalize(normal(3, 8, seed=1).double(), dim=1)
+    cache = Cache(F.normalize(normal(6, 8, seed=2).double(), dim=1), normal(6, 3, seed=3).double().softmax(1))
     ours = tip_logits(features, weights, cache, alpha=1.7, beta=2.5, scale=100.0)
     for b, c in itertools.product(range(5), range(3)):
-        f = (features[b] / features[b].norm()).double()
+        f = features[b] / features[b].norm()
         cached = sum(
-            math.exp(-2.5 * (1 - float(f @ key.double()))) * float(value[c])
+            math.exp(-2.5 * (1 - float(f @ key))) * float(value[c])
             for key, value in zip(cache.keys, cache.values, strict=True)
         )
-        assert float(ours[b, c]) == pytest.approx(100 * float(f @ weights[c].double()) + 1.7 * cached, abs=1e-4)
-    smaller = tip_logits(features, weights, cache, alpha=1.7, beta=2.5, scale=1.0)
-    torch.testing.assert_close(smaller, ours - 99 * F.normalize(features, dim=1) @ weights.T, rtol=0, atol=1e-5)
+        assert float(ours[b, c]) == pytest.approx(100 * float(f @ weights[c]) + 1.7 * cached, abs=1e-5)
 
 
 def test_keys_are_the_mean_of_the_views_then_of_length_one() -> None:

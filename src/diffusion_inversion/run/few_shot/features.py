@@ -18,6 +18,8 @@ from ...train.few_shot.clip import Clip
 from ...train.few_shot.examples import Encoded
 from ...train.few_shot.views import random_view
 
+_AT_ONCE = 512  # views in memory: 77 MB at 224 px
+
 
 def image_encoder(clip: Clip) -> Extractor:
     """CLIP's image side as an extractor; features are projected, not of length 1."""
@@ -56,19 +58,22 @@ def encode(
     found = torch.empty(count, len(images), clip.width)
     clean = clean_features(images, clip, cache)
     if count:
-        encoder = image_encoder(clip)
         with track(f"CLIP features of views of {images.name}", count * len(images)) as advance:
             for view in range(count):
-                pixels = torch.stack(
-                    [
-                        random_view(
-                            image,
-                            clip.image_size,
-                            settings.smallest_crop,
-                            generator_for("few-shot", "view", name, view),
-                        )
-                        for image, name in zip(images.images, images.hashes, strict=True)
-                    ]
-                )
-                found[view] = cached_features(encoder, pixels, cache, advance=advance)
+                for start in range(0, len(images), _AT_ONCE):
+                    rows = range(start, min(start + _AT_ONCE, len(images)))
+                    pixels = _views(images, rows, view, clip.image_size, settings.smallest_crop)
+                    found[view, rows.start : rows.stop] = cached_features(
+                        image_encoder(clip), pixels, cache, advance=advance
+                    )
     return Encoded(clean, found.to(clip.device), targets.to(clip.device), tuple(made_from))
+
+
+def _views(images: LabelledImages, rows: range, view: int, side: int, smallest: float) -> Tensor:
+    """One view of each of these images, uint8 (len(rows), 3, side, side)."""
+    return torch.stack(
+        [
+            random_view(images.images[row], side, smallest, generator_for("few-shot", "view", images.hashes[row], view))
+            for row in rows
+        ]
+    )
