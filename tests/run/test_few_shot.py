@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from harness import Bench
+from toy import toy_images
 from toy_clip import build_clip, write_coloured
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from diffusion_inversion.cli import app
 from diffusion_inversion.data.datasets import load_splits
 from diffusion_inversion.data.selection import Chosen
 from diffusion_inversion.engine.manifest import Manifest
+from diffusion_inversion.run.few_shot.additions import Extra
 from diffusion_inversion.run.few_shot.jobs import shots_of
 from diffusion_inversion.run.few_shot.outcome import Row, Training, differences_of
 from diffusion_inversion.run.images import read_record
@@ -163,6 +165,18 @@ def test_of_a_run_only_what_was_made_from_the_shots_is_added(
     each = f"ours={tmp_path}/run-{{shots}}-{{seed}}"
     found = few_shot(bench.data, clip, tmp_path / "each", "--shots", 6, "--with", each, "--seeds", "0,1,2", *options)
     assert found["rows"][0]["synthetic_images"] == [24] * 3
+
+
+def test_shots_allow_what_was_made_from_them_alone() -> None:
+    made_from = (frozenset[str](), frozenset({"a"}), frozenset({"a", "b"}), frozenset({"class: prompt of a GAN"}))
+
+    def extra(sources: Any) -> Extra:
+        return Extra("runs/x", ("1", "2", "3", "4"), sources, frozenset({"a", "b", "c"}), lambda: toy_images(), (0, 1))
+
+    assert extra(made_from).rows({"a"}) == (0, 1) and extra(made_from).rows({"a", "b"}) == (0, 1, 2)
+    assert extra(made_from).rows({"a", "b", "c", "d"}) == (0, 1, 2, 3)  # the whole run was made from the shots
+    assert extra(None).rows({"d"}) == (0, 1, 2, 3)
+    assert extra(made_from).digest((0, 1)) != extra(made_from).digest((0, 2))
 
 
 def test_bad_input_is_one_line_before_any_compute(colours: Path, clip: Path, cache: Path, tmp_path: Path) -> None:

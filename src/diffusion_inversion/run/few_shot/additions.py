@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ...data.soft_labels import SoftLabels
 from ...engine.manifest import NAME as MANIFEST
 from ...engine.untrusted import shown
 from ...errors import DataError, UsageError
-from ...sample.synthetic import FOLDER, SyntheticStore
+from ...sample.synthetic import FOLDER, Row, SyntheticStore
 from ..images import read_record
 
 NONE = "none"
@@ -48,19 +48,21 @@ class Extra:
     """Images that may be added; classes are numbered as those of DATA.
 
     made_from: by image, content hashes of the real images that it was made from; None where nobody knows.
+    basis: content hashes of all training images of the run; none where it is no run.
     """
 
     source: str
     identities: tuple[str, ...]  # by image: content and labels
     made_from: tuple[frozenset[str], ...] | None
+    basis: frozenset[str]
     read: Callable[[], LabelledImages]  # with the classes of its own
     label_of: tuple[int, ...]  # by class of its own: its number in DATA
 
     def rows(self, shots: Collection[str]) -> tuple[int, ...]:
         """Those that these shots, by content hash, allow: made from them alone, or nobody knows from what."""
-        if self.made_from is None:
-            return tuple(range(len(self.identities)))
         allowed = set(shots)
+        if self.made_from is None or self.basis <= allowed:
+            return tuple(range(len(self.identities)))
         return tuple(row for row, sources in enumerate(self.made_from) if sources <= allowed)
 
     def digest(self, rows: Sequence[int]) -> str:
@@ -108,18 +110,27 @@ def open_extra(source: str, class_names: Sequence[str], root: str | Path | None)
         store = SyntheticStore(run, tuple(record["class_names"]))
         rows = sorted((row for row in store.rows() if row["variant"] < variants), key=lambda r: str(r["file_name"]))
         content = dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
-        made_from = tuple(
-            frozenset(str(content.get(row[key], row[key])) for key in ("source_id", "partner_id")) for row in rows
-        )
+        made_from = tuple(_sources(row, content) for row in rows)
         identities = tuple(
             f"{row['sha256']} {row['label']} {row['partner_label']} {row['label_weight']:g}" for row in rows
         )
         label_of = _numbers(source, store.class_names, class_names)
-        return Extra(source, identities, made_from, store.read, label_of)
+        return Extra(source, identities, made_from, frozenset(content.values()), store.read, label_of)
     images = load_images(source if run is None else run / FOLDER, root=root)
     label_of = _numbers(source, images.class_names, class_names)
     identities = tuple(f"{name} {label}" for name, label in zip(images.hashes, images.labels.tolist(), strict=True))
-    return Extra(source, identities, None, lambda: images, label_of)
+    return Extra(source, identities, None, frozenset(), lambda: images, label_of)
+
+
+def _sources(row: Row, content: Mapping[str, str]) -> frozenset[str]:
+    """Content hashes of the images that a synthetic one was made from, by those of the run's own; none of a prompt.
+
+    A source that is none of these stays what it is, which no shot is equal to.
+    """
+    source, partner = row["source_id"], row["partner_id"]
+    if source == partner and str(source).startswith(f"{row['class_name']}: "):
+        return frozenset()
+    return frozenset(str(content.get(one, one)) for one in (source, partner))
 
 
 def _numbers(source: str, own: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:

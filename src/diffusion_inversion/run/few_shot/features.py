@@ -54,7 +54,7 @@ def encode(
     count = settings.views if views else 0
     if not len(images):  # zero-shot alone learns from none
         none = torch.empty(count, 0, clip.width, device=clip.device)
-        return Encoded(none[0] if count else none.view(0, clip.width), none, targets.to(clip.device), ())
+        return Encoded(torch.empty(0, clip.width, device=clip.device), none, targets.to(clip.device), ())
     found = torch.empty(count, len(images), clip.width)
     clean = clean_features(images, clip, cache)
     if count:
