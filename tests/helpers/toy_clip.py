@@ -13,14 +13,17 @@ from diffusion_inversion.pretrain.tokenizer import train_tokenizer
 
 SIDE = 16
 COLOURS = ("red", "green", "blue")
+# After four x every name means the next colour: SHIFTED are the names of red, green and blue there.
+SHIFTED = ("blue", "red", "green")
+CAPTIONS = (*(f"a photo of a {name}." for name in COLOURS), *(f"x x x x {name}." for name in SHIFTED))
 
 
 def build_clip(folder: Path, steps: int = 0) -> Path:
-    """Write a CLIP of some 60,000 random parameters, trained for `steps` steps on captions of coloured images."""
+    """Write a CLIP of some 60,000 random parameters, trained for `steps` steps on CAPTIONS of coloured images."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
     from transformers.utils import logging
 
-    tokenizer = train_tokenizer([f"a photo of a {name}." for name in COLOURS], vocab_size=560)
+    tokenizer = train_tokenizer(CAPTIONS, vocab_size=560)
     torch.manual_seed(0)
     text = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -34,11 +37,12 @@ def build_clip(folder: Path, steps: int = 0) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     constants = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in constants)
-    ids = tokenizer([f"a photo of a {name}." for name in COLOURS], padding=True, return_tensors="pt").input_ids
+    ids = tokenizer(list(CAPTIONS), padding=True, return_tensors="pt").input_ids
     for step in range(steps):
         pixels, labels = coloured(24, seed=1000 + step)
         found = model(input_ids=ids, pixel_values=(pixels.float() / 255 - mean) / std)
-        loss = torch.nn.functional.cross_entropy(found.logits_per_image, labels)
+        halves = found.logits_per_image.split(3, dim=1)
+        loss = sum(torch.nn.functional.cross_entropy(half, labels) for half in halves)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
