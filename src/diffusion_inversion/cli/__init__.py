@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, generators, measures, stages, sweeps
+from . import bench, care, compare, generators, measures, retrieve, stages, sweeps
 from .command import Command
 from .surroundings import prepare
 
@@ -21,6 +21,7 @@ CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
 for function in (
     *METHOD,
     *CARE,
+    retrieve.retrieve,
     sweeps.sweep,
     measures.metrics,
     generators.autoencode,

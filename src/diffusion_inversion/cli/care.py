@@ -90,7 +90,8 @@ def repair(run: Run, device: Device = "auto", as_json: Json = False) -> None:
     with command(as_json) as summary:
         from ..engine.lock import run_lock
         from ..run.forget import finish_pending
-        from ..run.stages import holds_prompts, resume
+        from ..run.methods import method_of
+        from ..run.stages import resume
         from ..run.verify import discard
 
         with run_lock(run):
@@ -103,10 +104,10 @@ def repair(run: Run, device: Device = "auto", as_json: Json = False) -> None:
         summary["text"] = f"{run}: {len(before.findings)} findings mended; {after.files} files are as written"
         if after.lost:
             raise DataError(f"{_lines(run, after)}\nThese could not be mended.", _record(after))
-        if unfinished and holds_prompts(run):
+        if unfinished and (again := method_of(run).again) is not None:
             summary["text"] = (
                 f"{run}: {len(before.findings)} findings; {after.files} files are as written, damaged ones are taken "
-                "out. The same `dinv sample --prompts` command draws what is missing."
+                f"out. The same `{again}` command draws what is missing."
             )
         elif unfinished:
             summary["text"] += f". Stage {unfinished[0]} was never finished: run its command again to go on."

@@ -58,7 +58,8 @@ def sample_prompts(
     """Draw from prompts into `out`; `unused` are options of vectors that must not be given."""
     with command(as_json) as summary:
         from ..config.settings import PromptSettings
-        from ..run.images import read_record
+        from ..run.forget import follow
+        from ..run.images import adopt_record, read_record
         from ..run.stages import restart as delete
         from ..sample.prompting import check, draw_prompts, read_prompts
         from ..sample.synthetic import FOLDER, refused_drawings
@@ -75,8 +76,13 @@ def sample_prompts(
         with hold(out, join, restart):
             if restart:
                 delete(out, "sample")
+            if classes_of is not None:  # with its images the folder can be trained with
+                adopt_record(classes_of, out)
+                follow(classes_of, out)
             draw_prompts(texts, loaded, out, settings)
         count = len(texts) * settings.variants
         summary |= {"run": str(out), "prompts": len(texts), "images": count, "folder": str(out / FOLDER)}
         summary |= {"blanked": refused_drawings(out)}
-        summary["text"] = f"{count} images of {len(texts)} prompts in {out / FOLDER}. It is DATA: dinv inspect it."
+        summary["text"] = f"{count} images of {len(texts)} prompts in {out / FOLDER}. " + (
+            f"Next: dinv train {out}" if classes_of is not None else "It is DATA: dinv inspect it."
+        )

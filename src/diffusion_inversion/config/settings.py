@@ -7,6 +7,7 @@ Each description ends with where the default comes from: "text" and "code" are t
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -184,6 +185,31 @@ class PromptSettings(Settings):
     batch_size: int = Field(100, ge=1, description="images denoised side by side")
     seed: int = Field(0, ge=0, description="run seed; every image derives its own from (seed, class, prompt, variant)")
     safety_checker: bool = Field(True, description="as in stage 2")
+
+
+class RetrieveSettings(Settings):
+    """Images of a pool that are nearest to the training images: the baseline that finds instead of making."""
+
+    pool: str = Field(description="folder of images, parquet files, hf:<id>, or a built-in name")
+    k: tuple[int, ...] = Field(
+        (10,), min_length=1, description="neighbours of each training image; a set for each number (text: 10, 25, 50)"
+    )
+    extractor: str = Field(
+        "lite0", description="whose features are compared, one of `dinv metrics` (ours; text: CLIP, clip-retrieval)"
+    )
+    weights: str | None = Field(None, description="the extractor's weights, as for `dinv metrics`")
+    image_size: int | None = Field(
+        None, ge=4, description="side in px that is compared and saved; default: the training images' own"
+    )
+    batch_size: int = Field(64, ge=1, description="images in the network at once")
+    block_size: int = Field(512, ge=1, description="images of the pool in memory at once")
+
+    @field_validator("k")
+    @classmethod
+    def _numbers_ascend(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        if min(k) < 1 or any(later <= earlier for earlier, later in pairwise(k)):
+            raise ValueError("give numbers of at least 1 that ascend, such as 10,25,50")
+        return k
 
 
 Arm = Literal["real", "synthetic", "real+synthetic"]

@@ -23,10 +23,11 @@ from ..engine.store import sync_folder
 from ..errors import UsageError
 from ..invert.embeddings import EmbeddingStore
 from ..sample.synthetic import FOLDER as SYNTHETIC
-from ..sample.synthetic import METADATA, Row, SyntheticStore
+from ..sample.synthetic import METADATA, Row
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
 from .images import DATA_FILE, changed_images, load, read_record, recorded_settings
+from .methods import RETRIEVAL_FILE, method_of, store_of
 from .replicates import replicate_folders
 from .verify import OURS
 
@@ -34,7 +35,10 @@ POSITION = re.compile(r".+/\d{6}")
 FRACTION_FILE = "real_fraction.json"
 # Files that show or summarise the images, or a choice by classifiers that saw them; made again by the stages.
 SUMMARIES = ("run.json", "report.html")
-DERIVED = (*SUMMARIES, "reconstructions.safetensors", "likeness.json", f"{SYNTHETIC}/{METADATA}", FRACTION_FILE)
+DERIVED = (
+    *SUMMARIES, "reconstructions.safetensors", "likeness.json", f"{SYNTHETIC}/{METADATA}", FRACTION_FILE,
+    RETRIEVAL_FILE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,8 +176,8 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
         learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
     header = vectors.manifest.last("header")
     averaged = drawn = 0
-    if header is not None:
-        store = SyntheticStore(run, tuple(header["class_names"]))
+    if header is not None or (record is not None and method_of(run).again is not None):
+        store = store_of(run, tuple((header or record or {})["class_names"]))
 
         def descends(row: Row) -> bool:
             if any(hashed(row[key]) in gone or row[key] in learned for key in ("source_id", "partner_id")):

@@ -25,10 +25,9 @@ from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..invert.inversion import invert
-from ..sample.prompting import PROMPTS
 from ..sample.sampling import check, check_settings, draw_variants, is_stale
 from ..sample.synthetic import FOLDER as SYNTHETIC
-from ..sample.synthetic import METADATA, SyntheticStore, read_synthetic
+from ..sample.synthetic import METADATA, SyntheticStore
 from ..train.arms import ArmResults, check_arms, train_arms
 from ..train.arms import check_settings as check_training
 from ..train.classifiers import choose_architecture
@@ -41,6 +40,7 @@ from ..train.store import ClassifierStore
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
+from .methods import RETRIEVAL_FILE, is_whole, method_of, read_images, require_images
 from .reconstructions import LIKENESS_FILE, RECONSTRUCTIONS_FILE, draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
@@ -132,9 +132,11 @@ def restart(run: Path, stage: str) -> None:
     stages = {"sample": ("sample", "train"), "train": ("train",)}[stage]
     folders = {"sample": SYNTHETIC, "train": CLASSIFIERS}
     files = {
-        "sample": (f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, LIKENESS_FILE, "sample.config.json"),
+        "sample": (
+            f"{SYNTHETIC}/{METADATA}", RECONSTRUCTIONS_FILE, LIKENESS_FILE, RETRIEVAL_FILE, "sample.config.json",
+        ),
         "train": (RUN_FILE, REPORT_FILE, FRACTION_FILE, "train.config.json"),
-    }
+    }  # fmt: skip
     ledger = Ledger(run)
     for part in stages:
         # The manifest first and the settings last: a kill between leaves nothing that other settings could take over.
@@ -165,13 +167,16 @@ class Redone:
 def resume(run: Path, device: str = "auto") -> list[str]:
     """Do again what is missing in every stage that had been finished; return the stages that had not been.
 
-    So it is in every replicate. Settings, data and generator are those that the run recorded. Images from prompts are
-    stage "sample" alone, which cannot be done again here: what their prompts were is not on record as a whole.
+    So it is in every replicate. Settings, data and generator are those that the run recorded. Images from prompts or
+    a pool cannot be made again here: their prompts, or the pool, are not on record as a whole.
     """
-    if holds_prompts(run):
-        drawn = SyntheticStore(run, ()).complete() and Ledger(run).holds(f"{SYNTHETIC}/{METADATA}")
-        return [] if drawn else ["sample"]
-    unfinished, whole = _resume(run, device)
+    if method_of(run).again is not None:
+        if not is_whole(run):
+            return ["sample"]
+        trained = ClassifierStore(run).manifest.records() or Ledger(run).note(RUN_FILE)
+        unfinished, whole = _train_again(run, open_splits(run)) if trained else ([], None)
+    else:
+        unfinished, whole = _resume(run, device)
     others = []
     for folder in replicate_folders(run)[1:]:
         with run_lock(folder):
@@ -209,6 +214,12 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     sample_stage(
         run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded), sources=splits.train
     )
+    return _train_again(run, splits)
+
+
+def _train_again(run: Path, splits: Splits) -> tuple[list[str], Redone | None]:
+    """Train again what is missing of the classifiers; as `_resume`."""
+    ledger = Ledger(run)
     classifiers = ClassifierStore(run).manifest
     reported = ledger.note(RUN_FILE)
     trained = classifiers.last("complete") or reported
@@ -220,12 +231,6 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     )
     results = train_stage(run, splits, training, recorded["device"], own_size=trained.get("own_size", False))
     return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})
-
-
-def holds_prompts(run: Path) -> bool:
-    """Whether the images of a folder come from prompts, not from vectors."""
-    config = Ledger(run).read_json("sample.config.json")
-    return config is not None and config.get("kind") == PROMPTS
 
 
 def train_stage(
@@ -244,7 +249,7 @@ def train_stage(
     """
     where = resolve_device(device)
     require_whole(run, splits)
-    synthetic = read_synthetic(run, splits.train.class_names)
+    synthetic = read_images(run, splits.train.class_names)
     real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
     own = at_own_size(splits, synthetic.size) if own_size else None
     arms = check_arms(real, synthetic, test, settings, own)
@@ -279,8 +284,12 @@ def train_stage(
 def require_whole(run: Path, splits: Splits) -> None:
     """Raise UsageError unless every training image has its vector and every vector its variants: arms must be equal.
 
-    And unless the reconstructions are there, without which training would end without its report.
+    And unless the reconstructions are there, without which training would end without its report. Images that were
+    made without vectors must be those of the training images (methods.py).
     """
+    if method_of(run).again is not None:
+        require_images(run, splits)
+        return
     store = EmbeddingStore(run)
     if set(store.images()) != set(splits.train.ids):
         raise UsageError(f"{run}: images were added since stage 1. Run the same `dinv invert` command again first.")

@@ -41,7 +41,8 @@ CONFIGS = (
     FORGOTTEN_FILE,
 )
 # Files of the ledger: settings and choices, which cannot be made again, and what can.
-KNOWN = (*CONFIGS, "run.json", "report.html", "reconstructions.safetensors", "likeness.json", f"{SYNTHETIC}/{METADATA}")
+MADE = ("run.json", "report.html", "reconstructions.safetensors", "likeness.json", "retrieval.json")
+KNOWN = (*CONFIGS, *MADE, f"{SYNTHETIC}/{METADATA}")
 Kind = Literal["damaged", "missing", "unlisted", "unfinished"]
 
 

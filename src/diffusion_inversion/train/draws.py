@@ -137,11 +137,12 @@ def verdict_over(draws: Sequence[Draw]) -> Verdict:
 
 def scope(draws: Sequence[Draw]) -> str:
     """What the verdict's interval speaks of, in a sentence."""
+    images = draws[0].sides.images if draws[0].sides is not None else "synthetic"
     if len(draws) == 1:
         return (
-            "The interval is of one subset of the training images and one draw of the synthetic ones: it counts the "
-            "classifiers' seeds and the choice of test images, not what another subset or draw would give. "
-            "`dinv run` with --replicates 5 counts that too."
+            f"The interval is of one subset of the training images and one draw of the {images} ones: it counts the "
+            "classifiers' seeds and the choice of test images, not what another subset or draw would give."
+            + (" `dinv run` with --replicates 5 counts that too." if images == "synthetic" else "")
         )
     subsets = len({frozenset(draw.train_ids) for draw in draws}) > 1
     tests = len({frozenset(draw.test_ids) for draw in draws}) > 1
