@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
+from diffusion_inversion.config.settings import RetrieveSettings
 from diffusion_inversion.data.images import square
 from diffusion_inversion.engine import faults
 from diffusion_inversion.generator.device import resolve_device
@@ -115,9 +117,11 @@ def test_the_same_command_does_nothing_twice_and_blocks_make_no_difference(
 ) -> None:
     first = command(data, pool, tmp_path / "out", "--k", 3)
     assert dinv(*first).exit_code == 0
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "out").rglob("*.*")}
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "out").rglob("[!.]*.*")}
     assert dinv(*first).exit_code == 0
-    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "out").rglob("*.*")}
+    assert before == {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "out").rglob("[!.]*.*")
+    }
     other = dinv(*command(data, pool, tmp_path / "other", "--k", 3, "--block-size", 40))
     assert other.exit_code == 0, other.output
     found = [{row["pool_id"]: row["source_id"] for row in rows_of(tmp_path / name / "k3")} for name in ("out", "other")]
@@ -193,6 +197,15 @@ def test_bad_input_is_one_line_before_any_compute(data: Path, pool: Path, tmp_pa
     few = dinv(*command(data, tmp_path / "one", tmp_path / "few", "--k", 1))
     assert few.exit_code == 4 and "pool one: no image is left for green" in few.stderr.splitlines()[-1]
     assert not list((tmp_path / "few").rglob("*.png"))
+
+
+def test_help_states_the_real_defaults() -> None:
+    text = " ".join(dinv("retrieve", "--help").stdout.replace("│", " ").split())
+    fields = RetrieveSettings.model_fields
+    for name in ("k", "extractor", "batch_size", "block_size"):
+        default = fields[name].default
+        shown = default[0] if isinstance(default, tuple) else default
+        assert re.search(rf"--{name.replace('_', '-')} .*?\[default: {shown}\]", text), name
 
 
 def test_images_of_data_that_come_and_go(data: Path, pool: Path, tmp_path: Path) -> None:

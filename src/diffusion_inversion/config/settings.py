@@ -204,6 +204,11 @@ class RetrieveSettings(Settings):
     batch_size: int = Field(64, ge=1, description="images in the network at once")
     block_size: int = Field(512, ge=1, description="images of the pool in memory at once")
 
+    @field_validator("k", mode="before")
+    @classmethod
+    def _one_number_is_enough(cls, k: object) -> object:
+        return (k,) if isinstance(k, int) else k
+
     @field_validator("k")
     @classmethod
     def _numbers_ascend(cls, k: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ from typing import Any
 from ..config.settings import DataSettings, Settings, TrainSettings
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
-from ..data.sources import Role
+from ..data.pools import Pool, open_pool
+from ..data.sources import Role, default_root
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
 from ..errors import ConfigMismatchError, PartialError, UsageError
@@ -24,6 +25,9 @@ from ..invert.inversion import check, invert
 from ..measure.extractors.catalog import open_extractor
 from ..measure.measuring import compare_images
 from ..run.images import load
+from ..run.methods import is_whole
+from ..run.retrieval import check as check_pool
+from ..run.retrieval import retrieve
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
 from ..sample.sampling import check_settings, draw_variants
 from ..sample.synthetic import SyntheticStore
@@ -76,11 +80,14 @@ class Workshop:
 
     def _add(self, cell: Cell) -> CellJobs:
         learned_at = cell.invert.resolution or self.generator.resolution
-        check(self.generator, cell.invert, learned_at)
-        check_settings(
-            self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
-            image_size=cell.data.size or learned_at, classes=2,
-        )  # fmt: skip
+        if cell.retrieve is None:
+            check(self.generator, cell.invert, learned_at)
+            check_settings(
+                self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
+                image_size=cell.data.size or learned_at, classes=2,
+            )  # fmt: skip
+        else:
+            check_pool({cell.retrieve.k[0]: self.folder / self._images_folder(cell)}, _pool(cell))
         for part, side in cell.autoencode.model_dump().items():
             if side is not None and side % self.generator.vae_factor:
                 factor = self.generator.vae_factor
@@ -156,6 +163,8 @@ class Workshop:
 
     def _images(self, cell: Cell) -> str:
         """Cells that differ in the number of variants alone share the images of the largest."""
+        if cell.retrieve is not None:
+            return self._retrieved(cell)
         vectors, folder = self._vectors(cell), self._images_folder(cell)
         most = self._most_variants[folder]
 
@@ -172,7 +181,27 @@ class Workshop:
         says = f"{most} an image, {_differs(cell, 'sample')}"
         return self._job(f"{folder}-{most}", says, [vectors], do, folder, whole)
 
+    def _retrieved(self, cell: Cell) -> str:
+        assert cell.retrieve is not None
+        name, settings, k = self._images_folder(cell), cell.retrieve, cell.retrieve.k[0]
+
+        def do(home: Path) -> dict[str, Any]:
+            splits = self.splits(cell.data)
+            side = self._side(cell, splits.train)
+            network = open_extractor(settings.extractor, resolve_device(self.device), settings.weights)
+            found = retrieve(
+                {k: home}, splits, _pool(cell), network, settings.model_copy(update={"image_size": side}),
+                cache=_root(cell) / "features", drop_test_images=cell.data.drop_test_duplicates,
+            )  # fmt: skip
+            return {"images": found[k]["images"]}
+
+        says = f"{k} nearest of {settings.pool}, {_differs(cell, 'retrieve')}"
+        return self._job(name, says, [self._data(cell)], do, whole=lambda: is_whole(self.folder / name))
+
     def _images_folder(self, cell: Cell) -> str:
+        if cell.retrieve is not None:
+            asked = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
+            return self._name("images", "retrieval", _dump(cell.data), _dump(cell.retrieve), asked)
         # Images of earlier versions were guided away from all tokens of the empty prompt: they are drawn anew.
         cut = ["empty cut"] if cell.sample.unconditional == "empty" else []
         return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"), *cut)
@@ -191,15 +220,15 @@ class Workshop:
 
         def do(home: Path) -> dict[str, Any]:
             store = self._store(cell)
-            synthetic = store.read(cell.sample.variants)
+            synthetic = store.read(_variants(cell))
             real, _ = self._real(cell, "real+synthetic")
             with run_lock(home):
                 chosen = real_fraction_of(
-                    home, real, synthetic, train, sources=store.sources(cell.sample.variants), device=self.device
+                    home, real, synthetic, train, sources=store.sources(_variants(cell)), device=self.device
                 )
             return {"real_fraction": chosen}
 
-        drawn = [self._images_folder(cell), cell.sample.variants]
+        drawn = [self._images_folder(cell), _variants(cell)]
         name = self._name("fraction", drawn, _dump(train), cell.autoencode.train)
         return self._job(name, _differs(cell), [images, *self._trained_on(cell)], do)
 
@@ -212,7 +241,7 @@ class Workshop:
         settings = cell.train.model_copy(update={"arms": (arm,), "seeds": (seed,), **mixed})
 
         def do(home: Path) -> dict[str, Any]:
-            synthetic = None if images is None else self._store(cell).read(cell.sample.variants)
+            synthetic = None if images is None else self._store(cell).read(_variants(cell))
             real, test = self._real(cell, arm)
             chosen = settings
             if fraction is not None:
@@ -222,9 +251,11 @@ class Workshop:
             file = found.classifier.relative_to(self.folder).as_posix()
             return {**_measured(found.evaluation), "seconds": found.seconds, "classifier": file}
 
-        drawn = [] if images is None else [self._images_folder(cell), cell.sample.variants]
+        drawn = [] if images is None else [self._images_folder(cell), _variants(cell)]
         through = cell.autoencode.train if arm != "synthetic" else None
         side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
+        if cell.retrieve is not None and cell.retrieve.image_size is not None:
+            side.append(cell.retrieve.image_size)
         needs = [self._data(cell), *([] if images is None else [images]), *([fraction] if fraction else [])]
         needs += self._trained_on(cell) if arm != "synthetic" else []
         says = f"{arm}, seed {seed}, {_differs(cell)}"
@@ -249,15 +280,15 @@ class Workshop:
 
         def do(home: Path) -> dict[str, Any]:
             store = self._store(cell)
-            synthetic = store.read(cell.sample.variants)
+            synthetic = store.read(_variants(cell))
             real = self._part(cell, wanted.against).resized(synthetic.size)
             return compare_images(
                 real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device,
-                generated_groups=[source for source, _ in store.sources(cell.sample.variants)],
+                generated_groups=[source for source, _ in store.sources(_variants(cell))],
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.
-        name = self._name("metrics", "by source", self._images_folder(cell), cell.sample.variants, _dump(wanted))
+        name = self._name("metrics", "by source", self._images_folder(cell), _variants(cell), _dump(wanted))
         return self._job(name, _differs(cell), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:
@@ -297,9 +328,14 @@ class Workshop:
         splits = self.splits(cell.data)
         through = None if arm == "synthetic" else cell.autoencode.train
         train = splits.train if through is None else self._read_autoencoded(cell, "train", through)
-        drawn_at = cell.sample.resolution or cell.invert.resolution or self.generator.resolution
-        side = cell.sample.image_size or min(train.size, drawn_at)
+        side = self._side(cell, train)
         return train.resized(side), splits.test.resized(side)
+
+    def _side(self, cell: Cell, train: LabelledImages) -> int:
+        """The side of a cell's images in px; what is found has that of what is made, unless it was given its own."""
+        drawn_at = cell.sample.resolution or cell.invert.resolution or self.generator.resolution
+        own = None if cell.retrieve is None else cell.retrieve.image_size
+        return own or cell.sample.image_size or min(train.size, drawn_at)
 
     def _store(self, cell: Cell) -> SyntheticStore:
         return SyntheticStore(self.folder / self._images_folder(cell), self.splits(cell.data).train.class_names)
@@ -307,6 +343,20 @@ class Workshop:
     @staticmethod
     def _is_auto(cell: Cell) -> bool:
         return cell.train.real_fraction == "auto"
+
+
+def _variants(cell: Cell) -> int | None:
+    """How many images of each source a cell uses; None: all that were found for it."""
+    return cell.sample.variants if cell.retrieve is None else None
+
+
+def _root(cell: Cell) -> Path:
+    return default_root() if cell.data.root is None else Path(cell.data.root)
+
+
+def _pool(cell: Cell) -> Pool:
+    assert cell.retrieve is not None
+    return open_pool(cell.retrieve.pool, _root(cell))
 
 
 def _dump(settings: Settings, *leave_out: str) -> dict[str, Any]:
