@@ -205,7 +205,9 @@ def test_what_is_drawn_over_the_classes_of_a_run_can_be_trained_with(
     done = dinv(*training, "--json")
     assert done.exit_code == 0, done.output
     assert list(json.loads(done.stdout)["arms"]) == ["real", "prompted", "real+prompted"]
-    assert "Did prompted images help" in (out / "report.html").read_text()
+    page, record = (out / "report.html").read_text(), json.loads((out / "run.json").read_text())
+    assert "Did prompted images help" in page and record["generator"]["hash"] in page
+    assert record["stages"]["sample"]["images"] == 4 and "inversion_curve" not in record and "found" not in record
     rows = pq.read_table(out / "synthetic" / "metadata.parquet").to_pylist()
     assert {row["method"] for row in rows} == {"prompts"}
     before = content(out)

@@ -186,7 +186,8 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
 
         averaged = sum(_guided(row) for row in store.rows()) if keep_averages else 0
         drawn = store.remove(descends)
-        vectors.remove(learned)
+        if header is not None:
+            vectors.remove(learned)
     _sweep(run)
     return Forgotten(len(gone), len(learned), drawn, trained, averaged)
 

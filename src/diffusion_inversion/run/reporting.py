@@ -95,8 +95,10 @@ def report_stage(
         record["images"] = made.called
     if made.found is not None:
         record["found"] = made.found
+    if made.generator is not None:
+        record["generator"] = made.generator
     if made.vectors is not None:
-        record |= {"generator": made.vectors.generator, "inversion_curve": made.vectors.curve}
+        record["inversion_curve"] = made.vectors.curve
         record["stages"]["invert"] = made.vectors.inverted
         if made.vectors.likeness is not None:
             record["likeness"] = made.vectors.likeness.record()
@@ -136,6 +138,7 @@ class _Made:
 
     images: int
     settings: dict[str, dict[str, Any]]
+    generator: GeneratorRecord | None = None
     vectors: _Vectors | None = None
     called: str | None = None
     found: FoundRecord | None = None
@@ -147,7 +150,6 @@ class _Vectors:
 
     embeddings: Embeddings
     likeness: Likeness | None
-    generator: GeneratorRecord
     inverted: InvertRecord
     curve: CurveRecord
 
@@ -179,19 +181,28 @@ def _made_from_vectors(run: Path, draws: Sequence[Draw]) -> _Made:
         "invert": read_config(run, "invert")["settings"],
         "sample": {"variants": variants, **read_config(run, "sample")["settings"]},
     }
-    vectors = _Vectors(embeddings, read_likeness(run, embeddings), drawn_by, inverted, curve)
-    return _Made(variants * len(embeddings), settings, vectors)
+    vectors = _Vectors(embeddings, read_likeness(run, embeddings), inverted, curve)
+    return _Made(variants * len(embeddings), settings, drawn_by, vectors)
 
 
 def _made_otherwise(run: Path) -> _Made:
     config = read_config(run, "sample")
-    images = sum(len(unit["files"]) for unit in SyntheticStore(run, ()).manifest.units().values())
+    units = list(SyntheticStore(run, ()).manifest.units().values())
+    drawn_by: GeneratorRecord | None = None
+    if "generator" in config:
+        drawn_by = {
+            "name": units[0]["shared"]["generator"],
+            "hash": config["generator"]["hash"],
+            "resolution": config["settings"]["resolution"],
+            "prediction_type": config["generator"]["prediction_type"],
+        }
     record = Ledger(run).read_json(RETRIEVAL_FILE)
     found: FoundRecord | None = None
     if record is not None:
         found = {
             "pool": record["pool"]["name"],
             "pool_images": record["pool"]["images"],
+            "pool_sha256": record["pool"]["sha256"],
             "k": config["settings"]["k"],
             "extractor": config["extractor"]["name"],
             "images": record["images"],
@@ -201,7 +212,8 @@ def _made_otherwise(run: Path) -> _Made:
             "licences": record["licences"],
             "similarity": record["similarity"],
         }
-    return _Made(images, {"sample": config["settings"]}, called=method_of(run).images, found=found)
+    images = sum(len(unit["files"]) for unit in units)
+    return _Made(images, {"sample": config["settings"]}, drawn_by, called=method_of(run).images, found=found)
 
 
 def draw_of(run: Path, splits: Splits, results: ArmResults) -> Draw:

@@ -167,6 +167,7 @@ class FoundRecord(TypedDict):
 
     pool: str
     pool_images: int
+    pool_sha256: str  # over all ids and pixels
     k: int
     extractor: str
     images: int
@@ -205,7 +206,7 @@ class RunRecord(TypedDict):
     versions: dict[str, str]  # package to version
     data: DataRecord
     images: NotRequired[str]  # what those beside the real ones are called where no vectors made them: retrieved, say
-    generator: NotRequired[GeneratorRecord]  # with a curve where images were made from vectors
+    generator: NotRequired[GeneratorRecord]  # not where images were found; with a curve where vectors made them
     found: NotRequired[FoundRecord]  # where they were retrieved
     settings: dict[str, dict[str, Any]]  # invert, sample, train: the settings models as JSON
     stages: StagesRecord
