@@ -1,0 +1,35 @@
+"""A retrieval that is killed at any moment ends, after the same command, as if it had never been killed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import Bench, Kill, assert_same, finish, kill_during, uninterrupted
+from image_files import save
+from PIL import Image
+
+from diffusion_inversion.engine.faults import POINTS
+
+
+def test_a_killed_retrieval_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    bench = Bench.build(tmp_path / "bench")
+    for place, source in enumerate(sorted((bench.data / "train").rglob("*.png"))):
+        for number in range(2):
+            noise = np.random.default_rng([place, number]).integers(0, 256, (4, 4, 3)).repeat(4, 0).repeat(4, 1)
+            blend = np.asarray(Image.open(source)) // 2 + noise // 2
+            save(tmp_path / "bench" / "pool" / f"{place:02d}-{number}.png", blend.astype(np.uint8))
+    whole = tmp_path / "whole"
+    _, passed = uninterrupted(bench, whole, "retrieve")
+    for point in POINTS:
+        for nth in (1, passed[point] // 2, passed[point]):
+            shutil.rmtree(tmp_path / "bench" / "root")  # its features are lost with it
+            run = tmp_path / f"{point}-{nth}"
+            assert kill_during(bench, run, "retrieve", Kill(point, nth)), f"{point} {nth}"
+            finish(bench, run, "retrieve")
+            assert_same(run / "k3", whole / "k3")
+    torch.set_num_threads(threads)
