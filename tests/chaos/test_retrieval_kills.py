@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
+from coloured_images import write_data, write_pool
 from harness import Bench, Kill, assert_same, finish, kill_during, uninterrupted
-from image_files import save
-from PIL import Image
+from toy import build_checkpoint
 
 from diffusion_inversion.engine.faults import POINTS
 
@@ -17,12 +16,8 @@ from diffusion_inversion.engine.faults import POINTS
 def test_a_killed_retrieval_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    bench = Bench.build(tmp_path / "bench")
-    for place, source in enumerate(sorted((bench.data / "train").rglob("*.png"))):
-        for number in range(2):
-            noise = np.random.default_rng([place, number]).integers(0, 256, (4, 4, 3)).repeat(4, 0).repeat(4, 1)
-            blend = np.asarray(Image.open(source)) // 2 + noise // 2
-            save(tmp_path / "bench" / "pool" / f"{place:02d}-{number}.png", blend.astype(np.uint8))
+    bench = Bench(build_checkpoint(tmp_path / "toy"), write_data(tmp_path / "bench" / "data"))
+    write_pool(tmp_path / "bench" / "pool")
     whole = tmp_path / "whole"
     _, passed = uninterrupted(bench, whole, "retrieve")
     for point in POINTS:

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from coloured_images import COLOURS, SIDE, picture, write_data, write_pool
 from harness import content
-from image_files import Pixels, save
+from image_files import save
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,41 +25,19 @@ from diffusion_inversion.generator.device import resolve_device
 from diffusion_inversion.measure.extractors.catalog import open_extractor
 from diffusion_inversion.measure.extractors.extractor import extract
 
-SIDE = 16
-COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40)}
-
 
 def dinv(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def picture(colour: tuple[int, int, int], seed: int, side: int = SIDE) -> Pixels:
-    """Coarse noise around a colour: pictures of one colour are near to each other, none is near to being another."""
-    noise = np.random.default_rng(seed).normal(0, 45, (4, 4, 3)).repeat(side // 4, 0).repeat(side // 4, 1)
-    return np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """6 training images of each of two classes and 4 to test."""
-    for place, (name, colour) in enumerate(COLOURS.items()):
-        for row in range(6):
-            save(tmp_path / "data" / "train" / name / f"{row}.png", picture(colour, 100 * place + row))
-        for row in range(4):
-            save(tmp_path / "data" / "test" / name / f"{row}.png", picture(colour, 1000 + 100 * place + row))
-    return tmp_path / "data"
+    return write_data(tmp_path / "data")
 
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    """40 images without labels, half of them red, larger than those of DATA, with two licences."""
-    lines = ["file_name,licence"]
-    for row in range(40):
-        name = f"{row % 3}/{row:02d}.png"
-        save(tmp_path / "pool" / name, picture(list(COLOURS.values())[row % 2], 5000 + row, 32))
-        lines.append(f"{name},{'CC0' if row % 2 else ''}")
-    (tmp_path / "pool" / "metadata.csv").write_text("\n".join(lines))
-    return tmp_path / "pool"
+    return write_pool(tmp_path / "pool")
 
 
 def command(data: Path, pool: Path, out: Path, *more: object) -> list[object]:
