@@ -1,4 +1,4 @@
-"""Pictures of two colours, as DATA and as a pool: those of one colour are near to each other, none is another's copy."""
+"""Pictures of two colours, as DATA and as a pool: those of one colour are near to each other, none is a copy."""
 
 from __future__ import annotations
 
