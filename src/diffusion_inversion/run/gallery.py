@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..data.images import LabelledImages, resize
 from ..invert.embeddings import Embeddings
-from ..sample.synthetic import Row, SyntheticStore, read_rows
+from ..sample.synthetic import Row, SyntheticStore, read_images
 from .methods import method_of, store_of
 from .reconstructions import Likeness, read_reconstructions
 from .report import ReportImages
@@ -24,11 +23,11 @@ def images_of_vectors(
     store = SyntheticStore(run, embeddings.class_names)
     shown = min(REPORT_VARIANTS, store.variants())
     rows, drawn_again = read_reconstructions(run, embeddings)
-    variants: dict[str, list[dict[str, Any]]] = {embeddings.ids[row]: [] for row in rows}
-    for entry in sorted(store.rows(), key=lambda entry: int(entry["variant"])):
-        if entry["source_id"] in variants and entry["variant"] < shown:
-            variants[entry["source_id"]].append(entry)
-    drawn = read_rows(store.folder, [entry for found in variants.values() for entry in found], embeddings.class_names)
+    columns = ("file_name", "sha256", "label", "source_id", "variant")
+    each = zip(*(column.to_pylist() for column in store.table(*columns).columns), strict=True)
+    drawn_from = {(source, variant): file for *file, source, variant in each}
+    files = zip(*(drawn_from[embeddings.ids[row], v] for row in rows for v in range(shown)), strict=True)
+    drawn = read_images(store.folder, embeddings.class_names, *files)
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     real = train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
     return ReportImages(
@@ -44,7 +43,8 @@ def images_of_classes(run: Path, train: LabelledImages) -> ReportImages:
     """A real image of each of the first classes beside images of its class: those of this image first, by variant."""
     store = store_of(run, train.class_names)
     by_class: dict[str, list[Row]] = {}
-    for entry in sorted(store.rows(), key=lambda entry: (entry["variant"], entry["file_name"])):
+    columns = ("file_name", "sha256", "label", "class_name", "source_id", "variant")
+    for entry in sorted(store.table(*columns).to_pylist(), key=lambda entry: (entry["variant"], entry["file_name"])):
         by_class.setdefault(entry["class_name"], []).append(entry)
     chosen: list[list[Row]] = []
     rows: list[int] = []
@@ -56,7 +56,8 @@ def images_of_classes(run: Path, train: LabelledImages) -> ReportImages:
             row = next((row for row in members if train.ids[row] in with_own), members[0])
             rows.append(row)
             chosen.append(sorted(found, key=lambda entry: entry["source_id"] != train.ids[row])[:REPORT_VARIANTS])
-    drawn = read_rows(store.folder, [entry for found in chosen for entry in found], store.class_names)
+    files = zip(*((e["file_name"], e["sha256"], e["label"]) for found in chosen for e in found), strict=True)
+    drawn = read_images(store.folder, store.class_names, *files)
     real = train.subset(rows).resized(drawn.size)
     variants = torch.full((len(rows), REPORT_VARIANTS, *real.images.shape[1:]), 255, dtype=torch.uint8)
     starts = [sum(map(len, chosen[:place])) for place in range(len(chosen))]

@@ -133,7 +133,7 @@ def retrieve(
     for k, folder in left.items():
         with run_lock(folder):
             store = SyntheticStore(folder, splits.train.class_names)
-            claim_run(folder, "sample", described[k], begun=bool(store.rows()))
+            claim_run(folder, "sample", described[k], begun=bool(store.manifest.units()))
     train = splits.train.resized(side)
     near = search(pool, survey, train, extractor, settings, max(left), cache)
     taken = {k: nearest_queries(near, k) for k in left}
@@ -273,12 +273,12 @@ def _fill(
     jobs = {job_name(train.ids[one.query], one.rank): one for one in taken}
     wanted = {job: pool.source.ids[one.row] for job, one in jobs.items()}
 
-    def is_wanted(row: Row) -> bool:
-        return wanted.get(job_name(row["source_id"], row["variant"])) == str(row["pool_id"])
-
-    if not all(map(is_wanted, store.rows())):  # training images came or went
-        store.remove(lambda row: not is_wanted(row))
-    missing = len(jobs) - len(store.rows())
+    columns = store.table("file_name", "source_id", "variant", "pool_id").columns
+    there = list(zip(*(column.to_pylist() for column in columns), strict=True))
+    stale = {name for name, source, variant, pool_id in there if wanted.get(job_name(source, variant)) != pool_id}
+    if stale:  # training images came or went
+        store.remove(stale)
+    missing = len(jobs) - len(there) + len(stale)
     if missing:
         require_room(store.run, missing * png_bytes(train.size) + SPARE_BYTES, f"{missing} images of {train.size} px")
     with track("retrieve", missing) as advance:

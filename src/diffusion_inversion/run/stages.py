@@ -25,7 +25,7 @@ from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..invert.inversion import invert
-from ..sample.sampling import check, check_settings, draw_variants, is_stale
+from ..sample.sampling import check, check_settings, draw_variants, stale_files
 from ..sample.synthetic import FOLDER as SYNTHETIC
 from ..sample.synthetic import METADATA, SyntheticStore
 from ..train.arms import ArmResults, check_arms, train_arms
@@ -204,9 +204,8 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     store = SyntheticStore(run, splits.train.class_names)
     drawn = store.manifest
     sampled = drawn.last("complete") or ledger.note(RECONSTRUCTIONS_FILE)
-    version = dict(zip(vectors.ids, vectors.versions, strict=True))
-    if any(is_stale(row, version) for row in store.rows()):  # vectors that were not learned again to the same bits
-        store.remove(lambda row: is_stale(row, version))
+    if stale := stale_files(vectors, store):  # of vectors that were not learned again to the same bits
+        store.remove(stale)
     if sampled is None:
         return (["sample"] if drawn.units() or drawn.dropped() else []), None
     recorded = read_config(run, "sample")
@@ -296,8 +295,7 @@ def require_whole(run: Path, splits: Splits) -> None:
     embeddings = read_embeddings(run)
     synthetic = SyntheticStore(run, embeddings.class_names)
     variants = synthetic.variants()
-    drawn = {(row["source_id"], row["variant"]) for row in synthetic.rows() if row["variant"] < variants}
-    if len(drawn) != len(embeddings) * variants:
+    if len(synthetic.sources(variants)) != len(embeddings) * variants:
         raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
     read_reconstructions(run, embeddings)
 

@@ -31,7 +31,8 @@ from ..engine.untrusted import inside
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..generator.generator import VAE_PIXELS, Generator
 from ..randomness import generator_for
-from .synthetic import encode_png, read_rows
+from .png import encode_png
+from .synthetic import read_images
 
 STAGE, SCHEMA = "autoencode", 1
 PARTS: tuple[Role, ...] = ("train", "test")
@@ -96,8 +97,8 @@ def read_autoencoded(images: LabelledImages, out: str | Path, part: Role = "trai
     if missing := [image_id for image_id in images.ids if image_id not in entries]:
         raise DataError(f"{store.folder}: {len(missing)} images are not there (first: {missing[0]}); autoencode first.")
     ordered = [entries[image_id] for image_id in images.ids]
-    rows = [{"file_name": entry.file, "sha256": entry.sha256, "label": entry.label} for entry in ordered]
-    found = read_rows(store.folder, rows, images.class_names)
+    files = ([getattr(entry, key) for entry in ordered] for key in ("file", "sha256", "label"))
+    found = read_images(store.folder, images.class_names, *files)
     return replace(
         found,
         name=f"{images.name}, autoencoded",

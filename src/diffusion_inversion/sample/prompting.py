@@ -109,7 +109,7 @@ def draw_prompts(
         store = SyntheticStore(run, class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None
         described = fingerprint(generator, settings, class_names, resolution, image_size, checker)
-        claim_run(run, "sample", described, begun=bool(store.rows()))
+        claim_run(run, "sample", described, begun=len(store.table("file_name")) > 0)
         row_of = {prompt.source_id: row for row, prompt in enumerate(prompts)}
         draw_missing(
             store,
