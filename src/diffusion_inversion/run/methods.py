@@ -53,7 +53,7 @@ def store_of(run: Path, class_names: tuple[str, ...]) -> SyntheticStore:
     return SyntheticStore(run, tuple(config.get("class_names", class_names)))
 
 
-def read_images(run: Path, class_names: tuple[str, ...]) -> LabelledImages:
+def images_made(run: Path, class_names: tuple[str, ...]) -> LabelledImages:
     """The images of a folder, their labels numbered as in `class_names`.
 
     Raises UsageError where they are not all there, DataError where a file is missing or changed.

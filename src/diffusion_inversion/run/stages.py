@@ -40,7 +40,7 @@ from ..train.store import ClassifierStore
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
-from .methods import RETRIEVAL_FILE, is_whole, method_of, read_images, require_images
+from .methods import RETRIEVAL_FILE, images_made, is_whole, method_of, require_images
 from .reconstructions import LIKENESS_FILE, RECONSTRUCTIONS_FILE, draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
@@ -248,7 +248,7 @@ def train_stage(
     """
     where = resolve_device(device)
     require_whole(run, splits)
-    synthetic = read_images(run, splits.train.class_names)
+    synthetic = images_made(run, splits.train.class_names)
     real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
     own = at_own_size(splits, synthetic.size) if own_size else None
     arms = check_arms(real, synthetic, test, settings, own)
