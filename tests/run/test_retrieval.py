@@ -161,7 +161,7 @@ def test_bad_input_is_one_line_before_any_compute(data: Path, pool: Path, tmp_pa
     (tmp_path / "broken" / "b.png").write_bytes(b"no image")
     for options, code, message in (
         (("--k", 41), 2, "--k 41: pool has 40 images"),
-        (("--k", 0), 2, "k=(0,)"),
+        (("--k", 0), 2, "numbers of at least 1 that ascend"),
         (("--k", "25,10"), 2, "numbers of at least 1 that ascend"),
         (("--k", "10,10"), 2, "numbers of at least 1 that ascend"),
         (("--image-size", 32), 2, "larger than the 16 px"),
