@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_inversion.cli.command import settings_of
+from diffusion_inversion.cli.given import settings_of
 from diffusion_inversion.config.presets import FOLDER, MEDMNIST, TABLES, names, read_preset
 from diffusion_inversion.config.settings import InvertSettings, SampleSettings, TrainSettings
 from diffusion_inversion.data.sources import BUILTINS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from . import bench, care, compare, generators, measures, retrieve, stages, sweeps
-from .command import Command
+from .command import add
 from .surroundings import prepare
 
 app = typer.Typer(
@@ -19,15 +19,9 @@ app = typer.Typer(
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
 for function in (
-    *METHOD,
-    *CARE,
-    retrieve.retrieve,
-    sweeps.sweep,
-    measures.metrics,
-    generators.autoencode,
-    generators.pretrain,
-):
-    app.command(cls=Command)(function)
+    *METHOD, *CARE, retrieve.retrieve, sweeps.sweep, measures.metrics, generators.autoencode, generators.pretrain,
+):  # fmt: skip
+    add(app, function)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(compare.group, name="generators")
 

@@ -14,14 +14,12 @@ if TYPE_CHECKING:
 MOST_CLASSES = 10  # whose recall is listed
 
 
-def summarise(
-    summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None, test: str | None = None
-) -> None:
-    """Fill the summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
+def summarise(folder: Path, record: RunRecord, data: str | None = None, test: str | None = None) -> dict[str, Any]:
+    """The summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
     from ..data.problems import shown
 
     verdict, report = record["verdict"], folder / "report.html"
-    summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
+    summary: dict[str, Any] = {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
     lines = [*_arms(record)]
     if "replicates" in record:
         summary |= {"replicates": record["replicates"], "components": record["components"]}
@@ -32,7 +30,7 @@ def summarise(
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])
     lines += notes_on(summary["notes"], data, test) if data is not None else []
-    summary["text"] = "\n".join([shown(line) for line in lines] + [f"report: {report}"])
+    return summary | {"text": "\n".join([shown(line) for line in lines] + [f"report: {report}"])}
 
 
 def _arms(record: RunRecord) -> Iterator[str]:
