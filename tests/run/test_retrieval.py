@@ -217,7 +217,7 @@ def test_images_of_data_that_come_and_go(data: Path, pool: Path, tmp_path: Path)
 def test_trained_like_a_run_and_called_by_its_method(data: Path, pool: Path, tmp_path: Path) -> None:
     assert dinv(*command(data, pool, tmp_path / "out", "--k", 4)).exit_code == 0
     run = tmp_path / "out" / "k4"
-    training = ["train", run, "--train-steps", 2, "--train-batch-size", 4, "--seeds", "0,1,2"]
+    training = ["train", run, "--architecture", "resnet20", "--train-steps", 2, "--train-batch-size", 4]
     done = dinv(*training, "--json")
     assert done.exit_code == 0, done.output
     assert list(json.loads(done.stdout)["arms"]) == ["real", "retrieved", "real+retrieved"]

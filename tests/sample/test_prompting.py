@@ -197,7 +197,7 @@ def test_what_is_drawn_over_the_classes_of_a_run_can_be_trained_with(
     file = tmp_path / "prompts.txt"
     file.write_text("dog\ta dog\ncat\ta cat\n")
     out = tmp_path / "out"
-    training = ["train", out, "--train-steps", 1, "--train-batch-size", 4, "--seeds", "0,1,2"]
+    training = ["train", out, "--architecture", "resnet20", "--train-steps", 1, "--train-batch-size", 4]
     assert dinv("sample", out, "--prompts", file, *options).exit_code == 0
     unknown = dinv(*training)
     assert unknown.exit_code == 2 and "--classes-of RUN" in unknown.output
