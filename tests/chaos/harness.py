@@ -23,13 +23,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
-from diffusion_inversion.config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from diffusion_inversion.config.settings import (
+    DataSettings,
+    InvertSettings,
+    RetrieveSettings,
+    SampleSettings,
+    TrainSettings,
+)
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine import faults
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import DinvError
 from diffusion_inversion.generator.generator import Generator
+from diffusion_inversion.run import retrieval
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import STORES
@@ -112,7 +119,15 @@ def replicates(bench: Bench, run: Path, count: int = REPLICATES) -> None:
     )  # fmt: skip
 
 
-JOBS = STAGES | {"replicates": replicates}
+def retrieve(bench: Bench, run: Path) -> None:
+    """The 3 nearest of a pool beside the data, in many units; `run` is the folder that holds the set."""
+    retrieval.UNIT = 4
+    root = bench.data.parent / "root"
+    found = RetrieveSettings(pool=str(bench.data.parent / "pool"), k=(3,), block_size=5)
+    retrieval.retrieve_sets(run, DataSettings(data=str(bench.data), root=str(root)), found, device="cpu")
+
+
+JOBS = STAGES | {"replicates": replicates, "retrieve": retrieve}
 
 
 @dataclass(frozen=True)

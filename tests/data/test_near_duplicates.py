@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from diffusion_inversion.data.datasets import load_images, load_splits
 from diffusion_inversion.data.images import square
-from diffusion_inversion.data.near_duplicates import near_pairs, thumbnail
+from diffusion_inversion.data.near_duplicates import NearTo, near_pairs, thumbnail
 from diffusion_inversion.errors import DataError
 
 SIDE = 48
@@ -70,8 +70,12 @@ FORMS: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
+def thumbnails(pictures: list[Pixels]) -> torch.Tensor:
+    return torch.stack([thumbnail(square(np.array(p), p.shape[0])) for p in pictures])
+
+
 def pairs(pictures: list[Pixels]) -> list[tuple[int, int]]:
-    found = near_pairs(torch.stack([thumbnail(square(np.array(p), p.shape[0])) for p in pictures]))
+    found = near_pairs(thumbnails(pictures))
     return [(pair.first, pair.second) for pair in found]
 
 
@@ -187,3 +191,28 @@ def test_a_published_split_is_reported_not_refused(tmp_path: Path) -> None:
     assert len(load_splits("imagenette", root=tmp_path, drop_duplicates=True).test) == 8
     with pytest.raises(DataError, match="near-duplicates"):  # the same files as a folder of one's own
         load_splits(tmp_path / "imagenette2-320")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("block", [1, 9, 40])
+def test_near_to_known_pictures_block_by_block(form: str, block: int) -> None:
+    """Forms of known pictures are found among others, each whatever block it comes in; nothing else is."""
+    known, strangers = photographs(20), photographs(35, seed=1)
+    others = thumbnails([*strangers[:30], *[FORMS[form](p) for p in known[:5]], *strangers[30:]])
+    near_to = NearTo(thumbnails(known))
+    found = [
+        (first, start + second)
+        for start in range(0, 40, block)
+        for first, second in near_to.pairs(others[start:][:block])
+    ]
+    assert sorted(found) == [(row, 30 + row) for row in range(5)]
+
+
+def test_near_to_nothing_and_among_alike_pictures() -> None:
+    alike = thumbnails(photographs(150, common=0.8))
+    assert NearTo(alike[:75]).pairs(alike[75:]) == []
+    blank = torch.full((2, 3, 32, 32), 7, dtype=torch.uint8)
+    assert (
+        NearTo(alike).pairs(blank) == [] and NearTo(blank).pairs(alike) == [] and NearTo(blank[:0]).pairs(alike) == []
+    )
+    assert NearTo(alike[:75]).pairs(alike[70:80]) == [(row, row - 70) for row in range(70, 75)]

@@ -31,7 +31,8 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
         stages = {file.stage for file in made.values() if file is not None and file.stage != "every"}
         assert stages == ({"images", "invert"} if stage == "invert" else {stage}), made
         before = files(run)
-    assert set(ledger_files()) - before == {"forgotten.json", "real_fraction.json"}  # nobody asked for either here
+    elsewhere = {"coarseness.json", "forgotten.json", "real_fraction.json", "retrieval.json"}  # not asked for here
+    assert set(ledger_files()) - before == elsewhere
 
 
 def test_what_the_ledger_and_the_manifests_list_is_what_the_layout_says(finished: Path) -> None:

@@ -188,3 +188,28 @@ def assert_care_of_prompts(out: Path, command: list[object]) -> None:
     assert "The same `dinv sample --prompts` command draws what is missing" in dinv("repair", out).stdout
     assert dinv(*command).exit_code == 0
     assert dinv("verify", out).exit_code == 0 and content(out) == before
+
+
+def test_what_is_drawn_over_the_classes_of_a_run_can_be_trained_with(
+    checkpoint: Path, finished: Path, tmp_path: Path
+) -> None:
+    options = ["--generator", checkpoint, "--dtype", "float32", "--variants", 2, "--inference-steps", 1]
+    file = tmp_path / "prompts.txt"
+    file.write_text("dog\ta dog\ncat\ta cat\n")
+    out = tmp_path / "out"
+    training = ["train", out, "--architecture", "resnet20", "--train-steps", 1, "--train-batch-size", 4]
+    assert dinv("sample", out, "--prompts", file, *options).exit_code == 0
+    unknown = dinv(*training)
+    assert unknown.exit_code == 2 and "--classes-of RUN" in unknown.output
+    assert dinv("sample", out, "--prompts", file, "--classes-of", finished, *options).exit_code == 0
+    done = dinv(*training, "--json")
+    assert done.exit_code == 0, done.output
+    assert list(json.loads(done.stdout)["arms"]) == ["real", "prompted", "real+prompted"]
+    page, record = (out / "report.html").read_text(), json.loads((out / "run.json").read_text())
+    assert "Did prompted images help" in page and record["generator"]["hash"] in page
+    assert record["stages"]["sample"]["images"] == 4 and "inversion_curve" not in record and "found" not in record
+    rows = pq.read_table(out / "synthetic" / "metadata.parquet").to_pylist()
+    assert {row["method"] for row in rows} == {"prompts"}
+    before = content(out)
+    assert dinv("sample", out, "--prompts", file, "--classes-of", finished, *options).exit_code == 0
+    assert dinv("repair", out).exit_code == 0 and content(out) == before

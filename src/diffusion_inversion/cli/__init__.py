@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, few_shot, generators, measures, stages, sweeps
+from . import bench, care, compare, few_shot, generators, measures, retrieve, stages, sweeps
 from .command import add
 from .surroundings import prepare
 
@@ -18,7 +18,9 @@ app = typer.Typer(
 )
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
-SEVERAL = (sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode, generators.pretrain)
+SEVERAL = (
+    retrieve.retrieve, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode, generators.pretrain,
+)  # fmt: skip
 for function in (*METHOD, *CARE, *SEVERAL):
     add(app, function)
 add(app, few_shot.few_shot, "few-shot")

@@ -94,7 +94,8 @@ def repair(*, run: Run, where: Device) -> dict[str, Any]:
     """Make again what is damaged or missing in RUN, and only that."""
     from ..engine.lock import run_lock
     from ..run.forget import finish_pending
-    from ..run.stages import holds_prompts, resume
+    from ..run.methods import method_of
+    from ..run.stages import resume
     from ..run.verify import discard
 
     device = where.settings().device
@@ -107,10 +108,10 @@ def repair(*, run: Run, where: Device) -> dict[str, Any]:
     text = f"{run}: {len(before.findings)} findings mended; {after.files} files are as written"
     if after.lost:
         raise DataError(f"{_lines(run, after)}\nThese could not be mended.", _record(after))
-    if unfinished and holds_prompts(run):
+    if unfinished and (again := method_of(run).again) is not None:
         text = (
             f"{run}: {len(before.findings)} findings; {after.files} files are as written, damaged ones are taken "
-            "out. The same `dinv sample --prompts` command draws what is missing."
+            f"out. The same `{again}` command draws what is missing."
         )
     elif unfinished:
         text += f". Stage {unfinished[0]} was never finished: run its command again to go on."

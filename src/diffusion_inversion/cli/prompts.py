@@ -36,7 +36,8 @@ def draw(
     join: bool,
 ) -> dict[str, Any]:
     """Draw from prompts into `out`."""
-    from ..run.images import read_record
+    from ..run.forget import follow
+    from ..run.images import adopt_record, read_record
     from ..run.stages import restart as delete
     from ..sample.prompting import check, draw_prompts, read_prompts
     from ..sample.synthetic import FOLDER, refused_drawings
@@ -51,10 +52,14 @@ def draw(
     with hold(out, join, restart):
         if restart:
             delete(out, "sample")
+        if classes_of is not None:  # with its images the folder can be trained with
+            adopt_record(classes_of, out)
+            follow(classes_of, out)
         draw_prompts(texts, loaded, out, settings)
     count, folder = len(texts) * settings.variants, out / FOLDER
+    next_one = f"Next: dinv train {out}" if classes_of is not None else "It is DATA: dinv inspect it."
     return {
         "run": str(out), "prompts": len(texts), "images": count, "folder": str(folder),
         "blanked": refused_drawings(out),
-        "text": f"{count} images of {len(texts)} prompts in {folder}. It is DATA: dinv inspect it.",
+        "text": f"{count} images of {len(texts)} prompts in {folder}. {next_one}",
     }  # fmt: skip

@@ -68,7 +68,8 @@ def _shrunk(record: RunRecord) -> Iterator[str]:
     interval = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
     cost = f"real images alone at {own} px give {100 * shrinking['difference']:+.1f} points{interval} over {used} px"
     if record["verdict"].get("too_coarse"):
-        coarse = "The generator is" if record["generator"]["resolution"] <= used else f"{used} px are"
+        drawn_at = record["generator"]["resolution"] if "generator" in record else used + 1
+        coarse = "The generator is" if drawn_at <= used else f"{used} px are"
         yield f"{coarse} too coarse for this task: {cost}."
     else:
         yield f"The real images have {native} px: {cost}."

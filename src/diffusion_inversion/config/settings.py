@@ -8,6 +8,7 @@ neither. docs/differences.md says more.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -197,6 +198,36 @@ class PromptSettings(Settings):
     batch_size: int = setting(100, "images drawn side by side", ge=1, option="sample-batch-size")
     seed: int = setting(0, "run seed; every image derives its own from (seed, class, prompt, variant)", ge=0)
     safety_checker: bool = setting(True, "as in stage 2")
+
+
+class RetrieveSettings(Settings):
+    """Images of a pool that are nearest to the training images: the baseline that finds instead of making."""
+
+    pool: str = setting(..., "folder of images at any depth, parquet files, hf:<id>, or a built-in name")
+    k: tuple[int, ...] = setting(
+        (10,), "neighbours of each training image, a set for each number", "ours; text: 10, 25 and 50", min_length=1
+    )
+    extractor: str = setting(
+        "lite0", "says what is near; as of `dinv metrics`, such as clip", "ours; text: CLIP, by clip-retrieval"
+    )
+    weights: str | None = setting(None, "local file or folder of the extractor's weights")
+    image_size: int | None = setting(
+        None, "side in px that is compared and saved", unset="the training images' own", ge=4
+    )
+    batch_size: int = setting(64, "images in the network at once", ge=1)
+    block_size: int = setting(512, "images of the pool in memory at once", ge=1)
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _one_number_is_enough(cls, k: object) -> object:
+        return (k,) if isinstance(k, int) else k
+
+    @field_validator("k")
+    @classmethod
+    def _numbers_ascend(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        if min(k) < 1 or any(later <= earlier for earlier, later in pairwise(k)):
+            raise ValueError("give numbers of at least 1 that ascend, such as 10,25,50")
+        return k
 
 
 Arm = Literal["real", "synthetic", "real+synthetic"]

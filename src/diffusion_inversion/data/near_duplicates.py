@@ -51,17 +51,60 @@ def near_pairs(thumbnails: Tensor) -> list[NearPair]:
     Not found: crops of more than about 2 %, mirrored or turned copies, and groups of more than 1 % of the images (at
     least 10) unless their members differ by encoding alone: those look like a class of alike objects.
     """
-    if len(thumbnails) < 2:
-        return []
-    shows = torch.cat([part.float().std(dim=(1, 2, 3)) >= _FLAT for part in thumbnails.split(4096)])
-    rows = shows.nonzero()[:, 0]
+    rows, pictures = _showing(thumbnails)
     if len(rows) < 2:
         return []
-    pictures = thumbnails if len(rows) == len(thumbnails) else thumbnails[rows]
     codes = torch.from_numpy(_codes(pictures, _LOW))
-    reach = _RATIO * _neighbourhood(codes)
-    found = [pair for block in _candidates(codes, reach) for pair in _verified(pictures, codes, reach, block)]
+    coded = _Coded(pictures, codes, _RATIO * _neighbourhood(codes, codes))
+    found = [pair for block in _candidates(codes, coded.reach) for pair in _verified(coded, coded, block)]
     return [NearPair(int(rows[first]), int(rows[second])) for first, second in found]
+
+
+class NearTo:
+    """Near-duplicates of known pictures among others, of which any number may come, block by block.
+
+    How close alike objects come is measured among the known pictures, so what is found of a picture does not depend on
+    the block that it came in.
+    """
+
+    def __init__(self, known: Tensor) -> None:
+        """`known` are the thumbnails (N, 3, 32, 32) uint8."""
+        self._rows, pictures = _showing(known)
+        codes = torch.from_numpy(_codes(pictures, _LOW))
+        self._known = _Coded(pictures, codes, _RATIO * _neighbourhood(codes, codes))
+
+    def pairs(self, others: Tensor) -> list[tuple[int, int]]:
+        """(row among the known, row among `others`) of every pair, for thumbnails (M, 3, 32, 32) uint8."""
+        rows, pictures = _showing(others)
+        if not len(rows) or not len(self._rows):
+            return []
+        codes = torch.from_numpy(_codes(pictures, _LOW))
+        coded = _Coded(pictures, codes, _RATIO * _neighbourhood(codes, self._known.codes))
+        lowest = _lowest(self._known.reach)
+        found: list[tuple[int, int]] = []
+        for start in range(0, len(self._rows), _BLOCK):
+            block = self._known.codes[start : start + _BLOCK] @ codes.T
+            near = (block >= lowest[start : start + _BLOCK, None]).nonzero() + torch.tensor([start, 0])
+            found += _verified(self._known, coded, near)
+        return [(int(self._rows[first]), int(rows[second])) for first, second in found]
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Pictures (N, 3, 32, 32) uint8 that show something, their codes (N, 64) and how near a near-duplicate is (N,)."""
+
+    pictures: Tensor
+    codes: Tensor
+    reach: Tensor
+
+
+def _showing(thumbnails: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (M,) of the pictures that are not blank, and these pictures."""
+    if not len(thumbnails):
+        return torch.empty(0, dtype=torch.int64), thumbnails
+    shows = torch.cat([part.float().std(dim=(1, 2, 3)) >= _FLAT for part in thumbnails.split(4096)])
+    rows = shows.nonzero()[:, 0]
+    return rows, thumbnails if len(rows) == len(thumbnails) else thumbnails[rows]
 
 
 def _codes(thumbnails: Tensor, side: int) -> NDArray[np.float32]:
@@ -87,12 +130,12 @@ def _distance(cosine: Tensor) -> Tensor:
     return distance
 
 
-def _neighbourhood(codes: Tensor) -> Tensor:
-    """Distance (N,) from each image to its 10th or 1 % nearest, whichever is more, in an even sample of all."""
-    count = len(codes)
+def _neighbourhood(codes: Tensor, among: Tensor) -> Tensor:
+    """Distance (N,) from each image to its 10th or 1 % nearest, whichever is more, in an even sample of `among`."""
+    count = len(among)
     if count < _FEW:
-        return torch.full((count,), _FEW_DISTANCE)
-    sample = codes[torch.linspace(0, count - 1, min(count, _SAMPLE)).round().long()]
+        return torch.full((len(codes),), _FEW_DISTANCE)
+    sample = among[torch.linspace(0, count - 1, min(count, _SAMPLE)).round().long()]
     nearest = min(max(_NEAREST, int(_SHARE * len(sample))), (count - 1) // 2)
     parts = [_distance(part @ sample.T).kthvalue(nearest + 1, dim=1).values for part in codes.split(_BLOCK)]
     return torch.cat(parts)
@@ -100,7 +143,7 @@ def _neighbourhood(codes: Tensor) -> Tensor:
 
 def _candidates(codes: Tensor, reach: Tensor) -> Iterator[Tensor]:
     """Pairs (M, 2) with first < second that are within reach of the first, or nearly equal; block by block."""
-    lowest = torch.minimum(1 - reach**2, torch.tensor(_COPY))
+    lowest = _lowest(reach)
     for start in range(0, len(codes), _BLOCK):
         block = codes[start : start + _BLOCK] @ codes[start:].T
         corner = block[:, : len(block)]  # the only part that holds pairs with second <= first
@@ -108,13 +151,21 @@ def _candidates(codes: Tensor, reach: Tensor) -> Iterator[Tensor]:
         yield (block >= lowest[start : start + _BLOCK, None]).nonzero() + start
 
 
-def _verified(pictures: Tensor, codes: Tensor, reach: Tensor, pairs: Tensor) -> Iterator[tuple[int, int]]:
+def _lowest(reach: Tensor) -> Tensor:
+    """The cosine (N,) from which on another picture is a candidate."""
+    return torch.minimum(1 - reach**2, torch.tensor(_COPY))
+
+
+def _verified(one: _Coded, other: _Coded, pairs: Tensor) -> Iterator[tuple[int, int]]:
+    """The pairs (M, 2) of a row of `one` and a row of `other` that stand the tests."""
     for part in pairs.split(4096):
         first, second = part.unbind(1)
-        near = _distance((codes[first] * codes[second]).sum(1)) <= torch.minimum(reach[first], reach[second])
-        fine = [torch.from_numpy(_codes(pictures[index], _FINE)) for index in (first, second)]
+        cosine = (one.codes[first] * other.codes[second]).sum(1)
+        near = _distance(cosine) <= torch.minimum(one.reach[first], other.reach[second])
+        pictures = one.pictures[first], other.pictures[second]
+        fine = [torch.from_numpy(_codes(pixels, _FINE)) for pixels in pictures]
         copy = (fine[0] * fine[1]).sum(1) >= _COPY
-        same = _correlation(pictures[first], pictures[second]) >= _SAME_PIXELS
+        same = _correlation(*pictures) >= _SAME_PIXELS
         for row in ((near | copy) & same).nonzero()[:, 0].tolist():
             yield int(first[row]), int(second[row])
 

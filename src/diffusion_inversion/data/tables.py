@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from .problems import Problem
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+LICENCE_COLUMNS = ("licence", "license")
 _HUB_TEST_SPLITS = ("test", "validation", "valid", "val")
 _CELLS_AT_ONCE = 16  # read ahead from a parquet file
 _BUFFER_BYTES = 1 << 20  # a row group is streamed, never held whole
@@ -31,32 +34,53 @@ def parquet_file(path: Path, role: str) -> Source:
     Nothing of it is copied to a cache, and its name is a name, not a pattern: `datasets` reads d1.parquet for
     d[1].parquet (huggingface/datasets#7468) and an old copy of a file that was replaced (#444).
     """
-    import pyarrow.parquet as pq
-
     with reading(str(path), "give a whole, readable parquet file with columns image and label"):
-        with path.open("rb") as start:
-            if start.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise DataError(f"{path}: {LFS_CAUSE}; {LFS_REMEDY}")
-        file = pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
-        schema = file.schema_arrow
-        info = _hub_info(path, schema.metadata or {})
-        image_column = _column(path.name, schema.names, _IMAGE_COLUMNS)
-        label_column = _column(path.name, schema.names, _LABEL_COLUMNS)
-        if not file.metadata.num_rows:
-            raise DataError(f"{path}: a table without rows; give one row for each image")
-        _check_images(path, image_column, schema.field(image_column).type)
+        file, open_row, info = _open_parquet(path)
+        label_column = _column(path.name, file.schema_arrow.names, _LABEL_COLUMNS)
         values: list[Any] = file.read([label_column]).column(label_column).to_pylist()
         names = _class_names(path, label_column, info)
-        cells = _ParquetCells(file, image_column)
-    return _source(
-        path.stem,
-        role,
-        values,
-        names,
-        label_column,
-        lambda row: _open_cell(cells.at(row), path.parent, (path.parent,)),
-        str(info.get("license") or ""),
-    )
+    return _source(path.stem, role, values, names, label_column, open_row, str(info.get("license") or ""))
+
+
+def _open_parquet(path: Path) -> tuple[Any, Callable[[int], Image.Image], dict[str, Any]]:
+    """A parquet file of images, what opens the image of a row, and what `datasets` wrote about it. Raises DataError."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as start:
+        if start.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise DataError(f"{path}: {LFS_CAUSE}; {LFS_REMEDY}")
+    file = pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+    schema = file.schema_arrow
+    info = _hub_info(path, schema.metadata or {})
+    image_column = _column(path.name, schema.names, _IMAGE_COLUMNS)
+    if not file.metadata.num_rows:
+        raise DataError(f"{path}: a table without rows; give one row for each image")
+    _check_images(path, image_column, schema.field(image_column).type)
+    cells = _ParquetCells(file, image_column)
+    return file, lambda row: _open_cell(cells.at(row), path.parent, (path.parent,)), info
+
+
+def unlabelled_parquet(path: Path) -> Unlabelled:
+    """The images of one parquet file, whether they have labels or not. Raises DataError."""
+    with reading(str(path), "give a whole, readable parquet file with a column image"):
+        file, open_row, info = _open_parquet(path)
+        column = next((name for name in LICENCE_COLUMNS if name in file.schema_arrow.names), None)
+        values = file.read([column]).column(column).to_pylist() if column is not None else []
+    return Unlabelled(file.metadata.num_rows, open_row, tuple(values), str(info.get("license") or ""))
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Images of a table by row, and the licence of each where a column has it, else of all."""
+
+    count: int
+    open: Callable[[int], Image.Image]
+    licences: tuple[Any, ...]  # empty without such a column
+    licence: str
+
+    def licence_of(self, row: int) -> str:
+        """The licence of an image; "" where none is named."""
+        return str((self.licences[row] if self.licences else None) or self.licence)
 
 
 class _ParquetCells:
@@ -121,6 +145,26 @@ def _check_images(path: Path, column: str, kind: Any) -> None:
 
 def hub_data(data: str, root: Path) -> tuple[Source, Source | None]:
     """The train split of `hf:<id>[@revision]`, and its test split where it has one. Raises UsageError, DataError."""
+    with _hub_splits(data, root) as (splits, places):
+        test = next((split for split in _HUB_TEST_SPLITS if split in splits), None)
+        train = _from_hub(data, "train", splits["train"], places)
+        return train, None if test is None else _from_hub(data, test, splits[test], places)
+
+
+def unlabelled_hub(data: str, root: Path) -> Unlabelled:
+    """The images of the train split of `hf:<id>[@revision]`, labelled or not. Raises UsageError, DataError."""
+    with _hub_splits(data, root) as (splits, places):
+        table = splits["train"]
+        image_column = _column(data, table.column_names, _IMAGE_COLUMNS)
+        column = next((name for name in LICENCE_COLUMNS if name in table.column_names), None)
+        values = table.select_columns([column])[:][column] if column is not None else []
+        open_row = _hub_images(table, image_column, places)
+        return Unlabelled(len(table), open_row, tuple(values), table.info.license or "")
+
+
+@contextmanager
+def _hub_splits(data: str, root: Path) -> Iterator[tuple[Any, Sequence[Path]]]:
+    """The splits of a hub data set, train among them, and the places where its files lie; errors below name it."""
     import datasets
 
     name, _, revision = data.removeprefix("hf:").partition("@")
@@ -145,11 +189,8 @@ def hub_data(data: str, root: Path) -> tuple[Source, Source | None]:
         )
         if "train" not in splits:
             raise DataError(f"{data}: no train split among {', '.join(splits)}; save the wanted one as a parquet file")
-        test = next((split for split in _HUB_TEST_SPLITS if split in splits), None)
         # Files of a hub data set lie in one of these; a cell that names another file is not the data set's.
-        places = (root / "huggingface", *([Path(name)] if local else []), *_hub_caches())
-        train = _from_hub(data, "train", splits["train"], places)
-        return train, None if test is None else _from_hub(data, test, splits[test], places)
+        yield splits, (root / "huggingface", *([Path(name)] if local else []), *_hub_caches())
 
 
 def _hub_caches() -> tuple[Path, ...]:
@@ -167,16 +208,16 @@ def _from_hub(name: str, prefix: str, table: Any, places: Sequence[Path]) -> Sou
     values: list[Any] = table.select_columns([label_column])[:][label_column]
     feature = table.features[label_column]
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    encoded = table.cast_column(image_column, datasets.Image(decode=False))
-    return _source(
-        name,
-        prefix,
-        values,
-        names,
-        label_column,
-        lambda row: _open_cell(encoded[row][image_column], None, places),
-        table.info.license or "",
-    )
+    open_row = _hub_images(table, image_column, places)
+    return _source(name, prefix, values, names, label_column, open_row, table.info.license or "")
+
+
+def _hub_images(table: Any, column: str, places: Sequence[Path]) -> Callable[[int], Image.Image]:
+    """What opens the image of a row of a `datasets.Dataset`."""
+    import datasets
+
+    encoded = table.cast_column(column, datasets.Image(decode=False))
+    return lambda row: _open_cell(encoded[row][column], None, places)
 
 
 def _source(

@@ -22,11 +22,11 @@ from ..engine.manifest import Manifest
 from ..engine.store import sync_folder
 from ..errors import UsageError
 from ..invert.embeddings import EmbeddingStore
-from ..sample.synthetic import SyntheticStore
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
 from .images import changed_images, load, read_record, recorded_settings
 from .layout import DATA_FILE, STORES, ledger_files
+from .methods import images_store, method_of
 from .replicates import replicate_folders
 
 POSITION = re.compile(r".+/\d{6}")
@@ -168,8 +168,8 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
         learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
     header = vectors.manifest.last("header")
     averaged = drawn = 0
-    if header is not None:
-        store = SyntheticStore(run, tuple(header["class_names"]))
+    if header is not None or (record is not None and method_of(run).again is not None):
+        store = images_store(run, tuple((header or record or {})["class_names"]))
 
         columns = ("file_name", "source_id", "partner_id", "guidance_scale", "unconditional")
         each = list(zip(*(column.to_pylist() for column in store.table(*columns).columns), strict=True))
@@ -179,7 +179,8 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
         averaged = len(averages) if keep_averages else 0
         descended = {name for name, *ids, _, _ in each if not taken.isdisjoint(ids)}
         drawn = store.remove(descended | averages if learned and not keep_averages else descended)
-        vectors.remove(learned)
+        if header is not None:
+            vectors.remove(learned)
     _sweep(run)
     return Forgotten(len(gone), len(learned), drawn, trained, averaged)
 

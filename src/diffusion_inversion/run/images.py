@@ -18,6 +18,7 @@ from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..invert.embeddings import EmbeddingStore
+from ..sample.synthetic import SyntheticStore
 from .layout import DATA_FILE
 
 _DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they were; limits may grow
@@ -35,10 +36,12 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
         note = recorded or Ledger(run).note(DATA_FILE)
         if note is None:
             raise UsageError(
-                f"{run}: not a run folder ({DATA_FILE} is missing). Start with `dinv invert DATA --out {run}`."
+                f"{run}: not a run folder ({DATA_FILE} is missing). Start with `dinv invert DATA --out {run}`; images "
+                "from prompts know their DATA where they are drawn with --classes-of RUN."
             )
         settings = recorded_settings(note["source"])
-    begun = recorded is not None and (is_shared(run) or EmbeddingStore(run).begun())
+    made = EmbeddingStore(run).begun() or SyntheticStore(run, ()).manifest.last("commit") is not None
+    begun = recorded is not None and (is_shared(run) or made)
     splits = load(run, settings, recorded if begun else None)
     record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
     if begun and recorded is not None:
@@ -65,6 +68,14 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
         text = json.dumps(record, indent=1) + "\n"
         Ledger(run).commit(DATA_FILE, text.encode(), note={"source": record["source"]})
     return splits
+
+
+def adopt_record(run: Path, folder: Path) -> None:
+    """Let a folder have the images of a run as its own, so that what is made there can be trained with."""
+    record = read_record(run)
+    if record is not None and folder.resolve() != run.resolve():
+        text = json.dumps(record, indent=1) + "\n"
+        Ledger(folder).commit(DATA_FILE, text.encode(), note={"source": record["source"]})
 
 
 def recorded_settings(source: dict[str, Any]) -> DataSettings:

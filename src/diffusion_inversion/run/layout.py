@@ -22,6 +22,7 @@ from ..train.store import FOLDER as CLASSIFIERS
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 COARSENESS_FILE = "coarseness.json"
+RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
 REPLICATES = "replicates"
@@ -82,6 +83,7 @@ LEDGER = (
     File(METADATA_FILE, "sample", "derived"),
     File(RECONSTRUCTIONS_FILE, "sample", "derived"),
     File(LIKENESS_FILE, "sample", "derived"),
+    File(RETRIEVAL_FILE, "sample", "derived"),
     File(settings_file("sample"), "sample", "settings"),
     File(FRACTION_FILE, "train", "choice"),
     File(settings_file("train"), "train", "settings"),

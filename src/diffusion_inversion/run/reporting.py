@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ import torch
 from ..config.settings import TrainSettings
 from ..data.datasets import Splits
 from ..data.duplicates import doubts
-from ..data.images import resize
 from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import Manifest
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
-from ..sample.synthetic import SyntheticStore, read_images
+from ..sample.synthetic import SyntheticStore
 from ..train.arms import ArmResults
 from ..train.evaluation import OWN_SIZE
 from ..train.own_size import OWN_SIZE_LIMIT, Sides, own_side
@@ -27,15 +27,16 @@ from ..train.real_fraction import FRACTION_FILE
 from ..train.recipes import resolved
 from ..train.replicated import Replicated, sides_of, spread
 from ..train.store import ClassifierStore
-from .coarseness import read_coarseness
+from .coarseness import Coarseness, read_coarseness
 from .foresight import too_few, visible_gain
-from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RUN_FILE
-from .reconstructions import Likeness, read_likeness, read_reconstructions
-from .report import ReportImages, RunRecord, render_report
-from .report.record import CurveRecord, ReplicateRecord
+from .gallery import images_of_classes, images_of_vectors
+from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE
+from .methods import INVERSION, method_of, with_arm_names
+from .reconstructions import Likeness, read_likeness
+from .report import RunRecord, render_report
+from .report.record import CurveRecord, FoundRecord, GeneratorRecord, InvertRecord, ReplicateRecord
 from .verdict_record import arms_of, verdict_of
 
-REPORT_VARIANTS = 6
 MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
 
@@ -53,18 +54,8 @@ def report_stage(
     `others` are the replicates beside this run: accuracies, times and verdict are then those of all.
     """
     replicates = [replicated(run, splits, results), *others]
-    embeddings = read_embeddings(run)
-    inverted, sampled = read_config(run, "invert"), read_config(run, "sample")
+    made = _made_from_vectors(run, replicates) if method_of(run) == INVERSION else _made_otherwise(run)
     trained = read_config(run, "train")["settings"]  # with the number that real_fraction=auto became
-    generator = Ledger(run).read_json(GENERATOR_FILE)
-    variants = SyntheticStore(run, embeddings.class_names).variants()
-    losses = embeddings.losses
-    curve: CurveRecord = {
-        "steps": list(embeddings.curve_steps),
-        "mean": losses.mean(1).tolist(),
-        "p10": losses.quantile(0.1, dim=1).tolist(),
-        "p90": losses.quantile(0.9, dim=1).tolist(),
-    }
     problems = (*splits.train.problems, *splits.test.problems)
     near, conflicting = doubts(problems)
     record: RunRecord = {
@@ -83,41 +74,36 @@ def report_stage(
             "conflicting_labels": conflicting,
             "problems": [{"file": p.file, "cause": p.cause, "remedy": p.remedy, "fatal": p.fatal} for p in problems],
         },
-        "generator": {
-            "name": generator["name"],
-            "hash": generator["hash"],
-            "resolution": embeddings.resolution,
-            "prediction_type": generator["prediction_type"],
-        },
         "settings": {
-            "invert": inverted["settings"],
-            "sample": {"variants": variants, **sampled["settings"]},
+            **made.settings,
             "train": resolved(settings).model_dump(mode="json") | {"real_fraction": trained["real_fraction"]},
         },
         "stages": {
-            "invert": {
-                "seconds": sum(_seconds(EmbeddingStore(replicate.folder).manifest) for replicate in replicates),
-                "loss_initial": float(losses[0].mean()),
-                "loss_final": float(losses[-1].mean()),
-                "null_loss": float(embeddings.null_losses.mean()),
-            },
             "sample": {
                 "seconds": sum(_seconds(SyntheticStore(replicate.folder, ()).manifest) for replicate in replicates),
-                "images": variants * len(embeddings),
+                "images": made.images,
             },
             "train": {"seconds": sum(_seconds(ClassifierStore(replicate.folder).manifest) for replicate in replicates)},
         },
-        "inversion_curve": curve,
         "arms": arms_of(replicates),
         "verdict": verdict_of(replicates),
     }
     record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(replicates))
     if (few := too_few(splits.test.labels, settings, len(replicates))) is not None:
         record["verdict"]["too_few"] = few
-    if (coarse := read_coarseness(run, sampled["settings"]["image_size"])) is not None:
-        record["verdict"]["coarseness"] = coarse.record()
-    if (likeness := read_likeness(run, embeddings)) is not None:
-        record["likeness"] = likeness.record()
+    if made.called is not None:
+        record["images"] = made.called
+    if made.found is not None:
+        record["found"] = made.found
+    if made.generator is not None:
+        record["generator"] = made.generator
+    if made.vectors is not None:
+        record["inversion_curve"] = made.vectors.curve
+        record["stages"]["invert"] = made.vectors.inverted
+        if made.vectors.coarseness is not None:
+            record["verdict"]["coarseness"] = made.vectors.coarseness.record()
+        if made.vectors.likeness is not None:
+            record["likeness"] = made.vectors.likeness.record()
     if (sides := sides_of(replicates)) is not None:
         record["sides"] = {"native": sides.native, "used": sides.used, "own": sides.own, "limit": OWN_SIZE_LIMIT}
     if others:
@@ -141,15 +127,105 @@ def report_stage(
     if OWN_SIZE in record["arms"]:
         chosen["own_size"] = True
     ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
-    ledger.commit(REPORT_FILE, render_report(record, _report_images(run, splits, embeddings, likeness)).encode())
+    pictures = (
+        images_of_classes(run, splits.train)
+        if made.vectors is None
+        else images_of_vectors(run, splits.train, made.vectors.embeddings, made.vectors.likeness)
+    )
+    ledger.commit(REPORT_FILE, render_report(record, pictures).encode())
     return record
 
 
+@dataclass(frozen=True)
+class _Made:
+    """How the images of a run came to be, for its record."""
+
+    images: int
+    settings: dict[str, dict[str, Any]]
+    generator: GeneratorRecord | None = None
+    vectors: _Vectors | None = None
+    called: str | None = None
+    found: FoundRecord | None = None
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """What a record has of images that were made from vectors."""
+
+    embeddings: Embeddings
+    likeness: Likeness | None
+    coarseness: Coarseness | None
+    inverted: InvertRecord
+    curve: CurveRecord
+
+
+def _made_from_vectors(run: Path, replicates: Sequence[Replicated]) -> _Made:
+    embeddings = read_embeddings(run)
+    generator = Ledger(run).read_json(GENERATOR_FILE)
+    variants = SyntheticStore(run, embeddings.class_names).variants()
+    losses = embeddings.losses
+    curve: CurveRecord = {
+        "steps": list(embeddings.curve_steps),
+        "mean": losses.mean(1).tolist(),
+        "p10": losses.quantile(0.1, dim=1).tolist(),
+        "p90": losses.quantile(0.9, dim=1).tolist(),
+    }
+    drawn_by: GeneratorRecord = {
+        "name": generator["name"],
+        "hash": generator["hash"],
+        "resolution": embeddings.resolution,
+        "prediction_type": generator["prediction_type"],
+    }
+    inverted: InvertRecord = {
+        "seconds": sum(_seconds(EmbeddingStore(replicate.folder).manifest) for replicate in replicates),
+        "loss_initial": float(losses[0].mean()),
+        "loss_final": float(losses[-1].mean()),
+        "null_loss": float(embeddings.null_losses.mean()),
+    }
+    sampled = read_config(run, "sample")["settings"]
+    settings = {"invert": read_config(run, "invert")["settings"], "sample": {"variants": variants, **sampled}}
+    coarse = read_coarseness(run, sampled["image_size"])
+    vectors = _Vectors(embeddings, read_likeness(run, embeddings), coarse, inverted, curve)
+    return _Made(variants * len(embeddings), settings, drawn_by, vectors)
+
+
+def _made_otherwise(run: Path) -> _Made:
+    config = read_config(run, "sample")
+    units = list(SyntheticStore(run, ()).manifest.units().values())
+    drawn_by: GeneratorRecord | None = None
+    if "generator" in config:
+        drawn_by = {
+            "name": units[0]["shared"]["generator"],
+            "hash": config["generator"]["hash"],
+            "resolution": config["settings"]["resolution"],
+            "prediction_type": config["generator"]["prediction_type"],
+        }
+    record = Ledger(run).read_json(RETRIEVAL_FILE)
+    found: FoundRecord | None = None
+    if record is not None:
+        found = {
+            "pool": record["pool"]["name"],
+            "pool_images": record["pool"]["images"],
+            "pool_sha256": record["pool"]["sha256"],
+            "k": config["settings"]["k"],
+            "extractor": config["extractor"]["name"],
+            "images": record["images"],
+            "asked_for": record["asked_for"],
+            "left_out": record["left_out"],
+            "classes": record["classes"],
+            "licences": record["licences"],
+            "similarity": record["similarity"],
+        }
+    images = sum(len(unit["files"]) for unit in units)
+    return _Made(images, {"sample": config["settings"]}, drawn_by, called=method_of(run).images, found=found)
+
+
 def replicated(run: Path, splits: Splits, results: ArmResults) -> Replicated:
-    """A run that went through as one replicate among others."""
-    used = read_config(run, "sample")["settings"]["image_size"]
+    """A run that went through as one replicate among others; arms are called by how their images were made."""
+    used, method = read_config(run, "sample")["settings"]["image_size"], method_of(run)
     own = own_side(splits.train, used) if OWN_SIZE in results.accuracies() else None
-    return Replicated(run, results, splits.train.ids, splits.test.ids, Sides(splits.train.native_size, used, own))
+    sides = Sides(splits.train.native_size, used, own, method.images)
+    return Replicated(run, with_arm_names(results, method), splits.train.ids, splits.test.ids, sides)
 
 
 def _replicate(run: Path, number: int, replicate: Replicated) -> ReplicateRecord:
@@ -164,27 +240,6 @@ def _replicate(run: Path, number: int, replicate: Replicated) -> ReplicateRecord
         "n_test": len(replicate.test_ids),
         "arms": {arm: list(accuracies) for arm, accuracies in replicate.results.accuracies().items()},
     }
-
-
-def _report_images(run: Path, splits: Splits, embeddings: Embeddings, likeness: Likeness | None) -> ReportImages:
-    """A few real images beside their reconstructions and variants, those that are least like their sources first."""
-    store = SyntheticStore(run, embeddings.class_names)
-    shown = min(REPORT_VARIANTS, store.variants())
-    rows, drawn_again = read_reconstructions(run, embeddings)
-    columns = ("file_name", "sha256", "label", "source_id", "variant")
-    each = zip(*(column.to_pylist() for column in store.table(*columns).columns), strict=True)
-    drawn_from = {(source, variant): file for *file, source, variant in each}
-    files = zip(*(drawn_from[embeddings.ids[row], v] for row in rows for v in range(shown)), strict=True)
-    drawn = read_images(store.folder, embeddings.class_names, *files)
-    row_of = {image_id: row for row, image_id in enumerate(splits.train.ids)}
-    real = splits.train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
-    return ReportImages(
-        real=real.images,
-        reconstruction=resize(drawn_again, drawn.size),
-        variants=drawn.images.unflatten(0, (len(rows), shown)),
-        labels=embeddings.labels[rows],
-        distances=None if likeness is None else tuple(likeness.distances[embeddings.ids[row]] for row in rows),
-    )
 
 
 def read_config(run: Path, stage: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from ..config.settings import DataSettings, InvertSettings, SampleSettings, Trai
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
 from ..engine.disk import require_room
-from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
 from ..engine.manifest import timed
@@ -25,9 +24,8 @@ from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..invert.inversion import invert
-from ..sample.prompting import PROMPTS
 from ..sample.sampling import check, check_settings, draw_variants, stale_files
-from ..sample.synthetic import SyntheticStore, read_synthetic
+from ..sample.synthetic import SyntheticStore
 from ..train.arms import ArmResults, check_arms, train_arms
 from ..train.arms import check_settings as check_training
 from ..train.classifiers import choose_architecture
@@ -41,7 +39,8 @@ from .coarseness import coarseness
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
-from .layout import GENERATOR_FILE, METADATA_FILE, RECONSTRUCTIONS_FILE, RUN_FILE, ledger_files, stages_from, store_of
+from .layout import GENERATOR_FILE, RECONSTRUCTIONS_FILE, RUN_FILE, ledger_files, stages_from, store_of
+from .methods import images_made, is_whole, method_of, require_images
 from .reconstructions import draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
@@ -154,13 +153,16 @@ class Redone:
 def resume(run: Path, device: str = "auto") -> list[str]:
     """Do again what is missing in every stage that had been finished; return the stages that had not been.
 
-    So it is in every replicate. Settings, data and generator are those that the run recorded. Images from prompts are
-    stage "sample" alone, which cannot be done again here: what their prompts were is not on record as a whole.
+    So it is in every replicate. Settings, data and generator are those that the run recorded. Images from prompts or
+    a pool cannot be made again here: their prompts, or the pool, are not on record as a whole.
     """
-    if holds_prompts(run):
-        drawn = SyntheticStore(run, ()).complete() and Ledger(run).holds(METADATA_FILE)
-        return [] if drawn else ["sample"]
-    unfinished, whole = _resume(run, device)
+    if method_of(run).again is not None:
+        if not is_whole(run):
+            return ["sample"]
+        trained = ClassifierStore(run).manifest.records() or Ledger(run).note(RUN_FILE)
+        unfinished, whole = _train_again(run, open_splits(run)) if trained else ([], None)
+    else:
+        unfinished, whole = _resume(run, device)
     others = []
     for folder in replicate_folders(run)[1:]:
         with run_lock(folder):
@@ -198,6 +200,12 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     sample_stage(
         run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded), sources=splits.train
     )
+    return _train_again(run, splits)
+
+
+def _train_again(run: Path, splits: Splits) -> tuple[list[str], Redone | None]:
+    """Train again what is missing of the classifiers; as `_resume`."""
+    ledger = Ledger(run)
     classifiers = ClassifierStore(run).manifest
     reported = ledger.note(RUN_FILE)
     trained = classifiers.last("complete") or reported
@@ -209,12 +217,6 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     )
     results = train_stage(run, splits, training, recorded["device"], own_size=trained.get("own_size", False))
     return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})
-
-
-def holds_prompts(run: Path) -> bool:
-    """Whether the images of a folder come from prompts, not from vectors."""
-    config = Ledger(run).read_json(settings_file("sample"))
-    return config is not None and config.get("kind") == PROMPTS
 
 
 def train_stage(
@@ -233,7 +235,7 @@ def train_stage(
     """
     where = resolve_device(device)
     require_whole(run, splits)
-    synthetic = read_synthetic(run, splits.train.class_names)
+    synthetic = images_made(run, splits.train.class_names)
     real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
     own = at_own_size(splits, synthetic.size) if own_size else None
     arms = check_arms(real, synthetic, test, settings, own)
@@ -268,8 +270,12 @@ def train_stage(
 def require_whole(run: Path, splits: Splits) -> None:
     """Raise UsageError unless every training image has its vector and every vector its variants: arms must be equal.
 
-    And unless the reconstructions are there, without which training would end without its report.
+    And unless the reconstructions are there, without which training would end without its report. Images that were
+    made without vectors must be those of the training images (methods.py).
     """
+    if method_of(run).again is not None:
+        require_images(run, splits)
+        return
     store = EmbeddingStore(run)
     if set(store.images()) != set(splits.train.ids):
         raise UsageError(f"{run}: images were added since stage 1. Run the same `dinv invert` command again first.")

@@ -238,5 +238,6 @@ def _metadata_row(
         "source_version": version,
         "partner_version": version,
         "unconditional": "empty",
+        "method": PROMPTS,
         "resolution": settings.resolution or generator.resolution,
     }

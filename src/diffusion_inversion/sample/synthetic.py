@@ -37,17 +37,18 @@ COLUMNS = (
     "file_name", "class_name", "label", "source_id", "partner_id", "variant", "interpolation", "noise_strength",
     "guidance_scale", "inversion_step", "scheduler", "inference_steps", "seed", "generator", "generator_hash",
     "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
-    "unconditional", "group_size", "guidance_interval", "eta", "resolution",
+    "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
 )  # fmt: skip
 # Columns that differ between the images of a unit; the others are stored once for the unit.
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
-    "partner_version", "partner_label", "label_weight",
+    "partner_version", "partner_label", "label_weight", "pool_id", "licence",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
     "label_weight": 1.0, "interpolation_kind": "lerp", "partner": "same-class", "unconditional": "mean",
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
+    "method": "inversion", "pool_id": "", "licence": "",
 }  # fmt: skip
 Row = dict[str, Any]
 
@@ -76,6 +77,8 @@ class Columns(TypedDict):
     partner_version: list[str]
     partner_label: NotRequired[list[int]]  # not in the records of earlier versions
     label_weight: NotRequired[list[float]]  # of `label` in the target; partner_label has the rest
+    pool_id: NotRequired[list[str]]  # of what was retrieved: which image of the pool it is
+    licence: NotRequired[list[str]]
 
 
 class DrawnUnit(Unit):
@@ -143,6 +146,10 @@ class SyntheticStore:
                 found = [self.class_names[label] for label in own["label"]]
             case "partner_label":
                 found = own.get(name, own["label"])
+            case "method" if name not in record["shared"]:  # earlier versions did not say so of images from prompts
+                named = zip(own["source_id"], own["label"], strict=True)
+                from_prompt = [source.startswith(f"{self.class_names[label]}: ") for source, label in named]
+                found = ["prompts" if one else shared[name] for one in from_prompt]
             case _:
                 found = [shared[name]] * len(record["ids"]) if name not in own else own[name]
         return cast(Collection[Any], found)
@@ -172,7 +179,7 @@ class SyntheticStore:
                 "count": len(rows),
                 "ids": ids,
                 "files": {name: digests[self.folder / name] for name in files},
-                "columns": {key: [row[key] for row in rows] for key in VARYING},
+                "columns": {key: [row[key] for row in rows] for key in VARYING if key in rows[0]},
                 "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
                 **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
                 **({"blanked": blanked} if blanked else {}),

@@ -193,9 +193,7 @@ def _row(
 ) -> Row:  # fmt: skip
     place = members[0]
     drawn = jobs[place][0].images
-    images = (
-        0 if arm in ("real", OWN_SIZE) or drawn is None else _of_variants(workshop, drawn, first[place].sample.variants)
-    )
+    images = 0 if arm in ("real", OWN_SIZE) or drawn is None else _images_of(workshop, drawn, first[place])
     return Row(
         at=_shared(first, members),
         cells=tuple(members),
@@ -223,9 +221,13 @@ def _draw(workshop: Workshop, cell: Cell, jobs: CellJobs, arm: str) -> RowDraw:
     )
 
 
-def _of_variants(workshop: Workshop, job: str, variants: int) -> int:
-    """How many images the first variants are, of the vectors that were learned; the job may have drawn more."""
-    return int(workshop.read(job)["images"]) // int(job.rpartition("-")[2]) * variants
+def _images_of(workshop: Workshop, job: str, cell: Cell) -> int:
+    """How many images the first variants are, of the vectors that were learned: the job may have drawn more.
+
+    Of a pool they are all that were found.
+    """
+    images = int(workshop.read(job)["images"])
+    return images if cell.retrieve is not None else images // int(job.rpartition("-")[2]) * cell.sample.variants
 
 
 def _shared(cells: Sequence[Cell], members: Sequence[int]) -> dict[str, Any]:

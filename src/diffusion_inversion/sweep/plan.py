@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..config.presets import read_preset
-from ..config.settings import DataSettings, InvertSettings, SampleSettings, Settings, TrainSettings
-from ..data.sources import absolute
+from ..config.settings import DataSettings, InvertSettings, RetrieveSettings, SampleSettings, Settings, TrainSettings
+from ..data.sources import absolute, default_root
 from ..engine.toml import read_toml
 from ..errors import UsageError
 from ..run.replicates import drawn_anew
@@ -89,6 +89,9 @@ class SweepPlan(Settings):
     invert: dict[str, Any] = Field(default_factory=dict)
     sample: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
+    retrieve: dict[str, Any] = Field(
+        default_factory=dict, description="with it the images of a cell are found in a pool, not made: `dinv retrieve`"
+    )
     autoencode: Autoencode = Autoencode()
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="dotted key => values, all combined")
     cases: tuple[Case, ...] = Field((), description="each combined with the whole grid")
@@ -132,6 +135,22 @@ class Cell:
     sample: SampleSettings
     train: TrainSettings
     autoencode: Autoencode
+    retrieve: RetrieveSettings | None = None  # of one k
+
+    @property
+    def variants(self) -> int | None:
+        """How many images of each source it uses; None: all that were found for it."""
+        return self.sample.variants if self.retrieve is None else None
+
+    @property
+    def root(self) -> Path:
+        """Where built-in data sets lie."""
+        return default_root() if self.data.root is None else Path(self.data.root)
+
+    def differs(self, section: str = "") -> str:
+        """Its values for people, those of one section or all."""
+        shown = [f"{key}={value}" for key, value in self.at.items() if not section or key.startswith((section, "case"))]
+        return ", ".join(shown) or "as the file says"
 
 
 def read_plan(path: Path, data: str | None = None, test: str | None = None, replicates: int | None = None) -> SweepPlan:
@@ -198,6 +217,7 @@ def _combinations(plan: SweepPlan) -> Iterator[dict[str, Any]]:
 def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
     sections: dict[str, dict[str, Any]] = {name: dict(getattr(plan, name)) for name in STAGES}
     sections["autoencode"] = plan.autoencode.model_dump()
+    sections["retrieve"] = dict(plan.retrieve)
     changed = {key: value for key, value in at.items() if key != "case"}
     if "case" in at:
         changed = {**next(case.set for case in plan.cases if case.name == at["case"]), **changed}
@@ -214,9 +234,22 @@ def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
             SampleSettings.model_validate(sections["sample"]),
             TrainSettings.model_validate(sections["train"]),
             Autoencode.model_validate(sections["autoencode"]),
+            _retrieve(sections["retrieve"]),
         )
     except ValidationError as error:
         raise UsageError(f"{plan.title}, at {dict(at)}: " + problems(error)) from error
+
+
+def _retrieve(section: Mapping[str, Any]) -> RetrieveSettings | None:
+    """How images are found in a pool; None where they are made. Raises UsageError for more than one k."""
+    if not section:
+        return None
+    settings = RetrieveSettings.model_validate(
+        {**section, **({"pool": absolute(str(section["pool"]))} if "pool" in section else {})}
+    )
+    if len(settings.k) > 1:
+        raise UsageError(f"retrieve.k={list(settings.k)}: one number a cell; vary it as a key of the grid.")
+    return settings
 
 
 def problems(error: ValidationError) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from ..config.settings import DataSettings, Settings, TrainSettings
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
+from ..data.pools import Pool, open_pool
 from ..data.sources import Role
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
@@ -25,6 +26,9 @@ from ..invert.inversion import check, invert
 from ..measure.extractors.catalog import open_extractor
 from ..measure.measuring import compare_images
 from ..run.images import load
+from ..run.methods import is_whole
+from ..run.retrieval import check as check_pool
+from ..run.retrieval import retrieve
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
 from ..sample.sampling import check_settings, draw_variants
 from ..sample.synthetic import SyntheticStore
@@ -80,11 +84,14 @@ class Workshop:
 
     def _add(self, cell: Cell) -> CellJobs:
         learned_at = cell.invert.resolution or self.generator.resolution
-        check(self.generator, cell.invert, learned_at)
-        check_settings(
-            self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
-            image_size=cell.data.size or learned_at, classes=2,
-        )  # fmt: skip
+        if cell.retrieve is None:
+            check(self.generator, cell.invert, learned_at)
+            check_settings(
+                self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
+                image_size=cell.data.size or learned_at, classes=2,
+            )  # fmt: skip
+        else:
+            check_pool({cell.retrieve.k[0]: self.folder / self._images_folder(cell)}, _pool(cell))
         for part, side in cell.autoencode.model_dump().items():
             if side is not None:
                 require_side(self.generator, side, f"autoencode.{part}")
@@ -162,6 +169,8 @@ class Workshop:
 
     def _images(self, cell: Cell) -> str:
         """Cells that differ in the number of variants alone share the images of the largest."""
+        if cell.retrieve is not None:
+            return self._retrieved(cell)
         vectors, folder = self._vectors(cell), self._images_folder(cell)
         most = self._most_variants[folder]
 
@@ -175,10 +184,30 @@ class Workshop:
         def whole() -> bool:
             return SyntheticStore(self.folder / folder, ()).complete() >= most
 
-        says = f"{most} an image, {_differs(cell, 'sample')}"
+        says = f"{most} an image, {cell.differs('sample')}"
         return self._job(f"{folder}-{most}", says, [vectors], do, folder, whole)
 
+    def _retrieved(self, cell: Cell) -> str:
+        assert cell.retrieve is not None
+        name, settings, k = self._images_folder(cell), cell.retrieve, cell.retrieve.k[0]
+
+        def do(home: Path) -> dict[str, Any]:
+            splits = self.splits(cell.data)
+            side = self._side(cell, splits.train)
+            network = open_extractor(settings.extractor, resolve_device(self.device), settings.weights)
+            found = retrieve(
+                {k: home}, splits, _pool(cell), network, settings.model_copy(update={"image_size": side}),
+                cache=cell.root / "features", drop_test_images=cell.data.drop_test_duplicates,
+            )  # fmt: skip
+            return {"images": found[k]["images"]}
+
+        says = f"{k} nearest of {settings.pool}, {cell.differs('retrieve')}"
+        return self._job(name, says, [self._data(cell)], do, whole=lambda: is_whole(self.folder / name))
+
     def _images_folder(self, cell: Cell) -> str:
+        if cell.retrieve is not None:
+            asked = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
+            return self._name("images", "retrieval", _dump(cell.data), _dump(cell.retrieve), asked)
         return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"))
 
     def _autoencoded(self, cell: Cell, part: Role, resolution: int) -> str:
@@ -195,17 +224,17 @@ class Workshop:
 
         def do(home: Path) -> dict[str, Any]:
             store = self._store(cell)
-            synthetic = store.read(cell.sample.variants)
+            synthetic = store.read(cell.variants)
             real, _ = self._real(cell, "real+synthetic")
             with run_lock(home):
                 chosen = real_fraction_of(
-                    home, real, synthetic, train, sources=store.sources(cell.sample.variants), device=self.device
+                    home, real, synthetic, train, sources=store.sources(cell.variants), device=self.device
                 )
             return {"real_fraction": chosen}
 
-        drawn = [self._images_folder(cell), cell.sample.variants]
+        drawn = [self._images_folder(cell), cell.variants]
         name = self._name("fraction", drawn, _dump(train), cell.autoencode.train)
-        return self._job(name, _differs(cell), [images, *self._trained_on(cell)], do)
+        return self._job(name, cell.differs(), [images, *self._trained_on(cell)], do)
 
     def _classifier(self, cell: Cell, arm: str, seed: int) -> str:
         images = None if arm == "real" else self._images(cell)
@@ -216,7 +245,7 @@ class Workshop:
         settings = cell.train.model_copy(update={"arms": (arm,), "seeds": (seed,), **mixed})
 
         def do(home: Path) -> dict[str, Any]:
-            synthetic = None if images is None else self._store(cell).read(cell.sample.variants)
+            synthetic = None if images is None else self._store(cell).read(cell.variants)
             real, test = self._real(cell, arm)
             chosen = settings
             if fraction is not None:
@@ -226,12 +255,14 @@ class Workshop:
             file = found.classifier.relative_to(self.folder).as_posix()
             return {**_measured(found.evaluation), "seconds": found.seconds, "classifier": file}
 
-        drawn = [] if images is None else [self._images_folder(cell), cell.sample.variants]
+        drawn = [] if images is None else [self._images_folder(cell), cell.variants]
         through = cell.autoencode.train if arm != "synthetic" else None
         side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
+        if cell.retrieve is not None and cell.retrieve.image_size is not None:
+            side.append(cell.retrieve.image_size)
         needs = [self._data(cell), *([] if images is None else [images]), *([fraction] if fraction else [])]
         needs += self._trained_on(cell) if arm != "synthetic" else []
-        says = f"{arm}, seed {seed}, {_differs(cell)}"
+        says = f"{arm}, seed {seed}, {cell.differs()}"
         name = self._name("classifiers", _dump(cell.data), arm, _dump(settings), side, through, drawn, fraction)
         self._job(name, says, needs, do)
         return name if cell.autoencode.test is None else self._tested(cell, name, cell.autoencode.test, says)
@@ -281,18 +312,16 @@ class Workshop:
 
         def do(home: Path) -> dict[str, Any]:
             store = self._store(cell)
-            synthetic = store.read(cell.sample.variants)
+            synthetic = store.read(cell.variants)
             real = self._part(cell, wanted.against).resized(synthetic.size)
             return compare_images(
                 real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device,
-                generated_groups=[source for source, _ in store.sources(cell.sample.variants)],
+                generated_groups=[source for source, _ in store.sources(cell.variants)],
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.
-        name = self._name(
-            "metrics", "by source, in two parts", self._images_folder(cell), cell.sample.variants, _dump(wanted)
-        )
-        return self._job(name, _differs(cell), [images, self._data(cell)], do)
+        name = self._name("metrics", "by source, in two parts", self._images_folder(cell), cell.variants, _dump(wanted))
+        return self._job(name, cell.differs(), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:
         """The images of a data set, kept in memory for the next job.
@@ -335,9 +364,13 @@ class Workshop:
         return train.resized(side), splits.test.resized(side)
 
     def _side(self, cell: Cell, train: LabelledImages) -> int:
-        """The side in px of the synthetic images, and so of every arm but that of the images' own size."""
+        """The side in px of a cell's images, and so of every arm but that of the images' own size.
+
+        What is found has that of what is made, unless it was given its own.
+        """
         drawn_at = cell.sample.resolution or cell.invert.resolution or self.generator.resolution
-        return cell.sample.image_size or min(train.size, drawn_at)
+        own = None if cell.retrieve is None else cell.retrieve.image_size
+        return own or cell.sample.image_size or min(train.size, drawn_at)
 
     def _store(self, cell: Cell) -> SyntheticStore:
         return SyntheticStore(self.folder / self._images_folder(cell), self.splits(cell.data).train.class_names)
@@ -347,14 +380,13 @@ class Workshop:
         return cell.train.real_fraction == "auto"
 
 
+def _pool(cell: Cell) -> Pool:
+    assert cell.retrieve is not None
+    return open_pool(cell.retrieve.pool, cell.root)
+
+
 def _dump(settings: Settings, *leave_out: str) -> dict[str, Any]:
     return settings.described(leave_out)
-
-
-def _differs(cell: Cell, section: str = "") -> str:
-    """The values of a cell for people, those of one section or all."""
-    shown = [f"{key}={value}" for key, value in cell.at.items() if not section or key.startswith((section, "case"))]
-    return ", ".join(shown) or "as the file says"
 
 
 def _measured(found: Evaluation) -> dict[str, Any]:

@@ -18,13 +18,14 @@ class Sides:
     native: int  # of the real images as they are stored, the smallest where they vary
     used: int  # of what the classifiers of all other arms see
     own: int | None = None  # of the arm "real (own size)"; None where it is not trained
+    images: str = "synthetic"  # what the images beside the real ones are called
 
     @property
     def sentence(self) -> str:
         """What the verdict's sentence has to say of it; "" where no image was shrunk."""
         if self.own is not None:
             of = f" of the {self.native} px they have" if self.native > self.own else ""
-            return f"synthetic images at {self.used} px against real ones at {self.own} px{of}"
+            return f"{self.images} images at {self.used} px against real ones at {self.own} px{of}"
         return f"all at {self.used} px, of the {self.native} px real images have" if self.native > self.used else ""
 
 

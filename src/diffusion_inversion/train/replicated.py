@@ -137,11 +137,12 @@ def verdict_over(replicates: Sequence[Replicated]) -> Verdict:
 
 def scope(replicates: Sequence[Replicated]) -> str:
     """What the verdict's interval speaks of, in a sentence."""
+    images = replicates[0].sides.images if replicates[0].sides is not None else "synthetic"
     if len(replicates) == 1:
         return (
-            "The interval is of one subset of the training images and one draw of the synthetic ones: it counts the "
-            "classifiers' seeds and the choice of test images, not what another subset or draw would give. "
-            "`dinv run` with --replicates 5 counts that too."
+            f"The interval is of one subset of the training images and one draw of the {images} ones: it counts the "
+            "classifiers' seeds and the choice of test images, not what another subset or draw would give."
+            + (" `dinv run` with --replicates 5 counts that too." if images == "synthetic" else "")
         )
     subsets = len({frozenset(replicate.train_ids) for replicate in replicates}) > 1
     tests = len({frozenset(replicate.test_ids) for replicate in replicates}) > 1

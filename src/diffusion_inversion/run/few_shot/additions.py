@@ -21,6 +21,7 @@ from ...engine.untrusted import shown
 from ...errors import DataError, UsageError
 from ...sample.synthetic import FOLDER, Row, SyntheticStore
 from ..images import read_record
+from ..methods import METHODS, RETRIEVAL, images_store, method_of
 
 NONE = "none"
 _PLACES = ("{shots}", "{seed}")
@@ -57,6 +58,7 @@ class Extra:
     basis: frozenset[str]
     read: Callable[[], LabelledImages]  # with the classes of its own
     label_of: tuple[int, ...]  # by class of its own: its number in DATA
+    found: bool = False  # in a pool: real images, which may test, though it is known what they were found for
 
     def rows(self, shots: Collection[str]) -> tuple[int, ...]:
         """Those that these shots, by content hash, allow: made from them alone, or nobody knows from what."""
@@ -107,7 +109,7 @@ def open_extra(source: str, class_names: Sequence[str], root: str | Path | None)
         run = None
     variants = 0 if run is None else SyntheticStore(run, ()).variants()
     if run is not None and (record := read_record(run)) is not None:
-        store = SyntheticStore(run, tuple(record["class_names"]))
+        store = images_store(run, tuple(record["class_names"]))
         rows = sorted(
             (row for row in store.table().to_pylist() if row["variant"] < variants), key=lambda r: str(r["file_name"])
         )
@@ -117,7 +119,8 @@ def open_extra(source: str, class_names: Sequence[str], root: str | Path | None)
             f"{row['sha256']} {row['label']} {row['partner_label']} {row['label_weight']:g}" for row in rows
         )
         label_of = _numbers(source, store.class_names, class_names)
-        return Extra(source, identities, made_from, frozenset(content.values()), store.read, label_of)
+        found = method_of(run) == METHODS[RETRIEVAL]
+        return Extra(source, identities, made_from, frozenset(content.values()), store.read, label_of, found)
     images = load_images(source if run is None else run / FOLDER, root=root)
     label_of = _numbers(source, images.class_names, class_names)
     identities = tuple(f"{name} {label}" for name, label in zip(images.hashes, images.labels.tolist(), strict=True))
@@ -146,8 +149,8 @@ def _numbers(source: str, own: Sequence[str], class_names: Sequence[str]) -> tup
 
 
 def refuse_test_images(extra: Extra, test: LabelledImages, *, allow_near: bool) -> None:
-    """Raise DataError where images of unknown origin hold a test image, exactly, or nearly and that is not allowed."""
-    if extra.made_from is not None:
+    """Raise DataError where images of unknown origin, or of a pool, hold a test image, if need be nearly."""
+    if extra.made_from is not None and not extra.found:
         return
     given, tested = (
         Part(images.ids, images.hashes, [0] * len(images), torch.cat([thumbnail(p) for p in images.images.split(256)]))

@@ -37,14 +37,16 @@ class ReportImages:
     """R source images with what was made of them, all RGB uint8 of one side S."""
 
     real: Tensor  # (R, 3, S, S)
-    reconstruction: Tensor  # (R, 3, S, S): sampled from the learned vector itself
+    reconstruction: Tensor | None  # (R, 3, S, S): sampled from the learned vector itself; None where there is none
     variants: Tensor  # (R, V, 3, S, S)
     labels: Tensor  # (R,) int64, index into the run's class names
     distances: tuple[float, ...] | None = None  # of each reconstruction to its source; None: not measured
+    called: str = "variant"  # what a variant is called
 
     def __post_init__(self) -> None:
         rows, sides = len(self.real), self.real.shape[1:]
-        shapes = (self.reconstruction.shape, self.variants.shape[:1] + self.variants.shape[2:])
+        reconstruction = self.real if self.reconstruction is None else self.reconstruction
+        shapes = (reconstruction.shape, self.variants.shape[:1] + self.variants.shape[2:])
         if (
             self.real.ndim != 4
             or self.variants.ndim != 5
@@ -53,10 +55,10 @@ class ReportImages:
             or len(self.distances or self.labels) != rows
         ):
             raise ValueError(
-                f"real {tuple(self.real.shape)}, reconstruction {tuple(self.reconstruction.shape)}, variants "
+                f"real {tuple(self.real.shape)}, reconstruction {tuple(reconstruction.shape)}, variants "
                 f"{tuple(self.variants.shape)}, labels {tuple(self.labels.shape)}: not R images of one side"
             )
-        if any(images.dtype != torch.uint8 for images in (self.real, self.reconstruction, self.variants)):
+        if any(images.dtype != torch.uint8 for images in (self.real, reconstruction, self.variants)):
             raise ValueError("the report's images must be uint8")
 
 
@@ -112,7 +114,8 @@ def image_grid(images: ReportImages, class_names: Sequence[str]) -> Figure:
     from matplotlib.figure import Figure
 
     factor = -(-_CELL // images.real.shape[-1])
-    rows = torch.cat([images.real[:, None], images.reconstruction[:, None], images.variants], dim=1)
+    again = [] if images.reconstruction is None else [images.reconstruction[:, None]]
+    rows = torch.cat([images.real[:, None], *again, images.variants], dim=1)
     rows = rows.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
     count, columns, _, side, _ = rows.shape
     step, fall = side + _GAP, side + _GAP + (_UNDER if images.distances else 0)
@@ -130,7 +133,8 @@ def image_grid(images: ReportImages, class_names: Sequence[str]) -> Figure:
         # parse_math off: a class name may hold a dollar sign.
         figure.text(x / width, 1 - y / height, text, fontsize=9, color="black", parse_math=False, **style)
 
-    for column, title in enumerate(["real", "reconstr.", *(f"variant {v + 1}" for v in range(columns - 2))]):
+    named = [f"{images.called} {number}" for number in range(1, columns - len(again))]
+    for column, title in enumerate(["real", *(["reconstr."] if again else []), *named]):
         middle = _LABEL + column * step + side / 2
         write(middle, _HEADER / 2, title, ha="center", va="center")
     for row, label in enumerate(images.labels.tolist()):

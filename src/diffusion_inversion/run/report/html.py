@@ -100,8 +100,9 @@ def render_report(run: Mapping[str, Any], figures: ReportImages) -> str:
     pictures = {
         "bars": png(accuracy_bars(run["arms"], run["verdict"].get("majority"))),
         "grid": png(image_grid(figures, run["data"]["class_names"])),
-        "curve": png(loss_curve(run["inversion_curve"], run["stages"]["invert"].get("null_loss"))),
     }
+    if "inversion_curve" in run:
+        pictures["curve"] = png(loss_curve(run["inversion_curve"], run["stages"]["invert"].get("null_loss")))
     confusion, class_names = run.get("confusion"), run["data"]["class_names"]
     if confusion and len(class_names) <= MOST_CLASSES:
         pictures["confusion"] = png(confusion_matrices(confusion, class_names))
@@ -109,7 +110,7 @@ def render_report(run: Mapping[str, Any], figures: ReportImages) -> str:
 
 
 def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants: int) -> str:
-    """The page for `run` with the PNG files bars, grid, curve and perhaps confusion; the grid has `variants` a row.
+    """The page for `run` with the PNG files bars, grid and perhaps curve and confusion; the grid has `variants` a row.
 
     Where there are too many classes for a picture of confusion, a table has the most confused pairs.
     Everything in `run` is text, never markup; the page has no script and its policy lets a browser load nothing.

@@ -53,7 +53,7 @@ class TrainRecord(TypedDict):
 
 
 class StagesRecord(TypedDict):
-    invert: InvertRecord
+    invert: NotRequired[InvertRecord]
     sample: SampleRecord
     train: TrainRecord
 
@@ -184,6 +184,22 @@ class LikenessRecord(TypedDict):
     worst: list[FarRecord]  # the farthest; likeness.json has all
 
 
+class FoundRecord(TypedDict):
+    """What was retrieved from a pool."""
+
+    pool: str
+    pool_images: int
+    pool_sha256: str  # over all ids and pixels
+    k: int
+    extractor: str
+    images: int
+    asked_for: int  # k for each training image: one that is near to several is there once
+    left_out: dict[str, int]  # of the pool, by reason
+    classes: dict[str, int]  # images of each class
+    licences: dict[str, int]  # images of each licence; "" where none is named
+    similarity: dict[str, float]  # least and mean cosine to the training image that an image was found for
+
+
 class ReplicateRecord(TypedDict):
     """One replicate: where it is, what was its own, and every accuracy."""
 
@@ -211,10 +227,12 @@ class RunRecord(TypedDict):
     command: str  # the command that makes this run again
     versions: dict[str, str]  # package to version
     data: DataRecord
-    generator: GeneratorRecord
+    images: NotRequired[str]  # what those beside the real ones are called where no vectors made them: retrieved, say
+    generator: NotRequired[GeneratorRecord]  # not where images were found; with a curve where vectors made them
+    found: NotRequired[FoundRecord]  # where they were retrieved
     settings: dict[str, dict[str, Any]]  # invert, sample, train: the settings models as JSON
     stages: StagesRecord
-    inversion_curve: CurveRecord
+    inversion_curve: NotRequired[CurveRecord]
     arms: dict[str, ArmRecord]  # in the order in which they are shown
     # By arm, over all seeds and replicates: (classes, classes) test images, row = true, column = predicted class.
     confusion: NotRequired[dict[str, list[list[int]]]]

@@ -1,0 +1,166 @@
+"""Pools: many images without labels, listed and then read block by block, each with its licence where one is named."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import DataError, UsageError
+from .decode import open_image
+from .listed import Source, numbered, reading
+from .naming import METADATA
+from .problems import Problem
+from .scan import IMAGE_SUFFIXES, is_ignored
+from .sources import BUILTINS, open_data
+from .tables import LICENCE_COLUMNS, Unlabelled, unlabelled_hub, unlabelled_parquet
+
+_TABLES = ("metadata.csv", METADATA)  # of a folder: file_name and a licence, as `imagefolder` has them
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images that are listed, not read. Ids ascend with the rows, or number them."""
+
+    source: Source  # labels, which it has none of, are all 0
+    licence_of: Callable[[int], str]  # by row; "" where none is named
+
+    def __len__(self) -> int:
+        return len(self.source.ids)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @cached_property
+    def listing(self) -> str:
+        """sha256 hex of the ids in their order."""
+        return hashlib.sha256("\n".join(self.source.ids).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def open_pool(pool: str | Path, root: Path) -> Pool:
+    """What POOL names: a folder of images at any depth, parquet files, hf:<id> or a built-in data set's training part.
+
+    A folder that holds no image but parquet files is one pool of all of them. The licence of an image is that of its
+    row in a column `licence` or `license` (of a folder in metadata.csv or metadata.parquet beside `file_name`), else
+    what the data set says of itself. Raises UsageError where nothing has that name, DataError where it cannot be read.
+    """
+    text = str(pool)
+    if not text:
+        raise UsageError("--pool: empty; give a folder of images, parquet files, hf:<id> or a built-in name")
+    if text in BUILTINS:
+        source, _ = open_data(text, root)
+        return Pool(source, lambda row: source.licence)
+    if text.startswith("hf:"):
+        return _of_tables(text, {"train": unlabelled_hub(text, root)})
+    path = Path(text).expanduser()
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        return _of_tables(path.stem, {"pool": unlabelled_parquet(path)})
+    if not path.is_dir():
+        raise UsageError(
+            f"--pool {text}: no such folder, parquet file or built-in name; give a folder of images at any depth, "
+            f"parquet files, hf:<id>, or one of {', '.join(BUILTINS)}"
+        )
+    folder = path.resolve()
+    problems: list[Problem] = []
+    found = sorted(_files(folder, folder, problems))
+    images = [name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    tables = [name for name in found if Path(name).suffix.lower() == ".parquet" and name not in _TABLES]
+    if not images and tables:
+        return _of_tables(folder.name, {name: unlabelled_parquet(folder / name) for name in tables})
+    if not images:
+        raise DataError(f"--pool {text}: no images by their suffix; give a folder that holds some, at any depth")
+    licences = _licences(folder)
+    source = Source(
+        folder.name, tuple(images), (0,) * len(images), ("pool",), lambda row: open_image(folder / images[row]),
+        tuple(problems),
+    )  # fmt: skip
+    return Pool(source, lambda row: licences.get(images[row], ""))
+
+
+def _files(folder: Path, base: Path, problems: list[Problem]) -> Iterator[str]:
+    """Names, relative to `base`, of the files below `folder`; hidden ones, links and special files are left out."""
+    try:
+        with os.scandir(folder) as entries:
+            listed = list(entries)
+    except OSError as error:
+        name = folder.relative_to(base).as_posix()
+        problems.append(Problem(name, f"cannot be listed: {error.strerror}", "make it readable", fatal=True))
+        return
+    for entry in listed:
+        if is_ignored(entry.name) or entry.is_symlink():
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(Path(entry.path), base, problems)
+        elif entry.is_file(follow_symlinks=False):
+            name = Path(entry.path).relative_to(base).as_posix()
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                shown = name.encode("utf-8", "backslashreplace").decode()
+                problems.append(Problem(shown, "its name is not UTF-8", "rename it", fatal=True))
+                continue
+            yield name
+
+
+def _of_tables(name: str, tables: Mapping[str, Unlabelled]) -> Pool:
+    """One pool of all rows of the tables, whose ids begin with the names of theirs."""
+    every = list(tables.values())
+    starts = [0, *accumulate(table.count for table in every)]
+    ids = tuple(image_id for prefix, table in tables.items() for image_id in numbered(prefix, table.count))
+
+    def of(row: int) -> tuple[Unlabelled, int]:
+        place = bisect_right(starts, row) - 1
+        return every[place], row - starts[place]
+
+    def open_row(row: int) -> Image.Image:
+        table, own = of(row)
+        return table.open(own)
+
+    def licence_of(row: int) -> str:
+        table, own = of(row)
+        return table.licence_of(own)
+
+    return Pool(Source(name, ids, (0,) * len(ids), ("pool",), open_row), licence_of)
+
+
+def _licences(folder: Path) -> dict[str, str]:
+    """Licence by file name, as a table of the folder has it; empty where there is none."""
+    for name in _TABLES:
+        path = folder / name
+        if path.is_file():
+            with reading(str(path), "give a table with columns file_name and licence, or move it away"):
+                return _from_csv(path) if path.suffix == ".csv" else _from_parquet(path)
+    return {}
+
+
+def _from_csv(path: Path) -> dict[str, str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        column = _licence_column(rows.fieldnames or ())
+        return {row["file_name"]: row[column] or "" for row in rows} if column is not None else {}
+
+
+def _from_parquet(path: Path) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    column = _licence_column(pq.read_schema(path).names)
+    if column is None:
+        return {}
+    table = pq.read_table(path, columns=["file_name", column])
+    pairs = zip(*(table.column(name).to_pylist() for name in ("file_name", column)), strict=True)
+    return {str(name): str(licence or "") for name, licence in pairs}
+
+
+def _licence_column(names: Iterable[str]) -> str | None:
+    """The column that has licences; None where the table does not say which files they are of, or has none."""
+    known = list(names)
+    return next((name for name in LICENCE_COLUMNS if name in known), None) if "file_name" in known else None

@@ -1,0 +1,66 @@
+"""The pictures of the report: real images beside what was made of them, or found for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..data.images import LabelledImages, resize
+from ..invert.embeddings import Embeddings
+from ..sample.synthetic import Row, SyntheticStore, read_images
+from .methods import images_store, method_of
+from .reconstructions import Likeness, read_reconstructions
+from .report import ReportImages
+
+REPORT_VARIANTS, REPORT_CLASSES = 6, 8
+
+
+def images_of_vectors(
+    run: Path, train: LabelledImages, embeddings: Embeddings, likeness: Likeness | None
+) -> ReportImages:
+    """A few real images beside their reconstructions and variants, those that are least like their sources first."""
+    store = SyntheticStore(run, embeddings.class_names)
+    shown = min(REPORT_VARIANTS, store.variants())
+    rows, drawn_again = read_reconstructions(run, embeddings)
+    columns = ("file_name", "sha256", "label", "source_id", "variant")
+    each = zip(*(column.to_pylist() for column in store.table(*columns).columns), strict=True)
+    drawn_from = {(source, variant): file for *file, source, variant in each}
+    files = zip(*(drawn_from[embeddings.ids[row], v] for row in rows for v in range(shown)), strict=True)
+    drawn = read_images(store.folder, embeddings.class_names, *files)
+    row_of = {image_id: row for row, image_id in enumerate(train.ids)}
+    real = train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
+    return ReportImages(
+        real=real.images,
+        reconstruction=resize(drawn_again, drawn.size),
+        variants=drawn.images.unflatten(0, (len(rows), shown)),
+        labels=embeddings.labels[rows],
+        distances=None if likeness is None else tuple(likeness.distances[embeddings.ids[row]] for row in rows),
+    )
+
+
+def images_of_classes(run: Path, train: LabelledImages) -> ReportImages:
+    """A real image of each of the first classes beside images of its class: those of this image first, by variant."""
+    store = images_store(run, train.class_names)
+    by_class: dict[str, list[Row]] = {}
+    columns = ("file_name", "sha256", "label", "class_name", "source_id", "variant")
+    for entry in sorted(store.table(*columns).to_pylist(), key=lambda entry: (entry["variant"], entry["file_name"])):
+        by_class.setdefault(entry["class_name"], []).append(entry)
+    chosen: list[list[Row]] = []
+    rows: list[int] = []
+    for label in range(len(train.class_names)):
+        found = by_class.get(train.class_names[label])
+        members = (train.labels == label).nonzero()[:, 0].tolist()
+        if found and members and len(rows) < REPORT_CLASSES:
+            with_own = {entry["source_id"] for entry in found}
+            row = next((row for row in members if train.ids[row] in with_own), members[0])
+            rows.append(row)
+            chosen.append(sorted(found, key=lambda entry: entry["source_id"] != train.ids[row])[:REPORT_VARIANTS])
+    files = zip(*((e["file_name"], e["sha256"], e["label"]) for found in chosen for e in found), strict=True)
+    drawn = read_images(store.folder, store.class_names, *files)
+    real = train.subset(rows).resized(drawn.size)
+    variants = torch.full((len(rows), REPORT_VARIANTS, *real.images.shape[1:]), 255, dtype=torch.uint8)
+    starts = [sum(map(len, chosen[:place])) for place in range(len(chosen))]
+    for place, (start, found) in enumerate(zip(starts, chosen, strict=True)):
+        variants[place, : len(found)] = drawn.images[start : start + len(found)]
+    return ReportImages(real.images, None, variants, real.labels, called=method_of(run).images)

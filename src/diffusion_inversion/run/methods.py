@@ -1,0 +1,78 @@
+"""How the images of a folder came to be: drawn around vectors, drawn from prompts, or found in a pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..config.settings import ARMS
+from ..data.datasets import Splits
+from ..data.images import LabelledImages
+from ..engine.frozen_settings import settings_file
+from ..engine.ledger import Ledger
+from ..errors import UsageError
+from ..sample.prompting import PROMPTS
+from ..sample.synthetic import SyntheticStore
+from ..train.arms import ArmResults
+from .layout import METADATA_FILE, RETRIEVAL_FILE
+
+RETRIEVAL = "retrieval"  # the kind of what is found, among the settings of stage 2
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fill the synthetic store."""
+
+    name: str  # as in the column `method` of metadata.parquet
+    images: str  # what its images are called where arms are shown
+    again: str | None  # the command that makes what is missing; None: a run of vectors, whose stages do
+
+
+INVERSION = Method("inversion", "synthetic", None)
+METHODS = {
+    PROMPTS: Method("prompts", "prompted", "dinv sample --prompts"),
+    RETRIEVAL: Method("retrieval", "retrieved", "dinv retrieve"),
+}
+
+
+def method_of(run: Path) -> Method:
+    """How the images of a folder were made, as its settings say; vectors where it has none yet."""
+    config = Ledger(run).read_json(settings_file("sample"))
+    return METHODS.get(str((config or {}).get("kind")), INVERSION)
+
+
+def is_whole(run: Path) -> bool:
+    """Whether all images that the last call asked for are there, and listed."""
+    files = [METADATA_FILE, *([RETRIEVAL_FILE] if method_of(run).name == RETRIEVAL else [])]
+    return bool(SyntheticStore(run, ()).complete()) and all(map(Ledger(run).holds, files))
+
+
+def images_store(run: Path, class_names: tuple[str, ...]) -> SyntheticStore:
+    """The images of a folder. Those of prompts have class names of their own, in alphabetical order."""
+    config = Ledger(run).read_json(settings_file("sample")) or {}
+    return SyntheticStore(run, tuple(config.get("class_names", class_names)))
+
+
+def images_made(run: Path, class_names: tuple[str, ...]) -> LabelledImages:
+    """The images of a folder, their labels numbered as in `class_names`.
+
+    Raises UsageError where they are not all there, DataError where a file is missing or changed.
+    """
+    return images_store(run, class_names).read().with_classes_after(class_names)
+
+
+def require_images(run: Path, splits: Splits) -> None:
+    """Raise UsageError unless all images of a folder without vectors are there, found for these training images."""
+    again = f"Run the same `{method_of(run).again}` command again first."
+    if not is_whole(run):
+        raise UsageError(f"{run}: not all images are there. {again}")
+    if method_of(run).name == RETRIEVAL:
+        found = Ledger(run).read_json(RETRIEVAL_FILE)
+        if found is None or found["made_from"]["train"] != splits.train.digest:
+            raise UsageError(f"{run}: the images were not found for these training images, or not all. {again}")
+
+
+def with_arm_names(results: ArmResults, method: Method) -> ArmResults:
+    """The results with arms that say how the images were made: `retrieved` and `real+retrieved`, say."""
+    names: dict[str, str] = {arm: arm.replace(INVERSION.images, method.images) for arm in ARMS}
+    return replace(results, runs=tuple(replace(run, arm=names.get(run.arm, run.arm)) for run in results.runs))
