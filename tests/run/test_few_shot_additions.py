@@ -1,0 +1,60 @@
+"""What `dinv few-shot` takes from folders whose images no vectors made: their classes, and none that test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from coloured_images import write_data, write_pool
+from typer.testing import CliRunner
+
+from diffusion_inversion.cli import app
+from diffusion_inversion.data.datasets import load_splits
+from diffusion_inversion.engine.frozen_settings import freeze_settings
+from diffusion_inversion.engine.ledger import Ledger
+from diffusion_inversion.errors import DataError
+from diffusion_inversion.run.few_shot.additions import open_extra, refuse_test_images
+from diffusion_inversion.sample.synthetic import EARLIER, SyntheticStore
+
+
+def test_retrieved_images_are_searched_for_test_images(tmp_path: Path) -> None:
+    """The pool had none of the test images of its run; those of another DATA may be in it."""
+    data, pool = write_data(tmp_path / "data"), write_pool(tmp_path / "pool")
+    options = ["--pool", str(pool), "--k", "2", "--out", str(tmp_path / "out"), "--root", str(tmp_path / "root")]
+    assert CliRunner().invoke(app, ["retrieve", str(data), *options]).exit_code == 0
+    splits = load_splits(data)
+    extra = open_extra(str(tmp_path / "out" / "k2"), splits.train.class_names, None)
+    assert extra.made_from is not None and all(sources <= set(splits.train.hashes) for sources in extra.made_from)
+    refuse_test_images(extra, splits.test, allow_near=False)
+    with pytest.raises(DataError, match="holds 1 test image"):
+        refuse_test_images(extra, extra.read().subset([0]), allow_near=False)
+
+
+def test_prompted_images_have_the_classes_of_their_own_order(tmp_path: Path) -> None:
+    """A folder of prompts numbers its classes by the alphabet, the run whose images it adopted as DATA does."""
+    names, own = ("dog", "cat"), ("cat", "dog")
+    freeze_settings(tmp_path, "sample", {"kind": "prompts", "class_names": list(own)}, begun=False)
+    part = {"ids": ["a", "b"], "hashes": ["0" * 64, "1" * 64]}
+    Ledger(tmp_path).commit("data.json", json.dumps({"class_names": names, "train": part}).encode())
+    store = SyntheticStore(tmp_path, own)
+    common = {
+        "variant": 0, "interpolation": 0.0, "noise_strength": 0.0, "guidance_scale": 1.0, "inversion_step": 0,
+        "scheduler": "ddim", "inference_steps": 1, "seed": 0, "generator": "toy", "generator_hash": "0" * 64,
+        "source_version": "", "partner_version": "", "method": "prompts",
+    }  # fmt: skip
+    rows = [
+        {**EARLIER, **common, "source_id": f"{n}: a", "partner_id": f"{n}: a", "label": i, "partner_label": i}
+        for i, n in enumerate(own)
+    ]
+    colours = torch.tensor([10, 200], dtype=torch.uint8)  # of the cat, of the dog
+    store.commit(colours[:, None, None, None].expand(2, 3, 8, 8).contiguous(), rows)
+    store.finish(1)
+    extra = open_extra(str(tmp_path), names, None)
+    images = extra.read()
+    assert extra.made_from == (frozenset(), frozenset())
+    classes = extra.targets(images, 2).argmax(1).tolist()
+    assert {names[label]: int(image.max()) for label, image in zip(classes, images.images, strict=True)} == {
+        "cat": 10, "dog": 200,
+    }  # fmt: skip
