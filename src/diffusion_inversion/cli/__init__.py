@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, generators, measures, stages, sweeps
+from . import bench, care, compare, gan, generators, measures, stages, sweeps
 from .command import Command
 from .surroundings import prepare
 
@@ -29,6 +29,7 @@ for function in (
     app.command(cls=Command)(function)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(compare.group, name="generators")
+app.add_typer(gan.group, name="gan")
 
 
 def main() -> None:

@@ -67,6 +67,14 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     return splits
 
 
+def adopt_record(run: Path, folder: Path) -> None:
+    """Let a folder have the images of a run as its own, so that what is made there can be trained with."""
+    record = read_record(run)
+    if record is not None and folder.resolve() != run.resolve():
+        text = json.dumps(record, indent=1) + "\n"
+        Ledger(folder).commit(DATA_FILE, text.encode(), note={"source": record["source"]})
+
+
 def recorded_settings(source: dict[str, Any]) -> DataSettings:
     """The settings that a run recorded."""
     return DataSettings(**source)
