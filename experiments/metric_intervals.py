@@ -1,4 +1,4 @@
-"""Are the standard errors of the metrics right? (The figures in src/diffusion_inversion/metrics/intervals.py.)
+"""Are the standard errors of the metrics right? (The figures in src/diffusion_inversion/measure/metrics/intervals.py.)
 
 Command:  python experiments/metric_intervals.py cifar10 [draws]      (or other DATA)
 Method:   8,000 images, Lite0 features, parted at random into a real and a generated pool of 4,000. 400 are drawn of
@@ -8,7 +8,7 @@ Method:   8,000 images, Lite0 features, parted at random into a real and a gener
           Lines "bootstrap": the same for what was rejected, FID on images drawn with replacement and the per-image
           values of the ball metrics with the balls held fixed.
 Cost:     5 minutes on one core, 2 of them for the features the first time.
-Measured: (150 draws, 12 errors; FID by the plain jackknife, ball metrics by halves, as it was before quarters)
+Measured: (150 draws, 12 errors; FID by the plain jackknife, ball metrics by halves; with today's errors: not measured)
           error / truth    fid   kid  cmmd  prec   rec  dens   cov
           same            0.90  1.18  1.18  1.19  1.08  1.03  1.32
             bootstrap     1.86              0.86  0.75  0.72  0.66

@@ -38,7 +38,7 @@ from diffusion_inversion.invert.optimisation import curve_steps, invert_batch
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.sample import synthetic
-from diffusion_inversion.sample.synthetic import encode_png
+from diffusion_inversion.sample.png import encode_png
 from diffusion_inversion.sample.variants import draw_images, plan_variant
 from diffusion_inversion.train import classifiers
 from diffusion_inversion.train.evaluation import evaluate
@@ -146,7 +146,7 @@ def main() -> None:
     for owner, name in (
         (synthetic, "commit_many"), (embeddings, "commit_bytes"), (classifiers, "commit_bytes"),
         (ledger.Ledger, "commit"), (ledger.Ledger, "read"), (manifest.Manifest, "append"),
-        (manifest.Manifest, "records"), (synthetic, "read_rows"), (embeddings, "read_tensors"),
+        (manifest.Manifest, "records"), (synthetic, "read_pngs"), (embeddings, "read_tensors"),
         (pipeline, "require_room"),
     ):  # fmt: skip
         clock.around(owner, name)

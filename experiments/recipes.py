@@ -1,4 +1,4 @@
-"""The recipes of `recipes.py` at an equal number of images: validation accuracy and CPU time of each.
+"""The recipes of `train/recipes.py` at an equal number of images: validation accuracy and CPU time of each.
 
     python experiments/recipes.py DATA [--limit 3000] [--share 0.667] [--images 30720] [--seeds 2]
 

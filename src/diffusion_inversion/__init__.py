@@ -6,9 +6,12 @@ The stages as plain functions: `load_images`, `invert`, `sample`, `train`, `eval
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from .config.settings import InvertSettings, SampleSettings, TrainSettings
     from .data.datasets import load_images, load_splits
     from .data.images import LabelledImages
@@ -62,8 +65,24 @@ __all__ = [
 ]
 
 
+class _Package(ModuleType):
+    """This module, in which `invert`, `measure`, `sample` and `train` are the functions, not the rooms of that name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """As ever, but the import system does not put a room that it has loaded before a public name."""
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `dinv --help` need not wait for torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("diffusion-inversion")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

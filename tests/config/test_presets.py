@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
-import sys
-import zipfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffusion_inversion.cli.command import settings_of
+from diffusion_inversion.cli.given import settings_of
 from diffusion_inversion.config.presets import FOLDER, MEDMNIST, TABLES, names, read_preset
 from diffusion_inversion.config.settings import InvertSettings, SampleSettings, TrainSettings
 from diffusion_inversion.data.sources import BUILTINS
@@ -136,15 +133,3 @@ def test_a_bad_file_is_one_error_that_names_every_line(tmp_path: Path, text: str
 def test_an_unknown_name_lists_the_names(name: str) -> None:
     with pytest.raises(UsageError, match=f"--preset {name}: neither fast, paper, reference nor the path"):
         read_preset(name)
-
-
-def test_a_wheel_holds_them(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling")
-    root = EXPERIMENTS.parent
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        for name in names():
-            content = archive.read(f"diffusion_inversion/presets/{name}.toml")
-            assert content == (FOLDER / f"{name}.toml").read_bytes()

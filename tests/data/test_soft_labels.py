@@ -204,13 +204,13 @@ def test_repair_brings_them_back(between: Path, tmp_path: Path) -> None:
 def test_forget_takes_images_of_both_parents(between: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(between, tmp_path / "run"))
     store = SyntheticStore(run, ("cat", "dog"))
-    rows = store.rows()
+    rows = store.table().to_pylist()
     victim = rows[0]["source_id"]
     gone = [row for row in rows if victim in (row["source_id"], row["partner_id"])]
     assert any(row["partner_id"] == victim for row in gone)
     forget(run, [victim], keep_averages=True)
     kept = {row["file_name"]: row for row in rows if row not in gone}
-    assert {row["file_name"]: row for row in store.rows()} == kept
+    assert {row["file_name"]: row for row in store.table().to_pylist()} == kept
 
 
 def test_guided_away_from_no_average_an_image_descends_from_its_parents_alone(bench: Bench, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_guided_away_from_no_average_an_image_descends_from_its_parents_alone(be
         invert(bench, run)
         settings = SAMPLE.model_copy(update={"unconditional": "empty", "guidance_scales": (2.0,)})
         pipeline.sample_stage(run, bench.generator(), settings)
-    rows = SyntheticStore(run, ("cat", "dog")).rows()
+    rows = SyntheticStore(run, ("cat", "dog")).table().to_pylist()
     victim = rows[0]["source_id"]
     direct = [row for row in rows if victim in (row["source_id"], row["partner_id"])]
     done = forget(run, [victim])
@@ -238,9 +238,9 @@ def test_records_of_earlier_versions_are_read_and_gone_on_with(bench: Bench, fin
             record = {**record, "columns": columns, "shared": shared}
         records.append(record)
     manifest.rewrite(records)
-    before = SyntheticStore(finished, ("cat", "dog")).rows()
+    before = SyntheticStore(finished, ("cat", "dog")).table().to_pylist()
     known = [{k: v for k, v in row.items() if k not in ("group_size", "resolution")} for row in before]
-    found = SyntheticStore(run, ("cat", "dog")).rows()
+    found = SyntheticStore(run, ("cat", "dog")).table().to_pylist()
     assert [{k: v for k, v in row.items() if k not in ("group_size", "resolution")} for row in found] == known
     assert read_synthetic(run, ("cat", "dog")).soft is None
     victim = next((run / "synthetic").rglob("*.png"))
@@ -262,4 +262,4 @@ def test_impossible_records_are_refused(between: Path, tmp_path: Path) -> None:
         first["columns"][key][0] = value
         manifest.rewrite(records)
         with pytest.raises(DataError, match="unknown label, or a weight"):
-            SyntheticStore(run, ("cat", "dog")).rows()
+            SyntheticStore(run, ("cat", "dog")).table().to_pylist()

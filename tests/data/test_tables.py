@@ -17,7 +17,7 @@ from PIL import Image
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.errors import DataError, UsageError
-from diffusion_inversion.sample.synthetic import encode_png
+from diffusion_inversion.sample.png import encode_png
 
 
 def png(pixels: Pixels) -> bytes:

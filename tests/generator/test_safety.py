@@ -148,7 +148,7 @@ def test_an_image_that_is_always_flagged_is_named(folder: Path, embeddings: Embe
     generator = Generator.load(add_checker(folder, -2.0), device="cpu", dtype="float32")
     with pytest.raises(PartialError, match=rf"toy/000\.png#0: the safety checker blanked all {ATTEMPTS} drawings"):
         sample(embeddings, generator, tmp_path / "run", SETTINGS)
-    assert SyntheticStore(tmp_path / "run", embeddings.class_names).rows() == []
+    assert SyntheticStore(tmp_path / "run", embeddings.class_names).table().to_pylist() == []
     white = reconstruct(embeddings, generator, SETTINGS, [0, 1])
     assert white.shape[0] == 2 and bool((white == 255).all()), "the report goes on without its picture"
     prompts = [Prompt("cat", "a cat")]

@@ -1,4 +1,4 @@
-"""Every bad image and what comes of it. `python tests/bad_images.py` prints the table as Markdown."""
+"""Every bad image and what comes of it. `python tests/helpers/bad_images.py` prints the table as Markdown."""
 
 from __future__ import annotations
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
+from diffusion_inversion.errors import DataError
 from diffusion_inversion.measure.metrics import intervals
 from diffusion_inversion.measure.metrics.frechet import fid, fid_infinity
-from diffusion_inversion.measure.metrics.intervals import estimate, fid_error, fid_infinity_error, manifold_errors
+from diffusion_inversion.measure.metrics.intervals import (
+    estimate,
+    few_units_warning,
+    fid_error,
+    manifold_errors,
+    student,
+)
 from diffusion_inversion.measure.metrics.kernel import cubic_kernel, discrepancy, kid
-from diffusion_inversion.measure.metrics.manifold import manifold_values
+from diffusion_inversion.measure.metrics.manifold import left_out_values, manifold_values
 from diffusion_inversion.measure.metrics.units import (
     Units,
     by_content,
@@ -144,15 +152,69 @@ def test_errors_by_source_are_the_spread_of_other_sources() -> None:
         assert 0.7 < found < 1.35, name
 
 
-def test_fid_infinity_has_an_error_and_hardly_depends_on_its_draw() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_left_out_is_as_if_it_had_never_been(shared: bool) -> None:
+    real, generated = normal(60, DIM), 0.8 * normal(90, DIM, seed=1) + 0.3
+    own = torch.arange(60) if shared else torch.arange(60) + 1000
+    real_group, generated_group, groups = deal(Units(own, torch.arange(90) // 2), seed=0)
+    for entries in (1 << 24, 500):
+        found = left_out_values(real, generated, real_group, generated_group, groups, k=3, entries=entries)
+        for out in (0, 7, groups - 1):
+            fewer = manifold_values(real[real_group != out], generated, k=3)
+            assert torch.equal(found.precision[:, out], fewer.precision)
+            assert torch.allclose(found.density[:, out], fewer.density)
+            fewer = manifold_values(real, generated[generated_group != out], k=3)
+            assert torch.equal(found.recall[:, out], fewer.recall)
+            assert torch.equal(found.coverage[:, out], fewer.coverage)
+            left = real_group != out
+            fewer = manifold_values(real[left], generated, k=3)
+            assert torch.equal(found.coverage_real[left, out], fewer.coverage)
+            fewer = manifold_values(real[left], generated[generated_group != out], k=3)
+            assert torch.equal(found.coverage_both[left, out], fewer.coverage)
+    with pytest.raises(DataError, match="without one group"):
+        left_out_values(real, generated, real_group * 0, generated_group, groups, k=3)
+
+
+def test_an_error_that_the_other_side_has_no_part_in_is_that_of_a_share() -> None:
+    """Generated images near and far from real ones that are many: precision is a share of the sources."""
+    real = 0.05 * normal(400, 2)
+    far = (torch.arange(40) % 4 == 0).double()
+    generated = (50 * far[:, None, None] + 0.001 * normal(40, 5, 2)).flatten(0, 1)
+    units = Units(torch.arange(400) + 40, torch.arange(40).repeat_interleave(5))
+    error = manifold_errors(real, generated, k=5, seed=0, units=units)["precision"]
+    assert error == pytest.approx((0.25 * 0.75 / 39) ** 0.5, rel=1e-3)
+    alone = manifold_errors(real, generated, k=5, seed=0)["precision"]
+    assert alone == pytest.approx((0.25 * 0.75 / 199) ** 0.5, rel=1e-3)
+
+
+def test_the_error_of_a_recall_that_grows_with_every_source() -> None:
+    """Variants in small heaps: half of the sources reach half as far, and halves would see half of the error."""
+
+    def heaps(seed: int) -> tuple[Tensor, Tensor, Units]:
+        sources = 1.2 + 0.8 * normal(30, 1, DIM, seed=seed)
+        generated = (sources + 0.4 * normal(30, 8, DIM, seed=seed + 10_000)).flatten(0, 1)
+        units = Units(torch.arange(300) + 30, torch.arange(30).repeat_interleave(8))
+        return normal(300, DIM, seed=seed + 20_000), generated, units
+
+    drawn = [heaps(seed) for seed in range(150)]
+    values = [float(manifold_values(x, y, k=5).recall.mean()) for x, y, _ in drawn]
+    assert sum(values) / len(values) < 0.4
+    errors = [manifold_errors(x, y, k=5, seed=0, units=units)["recall"] or 0 for x, y, units in drawn[:25]]
+    assert 0.85 < ratio(errors, values) < 1.2
+
+
+def test_fid_infinity_has_the_error_of_fid_and_hardly_depends_on_its_draw() -> None:
     x, y = normal(200, 20), normal(200, 20, seed=1) + 0.27  # the truth: 20 x 0.27^2 = 1.46
     found = [fid_infinity(x, y, seed=seed) for seed in range(10)]
     assert max(found) - min(found) < 0.2
-    error = fid_infinity_error(x, y, 0)
+    error = fid_error(x, y, 0)
     assert error is not None and abs(sum(found) / 10 - 1.46) < 2 * error < 1.0
-    fresh = [fid_infinity(normal(200, 20, seed=s), normal(200, 20, seed=s + 1000) + 0.27) for s in range(60)]
-    errors = [fid_infinity_error(normal(200, 20, seed=s), normal(200, 20, seed=s + 1000) + 0.27, 0) for s in range(8)]
-    assert 0.75 < ratio([e or 0 for e in errors], fresh) < 1.4
+    both = [(normal(200, 20, seed=s), normal(200, 20, seed=s + 1000) + 0.27) for s in range(60)]
+    fresh = [fid_infinity(*one) for one in both]
+    assert 0.75 < ratio([fid_error(*one, 0) or 0 for one in both[:8]], fresh) < 1.25
+    # It varies as the FID does, from which it is taken: so their errors are one.
+    values = torch.tensor([fresh, [fid(*one) for one in both]])
+    assert torch.corrcoef(values)[0, 1] > 0.9
 
 
 def test_fid_infinity_does_not_depend_on_the_order_of_the_rows() -> None:
@@ -182,11 +244,32 @@ def test_an_interval_is_cut_to_what_the_metric_can_be() -> None:
     assert estimate(3.0, None, 0.95).low is None
 
 
+def test_few_groups_have_the_quantile_of_students_t() -> None:
+    for freedom in (2, 4, 9, 19):
+        for place in (0.95, 0.975, 0.9875):
+            assert student(place, freedom) == pytest.approx(
+                stats.t.ppf(place, freedom), rel=0.02 if freedom < 4 else 1e-3
+            )
+    assert student(0.975, None) == pytest.approx(1.959964, rel=1e-6)
+    assert estimate(0.0, 1.0, 0.95, freedom=19).high == pytest.approx(2.093024, rel=1e-5)
+
+
+def test_a_share_of_all_or_none_is_not_held_for_sure() -> None:
+    """No unit's image lies outside: as in the verdict, the error is not below that of one unit that would."""
+    real = normal(400, 2)
+    errors = manifold_errors(real, 0.01 * normal(50, 2, seed=1), k=5, seed=0)
+    assert errors["precision"] == pytest.approx(1 / 50)
+    few = few_units_warning(single_units(400, 50))
+    assert few is not None and "50 generated units" in few and few_units_warning(single_units(400, 400)) is None
+
+
 def test_too_few_images_have_no_error() -> None:
     few = torch.randn(8, 3).double()
     assert set(manifold_errors(few, few, k=5, seed=0).values()) == {None}
     assert fid_error(few[:2], few, 0) is None
-    assert fid_infinity_error(few[:3], few, 0) is None
+    many = torch.randn(40, 3).double()
+    lopsided = Units(torch.arange(40) + 40, (torch.arange(40) - 33).clamp(min=0))  # all but 6 are of one unit
+    assert set(manifold_errors(many, many, k=6, seed=0, units=lopsided).values()) == {None}
     two = Units(torch.arange(8) + 2, torch.arange(8) % 2)  # of two sources
     assert fid_error(few, few, 0, two) is None and set(manifold_errors(few, few, k=1, seed=0, units=two).values()) == {
         None

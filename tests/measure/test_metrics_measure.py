@@ -57,7 +57,7 @@ def test_a_zero_row_takes_cmmd_alone(tmp_path: Path) -> None:
     x, y = (torch.from_numpy(np.load(path)) for path in (real, generated))
     assert found.metrics["fid_npy"].value == pytest.approx(fid(x, y), rel=1e-9)
     record = json.loads(json.dumps(found.record(), allow_nan=False))
-    assert record["metrics"]["cmmd_npy"] == dict.fromkeys(("value", "low", "high", "error"))
+    assert record["metrics"]["cmmd_npy"] == dict.fromkeys(("value", "low", "high", "error", "freedom"))
     assert all(record["metrics"][f"{name}_npy"]["value"] is not None for name in NAMES if name != "cmmd")
     assert "CMMD is not defined: 0 real and 1 generated rows are zero" in found.warnings[-1]
     assert "undefined" in found.table() and "nan" not in found.table()

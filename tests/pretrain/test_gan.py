@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toy import toy_images
 
+from diffusion_inversion.config.commands import GanSettings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.pretrain.gan import training
 from diffusion_inversion.pretrain.gan.diffaugment import Draws, augment, color, cutout, draw, translation
 from diffusion_inversion.pretrain.gan.networks import SIDES, GanGenerator, ProjectionDiscriminator
-from diffusion_inversion.pretrain.gan.settings import GanSettings
 from diffusion_inversion.pretrain.gan.training import Players, discriminator_hinge, generator_hinge, train_gan
 from diffusion_inversion.pretrain.gan.weights import WEIGHTS, load_gan
 from diffusion_inversion.pretrain.log import read_log

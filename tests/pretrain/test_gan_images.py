@@ -16,6 +16,7 @@ from toy import toy_images
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
+from diffusion_inversion.config.commands import GanInvertSettings, GanSampleSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.data.images import LabelledImages, to_model_range, to_uint8
 from diffusion_inversion.engine import faults, state
@@ -27,7 +28,6 @@ from diffusion_inversion.pretrain.gan import inversion
 from diffusion_inversion.pretrain.gan.inversion import Objective, invert_data, invert_gan, psi, psnr
 from diffusion_inversion.pretrain.gan.networks import GanGenerator
 from diffusion_inversion.pretrain.gan.sampling import sample_for_run, sample_gan
-from diffusion_inversion.pretrain.gan.settings import GanInvertSettings, GanSampleSettings
 from diffusion_inversion.pretrain.gan.weights import Gan
 from diffusion_inversion.randomness import generator_for
 from diffusion_inversion.run.images import open_splits

@@ -22,7 +22,7 @@ from diffusion_inversion.pretrain.loop import Budget, PartEnded
 from diffusion_inversion.pretrain.optim import trapezoid
 from diffusion_inversion.pretrain.tokenizer import MAX_LENGTH, train_tokenizer
 from diffusion_inversion.pretrain.vae import normalise_latents, quality, reconstruct
-from diffusion_inversion.sample.synthetic import encode_png
+from diffusion_inversion.sample.png import encode_png
 
 NAMES = ("goldfish", "tabby cat")
 CPU = torch.device("cpu")

@@ -29,7 +29,7 @@ from diffusion_inversion.pretrain.figures_text import figures_markdown, table
 from diffusion_inversion.pretrain.judge import accuracy_lost, recognised, share, trained
 from diffusion_inversion.pretrain.likeness import FeatureDistance, autoencoder_figures, psnr, sharpness, sharpness_ratio
 from diffusion_inversion.pretrain.pieces import Pieces, found_in
-from diffusion_inversion.sample.synthetic import encode_png
+from diffusion_inversion.sample.png import encode_png
 from diffusion_inversion.train.classifiers import Classifier
 
 SETTINGS = TrainSettings(architecture="resnet20", recipe="fast", steps=40, batch_size=16)

@@ -97,8 +97,7 @@ def test_doubts_and_a_small_test_stand_beside_the_verdict(
     assert f"note: {few}" in before and "note: The images have 32 px and are shrunk to 16 px" in before
     record: Any = json.loads((tmp_path / "run.json").read_text())
     assert (record["data"]["near_duplicates"], record["data"]["conflicting_labels"]) == (2, 1)
-    summary: dict[str, Any] = {}
-    summarise(summary, tmp_path, record)
+    summary = summarise(tmp_path, record)
     report = " ".join((tmp_path / "report.html").read_text().split())
     for part in (
         few,

@@ -131,7 +131,7 @@ def test_forget_leaves_no_trace_and_the_rest_goes_on(bench: Bench, run: Path, fi
     victim = read_embeddings(run).ids[3]
     header = EmbeddingStore(run).manifest.last("header")
     assert header is not None
-    rows = SyntheticStore(run, tuple(header["class_names"])).rows()
+    rows = SyntheticStore(run, tuple(header["class_names"])).table().to_pylist()
     made = [row for row in rows if victim in (row["source_id"], row["partner_id"]) or row["guidance_scale"] != 1]
     assert 2 < len(made) < len(rows)
     done = forget(run, [victim])
@@ -152,7 +152,7 @@ def test_forget_leaves_no_trace_and_the_rest_goes_on(bench: Bench, run: Path, fi
     keep = [row for row, image_id in enumerate(before.ids) if image_id != victim]
     assert again.ids == tuple(before.ids[row] for row in keep)
     assert torch.equal(again.vectors, before.vectors[:, keep])
-    assert all(row["partner_id"] != victim for row in SyntheticStore(run, again.class_names).rows())
+    assert all(row["partner_id"] != victim for row in SyntheticStore(run, again.class_names).table().to_pylist())
 
 
 def test_forget_can_keep_what_holds_only_a_mean(run: Path) -> None:
@@ -160,12 +160,12 @@ def test_forget_can_keep_what_holds_only_a_mean(run: Path) -> None:
     header = EmbeddingStore(run).manifest.last("header")
     assert header is not None
     store = SyntheticStore(run, tuple(header["class_names"]))
-    rows = store.rows()
+    rows = store.table().to_pylist()
     direct = [row for row in rows if victim in (row["source_id"], row["partner_id"])]
     guided = [row for row in rows if row["guidance_scale"] != 1]
     done = forget(run, [victim], keep_averages=True)
     assert done.synthetic == len(direct) < len(rows) and done.kept_by_average == len(guided)
-    left = {row["file_name"]: row for row in store.rows()}
+    left = {row["file_name"]: row for row in store.table().to_pylist()}
     assert left == {row["file_name"]: row for row in rows if row not in direct}
     assert all((run / "synthetic" / name).is_file() for name in left)
 

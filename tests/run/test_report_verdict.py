@@ -65,9 +65,8 @@ def test_the_report_shows_what_a_gain_is_paid_for_with(run: Any, images: ReportI
 
 
 def test_the_terminal_says_the_same(run: Any, tmp_path: Path) -> None:
-    summary: dict[str, Any] = {}
     run["data"]["class_names"] = ["ze\x1b[2Jro", "one"]
-    summarise(summary, tmp_path, run)
+    summary = summarise(tmp_path, run)
     for part in (
         "real  33.1 ± 2.9 % (n=3), balanced 31.0 ± 1.2 %, area under the ROC curve 0.702",
         "nothing  67.2 %, balanced 50.0 %: always answering one",

@@ -216,6 +216,19 @@ def test_the_first_tokens_of_the_empty_prompt_are_those_of_the_prompt_cut_to_the
     torch.testing.assert_close(generator.text_tokens([""])[:, :count], theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_drawing_is_told_where_to_guide(generator: Generator, embeddings: Embeddings) -> None:
+    """Guided nowhere but in a stretch between two steps, an image is that of scale 1."""
+    (plain,), (guided,), (between,) = (
+        draw_images(embeddings, generator, plans(embeddings, generator, 1, **changes)[:1], SampleSettings(**changes))
+        for changes in (
+            QUICK | {"guidance_scales": (1.0,)}, QUICK | {"guidance_scales": (4.0,)},
+            QUICK | {"guidance_scales": (4.0,), "guidance_interval": (0.001, 0.002)},
+        )
+    )  # fmt: skip
+    torch.testing.assert_close(between, plain)
+    assert float((guided - plain).abs().max()) > 1e-3
+
+
 def test_the_class_mean_is_the_sources_whatever_the_partners_class(
     generator: Generator, embeddings: Embeddings
 ) -> None:
@@ -327,14 +340,28 @@ def test_settings_that_cannot_be(changes: dict[str, Any], said: str) -> None:
 # --- runs of earlier versions -----------------------------------------------------------------------------------------
 
 
-def test_defaults_leave_no_word_of_new_settings_in_the_fingerprint(
+def test_what_makes_other_images_is_recorded_and_what_does_not_is_not(
     generator: Generator, embeddings: Embeddings
 ) -> None:
-    """So a run of an earlier version is the same run."""
     plain = made_from(embeddings, generator, SampleSettings(), None)
-    assert set(plain["settings"]) == {
-        "guidance_scales", "kept_steps", "noise_strength", "interpolation", "scheduler", "inference_steps",
-        "image_size", "batch_size", "seed",
-    }  # fmt: skip
+    assert set(plain["settings"]) == SampleSettings.model_fields.keys() - {"variants", "strict", "safety_checker"}
     assert made_from(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
     assert made_from(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8
+
+
+def test_a_grid_takes_every_combination_in_turn(generator: Generator, embeddings: Embeddings) -> None:
+    """And variant k is the same whatever the others: more may be added. At random they are drawn for each image."""
+    grid = SampleSettings(kept_steps=(1, 2), guidance_scales=(2.0, 3.0, 4.0), combinations="grid", variants=12)
+
+    def drawn(settings: SampleSettings, row: int) -> list[tuple[int, float]]:
+        made = [plan_variant(embeddings, generator, settings, row, variant) for variant in range(12)]
+        return [(plan.step, plan.guidance_scale) for plan in made]
+
+    every = [(1, 2.0), (1, 3.0), (1, 4.0), (2, 2.0), (2, 3.0), (2, 4.0)]
+    assert drawn(grid, 0) == drawn(grid, 1) == every * 2
+    random = grid.model_copy(update={"combinations": "random"})
+    assert drawn(random, 0) != drawn(random, 1)
+    last = grid.model_copy(update={"kept_steps": ()})
+    assert {step for step, _ in drawn(last, 0)} == {embeddings.steps[-1]}
+    one, other = (plan_variant(embeddings, generator, grid, 0, variant) for variant in (0, 6))
+    assert not torch.equal(one.initial_noise, other.initial_noise) and not torch.equal(one.embedding, other.embedding)

@@ -128,6 +128,8 @@ def test_what_is_written_shows_every_cell(made: Path, bench: Bench) -> None:
     assert len(accuracies) == 3 + 4 * 3
     assert {row["seed"] for row in accuracies} == {"0", "1", "2"}
     assert sum(row["measure"] == "fid_lite0" for row in rows) == 4
+    assert {row["n_test"] for row in accuracies} != {""} and all(row["error"] == "" for row in accuracies)
+    assert all(float(row["error"]) >= 0 for row in rows if row["measure"] == "kid_lite0")
     text = (made / "small.md").read_text()
     assert "variants 3, noise_strength 0.5" in text
     assert "± " in text and "(n=3)" in text
@@ -137,6 +139,20 @@ def test_what_is_written_shows_every_cell(made: Path, bench: Bench) -> None:
     assert "Noise costs accuracy" in page
     for name in ("small.png", "small-metrics.png", "small-fid_lite0.png"):
         assert (made / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_json_has_what_any_level_needs(made: Path) -> None:
+    (claim,) = json.loads((made / "small.json").read_text())["claims"]
+    ((value, low, high),) = claim["differences"]
+    (error,) = claim["errors"]
+    assert (error["value"], error["units"]) == (value, 3) and error["images"] > 1
+    t = stats.t.ppf(0.975, [2, error["images"] - 1])
+    half = ((t[0] * error["unit_error"]) ** 2 + (t[1] * error["image_error"]) ** 2) ** 0.5
+    assert (low, high) == (pytest.approx(max(value - half, -1)), pytest.approx(min(value + half, 1)))
+    done = dinv("claims", made, "--json")
+    assert done.exit_code == 0, done.output
+    (judged,) = json.loads(done.stdout)["claims"]
+    assert (judged["sweep"], judged["alone"]) == ("small", claim["outcome"])
 
 
 def test_a_sweep_goes_on_where_it_was_and_grows(made: Path, tmp_path: Path) -> None:
@@ -257,6 +273,10 @@ def test_a_claim_is_judged_by_its_intervals() -> None:
     reach = half * 0.02**0.5
     assert _difference(high, low, "recall", 1) == pytest.approx((0.45, 0.45 - reach, 0.45 + reach))
     assert _difference(high, [{"recall": {"value": 0.0, "error": 0.3}}], "recall", 1)[2] == 1.0
+    # an error from 20 groups has the quantile of 19 degrees of freedom
+    of_groups = [{"fid": {"value": value, "error": 0.5, "freedom": 19}} for value in (3.0, 1.0)]
+    reach = stats.t.ppf(0.975, 19) * 0.5**0.5
+    assert _difference(of_groups[:1], of_groups[1:], "fid", 1) == pytest.approx((2, 2 - reach, 2 + reach))
     # two pairs: each at 97.5 %
     more, less = [{"fid": {"value": 3.0, "error": 0.3}}], [{"fid": {"value": 1.0, "error": 0.4}}]
     assert _difference(more, less, "fid", 2)[1] == pytest.approx(2 - 0.5 * 2.241402727604947)

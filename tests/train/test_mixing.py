@@ -243,6 +243,23 @@ def test_the_real_fraction_is_chosen_on_held_out_real_images_without_their_varia
     assert once.n_synthetic == sum(not {a, b} & held for a, b in zip(first, partner, strict=True)) < 24
 
 
+def test_where_classes_are_uneven_the_choice_is_by_balanced_accuracy() -> None:
+    """As the verdict is; a classifier of two steps that names the largest class alone is no good one."""
+    whole = toy(60, 0)
+    uneven = whole.subset([row for row in range(60) if whole.labels[row] == 0 or row < 15])  # 20, 5 and 5 images
+    synthetic = toy(30, 1, name="synthetic")
+    settings = TrainSettings(**PLAIN, steps=2, batch_size=4, seeds=(0,))
+    held = validation_rows(uneven, 0.2, 0)
+    sources = [(uneven.ids[next(row for row in range(len(uneven)) if row not in held)],)] * 30
+    choice = choose_real_fraction(uneven, synthetic, settings, sources=sources, candidates=(0.5,), device="cpu")
+    assert choice.measure == "balanced accuracy"
+    rest = uneven.subset([row for row in range(len(uneven)) if row not in held])
+    chosen = settings.model_copy(update={"real_fraction": 0.5})
+    found = evaluate(train(rest, synthetic=synthetic, settings=chosen, seed=0, device="cpu"), uneven.subset(held))
+    assert choice.accuracies == {0.5: (found.balanced_accuracy,)}
+    assert found.accuracy != found.balanced_accuracy, "the two tell nothing apart here"
+
+
 def test_a_choice_that_means_nothing_is_refused() -> None:
     real, synthetic = toy(9, 0), toy(9, 1, name="synthetic")
     settings = TrainSettings(**PLAIN, steps=1, batch_size=4, seeds=(0,))

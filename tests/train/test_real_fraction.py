@@ -132,8 +132,8 @@ def test_forget_drops_the_choice_with_the_classifiers_that_made_it(chosen: Path)
     ("options", "message"),
     [
         (("--real-fraction", "auto", "--mixing", "concatenate"), "the sizes of the sets decide"),
-        (("--real-fraction", "some"), "neither a number nor auto"),
-        (("--real-fraction", "1.5"), "real_fraction"),
+        (("--real-fraction", "some"), "--real-fraction some: give a number or auto"),
+        (("--real-fraction", "1.5"), "--real-fraction 1.5: give less than 1 or auto"),
     ],
 )
 def test_a_fraction_that_cannot_be_is_refused(run: Path, options: tuple[str, ...], message: str) -> None:

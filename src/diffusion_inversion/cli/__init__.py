@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from . import bench, care, compare, gan, generators, measures, stages, sweeps
-from .command import Command
+from .command import add
 from .surroundings import prepare
 
 app = typer.Typer(
@@ -18,18 +18,27 @@ app = typer.Typer(
 )
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
-for function in (
-    *METHOD,
-    *CARE,
-    sweeps.sweep,
-    measures.metrics,
-    generators.autoencode,
-    generators.pretrain,
-):
-    app.command(cls=Command)(function)
+SEVERAL = (sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode, generators.pretrain)
+for function in (*METHOD, *CARE, *SEVERAL):
+    add(app, function)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(compare.group, name="generators")
 app.add_typer(gan.group, name="gan")
+
+
+def _say_version(wanted: bool) -> None:
+    from importlib.metadata import version
+
+    if wanted:
+        typer.echo(f"dinv {version('diffusion-inversion')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_say_version, is_eager=True, help="Say the version."),
+) -> None:
+    pass
 
 
 def main() -> None:

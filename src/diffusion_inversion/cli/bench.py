@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import Command, command, integers
-from .options import Dtype, Json
+from ..errors import UsageError
+from .command import add
+from .given import Fields, Given, words
 
+if TYPE_CHECKING:
+    from ..config.settings import GeneratorSettings
+
+Type = Annotated["Given[GeneratorSettings]", Fields(only=("dtype",))]
 bench = typer.Typer(help="Measurements of this machine; they take minutes and gigabytes.", no_args_is_help=True)
 
 
-@bench.command("real-size", cls=Command)
 def real_size(
+    *,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Diffusers folder. [default: SD 1.4's architecture with random weights, made when missing]"),
@@ -22,39 +27,43 @@ def real_size(
     sizes: Annotated[str, typer.Option(help="Sides in px, ascending; the first is compared.")] = "128,256,512",
     repeats: Annotated[int, typer.Option(help="Rounds; the median counts.", min=1)] = 5,
     batch_size: Annotated[int, typer.Option(help="Images side by side in the comparison.", min=1)] = 4,
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-) -> None:
+    where: Type,
+) -> dict[str, Any]:
     """Time and memory of learning and sampling at Stable Diffusion's size, against the plain diffusers loop.
 
     Everything is measured in turn in one run, on the CPU: about 5 minutes and 12 GB on 2 idle cores. The checkpoint
     takes 4.3 GB below ~/.cache/diffusion-inversion. On a busy machine set OMP_NUM_THREADS=1: threads that wait for one
     another count as CPU seconds.
     """
-    with command(as_json) as summary:
-        from ..errors import UsageError
-        from ..run.bench.real_size import Plan, table
-        from ..run.bench.real_size import real_size as measure
-        from ..run.bench.sd14 import build_sd14, default_folder
+    from ..run.bench.real_size import Plan, table
+    from ..run.bench.real_size import real_size as measure
+    from ..run.bench.sd14 import build_sd14, default_folder
 
-        if checkpoint is not None and not checkpoint.is_dir():
-            raise UsageError(
-                f"--checkpoint {checkpoint}: no such folder. `dinv bench build-sd14 {checkpoint}` makes one."
-            )
-        folder = checkpoint or build_sd14(default_folder())
-        result = measure(folder, Plan(integers(sizes) or (), batch_size, repeats, dtype))
-        summary |= {**result, "checkpoint": str(folder), "text": table(result)}
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise UsageError(f"--checkpoint {checkpoint}: no such folder. `dinv bench build-sd14 {checkpoint}` makes one.")
+    plan = Plan(_sides(sizes), batch_size, repeats, where.settings().dtype)
+    folder = checkpoint or build_sd14(default_folder())
+    result = measure(folder, plan)
+    return {**result, "checkpoint": str(folder), "text": table(result)}
 
 
-@bench.command("build-sd14", cls=Command)
+def _sides(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in words(text))
+    except ValueError as error:
+        raise UsageError(f"--sizes {text}: give whole numbers with commas, such as 128,256.") from error
+
+
 def build(
     folder: Annotated[Path | None, typer.Argument(help="[default: ~/.cache/diffusion-inversion/sd14-random]")] = None,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Write Stable Diffusion 1.4's architecture with random weights: 4.3 GB, for time and memory, never quality."""
-    with command(as_json) as summary:
-        from ..run.bench.sd14 import build_sd14, default_folder
+    from ..run.bench.sd14 import build_sd14, default_folder
 
-        made = build_sd14(folder or default_folder(), seed=seed)
-        summary |= {"folder": str(made), "text": str(made)}
+    made = build_sd14(folder or default_folder(), seed=seed)
+    return {"folder": str(made), "text": str(made)}
+
+
+add(bench, real_size, "real-size")
+add(bench, build, "build-sd14")

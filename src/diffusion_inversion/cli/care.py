@@ -3,118 +3,118 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import DataError, PartialError, UsageError
-from .command import command, data_settings, hold
-from .options import (
-    AllowNear,
-    Balanced,
-    Data,
-    DataSeed,
-    Device,
-    DropDuplicates,
-    Holdout,
-    Json,
-    Limit,
-    PerClass,
-    Root,
-    Run,
-    Size,
-    Test,
-    TestLimit,
-)  # fmt: skip
+from .command import data_settings, hold, load
+from .given import Fields, Given
+from .options import Device, Run
 
 if TYPE_CHECKING:
+    from ..config.settings import DataSettings, GeneratorSettings
     from ..run.verify import Verification
 
 SHOWN = 20  # findings in a message; --json has all
+Beside = Annotated[
+    "Given[GeneratorSettings]",
+    Fields(unset={"generator": "none; with one: what its autoencoder keeps of the training images too"}),
+]
 
 
 def inspect(
-    data: Data, csv: Annotated[Path | None, typer.Option(help="Write every problem to this CSV file too.")] = None,
-    test: Test = None, size: Size = None, limit: Limit = None, test_limit: TestLimit = None, holdout: Holdout = None,
-    data_seed: DataSeed = None, root: Root = None, drop_test_duplicates: DropDuplicates = False,
-    allow_near_duplicates: AllowNear = False, balanced: Balanced = False, per_class: PerClass = None,
-    as_json: Json = False,
-) -> None:  # fmt: skip
+    *,
+    csv: Annotated[Path | None, typer.Option(help="Write every problem to this CSV file too.")] = None,
+    source: Given[DataSettings],
+    where: Beside,
+) -> dict[str, Any]:
     """Look at DATA before anything is computed: every problem of every image, in a table."""
-    with command(as_json) as summary:
-        from ..data.inspection import inspect as look
+    from ..data.inspection import inspect as look
 
-        settings = data_settings(
-            data, test, size, limit, test_limit, holdout, data_seed, root, drop_test_duplicates, allow_near_duplicates,
-            balanced, per_class,
-        )  # fmt: skip
-        found = look(**settings.model_dump(exclude={"drop_test_duplicates"}), drop_duplicates=drop_test_duplicates)
-        if csv is not None:
-            found.write_csv(csv)
-        summary |= {**found.record(), "text": found.table()}
-        if not found.usable:
-            raise DataError(found.table(), found.record())
+    settings = data_settings(source)
+    drop = settings.drop_test_duplicates
+    found = look(**settings.model_dump(exclude={"drop_test_duplicates"}), drop_duplicates=drop)
+    if csv is not None:
+        found.write_csv(csv)
+    if not found.usable:
+        raise DataError(found.table(), found.record())
+    summary = {**found.record(), "text": found.table()}
+    if "generator" in where.values:
+        from ..run.coarseness import measure
+        from ..run.images import load_as
+
+        loaded, images = load(where.settings()), load_as(settings).train
+        side = loaded.resolution
+        try:
+            kept = measure(images, loaded, resolution=side, used=min(images.size, side))
+        except DataError as error:
+            said = f"how much {loaded.name} keeps of these images is not known: {error}."
+        else:
+            said = kept.warning or f"{loaded.name}: {kept.sentence}. No loss that matters was seen."
+            summary["coarseness"] = kept.record()
+        summary["text"] = f"{summary['text']}\n\n{said}"
+    return summary
 
 
 def doctor(
     out: Annotated[Path | None, typer.Argument(help="A run folder whose disk is looked at. [default: here]")] = None,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Say what this machine has for a run: versions, device, memory, disk, caches, weights."""
-    with command(as_json) as summary:
-        from ..run.doctor import examine, table
+    from ..run.doctor import examine, table
 
-        checks = examine(out)
-        summary |= {"checks": [vars(check) for check in checks], "text": table(checks)}
-        if any(check.ok is False for check in checks):
-            raise UsageError(table(checks), {"checks": summary["checks"]})
+    checks = examine(out)
+    record = {"checks": [vars(check) for check in checks]}
+    if any(check.ok is False for check in checks):
+        raise UsageError(table(checks), record)
+    return {**record, "text": table(checks)}
 
 
-def verify(run: Run, as_json: Json = False) -> None:
+def verify(run: Run) -> dict[str, Any]:
     """Read every file of RUN and compare it with what was written."""
-    with command(as_json) as summary:
-        from ..engine.text import shown
+    from ..engine.text import shown
 
-        found = _verified(run)
-        summary |= _record(found) | {"text": f"{run}: {found.files} files, {human_size(found)}: all as written"}
-        if found.foreign:
-            names = [*map(shown, found.foreign[:SHOWN]), *(["..."] if len(found.foreign) > SHOWN else [])]
-            summary["text"] += f". Not of this run, and left alone: {', '.join(names)}"
-        if found.lost:
-            raise DataError(f"{_lines(run, found)}\n`dinv repair {run}` makes them again.", _record(found))
-        if found.findings:
-            raise PartialError(
-                f"{_lines(run, found)}\nNothing that was committed is lost. Run the command that was interrupted "
-                f"again, or `dinv repair {run}`.",
-                _record(found),
-            )
+    found = _verified(run)
+    if found.lost:
+        raise DataError(f"{_lines(run, found)}\n`dinv repair {run}` makes them again.", _record(found))
+    if found.findings:
+        raise PartialError(
+            f"{_lines(run, found)}\nNothing that was committed is lost. Run the command that was interrupted "
+            f"again, or `dinv repair {run}`.",
+            _record(found),
+        )
+    text = f"{run}: {found.files} files, {human_size(found)}: all as written"
+    if found.foreign:
+        names = [*map(shown, found.foreign[:SHOWN]), *(["..."] if len(found.foreign) > SHOWN else [])]
+        text += f". Not of this run, and left alone: {', '.join(names)}"
+    return {**_record(found), "text": text}
 
 
-def repair(run: Run, device: Device = "auto", as_json: Json = False) -> None:
+def repair(*, run: Run, where: Device) -> dict[str, Any]:
     """Make again what is damaged or missing in RUN, and only that."""
-    with command(as_json) as summary:
-        from ..engine.lock import run_lock
-        from ..run.forget import finish_pending
-        from ..run.stages import holds_prompts, resume
-        from ..run.verify import discard
+    from ..engine.lock import run_lock
+    from ..run.forget import finish_pending
+    from ..run.stages import holds_prompts, resume
+    from ..run.verify import discard
 
-        with run_lock(run):
-            before = _verified(run)
-            discard(run, before)
-            finish_pending(run)
-            unfinished = resume(run, device)
-            after = _verified(run)
-        summary |= {"repaired": len(before.findings), "unfinished": unfinished, **_record(after)}
-        summary["text"] = f"{run}: {len(before.findings)} findings mended; {after.files} files are as written"
-        if after.lost:
-            raise DataError(f"{_lines(run, after)}\nThese could not be mended.", _record(after))
-        if unfinished and holds_prompts(run):
-            summary["text"] = (
-                f"{run}: {len(before.findings)} findings; {after.files} files are as written, damaged ones are taken "
-                "out. The same `dinv sample --prompts` command draws what is missing."
-            )
-        elif unfinished:
-            summary["text"] += f". Stage {unfinished[0]} was never finished: run its command again to go on."
+    device = where.settings().device
+    with run_lock(run):
+        before = _verified(run)
+        discard(run, before)
+        finish_pending(run)
+        unfinished = resume(run, device)
+        after = _verified(run)
+    text = f"{run}: {len(before.findings)} findings mended; {after.files} files are as written"
+    if after.lost:
+        raise DataError(f"{_lines(run, after)}\nThese could not be mended.", _record(after))
+    if unfinished and holds_prompts(run):
+        text = (
+            f"{run}: {len(before.findings)} findings; {after.files} files are as written, damaged ones are taken "
+            "out. The same `dinv sample --prompts` command draws what is missing."
+        )
+    elif unfinished:
+        text += f". Stage {unfinished[0]} was never finished: run its command again to go on."
+    return {"repaired": len(before.findings), "unfinished": unfinished, **_record(after), "text": text}
 
 
 def forget(
@@ -126,24 +126,22 @@ def forget(
     keep_averages: Annotated[
         bool, typer.Option("--keep-averages", help="Keep what the image went into only as part of a mean.")
     ] = False,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Delete images from RUN with everything that was made from them; --source also keeps them out for good."""
-    with command(as_json) as summary:
-        from ..run.forget import changed as changed_ids
-        from ..run.forget import forget as delete
+    from ..run.forget import changed as changed_ids
+    from ..run.forget import forget as delete
 
-        if bool(source) == changed:
-            raise UsageError(f"dinv forget {run}: give --source ID (as often as needed) or --changed, one of the two.")
-        with hold(run):
-            ids = source or changed_ids(run)
-            done = delete(run, ids, never_again=not changed, keep_averages=keep_averages)
-        summary |= {"run": str(run), **vars(done)}
-        summary["text"] = (
-            f"{run}: forgot {len(ids)} images: {done.vectors} vectors, {done.synthetic} synthetic images and "
-            f"{done.classifiers} classifiers deleted. Run the stages again for what is left. Copies outside the run, "
-            "the data itself and caches of it are yours to delete."
-        )
+    if bool(source) == changed:
+        raise UsageError(f"dinv forget {run}: give --source ID (as often as needed) or --changed, one of the two.")
+    with hold(run):
+        ids = source or changed_ids(run)
+        done = delete(run, ids, never_again=not changed, keep_averages=keep_averages)
+    text = (
+        f"{run}: forgot {len(ids)} images: {done.vectors} vectors, {done.synthetic} synthetic images and "
+        f"{done.classifiers} classifiers deleted. Run the stages again for what is left. Copies outside the run, "
+        "the data itself and caches of it are yours to delete."
+    )
+    return {"run": str(run), **vars(done), "text": text}
 
 
 def _verified(run: Path) -> Verification:

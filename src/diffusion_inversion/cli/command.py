@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 import typer.core
+import typer.main
+from typer.models import ArgumentInfo
 
 from ..errors import DinvError, UsageError
+from .given import Given, Make, options
 
 if TYPE_CHECKING:
-    from ..config.settings import DataSettings, Settings
+    from ..config.settings import DataSettings, GeneratorSettings
     from ..generator.generator import Generator
 
 INTERRUPTED = 130
-Model = TypeVar("Model", bound="Settings")
+_AS_JSON = inspect.Parameter(
+    "as_json",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on stdout.")],
+)
 
 
-class Command(typer.core.TyperCommand):
+class Careful(typer.core.TyperCommand):
     """A command that refuses an empty value: as a path it would be the working folder, as `"$OUT"` it is a mistake."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -36,6 +47,46 @@ class Command(typer.core.TyperCommand):
             if value == "" or (isinstance(value, (list, tuple)) and "" in value):
                 raise typer.BadParameter(f"{param.opts[0]} is empty; give a value, or leave it out", ctx)
         return super().parse_args(ctx, args)
+
+
+def add(app: typer.Typer, function: Make, name: str | None = None) -> None:
+    """Add `dinv NAME` to an app: it runs a function, which returns what --json prints, and `text` for people.
+
+    Its options are those of the function and of the settings the function takes (`given.py`). They are made when the
+    command is called, not for `dinv --help`: the models take longer to import than that page to print.
+    """
+
+    @cache
+    def whole() -> Any:
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        single.command(cls=Careful, help=inspect.getdoc(function))(with_options(function))
+        return typer.main.get_command(single)
+
+    class Late(typer.core.TyperCommand):
+        def make_context(self, *args: Any, **extra: Any) -> Any:
+            return whole().make_context(*args, **extra)
+
+    def stub() -> None: ...
+
+    app.command(name or function.__name__, cls=Late, help=inspect.getdoc(function))(stub)
+
+
+def with_options(function: Make) -> Callable[..., None]:
+    """The function as typer takes it: with every option by itself and --json, printing what it returns."""
+    own, arguments = options(function)
+    parameters = sorted([*own, _AS_JSON], key=_is_option)
+
+    def call(**typed: Any) -> None:
+        with command(typed["as_json"]) as summary:
+            summary |= function(**arguments(typed))
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    return call
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    return not any(isinstance(one, ArgumentInfo) for one in get_args(parameter.annotation))
 
 
 @contextmanager
@@ -116,52 +167,19 @@ def command_line() -> str:
     return redact(shlex.join(["dinv", *sys.argv[1:]]))
 
 
-def load(name: str, revision: str | None, device: str, dtype: str) -> Generator:
-    """Load a generator by the options of a command."""
+def load(where: GeneratorSettings) -> Generator:
+    """Load the generator that the options of a command name."""
     from ..generator.generator import Generator
 
-    return Generator.load(name, revision, device, dtype)
+    return Generator.load(where.generator, where.revision, where.device, where.dtype)
 
 
-def settings_of(model: type[Model], preset: str | None, stage: str, *, of: str | None = None, **given: Any) -> Model:
-    """The preset's settings of a stage (no preset: the defaults), overridden by the options that were given.
-
-    of: the DATA that the preset is for.
-    """
-    from pydantic import ValidationError
-
-    from ..config.presets import read_preset
-
-    chosen = {} if preset is None else read_preset(preset, of)[stage]
-    values = {**chosen, **{key: value for key, value in given.items() if value is not None}}
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or stage}={e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise UsageError("settings that cannot be used:\n" + "\n".join(f"  {line}" for line in problems)) from error
-
-
-def regrouped(settings: Model, group_size: int | None) -> Model:
-    """The settings with another group size, checked; as they are where it is None."""
-    if group_size is None:
-        return settings
-    return settings_of(type(settings), None, "settings", **{**settings.model_dump(), "group_size": group_size})
-
-
-def data_settings(
-    data: str, test: str | None, size: int | None, limit: int | None, test_limit: int | None, holdout: float | None,
-    seed: int | None, root: str | None, drop_test_duplicates: bool, allow_near_duplicates: bool, balanced: bool,
-    per_class: int | None,
-) -> DataSettings:  # fmt: skip
-    """The data options of a command, checked."""
-    from ..config.settings import DataSettings
+def data_settings(given: Given[DataSettings]) -> DataSettings:
+    """The data options of a command, checked, with paths that hold in any working folder."""
     from ..data.sources import absolute
 
-    return settings_of(
-        DataSettings, None, "data", data=absolute(data), test=absolute(test), size=size, limit=limit,
-        test_limit=test_limit, holdout=holdout, seed=seed, root=root, drop_test_duplicates=drop_test_duplicates,
-        allow_near_duplicates=allow_near_duplicates, balanced=balanced, per_class=per_class,
-    )  # fmt: skip
+    paths = {name: absolute(given.values[name]) for name in ("data", "test") if name in given.values}
+    return replace(given, values={**given.values, **paths}).settings()
 
 
 def notes_on(count: int, data: str, test: str | None) -> list[str]:
@@ -172,37 +190,6 @@ def notes_on(count: int, data: str, test: str | None) -> list[str]:
         if count
         else []
     )
-
-
-def words(text: str | None) -> tuple[str, ...] | None:
-    """Parse a comma-separated list; None stays None."""
-    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def integers(text: str | None) -> tuple[int, ...] | None:
-    """Parse a comma-separated list of whole numbers; None stays None. Raises UsageError."""
-    try:
-        return None if text is None else tuple(int(word) for word in words(text) or ())
-    except ValueError as error:
-        raise UsageError(f"{text!r}: not a comma-separated list of whole numbers, such as 0,1,2.") from error
-
-
-def numbers(text: str | None) -> tuple[float, ...] | None:
-    """Parse a comma-separated list of numbers; None stays None. Raises UsageError."""
-    try:
-        return None if text is None else tuple(float(word) for word in words(text) or ())
-    except ValueError as error:
-        raise UsageError(f"{text!r}: not a comma-separated list of numbers, such as 1.5,2,3.") from error
-
-
-def number_or_auto(text: str | None) -> float | str | None:
-    """Parse a number or the word auto; None stays None. Raises UsageError."""
-    if text is None or text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UsageError(f"{text!r}: neither a number nor auto.") from error
 
 
 def pairs(given: Sequence[str], option: str) -> dict[str, str]:

@@ -14,26 +14,24 @@ if TYPE_CHECKING:
 MOST_CLASSES = 10  # whose recall is listed
 
 
-def summarise(
-    summary: dict[str, Any], folder: Path, record: RunRecord, data: str | None = None, test: str | None = None
-) -> None:
-    """Fill the summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
+def summarise(folder: Path, record: RunRecord, data: str | None = None, test: str | None = None) -> dict[str, Any]:
+    """The summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
     from ..engine.text import shown
     from ..run.layout import REPORT_FILE
 
     verdict, report = record["verdict"], folder / REPORT_FILE
-    summary |= {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
+    summary: dict[str, Any] = {"run": str(folder), "report": str(report), "arms": record["arms"], "verdict": verdict}
     lines = [*_arms(record)]
     if "replicates" in record:
         summary |= {"replicates": record["replicates"], "components": record["components"]}
         lines += _replicates(record)
     lines.append(f"verdict: {verdict.get('headline', verdict['outcome'])} ({verdict['sentence']})")
     lines += [verdict["scope"]] if "scope" in verdict else []
-    lines += [*_shrunk(record), *_doubts(record)]
+    lines += [*_shrunk(record), *_coarse(record), *_doubts(record)]
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])
     lines += notes_on(summary["notes"], data, test) if data is not None else []
-    summary["text"] = "\n".join([shown(line) for line in lines] + [f"report: {report}"])
+    return summary | {"text": "\n".join([shown(line) for line in lines] + [f"report: {report}"])}
 
 
 def _arms(record: RunRecord) -> Iterator[str]:
@@ -74,6 +72,12 @@ def _shrunk(record: RunRecord) -> Iterator[str]:
         yield f"{coarse} too coarse for this task: {cost}."
     else:
         yield f"The real images have {native} px: {cost}."
+
+
+def _coarse(record: RunRecord) -> Iterator[str]:
+    found = record["verdict"].get("coarseness")
+    if found is not None and found["too_coarse"]:
+        yield f"{found['generator']} keeps too little of these images: {found['sentence']}."
 
 
 def _doubts(record: RunRecord) -> Iterator[str]:

@@ -1,17 +1,18 @@
-"""The command that varies settings: sweep."""
+"""The commands that vary settings and judge what was claimed of them: sweep, claims."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .command import command, command_line, hold, load
-from .options import Device, Dtype, Join, Json
+from .command import command_line, hold, load
+from .options import DeviceAndType, Join
 
 
 def sweep(
+    *,
     file: Annotated[Path, typer.Argument(help="Experiment file (TOML): settings, what varies, what is drawn.")],
     out: Annotated[Path | None, typer.Option(help="Folder, which files may share. [default: sweeps]")] = None,
     data: Annotated[str | None, typer.Option(help="Training images. [default: the file's]")] = None,
@@ -21,33 +22,45 @@ def sweep(
         int | None,
         typer.Option(min=1, help="Do every cell so often, with all of it drawn anew. [default: the file's, else 1]"),
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    where: DeviceAndType,
     join: Join = False,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Run an experiment file: every combination of its settings, each stage once for all that share it."""
-    with command(as_json) as summary:
-        from ..sweep import read_plan, run_sweep
-        from ..sweep.table import accuracy_table, scope, spread_table
+    from ..sweep import read_plan, run_sweep
+    from ..sweep.table import accuracy_table, scope, spread_table
 
-        plan = read_plan(file, data, test, replicates)
-        folder = out or Path("sweeps")
-        loaded = load(generator or plan.generator, None if generator else plan.revision, device, dtype)
-        with hold(folder, join):
-            found = run_sweep(plan, folder, loaded, command=command_line())
-        head, body = accuracy_table(found)
-        lines = [" | ".join(row) for row in (head, *body)]
-        if plan.replicates > 1:
-            head, body = spread_table(found.rows)
-            lines += ["", "where the spread comes from", *(" | ".join(row) for row in (head, *body))]
-        lines += [scope(found)]
-        lines += [f"{c.outcome}: {c.claim.says}" for c in found.claims]
-        claims = [{"says": c.claim.says, "outcome": c.outcome} for c in found.claims]
-        summary |= {
-            "folder": str(folder),
-            "page": str(folder / f"{plan.name}.html"),
-            "rows": len(found.rows),
-            "claims": claims,
-        }
-        summary["text"] = "\n".join([*lines, f"table, figures and page: {folder / plan.name}.*"])
+    plan = read_plan(file, data, test, replicates)
+    folder = out or Path("sweeps")
+    named = {"generator": generator or plan.generator, "revision": None if generator else plan.revision}
+    loaded = load(where.settings().model_copy(update=named))
+    with hold(folder, join):
+        found = run_sweep(plan, folder, loaded, command=command_line())
+    head, body = accuracy_table(found)
+    lines = [" | ".join(row) for row in (head, *body)]
+    if plan.replicates > 1:
+        head, body = spread_table(found.rows)
+        lines += ["", "where the spread comes from", *(" | ".join(row) for row in (head, *body))]
+    lines += [scope(found)]
+    lines += [f"{c.outcome}: {c.claim.says}" for c in found.claims]
+    claims = [{"says": c.claim.says, "outcome": c.outcome} for c in found.claims]
+    return {
+        "folder": str(folder),
+        "page": str(folder / f"{plan.name}.html"),
+        "rows": len(found.rows),
+        "claims": claims,
+        "text": "\n".join([*lines, f"table, figures and page: {folder / plan.name}.*"]),
+    }
+
+
+def claims(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Folders of `dinv sweep`, or JSON files in them.")
+    ],
+    confidence: Annotated[float, typer.Option(help="Of all statements together, in (0, 1).")] = 0.95,
+) -> dict[str, Any]:
+    """Judge the claims of several sweeps together: with many claims some hold by chance if each is judged alone."""
+    from ..sweep.claims import claims_text, judge_together, read_claims
+
+    judged = judge_together(read_claims(paths), confidence)
+    text = claims_text(judged, confidence)
+    return {"confidence": confidence, "claims": [one.record for one in judged], "text": text}

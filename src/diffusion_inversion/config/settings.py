@@ -1,13 +1,14 @@
 """Settings of every stage: frozen models with units and ranges; an unknown key is an error.
 
-Each description ends with where the default comes from: "text" and "code" are the paper's (Zhou et al., arXiv
-2305.15316, and its repository), "ours" is neither. docs/differences.md says more.
+A field is all there is to a setting: `dinv` makes its option of it (`cli/given.py`). Each description ends with where
+the default comes from: "text" and "code" are the paper's (Zhou et al., arXiv 2305.15316, and its repository), "ours" is
+neither. docs/differences.md says more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -16,45 +17,63 @@ Unconditional = Literal["mean", "class-mean", "group-mean", "empty", "zero"]
 PartnerPolicy = Literal["same-class", "nearest", "other-class", "reference"]
 
 
+def setting(
+    default: Any, text: str, source: str = "", *, unset: str = "", option: str | None = "", **limits: Any
+) -> Any:
+    """A field of a settings model, and the option of the command line that is made of it.
+
+    default: ... for a setting that must be given.
+    text: what it is, for a reader of the model and of the help page; choices and default are added there.
+    source: where the default comes from.
+    unset: what the default stands for where it is None or empty.
+    option: name of the option where it is not the field's; "DATA" (upper case): an argument; "x/--no-x": a flag that
+        is off and has an opposite; None: no option.
+    limits: as those of pydantic's Field.
+    """
+    description = text + (f"; default: {unset}" if unset else "") + (f" ({source})" if source else "")
+    extra: dict[str, Any] = {"text": text, "unset": unset, "option": option}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
 class Settings(BaseModel):
     """Base of every settings model: immutable, no unknown keys, finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    _later: ClassVar[frozenset[str]] = frozenset()  # fields that the run folders of earlier versions do not name
 
     def described(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
-        """As JSON data to compare runs by: a field newer than some runs only where it differs from its default."""
-        same = {name for name in self._later if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json", exclude=same.union(leave_out))
+        """As JSON data to compare runs by."""
+        return self.model_dump(mode="json", exclude=set(leave_out))
 
 
 class InvertSettings(Settings):
     """Stage 1: learn one conditioning vector c (tokens x text width) per image."""
 
-    _later = frozenset({"grouping", "group_size", "joint_batch_size", "gradient_checkpointing"})
-
-    steps: int = Field(50, ge=0, description="AdamW steps per image; 0 keeps the initial vectors (ours; text: 3,000)")
-    keep_steps: tuple[int, ...] = Field((), description="steps whose vectors are kept too (ours; text: 1000,2000,3000)")
-    learning_rate: float = Field(0.03, gt=0, description="constant AdamW learning rate (text)")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay (code: PyTorch's default)")
-    tokens: int = Field(5, ge=1, le=77, description="tokens per vector (code: its README; text: not said)")
-    init: Literal["warm", "class-mean", "random"] = Field(
-        "warm", description="start: adapter's guess, the mean of the class's guesses, or noise (ours; code: noise)"
+    steps: int = setting(50, "AdamW steps per image; 0 keeps the initial vectors", "ours; text: 3,000", ge=0)
+    keep_steps: tuple[int, ...] = setting(
+        (), "steps whose vectors are kept too, e.g. 1000,2000,3000", "ours; text: 1000,2000,3000"
     )
-    batch_size: int = Field(100, ge=1, description="images optimised side by side; each on its own all the same (ours)")
-    grouping: Literal["independent", "joint"] = Field(
-        "independent", description="each image on its own (text), or groups as in the code, which steps then counts"
+    init: Literal["warm", "class-mean", "random"] = setting(
+        "warm", "start from the adapter's guess, the mean of the class's guesses, or noise", "ours; code: noise"
     )
-    group_size: int = Field(100, ge=1, description="joint: images per group (code)")
-    joint_batch_size: int = Field(50, ge=1, description="joint: images with a loss at each step (code)")
-    gradient_checkpointing: bool = Field(False, description="less memory, more time, the same numbers (ours)")
-    eval_draws: int = Field(8, ge=1, description="fixed (timestep, noise) draws that measure an image's loss (ours)")
-    resolution: int | None = Field(
-        None,
-        ge=8,
-        description="side in px at which images are learned; default: the generator's (ours; text: 128 or 256)",
+    tokens: int = setting(5, "tokens per vector", "code: its README; text: not said", ge=1, le=77)
+    learning_rate: float = setting(0.03, "constant rate of stage 1", "text", gt=0, option="invert-learning-rate")
+    weight_decay: float = setting(0.01, "AdamW weight decay", "code: PyTorch's default", ge=0, option=None)
+    resolution: int | None = setting(
+        None, "side in px to learn at", "ours; text: 128 or 256", unset="the generator's", ge=8
     )
-    seed: int = Field(0, ge=0, description="run seed; every image derives its own from it and its id (ours)")
+    batch_size: int = setting(
+        100, "images learned side by side, each on its own all the same", "ours", ge=1, option="invert-batch-size"
+    )
+    grouping: Literal["independent", "joint"] = setting(
+        "independent", "each image on its own, or groups as in the code, whose steps are counted", "text; joint: code"
+    )
+    group_size: int = setting(100, "joint: images per group", "code", ge=1)
+    joint_batch_size: int = setting(50, "joint: images with a loss at each step", "code", ge=1)
+    gradient_checkpointing: bool = setting(False, "stage 1 in less memory, slower, with the same numbers", "ours")
+    eval_draws: int = setting(
+        8, "fixed (timestep, noise) draws that measure an image's loss", "ours", ge=1, option=None
+    )
+    seed: int = setting(0, "run seed of stages 1 and 2; an image derives its own from it and its id", "ours", ge=0)
 
     @model_validator(mode="after")
     def _kept_steps_are_reached(self) -> InvertSettings:
@@ -72,73 +91,65 @@ class InvertSettings(Settings):
 class SampleSettings(Settings):
     """Stage 2: draw variants around the learned vectors."""
 
-    _later = frozenset(
-        {
-            "interpolation_kind", "partner", "unconditional", "group_size", "guidance_interval", "eta", "resolution",
-            "strict", "safety_checker", "combinations",
-        }
-    )  # fmt: skip
-
-    variants: int = Field(10, ge=1, description="images per learned vector (ours; text: 45)")
-    guidance_scales: tuple[float, ...] = Field(
+    variants: int = setting(10, "images per learned vector", "ours; text: 45", ge=1)
+    guidance_scales: tuple[float, ...] = setting(
         (1.0,),
+        "to mix, e.g. 1.5,2,3, one for each image; 1 = off, the text's w + 1",
+        "ours; text: w = 2, or 2, 3 and 4 mixed",
         min_length=1,
-        description="diffusers' convention, 1 = off; the text's w is this minus 1; one for each image (ours; text: w = "
-        "2, or 2, 3 and 4 mixed)",
     )
-    kept_steps: tuple[int, ...] = Field((), description="stage-1 steps to mix; default: the last one (text)")
-    combinations: Literal["random", "grid"] = Field(
+    kept_steps: tuple[int, ...] = setting((), "stage-1 steps to mix", "text", unset="the last one")
+    combinations: Literal["random", "grid"] = setting(
         "random",
-        description="of kept steps and guidance scales: one drawn for each image, or all in turn, so that each source "
-        "has equally many of each (random: text, of guidance; grid: code, 3 x 3 with 5 variants each)",
+        "of kept steps and guidance scales, one drawn for each image, or all in turn, each equally often",
+        "random: text, of guidance; grid: code, 3 x 3 with 5 variants each",
     )
-    noise_strength: float = Field(0.1, ge=0, description="lambda: standard deviation of the noise added to c (text)")
-    interpolation: float = Field(0.1, ge=0, le=1, description="alpha: weight of a partner's vector (text)")
-    interpolation_kind: Literal["lerp", "slerp"] = Field(
-        "lerp", description="along the straight line (text), or along the great circle of the flattened vectors"
+    noise_strength: float = setting(0.1, "lambda, standard deviation of the noise added to c", "text", ge=0)
+    interpolation: float = setting(0.1, "alpha, weight of a partner's vector", "text", ge=0, le=1)
+    interpolation_kind: Literal["lerp", "slerp"] = setting(
+        "lerp", "along the straight line, or along the great circle of the flattened vectors", "text; slerp: ours"
     )
-    partner: PartnerPolicy = Field(
+    partner: PartnerPolicy = setting(
         "same-class",
-        description="any of the same class (ours; text: two vectors, not which); the nearest of the same class; any of "
-        "another class, with a soft label; or, as the code, of its group, of another class where the own has few there",
+        "any of its class, the nearest of it, any of another class (soft label), or one of the group, as the code",
+        "ours; text: two vectors, not which",
     )
-    unconditional: Unconditional = Field(
+    unconditional: Unconditional = setting(
         "mean",
-        description="what guidance leads away from: the mean of all vectors (text), of the class, of the group (code), "
-        "the empty prompt, cut to the tokens of a vector, or zeros",
+        "what guidance leads away from, the mean of all vectors, of the class or the group, the empty prompt, or zeros",
+        "text; group-mean: code",
     )
-    group_size: int = Field(
-        100,
-        ge=1,
-        description="images in a group of group-mean and of partner reference, where stage 1 has no groups of its own "
-        "(code)",
+    group_size: int = setting(
+        100, "group of group-mean and partner reference, where stage 1 has no groups of its own", "code", ge=1
     )
-    guidance_interval: tuple[float, float] = Field(
+    guidance_interval: tuple[float, float] = setting(
         (0.0, 1.0),
-        description="guide where t / T, 1 = pure noise, lies in it; plain prediction outside (ours: 2404.07724)",
+        "guide where t / T lies in it, e.g. 0.2,0.8; 1 = pure noise; plain prediction outside",
+        "ours: 2404.07724",
     )
-    scheduler: SchedulerName = Field(
-        "dpm++", description="DDIM, PNDM, DPM-Solver++(2M), UniPC or Euler (ours; text: not said; code: PNDM)"
+    eta: float = setting(
+        0.0, "share of DDPM's noise that ddim adds, 0 to 1", "ours; code: 1, which PNDM drops", ge=0, le=1
     )
-    eta: float = Field(
-        0.0, ge=0, le=1, description="share of DDPM's noise that ddim adds (ours; code: 1, which PNDM drops)"
-    )
-    inference_steps: int = Field(16, ge=1, le=1000, description="denoising steps (ours; text: 100)")
-    resolution: int | None = Field(
+    resolution: int | None = setting(
         None,
+        "side in px to draw at",
+        "text",
+        unset="the one the vectors were learned at",
         ge=8,
-        description="side in px at which images are drawn; default: the one the vectors were learned at (text)",
+        option="sample-resolution",
     )
-    strict: bool = Field(False, description="refuse another resolution than the vectors were learned at (ours)")
-    image_size: int | None = Field(
-        None,
-        ge=4,
-        description="side of the saved PNG in px; default: the data set's own (text), at most the generator's",
+    strict: bool = setting(False, "refuse another resolution than the vectors were learned at", "ours")
+    scheduler: SchedulerName = setting(
+        "dpm++", "the sampler; dpm++ is DPM-Solver++(2M)", "ours; text: not said; code: PNDM"
     )
-    batch_size: int = Field(100, ge=1, description="images denoised side by side (ours)")
-    seed: int = Field(0, ge=0, description="run seed; an image derives its own from (seed, source id, variant) (ours)")
-    safety_checker: bool = Field(
-        True, description="draw again what the checkpoint's safety checker, if any, would blank (ours; code: off)"
+    inference_steps: int = setting(16, "denoising steps", "ours; text: 100", ge=1, le=1000)
+    image_size: int | None = setting(
+        None, "side of the saved PNG in px", "text", unset="the data set's own, at most the generator's", ge=4
+    )
+    batch_size: int = setting(100, "images drawn side by side", "ours", ge=1, option="sample-batch-size")
+    seed: int = setting(0, "run seed of stages 1 and 2; an image derives its own from it and its id", "ours", ge=0)
+    safety_checker: bool = setting(
+        True, "draw again what the checkpoint's safety checker, if any, would blank", "ours; code: off"
     )
 
     @field_validator("guidance_interval")
@@ -173,17 +184,19 @@ class SampleSettings(Settings):
 class PromptSettings(Settings):
     """Images from prompts, with the sampler of stage 2: what baselines are made of."""
 
-    variants: int = Field(10, ge=1, description="images per prompt")
-    guidance_scales: tuple[float, ...] = Field(
-        (7.5,), min_length=1, description="diffusers' convention, 1 = off; one is drawn per image"
+    variants: int = setting(10, "images per prompt", ge=1)
+    guidance_scales: tuple[float, ...] = setting(
+        (7.5,), "diffusers' convention, 1 = off; one is drawn per image", min_length=1
     )
-    scheduler: SchedulerName = Field("dpm++", description="as in stage 2")
-    inference_steps: int = Field(16, ge=1, le=1000, description="denoising steps")
-    resolution: int | None = Field(None, ge=8, description="side in px that is drawn; default: the generator's")
-    image_size: int | None = Field(None, ge=4, description="side of the saved PNG in px; default: the resolution")
-    batch_size: int = Field(100, ge=1, description="images denoised side by side")
-    seed: int = Field(0, ge=0, description="run seed; every image derives its own from (seed, class, prompt, variant)")
-    safety_checker: bool = Field(True, description="as in stage 2")
+    scheduler: SchedulerName = setting("dpm++", "as in stage 2")
+    inference_steps: int = setting(16, "denoising steps", ge=1, le=1000)
+    resolution: int | None = setting(
+        None, "side in px that is drawn", unset="the generator's", ge=8, option="sample-resolution"
+    )
+    image_size: int | None = setting(None, "side of the saved PNG in px", unset="the resolution", ge=4)
+    batch_size: int = setting(100, "images drawn side by side", ge=1, option="sample-batch-size")
+    seed: int = setting(0, "run seed; every image derives its own from (seed, class, prompt, variant)", ge=0)
+    safety_checker: bool = setting(True, "as in stage 2")
 
 
 Arm = Literal["real", "synthetic", "real+synthetic"]
@@ -207,62 +220,73 @@ def known_architecture(name: str) -> str:
 class TrainSettings(Settings):
     """Downstream task: one classifier per arm and seed, all with the same number of optimizer steps."""
 
-    _later = frozenset({"warm_up_steps"})
-
-    architecture: str = Field(
+    architecture: str = setting(
         "auto",
-        description=f"{', '.join(ARCHITECTURES)} or timm:<name>; auto: resnet20 on CPU (ours), resnet18 on GPU (text)",
+        f"one of {', '.join(ARCHITECTURES)}, timm:<name>, or auto: resnet20 on a CPU, resnet18 on a GPU",
+        "ours; text: resnet18",
     )
-    recipe: RecipeName = Field(
-        "paper-sgd", description="optimizer, schedule and four of the numbers below, as recipes.RECIPES has them (text)"
+    recipe: RecipeName = setting(
+        "paper-sgd",
+        "optimizer and schedule; also batch size, learning rate, momentum and weight decay where these are not given",
+        "text",
     )
-    steps: int = Field(
-        1000, ge=1, description="optimizer steps, the same for every arm (ours; code: 50,000; text: not said)"
+    augmentations: tuple[AugmentationName, ...] = setting(
+        ("default",), "what happens to the images of each batch", "text", min_length=1
     )
-    warm_up_steps: int = Field(
-        0,
-        ge=0,
-        description="steps in which the rate of a cosine recipe rises first (ours; code: 1,000; text: not said)",
-    )
-    batch_size: int | None = Field(None, ge=2, description="images per step; default: the recipe's (text: 128)")
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak of the schedule; default: the recipe's (text: 0.1; AdamW 0.001)"
-    )
-    momentum: float | None = Field(
-        None, ge=0, lt=1, description="SGD's momentum, AdamW's beta1; default: the recipe's (code: 0.9)"
-    )
-    weight_decay: float | None = Field(
-        None, ge=0, description="default: the recipe's (code: 5e-4; text: of AdamW alone)"
-    )
-    augmentations: tuple[AugmentationName, ...] = Field(
-        ("default",), min_length=1, description="what happens to the images of each batch (text)"
-    )
-    mixing: Literal["batch", "concatenate", "sequential"] = Field(
+    mixing: Literal["batch", "concatenate", "sequential"] = setting(
         "batch",
-        description="real+synthetic: shares of every batch (text), one pool of all, or synthetic first and then real",
+        "of real+synthetic, shares of every batch, one pool of all, or synthetic first and then real",
+        "text; the others: ours",
     )
-    real_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
-        0.5,
-        description="real share of each batch (batch) or of the steps (sequential) of real+synthetic; auto: the best "
-        "of 1/8, 1/4, 1/2, 3/4 and 7/8 on a fifth of the real training images (ours; text: the best of the five)",
+    me_ada_every: int = setting(
+        0, "ME-ADA: steps between two rounds of adversarial copies (T_min), 0 = off", "ours", ge=0
     )
-    me_ada_every: int = Field(
-        0, ge=0, description="T_min: steps between two rounds of adversarial copies (ME-ADA); 0 = off (ours)"
-    )
-    me_ada_share: float = Field(0.1, gt=0, le=1, description="share of the images that each round copies (ours)")
-    me_ada_steps: int = Field(15, ge=1, description="gradient ascent steps on each copy (ours)")
-    me_ada_rate: float = Field(
+    me_ada_share: float = setting(0.1, "ME-ADA: share of the images that each round copies", "ours", gt=0, le=1)
+    me_ada_steps: int = setting(15, "ME-ADA: ascent steps on each copy", "ours", ge=1)
+    me_ada_rate: float = setting(
         0.04,
+        "ME-ADA: ascent step size on pixels in [0, 1]",
+        "ours: its authors' 20 at batch 128, adversarial.py",
         gt=0,
-        description="ascent step size on pixels in [0, 1] (ours: its authors' 20 at batch 128, adversarial.py)",
     )
-    me_ada_gamma: float = Field(1.0, ge=0, description="weight of the distance from the original (ours)")
-    me_ada_eta: float = Field(1.0, ge=0, description="weight of the entropy of the prediction (ours)")
-    arms: tuple[Arm, ...] = Field(ARMS, min_length=1, description="what to train on (text)")
-    seeds: tuple[int, ...] = Field(
-        (0, 1, 2, 3, 4),
-        min_length=1,
-        description="one classifier per arm and seed; at least 3 for a verdict (text: five)",
+    me_ada_gamma: float = setting(1.0, "ME-ADA: weight of the distance from the original", "ours", ge=0)
+    me_ada_eta: float = setting(1.0, "ME-ADA: weight of the entropy of the prediction", "ours", ge=0)
+    steps: int = setting(
+        1000,
+        "optimizer steps, the same for every arm",
+        "ours; code: 50,000; text: not said",
+        ge=1,
+        option="train-steps",
+    )
+    warm_up_steps: int = setting(
+        0, "steps in which a cosine recipe's rate rises first", "ours; code: 1,000; text: not said", ge=0
+    )
+    batch_size: int | None = setting(
+        None, "images per step", "text: 128", unset="the recipe's", ge=2, option="train-batch-size"
+    )
+    learning_rate: float | None = setting(
+        None,
+        "peak of the schedule",
+        "text: 0.1; AdamW 0.001",
+        unset="the recipe's",
+        gt=0,
+        option="train-learning-rate",
+    )
+    momentum: float | None = setting(
+        None, "SGD's momentum, AdamW's beta1", "code: 0.9", unset="the recipe's", ge=0, lt=1, option=None
+    )
+    weight_decay: float | None = setting(
+        None, "weight decay", "code: 5e-4; text: of AdamW alone", unset="the recipe's", ge=0, option=None
+    )
+    real_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = setting(
+        0.5,
+        "real share of each batch of real+synthetic, of the steps where sequential; auto: the best of 1/8, 1/4, 1/2, "
+        "3/4 and 7/8 on a fifth of the real training images",
+        "ours; text: the best of the five",
+    )
+    arms: tuple[Arm, ...] = setting(ARMS, "what to train on", "text", min_length=1)
+    seeds: tuple[int, ...] = setting(
+        (0, 1, 2, 3, 4), "one classifier per arm and seed; at least 3 for a verdict", "text: five", min_length=1
     )
 
     @field_validator("architecture")
@@ -290,26 +314,35 @@ class TrainSettings(Settings):
 class DataSettings(Settings):
     """Which images are inverted, and which test the classifier."""
 
-    _later = frozenset({"balanced", "per_class"})
+    data: str = setting(..., "folder of class folders, parquet file, hf:<id>, or a built-in name", option="DATA")
+    test: str | None = setting(None, "test images, as DATA", unset="the data set's own, else part held out")
+    size: int | None = setting(None, "side in px to load at", unset="the data set's own, at most 512", ge=4)
+    limit: int | None = setting(None, "use a subset of so many training images, classes in their proportions", ge=2)
+    test_limit: int | None = setting(
+        None, "use a subset of so many test images, classes in their proportions, whatever is trained on", ge=2
+    )
+    holdout: float = setting(0.2, "share held out where the data set has no test split", gt=0, lt=1)
+    seed: int = setting(0, "seed of subset and hold-out", ge=0, option="data-seed")
+    root: str | None = setting(None, "where downloaded data sets are kept", unset="$DINV_DATA")
+    drop_test_duplicates: bool = setting(
+        False,
+        "leave out test images that are training images too",
+        option="drop-test-duplicates/--no-drop-test-duplicates",
+    )
+    allow_near_duplicates: bool = setting(False, "accept test images that nearly equal training images")
+    balanced: bool = setting(False, "the subset has as many training images of every class, as far as they go")
+    per_class: int | None = setting(
+        None, "at most so many training images of each class", "ours; text: 500 for MedMNIST", ge=1
+    )
 
-    data: str = Field(description="folder of class folders, parquet file, hf:<id>, or a built-in name")
-    test: str | None = Field(None, description="test images, as DATA; default: the data set's own, else a hold-out")
-    size: int | None = Field(None, ge=4, description="side in px to load at; default: the data set's own, at most 512")
-    limit: int | None = Field(None, ge=2, description="subset of the training images, classes in their proportions")
-    balanced: bool = Field(
-        False, description="the subset has as many training images of every class, as far as they go"
-    )
-    per_class: int | None = Field(
-        None, ge=1, description="training images of each class at most (ours; text: 500 for MedMNIST)"
-    )
-    test_limit: int | None = Field(
-        None, ge=2, description="subset of the test images, classes in their proportions, whatever is trained on"
-    )
-    holdout: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no test split")
-    seed: int = Field(0, ge=0, description="seed of subset and hold-out")
-    root: str | None = Field(None, description="where downloads go; default: $DINV_DATA")
-    drop_test_duplicates: bool = Field(False, description="leave out test images that are training images too")
-    allow_near_duplicates: bool = Field(False, description="accept test images that nearly equal training images")
+
+class GeneratorSettings(Settings):
+    """Which generator, and where and how it computes."""
+
+    generator: str = setting("mini", "mini, a diffusers folder, or a hub id")
+    revision: str | None = setting(None, "revision of a hub id")
+    device: str = setting("auto", "auto, cpu or cuda")
+    dtype: str = setting("auto", "auto, float32, bfloat16 or float16: arithmetic of the UNet")
 
 
 # What `dinv demo` runs, sized for 2 CPU cores: elpv in at most 10 minutes, digits in at most 4. Classes keep their

@@ -25,7 +25,10 @@ from .sources import BUILTINS, Role, default_root, open_data
 class Splits:
     """Training and test images with the same class names and size, and no image in both.
 
-    how: "own" = the data set's own test split, "given" = named apart, "holdout" = a stratified part of DATA.
+    Attributes:
+        train: What is learned from.
+        test: What classifiers are tested on.
+        how: "own" = the data set's own test split, "given" = named apart, "holdout" = a stratified part of DATA.
     """
 
     train: LabelledImages
@@ -44,15 +47,17 @@ def load_images(
 ) -> LabelledImages:
     """Decode labelled images into memory as (N, 3, S, S) uint8 RGB.
 
-    data: a folder of class folders (or of train/ and test/ or val/ with class folders in each), a parquet file
-        with columns image and label, "hf:<id>[@revision]", or a built-in name (`sources.BUILTINS`).
-    split: "train" is all of DATA where it has no test split. The built-in sets without one (digits, elpv, eurosat)
-        are parted 80 : 20 by `seed` as `load_splits` does: use one seed for both parts.
-    size: side S in px; default the shorter side of the smallest image used, at most 512. Images that are not square
-        are cropped to their central square; those of another size are resized (bicubic, antialiased).
-    limit: use a stratified subset of at most this many images, classes in the proportions they have, chosen
-        by `seed` and image id. Larger limits contain smaller ones. Only images of the subset are decoded.
-    root: where built-in and hub data sets are kept; default $DINV_DATA or ~/.cache/diffusion-inversion/data.
+    Args:
+        data: A folder of class folders (or of train/ and test/ or val/ with class folders in each), a parquet file
+            with columns image and label, `hf:<id>[@revision]`, or a built-in name (`sources.BUILTINS`).
+        split: "train" is all of DATA where it has no test split. The built-in sets without one (digits, elpv, eurosat)
+            are parted 80 : 20 by `seed` as `load_splits` does: use one seed for both parts.
+        size: Side S in px; default the shorter side of the smallest image used, at most 512. Images that are not square
+            are cropped to their central square; those of another size are resized (bicubic, antialiased).
+        limit: Use a stratified subset of at most this many images, classes in the proportions they have, chosen
+            by `seed` and image id. Larger limits contain smaller ones. Only images of the subset are decoded.
+        seed: Of the subset and, where there is no test split, of the parting.
+        root: Where built-in and hub data sets are kept; default $DINV_DATA or ~/.cache/diffusion-inversion/data.
 
     Raises UsageError (no such data, bad argument, missing package) and DataError, whose table names every image
     that cannot be decoded or lies at the wrong depth. Lesser findings ride along in `.problems`.
@@ -83,15 +88,23 @@ def load_splits(
     allow_near_duplicates: bool = False,
     chosen: Chosen | None = None,
 ) -> Splits:
-    """Load training and test images; arguments as in `load_images`, which see.
+    """Load training and test images, both at one size, with the same classes and no image in common.
 
-    test: DATA to test on (its own test split where it has one, else all of it). Default: the own test split of
-        `data`, else a stratified share `holdout` in (0, 1) of it, chosen by `seed` and image id before any limit.
-    drop_duplicates: leave test images out, each with a problem, that are training images too, exactly or nearly.
-    allow_near_duplicates: keep test images that show a training image with other pixels (encoded, scaled, brightened
-        or cropped anew), each with a problem. So it is too for the split of a published data set (built-in, or a hub
-        data set's own), whose figures others report with them.
-    chosen: ids that an earlier call trained and tested on: they keep their part where DATA grew since.
+    Args:
+        data: As in `load_images`.
+        test: DATA to test on (its own test split where it has one, else all of it). Default: the own test split of
+            `data`, else a stratified share `holdout` of it, chosen by `seed` and image id before any limit.
+        size: As in `load_images`, of both parts.
+        limit: The most training images, as in `load_images`.
+        test_limit: The most test images, likewise.
+        holdout: The share that is held out, in (0, 1).
+        seed: Of subsets and hold-out.
+        root: As in `load_images`.
+        drop_duplicates: Leave test images out, each with a problem, that are training images too, exactly or nearly.
+        allow_near_duplicates: Keep test images that show a training image with other pixels (encoded, scaled,
+            brightened or cropped anew), each with a problem. So it is too for the split of a published data set
+            (built-in, or a hub data set's own), whose figures others report with them.
+        chosen: Ids that an earlier call trained and tested on: they keep their part where DATA grew since.
 
     Raises DataError where an image is in both parts (names the files), where class names differ, or for one class.
     """

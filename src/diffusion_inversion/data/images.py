@@ -22,19 +22,32 @@ class LabelledImages:
     """N square RGB images of one size in memory, with their labels and where they came from.
 
     An image that was not square was cropped to its central square and resized (antialiased bicubic).
-    `hashes` are of the decoded pixels at the original size, so they do not depend on `size`.
+
+    Attributes:
+        name: What it is called in tables and messages.
+        ids: Unique and stable: "cat/001.png" in a folder, else "train/000123".
+        hashes: sha256 hex of the RGB pixels at original size and of that size, so they do not depend on `size`.
+        labels: (N,) int64 in [0, len(class_names)).
+        class_names: Names of the classes, in the order of their numbers.
+        images: (N, 3, S, S) uint8 RGB.
+        native_size: Shorter side in px of the images as stored, the smallest where they vary.
+        problems: What was found about single files, short of an error.
+        licence: Set where it restricts use.
+        soft: A second class for each image, where some have one; None: every label is hard.
+
+    Raises DataError where shapes, types, ids or labels do not fit together.
     """
 
     name: str
-    ids: tuple[str, ...]  # unique and stable: "cat/001.png" in a folder, else "train/000123"
-    hashes: tuple[str, ...]  # sha256 hex of the RGB pixels at original size, and that size
-    labels: Tensor  # (N,) int64 in [0, len(class_names))
+    ids: tuple[str, ...]
+    hashes: tuple[str, ...]
+    labels: Tensor
     class_names: tuple[str, ...]
-    images: Tensor  # (N, 3, S, S) uint8 RGB
-    native_size: int  # px: shorter side of the images as stored, the smallest where they vary
+    images: Tensor
+    native_size: int
     problems: tuple[Problem, ...] = ()
-    licence: str = ""  # set where it restricts use
-    soft: SoftLabels | None = None  # a second class for each image, where some have one; None: every label is hard
+    licence: str = ""
+    soft: SoftLabels | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)

@@ -68,10 +68,13 @@ class LatentDistribution:
 class Generator:
     """A frozen latent diffusion model. Make one with `Generator.load`.
 
-    Attributes: name; source and revision (what `load` takes again); hash (sha256 over all weight files);
-    resolution (native side in px); vae_factor (pixels
-    per latent cell); latent_channels; text_width; prediction_type ("epsilon" or "v_prediction"); device;
-    dtype (of the UNet; the VAE, the embeddings and every loss stay float32); adapter (mini only, else None).
+    It has `name`; `source` and `revision` (what `load` takes again); `hash` (sha256 over all weight files);
+    `resolution` (native side in px); `vae_factor` (pixels per latent cell); `latent_channels`; `text_width`;
+    `prediction_type` ("epsilon" or "v_prediction"); `device`; `dtype` (of the UNet; the VAE, the embeddings and every
+    loss stay float32); `adapter` (mini only, else None).
+
+    In the signatures, floating point: `Images` (B, 3, H, W) in [-1, 1]; `Latents` (B, C, H / f, W / f) with f =
+    vae_factor, scaled; `Tokens` (B, tokens, text_width). `Timesteps` (B,) are integers in 0..T-1.
     """
 
     def __init__(

@@ -72,10 +72,10 @@ class Config(TypedDict):
 class Embeddings:
     """Learned vectors of N images at S kept steps.
 
-    ids (N); labels (N,) int64; class_names; steps (S, ascending); vectors (S, N, tokens, width) float32;
-    curve_steps (P, ascending) and losses (P, N) float32: mean loss of each image on its fixed evaluation bank;
-    null_losses (N,): the same with the empty prompt; generator_hash; resolution (side in px they were learned at);
-    image_size (native side of the data set in px); groups (N): the unit each was learned in, where stage 1 was joint.
+    `ids` (N); `labels` (N,) int64; `class_names`; `steps` (S, ascending); `vectors` (S, N, tokens, width) float32;
+    `curve_steps` (P, ascending) and `losses` (P, N) float32: mean loss of each image on its fixed evaluation bank;
+    `null_losses` (N,): the same with the empty prompt; `generator_hash`; `resolution`: side in px learned at;
+    `image_size`: native side of the data set in px; `groups` (N): the unit of each, where stage 1 was joint.
     """
 
     ids: tuple[str, ...]

@@ -27,7 +27,7 @@ from .extractors.extractor import Extractor
 from .extractors.stored import is_features, load_features
 from .metrics.frechet import fid, fid_infinity, small_sample_warning
 from .metrics.inputs import checked
-from .metrics.intervals import Estimate, estimate, fid_error, fid_infinity_error, manifold_errors
+from .metrics.intervals import Estimate, estimate, few_units_warning, fid_error, manifold_errors
 from .metrics.kernel import (
     CMMD_SCALE,
     cubic_kernel,
@@ -59,13 +59,13 @@ class ClassDistance:
 class Measurement:
     """All metrics of generated against real images. The names in `metrics` and `per_class` say the features.
 
-    metrics: fid, fid_infinity, kid, cmmd, precision, recall, density, coverage, each followed by the extractor's
-        suffix ("" for Inception, "_npy" where both sides were given as features). Low and high are None where there
-        were too few images or units for an interval.
-    units_real, units_generated: what was resampled for the intervals, images or groups of them; `resampled` says it
-        in words.
-    kid_subsets: mean and standard deviation over subsets, how many and of how many images: torch-fidelity's KID.
-    per_class: classes that both sides have, two images of each at least; empty where a side has no labels.
+    - `metrics`: fid, fid_infinity, kid, cmmd, precision, recall, density, coverage, each followed by the extractor's
+      suffix ("" for Inception, "_npy" where both sides were given as features). Low and high are None where there
+      were too few images or units for an interval.
+    - `units_real`, `units_generated`: what was resampled for the intervals, images or groups of them; `resampled` says
+      it in words.
+    - `kid_subsets`: mean and standard deviation over subsets, how many and of how many images: torch-fidelity's KID.
+    - `per_class`: classes that both sides have, two images of each at least; empty where a side has no labels.
     """
 
     real: str
@@ -153,12 +153,14 @@ def measure(
 
     An `.npy` holds features (N, D), floating point, one row an image; it is taken to be of `extractor` where the
     other side is DATA.
-    extractor, weights: as `open_extractor`. k: neighbours of precision, recall, density and coverage.
-    seed: of `limit` and of the intervals. confidence: of the intervals, in (0, 1).
-    real_groups, generated_groups: text files that name the group of each image (`variant_groups.read_groups`), such as
-        its source or its patient. Images of one group are resampled together. A folder that stage 2 wrote knows the
-        sources of its images; where the real images are among these, each goes with what was made from it.
-    cache: folder for features of DATA; default `features` below `root`, or the data folder.
+
+    - `extractor`, `weights`: as `open_extractor`. `k`: neighbours of precision, recall, density and coverage.
+    - `seed`: of `limit` and of the intervals. `confidence`: of the intervals, in (0, 1).
+    - `real_groups`, `generated_groups`: text files that name the group of each image (`variant_groups.read_groups`),
+      such as its source or its patient. Images of one group are resampled together. A folder that stage 2 wrote knows
+      the sources of its images; where the real images are among these, each goes with what was made from it.
+    - `cache`: folder for features of DATA; default `features` below `root`, or the data folder.
+
     Raises UsageError (arguments, extractor, files that are not there) before images are decoded, and DataError.
     """
     _check(k, confidence, batch_size)
@@ -297,14 +299,16 @@ def _compare(
     # A row that is zero has no direction, which CMMD compares; the other metrics have a use for it.
     gaussian = None if any(zeros) else discrepancy(gaussian_kernel, unit_rows(x), unit_rows(y), *parts)
     values, errors = manifold_values(x, y, k=k), manifold_errors(x, y, k=k, seed=seed, units=units)
+    of_fid = fid_error(x, y, seed, units)
 
     suffix = network.suffix if network else "_npy"
+    freedom = units.groups - 1 if units.enough else None
     metrics = {
-        "fid": estimate(fid(x, y), fid_error(x, y, seed, units), confidence, least=0.0),
+        "fid": estimate(fid(x, y), of_fid, confidence, least=0.0, freedom=freedom),
         "fid_infinity": estimate(
-            fid_infinity(x, y, seed=seed, units=units), fid_infinity_error(x, y, seed, units), confidence, least=0.0
+            fid_infinity(x, y, seed=seed, units=units), of_fid, confidence, least=0.0, freedom=freedom
         ),
-        "kid": estimate(cubic.unbiased, sets.error(cubic.parts[:folds]) if sets else None, confidence),
+        "kid": estimate(cubic.unbiased, sets.error(cubic.parts[:folds]) if sets else None, confidence, freedom=freedom),
         "cmmd": Estimate(float("nan"), None, None)
         if gaussian is None
         else estimate(
@@ -312,11 +316,14 @@ def _compare(
             CMMD_SCALE * sets.error(gaussian.parts) if sets else None,
             confidence,
             least=0.0,
+            freedom=freedom,
         ),
     }
     for name, error in errors.items():
         most = torch.inf if name == "density" else 1.0
-        metrics[name] = estimate(float(getattr(values, name).mean()), error, confidence, least=0.0, most=most)
+        metrics[name] = estimate(
+            float(getattr(values, name).mean()), error, confidence, least=0.0, most=most, freedom=freedom
+        )
     drawn = cubic.parts[folds:]
     return Measurement(
         real=real.name,
@@ -341,7 +348,7 @@ def _compare(
             "size": size,
         },
         per_class=_per_class(real, generated, x, y),
-        warnings=(*_warnings(real, generated, network, dim), *_without_direction(zeros)),
+        warnings=(*_warnings(real, generated, network, dim, units), *_without_direction(zeros)),
     )
 
 
@@ -366,10 +373,12 @@ def _per_class(real: _Side, generated: _Side, x: Tensor, y: Tensor) -> dict[str,
     return found
 
 
-def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int) -> tuple[str, ...]:
+def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int, units: Units) -> tuple[str, ...]:
     found = []
     if biased := small_sample_warning(len(real.features), len(generated.features), dim):
         found.append(biased)
+    if few := few_units_warning(units):
+        found.append(few)
     given = [side.name for side in (real, generated) if side.images is None]
     if network and given:
         found.append(f"the features in {given[0]} are taken to be of {network.name} as it is here")

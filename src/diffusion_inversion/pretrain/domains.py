@@ -15,8 +15,8 @@ from ..engine.store import commit_bytes
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings
 from ..invert.inversion import invert
+from ..sample.png import encode_png
 from ..sample.sampling import reconstruct
-from ..sample.synthetic import encode_png
 from .likeness import FeatureDistance, at_size, psnr, through_autoencoder
 
 AUTOENCODED = "autoencoded"  # the view of a source that no vector can better

@@ -19,7 +19,7 @@ from ..generator.adapter import Adapter
 from ..generator.checkpoints import locate
 from ..generator.device import bfloat16_is_fast, resolve_device
 from ..generator.generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
-from ..sample.synthetic import encode_png
+from ..sample.png import encode_png
 from . import checkpoint, parts
 from .card import write_card
 from .corpus import Corpus, hold_out, load_corpus

@@ -22,7 +22,7 @@ from ..engine.manifest import Manifest
 from ..engine.store import sync_folder
 from ..errors import UsageError
 from ..invert.embeddings import EmbeddingStore
-from ..sample.synthetic import Row, SyntheticStore
+from ..sample.synthetic import SyntheticStore
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
 from .images import changed_images, load, read_record, recorded_settings
@@ -171,21 +171,22 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     if header is not None:
         store = SyntheticStore(run, tuple(header["class_names"]))
 
-        def descends(row: Row) -> bool:
-            if any(hashed(row[key]) in gone or row[key] in learned for key in ("source_id", "partner_id")):
-                return True
-            return bool(learned) and not keep_averages and _guided(row)
-
-        averaged = sum(_guided(row) for row in store.rows()) if keep_averages else 0
-        drawn = store.remove(descends)
+        columns = ("file_name", "source_id", "partner_id", "guidance_scale", "unconditional")
+        each = list(zip(*(column.to_pylist() for column in store.table(*columns).columns), strict=True))
+        parents = {image_id for _, *ids, _, _ in each for image_id in ids}
+        taken = learned | {image_id for image_id in parents if hashed(image_id) in gone}
+        averages = {name for name, _, _, scale, away_from in each if _guided(scale, away_from)}
+        averaged = len(averages) if keep_averages else 0
+        descended = {name for name, *ids, _, _ in each if not taken.isdisjoint(ids)}
+        drawn = store.remove(descended | averages if learned and not keep_averages else descended)
         vectors.remove(learned)
     _sweep(run)
     return Forgotten(len(gone), len(learned), drawn, trained, averaged)
 
 
-def _guided(row: Row) -> bool:
+def _guided(scale: float, unconditional: str) -> bool:
     """Whether an average of vectors went into an image. Those of a class or group count as those of all."""
-    return float(row["guidance_scale"]) != 1.0 and row["unconditional"] not in ("empty", "zero")
+    return scale != 1.0 and unconditional not in ("empty", "zero")
 
 
 def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:

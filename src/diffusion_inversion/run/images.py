@@ -26,7 +26,7 @@ _DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they wer
 def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     """Load the images of a run: by `settings` the first time, by what data.json recorded afterwards.
 
-    Training images and classes that were added since are welcome. Images that were forgotten stay out (forgetting.py).
+    Training images and classes that were added since are welcome. Images that were forgotten stay out (run/forget.py).
     Raises UsageError where neither settings nor a record is there, ConfigMismatchError where recorded images changed
     or are gone, with what changed.
     """
@@ -97,16 +97,7 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
 
     Classes keep the numbers that were recorded, by name; those that were added since come after them.
     """
-    splits = load_splits(
-        **settings.model_dump(exclude={"drop_test_duplicates", "balanced", "per_class"}),
-        drop_duplicates=settings.drop_test_duplicates,
-        chosen=Chosen(
-            frozenset(recorded["train"]["ids"] if recorded else ()),
-            frozenset(recorded["test"]["ids"] if recorded else ()),
-            settings.balanced,
-            settings.per_class,
-        ),
-    )
+    splits = load_as(settings, recorded)
 
     def without(images: LabelledImages) -> LabelledImages:
         images = images.with_classes_after(recorded["class_names"] if recorded else ())
@@ -121,6 +112,20 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
 
     train, test = without(splits.train), without(splits.test)
     return Splits(train, test, splits.how)
+
+
+def load_as(settings: DataSettings, recorded: dict[str, Any] | None = None) -> Splits:
+    """Load what `settings` names, parted as it was recorded."""
+    return load_splits(
+        **settings.model_dump(exclude={"drop_test_duplicates", "balanced", "per_class"}),
+        drop_duplicates=settings.drop_test_duplicates,
+        chosen=Chosen(
+            frozenset(recorded["train"]["ids"] if recorded else ()),
+            frozenset(recorded["test"]["ids"] if recorded else ()),
+            settings.balanced,
+            settings.per_class,
+        ),
+    )
 
 
 def changed_images(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str]]:

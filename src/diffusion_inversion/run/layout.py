@@ -21,6 +21,7 @@ from ..train.store import FOLDER as CLASSIFIERS
 # Names that files below have in the room that writes them stay there; these are written here, in run/.
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
+COARSENESS_FILE = "coarseness.json"
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
 REPLICATES = "replicates"
@@ -75,6 +76,7 @@ STORES = (
 LEDGER = (
     File(DATA_FILE, "images", "settings"),
     File(FORGOTTEN_FILE, "forget", "settings"),
+    File(COARSENESS_FILE, "invert", "derived"),
     File(GENERATOR_FILE, "invert", "settings"),
     File(settings_file("invert"), "invert", "settings"),
     File(METADATA_FILE, "sample", "derived"),

@@ -19,7 +19,7 @@ from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import Manifest
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
-from ..sample.synthetic import SyntheticStore, read_rows
+from ..sample.synthetic import SyntheticStore, read_images
 from ..train.arms import ArmResults
 from ..train.evaluation import OWN_SIZE
 from ..train.own_size import OWN_SIZE_LIMIT, Sides, own_side
@@ -27,6 +27,7 @@ from ..train.real_fraction import FRACTION_FILE
 from ..train.recipes import resolved
 from ..train.replicated import Replicated, sides_of, spread
 from ..train.store import ClassifierStore
+from .coarseness import read_coarseness
 from .foresight import too_few, visible_gain
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RUN_FILE
 from .reconstructions import Likeness, read_likeness, read_reconstructions
@@ -113,6 +114,8 @@ def report_stage(
     record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(replicates))
     if (few := too_few(splits.test.labels, settings, len(replicates))) is not None:
         record["verdict"]["too_few"] = few
+    if (coarse := read_coarseness(run, sampled["settings"]["image_size"])) is not None:
+        record["verdict"]["coarseness"] = coarse.record()
     if (likeness := read_likeness(run, embeddings)) is not None:
         record["likeness"] = likeness.record()
     if (sides := sides_of(replicates)) is not None:
@@ -128,6 +131,7 @@ def report_stage(
     ledger = Ledger(run)
     if (choice := ledger.read_json(FRACTION_FILE)) is not None:
         record["real_fraction_trials"] = choice["trials"]
+        record["real_fraction_measure"] = choice.get("measure", "accuracy")
     before = ledger.read_json(RUN_FILE) if ledger.holds(RUN_FILE) else None
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     if before is not None and before == json.loads(text) | {"created": before.get("created")}:
@@ -167,11 +171,11 @@ def _report_images(run: Path, splits: Splits, embeddings: Embeddings, likeness: 
     store = SyntheticStore(run, embeddings.class_names)
     shown = min(REPORT_VARIANTS, store.variants())
     rows, drawn_again = read_reconstructions(run, embeddings)
-    variants: dict[str, list[dict[str, Any]]] = {embeddings.ids[row]: [] for row in rows}
-    for entry in sorted(store.rows(), key=lambda entry: int(entry["variant"])):
-        if entry["source_id"] in variants and entry["variant"] < shown:
-            variants[entry["source_id"]].append(entry)
-    drawn = read_rows(store.folder, [entry for found in variants.values() for entry in found], embeddings.class_names)
+    columns = ("file_name", "sha256", "label", "source_id", "variant")
+    each = zip(*(column.to_pylist() for column in store.table(*columns).columns), strict=True)
+    drawn_from = {(source, variant): file for *file, source, variant in each}
+    files = zip(*(drawn_from[embeddings.ids[row], v] for row in rows for v in range(shown)), strict=True)
+    drawn = read_images(store.folder, embeddings.class_names, *files)
     row_of = {image_id: row for row, image_id in enumerate(splits.train.ids)}
     real = splits.train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
     return ReportImages(

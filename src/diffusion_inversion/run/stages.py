@@ -26,7 +26,7 @@ from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..invert.inversion import invert
 from ..sample.prompting import PROMPTS
-from ..sample.sampling import check, check_settings, draw_variants, is_stale
+from ..sample.sampling import check, check_settings, draw_variants, stale_files
 from ..sample.synthetic import SyntheticStore, read_synthetic
 from ..train.arms import ArmResults, check_arms, train_arms
 from ..train.arms import check_settings as check_training
@@ -36,6 +36,8 @@ from ..train.own_size import at_own_size, own_side
 from ..train.real_fraction import check_fraction, with_fraction
 from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
+from .coarseness import again as coarseness_again
+from .coarseness import coarseness
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
@@ -181,14 +183,14 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
         return ["invert"], None
     generator = Generator.load(*inverted_with(run), device, made_with["dtype"])
     splits = open_splits(run)
+    coarseness_again(run, splits.train, generator)
     vectors = invert_stage(run, splits, generator, InvertSettings(**read_config(run, "invert")["settings"]))
     # That a stage had ended is on record in its own manifest and in the ledger: one of them may be the damaged one.
     store = SyntheticStore(run, splits.train.class_names)
     drawn = store.manifest
     sampled = drawn.last("complete") or ledger.note(RECONSTRUCTIONS_FILE)
-    version = dict(zip(vectors.ids, vectors.versions, strict=True))
-    if any(is_stale(row, version) for row in store.rows()):  # vectors that were not learned again to the same bits
-        store.remove(lambda row: is_stale(row, version))
+    if stale := stale_files(vectors, store):  # of vectors that were not learned again to the same bits
+        store.remove(stale)
     if sampled is None:
         return (["sample"] if drawn.units() or drawn.dropped() else []), None
     recorded = read_config(run, "sample")
@@ -274,8 +276,7 @@ def require_whole(run: Path, splits: Splits) -> None:
     embeddings = read_embeddings(run)
     synthetic = SyntheticStore(run, embeddings.class_names)
     variants = synthetic.variants()
-    drawn = {(row["source_id"], row["variant"]) for row in synthetic.rows() if row["variant"] < variants}
-    if len(drawn) != len(embeddings) * variants:
+    if len(synthetic.sources(variants)) != len(embeddings) * variants:
         raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
     read_reconstructions(run, embeddings)
 
@@ -315,6 +316,7 @@ def run_all(
             with _replicate(run, plan):
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
+    coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
     results = _all_stages(plans[0], splits, generator, own_size)
     others = []
     for plan in plans[1:]:

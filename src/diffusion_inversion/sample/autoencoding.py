@@ -33,7 +33,8 @@ from ..errors import ConfigMismatchError, DataError, UsageError
 from ..generator.generator import VAE_PIXELS, Generator
 from ..generator.sides import require_side
 from ..randomness import generator_for
-from .synthetic import encode_png, read_rows
+from .png import encode_png
+from .synthetic import read_images
 
 STAGE, SCHEMA = "autoencode", 1
 PARTS: tuple[Role, ...] = ("train", "test")
@@ -82,8 +83,12 @@ def autoencode(
 ) -> LabelledImages:
     """Pass images through the VAE, write them below `out`/`part` and return them in the order of `images`.
 
-    Each is resized to `resolution` px, encoded, decoded, and resized back to its side; see `write_autoencoded`, which
-    does not hold the results. Ids are `class/name.png`, as `load_images` of `out`/`part` gives them.
+    Each is resized to `resolution` px, encoded, decoded, and resized back to its side. The latent is the mean of the
+    encoder's distribution; with `sample` it is drawn from it, by seed, part and image id. `batch_size` sets memory, not
+    results. Ids are `class/name.png`, as `load_images` of `out`/`part` gives them. Images that are there are not made
+    again. `write_autoencoded` does the same and does not hold the results.
+
+    Raises UsageError, ConfigMismatchError, LockedError and DiskError as that does.
     """
     write_autoencoded(
         images, generator, out, resolution=resolution, part=part, sample=sample, batch_size=batch_size, seed=seed
@@ -98,8 +103,8 @@ def read_autoencoded(images: LabelledImages, out: str | Path, part: Role = "trai
     if missing := [image_id for image_id in images.ids if image_id not in entries]:
         raise DataError(f"{store.folder}: {len(missing)} images are not there (first: {missing[0]}); autoencode first.")
     ordered = [entries[image_id] for image_id in images.ids]
-    rows = [{"file_name": entry.file, "sha256": entry.sha256, "label": entry.label} for entry in ordered]
-    found = read_rows(store.folder, rows, images.class_names)
+    files = ([getattr(entry, key) for entry in ordered] for key in ("file", "sha256", "label"))
+    found = read_images(store.folder, images.class_names, *files)
     return replace(
         found,
         name=f"{images.name}, autoencoded",

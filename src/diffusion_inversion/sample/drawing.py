@@ -48,7 +48,7 @@ def draw_missing(
     image fits into memory).
     """
     jobs = [job_name(source_id, variant) for variant in range(settings.variants) for source_id in source_ids]
-    left = set(jobs) - {job_name(row["source_id"], row["variant"]) for row in store.rows()}
+    left = set(jobs).difference(*(unit["ids"] for unit in store.manifest.units().values()))
     room = settings.batch_size
     with track("sample", len(left)) as advance:
 

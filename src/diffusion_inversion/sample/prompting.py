@@ -110,7 +110,7 @@ def draw_prompts(
         store = SyntheticStore(run, class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None
         described = made_from(generator, settings, class_names, resolution, image_size, checker)
-        freeze_settings(run, "sample", described, begun=bool(store.rows()))
+        freeze_settings(run, "sample", described, begun=len(store.table("file_name")) > 0)
         row_of = {prompt.source_id: row for row, prompt in enumerate(prompts)}
         draw_missing(
             store,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely,
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
 from .drawing import draw_missing, in_parts
-from .synthetic import SCHEMA, Row, SyntheticStore
+from .synthetic import SCHEMA, SyntheticStore
 from .variants import VariantPlan, draw_images, plan_variant, resolution_of
 
 
@@ -56,10 +56,10 @@ def draw_variants(
     run = Path(out)
     with run_lock(run):
         store = SyntheticStore(run, embeddings.class_names)
-        rows = store.rows()
         checker = load_safety_checker(generator) if settings.safety_checker else None
-        freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=bool(rows))
-        require_same_vectors(embeddings, rows, run)
+        begun = len(store.table("file_name")) > 0
+        freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=begun)
+        require_same_vectors(embeddings, store)
         row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
         draw_missing(
             store,
@@ -145,21 +145,23 @@ def elsewhere(learned: int) -> str:
     )
 
 
-def is_stale(row: Row, version: Mapping[str, str]) -> bool:
-    """Whether an image was drawn from other vectors than those of these versions, by image id."""
-    return any(version.get(row[f"{part}_id"]) != row[f"{part}_version"] for part in ("source", "partner"))
+def stale_files(embeddings: Embeddings, store: SyntheticStore) -> list[str]:
+    """Names of the images that were drawn from other vectors than those that are there."""
+    version = dict(zip(embeddings.ids, embeddings.versions, strict=True))
+    rows = store.table("file_name", "source_id", "source_version", "partner_id", "partner_version")
+    each = zip(*(column.to_pylist() for column in rows.columns), strict=True)
+    return [name for name, *made in each if any(version.get(i) != v for i, v in (made[:2], made[2:]))]
 
 
-def require_same_vectors(embeddings: Embeddings, rows: list[Row], run: Path) -> None:
+def require_same_vectors(embeddings: Embeddings, store: SyntheticStore) -> None:
     """Raise ConfigMismatchError where images in the run were drawn from vectors that are not there any more.
 
     New vectors are welcome. They change means and partners from then on; images that are drawn stay as they are.
     """
-    version = dict(zip(embeddings.ids, embeddings.versions, strict=True))
-    stale = [str(row["file_name"]) for row in rows if is_stale(row, version)]
-    if stale:
+    if stale := stale_files(embeddings, store):
+        run, drawn = store.run, sum(record["count"] for record in store.manifest.units().values())
         raise ConfigMismatchError(
-            f"{run}: {len(stale)} of the {len(rows)} images come from vectors that changed since:\n{listed(stale)}"
+            f"{run}: {len(stale)} of the {drawn} images come from vectors that changed since:\n{listed(stale)}"
             f"\n`dinv repair {run}` draws them again from the vectors that are there now."
         )
 

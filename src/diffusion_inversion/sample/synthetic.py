@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ from ..engine.store import commit_many
 from ..engine.units import unit_name
 from ..engine.untrusted import inside
 from ..errors import DataError, UsageError
+from .png import encode_png, read_pngs
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FOLDER = "synthetic"
 SCHEMA = 2
@@ -96,11 +101,27 @@ class SyntheticStore:
         self.run, self.folder, self.class_names = run, run / FOLDER, class_names
         self.manifest = Manifest(self.folder / MANIFEST, {"commit": DrawnUnit, "complete": Complete})
 
-    def rows(self) -> list[Row]:
-        """Metadata of every committed image, its sha256 included."""
-        return [row for record in self.manifest.units().values() for row in self._rows(record)]
+    def table(self, *columns: str) -> pa.Table:
+        """Metadata of every committed image, in the order of the commits: `COLUMNS` and the files' sha256, or some.
 
-    def _rows(self, record: Record) -> list[Row]:
+        Raises DataError for records that cannot be.
+        """
+        import pyarrow as pa
+
+        records = list(self.manifest.units().values())
+        for record in records:
+            self._check(record)
+        found = {}
+        for name in columns or (*COLUMNS, "sha256"):
+            try:
+                found[name] = pa.array([value for record in records for value in self._values(record, name)])
+            except (pa.ArrowException, OverflowError, KeyError) as error:
+                cause = f"{self.manifest.path}: {name} of the units: {error!r}"
+                raise DataError(f"{cause}. Restore the file from a copy, or draw the images again.") from error
+        return pa.table(found)
+
+    def _check(self, record: Record) -> None:
+        """Raise DataError for a unit that cannot be."""
         lengths = {len(record["files"]), len(record["ids"]), *map(len, record["columns"].values())}
         labels = {*record["columns"]["label"], *record["columns"].get("partner_label", ())}
         weighed = all(0 <= weight <= 1 for weight in record["columns"].get("label_weight", ()))
@@ -109,13 +130,22 @@ class SyntheticStore:
                 f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, an unknown label, or a "
                 "weight of a label outside 0..1"
             )
-        found = []
-        for place, (name, digest) in enumerate(record["files"].items()):
-            row = {key: values[place] for key, values in record["columns"].items()}
-            class_name = self.class_names[row["label"]]
-            known = {**EARLIER, "partner_label": row["label"], **row, **record["shared"]}
-            found.append({"file_name": name, "class_name": class_name, "sha256": digest, **known})
-        return found
+
+    def _values(self, record: Record, name: str) -> Collection[Any]:
+        """A column of the images of a unit: where they have one value in common, that one so many times."""
+        own, shared = record["columns"], EARLIER | record["shared"]
+        match name:
+            case "file_name":
+                found = record["files"].keys()
+            case "sha256":
+                found = record["files"].values()
+            case "class_name":
+                found = [self.class_names[label] for label in own["label"]]
+            case "partner_label":
+                found = own.get(name, own["label"])
+            case _:
+                found = [shared[name]] * len(record["ids"]) if name not in own else own[name]
+        return cast(Collection[Any], found)
 
     def blanked(self) -> int:
         """Drawings that a safety checker refused, over all units."""
@@ -152,21 +182,22 @@ class SyntheticStore:
     @cached_property
     def _folders(self) -> dict[int, str]:
         """Folders that classes have here, by label: earlier versions renamed more of them than must be."""
-        records = (*self.manifest.dropped().values(), *self.manifest.units().values())
-        rows = [row for record in records for row in self._rows(record)]
-        return {row["label"]: row["file_name"].partition("/")[0] for row in rows}
+        found: dict[int, str] = {}
+        for record in (*self.manifest.dropped().values(), *self.manifest.units().values()):
+            self._check(record)
+            folders = [name.partition("/")[0] for name in record["files"]]
+            found.update(zip(record["columns"]["label"], folders, strict=True))
+        return found
 
     def finish(self, variants: int) -> None:
         """Write metadata.parquet from the manifest and mark `variants` a source as complete."""
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = sorted(self.rows(), key=lambda row: row["file_name"])
-        table = pa.Table.from_pylist([{column: row[column] for column in COLUMNS} for row in rows])
+        table = self.table(*COLUMNS).sort_by("file_name")
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         Ledger(self.run).commit(f"{FOLDER}/{METADATA}", buffer.getvalue())
-        record = {"event": "complete", "variants": variants, "count": len(rows)}
+        record = {"event": "complete", "variants": variants, "count": len(table)}
         if self.manifest.last("complete") != record:
             self.manifest.append(record)
 
@@ -187,37 +218,39 @@ class SyntheticStore:
 
         The first of many are those that a call for fewer draws. Raises UsageError where there are not as many.
         """
-        rows = self._drawn(variants)
-        return replace(read_rows(self.folder, rows, self.class_names), soft=soft_labels(rows))
+        rows = self._drawn(variants, "file_name", "sha256", "label", "partner_label", "label_weight")
+        found = read_images(self.folder, self.class_names, *(column.to_pylist() for column in rows.columns[:3]))
+        return replace(found, soft=soft_labels(rows))
 
     def sources(self, variants: int | None = None) -> list[tuple[str, str]]:
         """Ids of the two real images, source and partner, that each image of `read` was made from, in its order."""
-        return [(row["source_id"], row["partner_id"]) for row in self._drawn(variants)]
+        rows = self._drawn(variants, "source_id", "partner_id", "file_name")
+        return list(zip(rows["source_id"].to_pylist(), rows["partner_id"].to_pylist(), strict=True))
 
-    def _drawn(self, wanted: int | None) -> list[Row]:
+    def _drawn(self, wanted: int | None, *columns: str) -> pa.Table:
+        """Columns of the images of `read`, in its order; the file names are one of them."""
         finished = self.variants()
         variants = finished if wanted is None else wanted
         if variants > finished:
             raise UsageError(f"{self.folder}: holds {finished} variants of every source, not {variants}.")
-        return sorted((row for row in self.rows() if row["variant"] < variants), key=lambda row: str(row["file_name"]))
+        rows = self.table(*columns, "variant")
+        return rows.filter(rows["variant"].to_numpy() < variants).sort_by("file_name")
 
-    def remove(self, descends: Callable[[Row], bool]) -> int:
-        """Delete the images for whose row `descends` is true, and their trace in the manifest; return how many."""
+    def remove(self, files: Collection[str]) -> int:
+        """Delete the images of these names, and their trace in the manifest; return how many there were."""
         records: list[Record] = []
         deleted: list[str] = []
+        gone = set(files)
         for record in self.manifest.units().values():
-            rows = self._rows(record)
-            keep = [not descends(row) for row in rows]
-            deleted += [row["file_name"] for row, kept in zip(rows, keep, strict=True) if not kept]
+            self._check(record)
+            deleted += [name for name in record["files"] if name in gone]
+            keep = [name not in gone for name in record["files"]]
             if not any(keep):
                 continue
-            ids = [job for job, kept in zip(record["ids"], keep, strict=True) if kept]
-            columns = {
-                key: [value for value, kept in zip(values, keep, strict=True) if kept]
-                for key, values in record["columns"].items()
-            }
-            files = {row["file_name"]: row["sha256"] for row, kept in zip(rows, keep, strict=True) if kept}
-            changed = {"unit": unit_name(ids), "ids": ids, "count": len(ids), "columns": columns, "files": files}
+            ids = list(compress(record["ids"], keep))
+            columns = {key: list(compress(values, keep)) for key, values in record["columns"].items()}
+            left = dict(compress(record["files"].items(), keep))
+            changed = {"unit": unit_name(ids), "ids": ids, "count": len(ids), "columns": columns, "files": left}
             records.append({**record, **changed})
         kept = [record for record in self.manifest.records() if record["event"] == "time"]
         if self.manifest.records():  # dropped units name their sources too
@@ -228,21 +261,22 @@ class SyntheticStore:
 
 
 def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledImages:
-    """The synthetic images of a run.
+    """The synthetic images (N, 3, S, S) of a run folder, uint8 RGB, at the side they were saved at.
+
+    `class_names` gives the classes their numbers. A soft label comes along where a partner was of another class.
 
     Raises UsageError where stage 2 has not finished, DataError where a file is missing or changed.
     """
     return SyntheticStore(Path(run), class_names).read()
 
 
-def soft_labels(rows: Sequence[Row]) -> SoftLabels | None:
+def soft_labels(rows: pa.Table) -> SoftLabels | None:
     """What makes targets of the labels of these images; None where each has but one class."""
-    if all(row["label_weight"] == 1 for row in rows):
+    weight = rows["label_weight"].to_numpy()
+    if (weight == 1).all():
         return None
-    return SoftLabels(
-        second=torch.tensor([row["partner_label"] for row in rows], dtype=torch.int64),
-        weight=torch.tensor([row["label_weight"] for row in rows], dtype=torch.float32),
-    )
+    second = torch.tensor(rows["partner_label"].to_pylist(), dtype=torch.int64)
+    return SoftLabels(second, torch.from_numpy(weight.astype(np.float32)))
 
 
 def refused_drawings(run: Path) -> int:
@@ -250,31 +284,16 @@ def refused_drawings(run: Path) -> int:
     return SyntheticStore(run, ()).blanked()
 
 
-def read_rows(folder: Path, rows: Iterable[dict[str, Any]], class_names: tuple[str, ...]) -> LabelledImages:
-    """Decode the PNG of each metadata row, checking it against the hash it was committed with."""
-    from PIL import Image
-
-    rows = list(rows)
-    images = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    for place, row in enumerate(rows):
-        path = inside(folder, row["file_name"])
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{path}: listed in the manifest but missing. `dinv repair {folder.parent}` draws it again."
-            ) from error
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise DataError(f"{path}: changed since it was written. `dinv repair {folder.parent}` draws it again.")
-        pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
-        if place == 0:
-            images = torch.empty(len(rows), *pixels.shape, dtype=torch.uint8)
-        images[place] = pixels
+def read_images(
+    folder: Path, class_names: tuple[str, ...], names: Sequence[str], hashes: Sequence[str], labels: Sequence[int]
+) -> LabelledImages:
+    """Read the PNG files of these names below `folder`, each checked against the sha256 hex it was committed with."""
+    images = read_pngs(folder, names, hashes, f"`dinv repair {folder.parent}` draws it again.")
     return LabelledImages(
         name=FOLDER,
-        ids=tuple(row["file_name"] for row in rows),
-        hashes=tuple(row["sha256"] for row in rows),
-        labels=torch.tensor([row["label"] for row in rows]),
+        ids=tuple(names),
+        hashes=tuple(hashes),
+        labels=torch.tensor(labels, dtype=torch.int64),
         class_names=class_names,
         images=images,
         native_size=images.shape[-1],
@@ -285,12 +304,3 @@ def file_name(class_name: str, source_id: str, variant: int, folder: str | None 
     """A path `class/stem-hash-vNNN.png`; the hash keeps sources of one stem apart. Default folder: `class_folder`."""
     stem, digest = safe_name(Path(source_id).stem), hashlib.sha256(source_id.encode()).hexdigest()[:8]
     return f"{class_folder(class_name) if folder is None else folder}/{stem}-{digest}-v{variant:03d}.png"
-
-
-def encode_png(image: Tensor) -> bytes:
-    """uint8 (3, H, W) => PNG bytes."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
-    return buffer.getvalue()

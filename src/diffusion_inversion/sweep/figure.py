@@ -9,7 +9,7 @@ from ..run.report import Point, accuracy_curve, metric_curves, png
 from ..run.report.figures import ARM_COLOURS, DPI, legend, without_tex
 from .outcome import MetricsRow, Row, SweepResult
 from .plan import Figure
-from .table import label, shown
+from .table import label, measures, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawn
@@ -87,7 +87,7 @@ def _curve(found: SweepResult) -> Drawn:
             {"at": at, "value": row.mean, "low": max(row.mean - spread, 0.0), "high": min(row.mean + spread, 1.0)}
         )
     key = "" if figure.lines is None else f"   (lines: {_setting(figure.lines)})"
-    return accuracy_curve(lines, _xlabel(figure) + key)
+    return accuracy_curve(lines, _xlabel(figure) + key, measures(found.rows))
 
 
 def _metric_line(rows: Sequence[MetricsRow], key: str, name: str) -> list[Point]:
@@ -128,7 +128,7 @@ def _dots(rows: Sequence[Row], key: str) -> Drawn:
         )  # fmt: skip
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.invert_yaxis()
-    axes.set(xlabel="test accuracy in %")
+    axes.set(xlabel=f"test {measures(rows)} in %")
     axes.grid(axis="y", alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     legend(axes, handles, arms)

@@ -6,19 +6,21 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError
-from ..train.evaluation import MIN_UNITS, compare, half_width
+from ..train.evaluation import MIN_UNITS, OWN_SIZE, compare
 from ..train.replicated import Components, components, recognised
+from ..train.verdict import is_uneven
+from .claims import Difference, Outcome
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 
 METRICS = ("fid", "fid_infinity", "kid", "cmmd", "precision", "recall", "density", "coverage")
-Outcome = Literal["holds", "does not hold", "too noisy to say"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,7 @@ class RowDraw:
     ece: tuple[float, ...]
     correct: Tensor  # (seeds, n_test) bool
     test_ids: tuple[str, ...]
+    labels: Tensor  # (n_test,) int64: true classes
     real_fraction: float | None  # where it was chosen
 
 
@@ -44,6 +47,23 @@ class Row:
     draws: tuple[RowDraw, ...]  # the replicates
     n_train: int
     images: int  # synthetic ones it could see
+    side: int | None = None  # px, of the arm "real (own size)"
+
+    @cached_property
+    def measure(self) -> str:
+        """What it is judged by, as a verdict is: balanced accuracy where the test classes are uneven."""
+        return "balanced accuracy" if is_uneven(self.labels) else "accuracy"
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """True classes of the test images (n,), in the order of `correct`'s columns."""
+        found = {i: k for draw in self.draws for i, k in zip(draw.test_ids, draw.labels.tolist(), strict=True)}
+        return torch.tensor(list(found.values()), dtype=torch.int64)
+
+    @property
+    def of_seeds(self) -> tuple[tuple[float, ...], ...]:
+        """In the row's measure, of each replicate one for each seed."""
+        return tuple(draw.accuracies if self.measure == "accuracy" else draw.balanced for draw in self.draws)
 
     @property
     def unit(self) -> str:
@@ -52,10 +72,9 @@ class Row:
 
     @property
     def units(self) -> tuple[float, ...]:
-        """Accuracies of one replicate's seeds, or of the replicates, each the mean over its seeds."""
-        if len(self.draws) == 1:
-            return self.draws[0].accuracies
-        return tuple(statistics.fmean(draw.accuracies) for draw in self.draws)
+        """In the row's measure: of one replicate's seeds, or of the replicates, each the mean over its seeds."""
+        found = self.of_seeds
+        return found[0] if len(found) == 1 else tuple(map(statistics.fmean, found))
 
     @property
     def correct(self) -> Tensor:
@@ -74,10 +93,10 @@ class Row:
 
     @property
     def spread(self) -> Components:
-        return components([draw.accuracies for draw in self.draws])
+        return components(self.of_seeds)
 
 
-Found = Mapping[str, Mapping[str, float | None]]  # metric's name => value, low, high, error
+Found = Mapping[str, Mapping[str, float | None]]  # metric's name => value, low, high, error, freedom
 
 
 @dataclass(frozen=True)
@@ -103,8 +122,10 @@ class Checked:
     """A claim, each of its differences with the interval that decides, and what became of it."""
 
     claim: Claim
+    measure: str  # what the differences are of: a metric, accuracy, or balanced accuracy
     differences: tuple[tuple[float, float | None, float | None], ...]  # of each pair: value, low, high
     outcome: Outcome
+    errors: tuple[Difference, ...] = ()  # the same differences with their errors, from which any level follows
 
 
 @dataclass(frozen=True)
@@ -172,7 +193,9 @@ def _row(
 ) -> Row:  # fmt: skip
     place = members[0]
     drawn = jobs[place][0].images
-    images = 0 if arm == "real" or drawn is None else _of_variants(workshop, drawn, first[place].sample.variants)
+    images = (
+        0 if arm in ("real", OWN_SIZE) or drawn is None else _of_variants(workshop, drawn, first[place].sample.variants)
+    )
     return Row(
         at=_shared(first, members),
         cells=tuple(members),
@@ -180,6 +203,7 @@ def _row(
         draws=tuple(_draw(workshop, cell, found, arm) for cell, found in zip(cells[place], jobs[place], strict=True)),
         n_train=len(workshop.splits(first[place].data).train),
         images=images,
+        side=jobs[place][0].own if arm == OWN_SIZE else None,
     )
 
 
@@ -194,6 +218,7 @@ def _draw(workshop: Workshop, cell: Cell, jobs: CellJobs, arm: str) -> RowDraw:
         ece=tuple(record["ece"] for record in found),
         correct=torch.tensor([record["predictions"] for record in found]) == test.labels,
         test_ids=test.ids,
+        labels=test.labels,
         real_fraction=None if chosen is None else workshop.read(chosen)["real_fraction"],
     )
 
@@ -222,41 +247,54 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
     """Compare each pair at a level that makes all intervals of the claim hold together at 95 % (Bonferroni)."""
     count = len(claim.pairs)
     differences: list[tuple[float, float | None, float | None]] = []
-    enough = True
+    errors: list[Difference] = []
+    enough, measure = True, claim.of
     for pair in claim.pairs:
         if claim.of == "accuracy":
             more, less = _find(pair.greater, cells, rows), _find(pair.less, cells, rows)
             enough &= len(more.units) >= MIN_UNITS
+            measure = more.measure
             found = compare(
                 "greater",
                 {"greater": more.units, "less": less.units},
                 correct={"greater": more.correct, "less": less.correct},
+                labels=None if measure == "accuracy" else more.labels,
                 baseline="less",
                 comparisons=count,
                 unit=more.unit,
             )
             low, high = found.interval or (None, None)
             differences.append((found.difference, low, high))
+            errors.append(
+                Difference(
+                    value=found.difference, units=len(more.units), unit_error=found.unit_error,
+                    image_error=found.test_error, images=found.test_images,
+                )
+            )  # fmt: skip
         else:
             first, second = _find(pair.greater, cells, metrics), _find(pair.less, cells, metrics)
+            errors.append(_errors(first.draws, second.draws, claim.of))
             differences.append(_difference(first.draws, second.draws, claim.of, count))
-    return Checked(claim, tuple(differences), judge(differences) if enough else "too noisy to say")
+    outcome = judge(differences) if enough else "too noisy to say"
+    return Checked(claim, measure, tuple(differences), outcome, tuple(errors))
 
 
-def _difference(
-    more: Sequence[Found], less: Sequence[Found], name: str, pairs: int
-) -> tuple[float, float | None, float | None]:
-    """Mean difference of a metric of the same replicates, with its interval; both sides' errors are independent.
-
-    Of several replicates the spread of the differences counts too, as seeds do in `evaluation.half_width`.
-    """
+def _errors(more: Sequence[Found], less: Sequence[Found], name: str) -> Difference:
+    """Mean difference of a metric of the same replicates, with its errors; those of both sides are independent."""
     both = list(zip((one[name] for one in more), (one[name] for one in less), strict=True))
     if any(side["value"] is None for pair in both for side in pair):
         raise DataError(f"{name}: a claim is about it, but it is not defined on these features; take the claim out")
     values = [_number(a["value"]) - _number(b["value"]) for a, b in both]
     errors = [None if a["error"] is None or b["error"] is None else math.hypot(a["error"], b["error"]) for a, b in both]
+    return _mean(values, errors, [side.get("freedom") for pair in both for side in pair])
+
+
+def _difference(
+    more: Sequence[Found], less: Sequence[Found], name: str, pairs: int
+) -> tuple[float, float | None, float | None]:
+    """The same with its interval."""
     least, most = _range(name)
-    return _interval(values, errors, 1 - 0.05 / pairs, least=least - most, most=most - least)
+    return _interval(_errors(more, less, name), 1 - 0.05 / pairs, least=least - most, most=most - least)
 
 
 def _over_replicates(name: str, found: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
@@ -264,22 +302,33 @@ def _over_replicates(name: str, found: Sequence[Mapping[str, float | None]]) -> 
         return {"value": None, "low": None, "high": None}
     least, most = _range(name)
     values = [_number(one["value"]) for one in found]
-    value, low, high = _interval(values, [one["error"] for one in found], 0.95, least=least, most=most)
+    mean = _mean(values, [one["error"] for one in found], [one.get("freedom") for one in found])
+    value, low, high = _interval(mean, 0.95, least=least, most=most)
     return {"value": value, "low": low, "high": high}
 
 
-def _interval(
-    values: Sequence[float], errors: Sequence[float | None], confidence: float, *, least: float, most: float
-) -> tuple[float, float | None, float | None]:
-    """Mean over replicates and its interval, cut to [least, most]; `errors` are those from the images, normal."""
-    count, value = len(values), statistics.fmean(values)
+def _mean(values: Sequence[float], errors: Sequence[float | None], freedoms: Sequence[float | None]) -> Difference:
+    """Mean over replicates; `errors` are those from the images. The replicates' spread counts too, as that of seeds."""
+    count = len(values)
     known = [error for error in errors if error is not None]
-    if len(known) < count:
-        return value, None, None
-    spread = statistics.variance(values) / count if count > 1 else 0.0
-    images = statistics.fmean(error**2 for error in known)  # not less for several: the real images are largely the same
-    half = float(half_width(spread, images, max(count, 2), math.inf, confidence))
-    return value, max(value - half, least), min(value + half, most)
+    return Difference(
+        value=statistics.fmean(values),
+        units=count,
+        unit_error=math.sqrt(statistics.variance(values) / count) if count > 1 else None,
+        # Not less for several: the real images are largely the same.
+        image_error=math.sqrt(statistics.fmean(e**2 for e in known)) if len(known) == count else None,
+        images=min((freedom + 1 for freedom in freedoms if freedom is not None), default=None),
+    )
+
+
+def _interval(
+    found: Difference, confidence: float, *, least: float, most: float
+) -> tuple[float, float | None, float | None]:
+    """A value and its interval, cut to [least, most]."""
+    half = found.half(confidence)
+    return (found.value, None, None) if half is None else (
+        found.value, max(found.value - half, least), min(found.value + half, most),
+    )  # fmt: skip
 
 
 def _range(name: str) -> tuple[float, float]:

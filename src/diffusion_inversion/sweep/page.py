@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ..engine.text import visible_values
 from ..run.report.html import data_uri, environment
 from .outcome import SweepResult
-from .table import accuracy_table, claims_table, metrics_table, over, scope, spread_table
+from .table import accuracy_table, claims_table, measures, metrics_table, over, scope, spread_table
 
 
 def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
@@ -26,6 +26,7 @@ def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
             "command": command,
             "generator": found.generator,
             "over": over(found),
+            "measure": measures(found.rows),
             "scope": scope(found),
             "tables": {name: [head, *body] for name, (head, body) in tables.items()},
         }

@@ -93,6 +93,7 @@ class SweepPlan(Settings):
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="dotted key => values, all combined")
     cases: tuple[Case, ...] = Field((), description="each combined with the whole grid")
     replicates: int = Field(1, ge=1, description="how often every cell is done, each time with all of it drawn anew")
+    own_size: bool = Field(False, description="beside the arm real also `real (own size)`, where images are shrunk")
     metrics: Metrics | None = None
     figure: Figure | None = None
     claims: tuple[Claim, ...] = ()

@@ -27,7 +27,14 @@ def shown(value: Any) -> str:
 def percent(row: Row) -> str:
     """Mean and standard deviation over seeds or replicates in %, and how many there are."""
     spread = "" if row.std is None else f" ± {100 * row.std:.1f}"
-    return f"{100 * row.mean:.1f}{spread} (n={len(row.units)})"
+    side = "" if row.side is None else f", {row.side} px"
+    return f"{100 * row.mean:.1f}{spread} (n={len(row.units)}{side})"
+
+
+def measures(rows: Sequence[Row]) -> str:
+    """What the rows are judged by, in words; rows of uneven test classes by balanced accuracy."""
+    names = {row.measure for row in rows}
+    return "accuracy, balanced where the test classes are uneven" if len(names) > 1 else next(iter(names), "accuracy")
 
 
 def as_csv(found: SweepResult) -> str:
@@ -35,7 +42,8 @@ def as_csv(found: SweepResult) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     keys = list(dict.fromkeys([key for row in found.rows for key in row.at] + [k for m in found.metrics for k in m.at]))
-    head = ["arm", "replicate", "seed", "measure", "value", "low", "high", "n_train", "synthetic_images"]
+    head = ["arm", "replicate", "seed", "measure", "value", "low", "high", "error"]
+    head += ["n_train", "n_test", "synthetic_images"]
     writer.writerow([*keys, *head])
     for row in found.rows:
         at = [shown(row.at.get(key, "")) for key in keys]
@@ -43,13 +51,15 @@ def as_csv(found: SweepResult) -> str:
             measures = {"accuracy": draw.accuracies, "balanced_accuracy": draw.balanced, "ece": draw.ece}
             for name, values in measures.items():
                 for seed, value in zip(draw.seeds, values, strict=True):
-                    writer.writerow([*at, row.arm, number, seed, name, value, "", "", row.n_train, row.images])
+                    row_of = [row.arm, number, seed, name, value, "", "", ""]
+                    writer.writerow([*at, *row_of, row.n_train, len(draw.test_ids), row.images])
     for measured in found.metrics:
         at = [shown(measured.at.get(key, "")) for key in keys]
         for number, metrics in enumerate(measured.draws):
             for name, estimate in metrics.items():
-                numbers = ["" if estimate[key] is None else estimate[key] for key in ("value", "low", "high")]
-                row_of = ["synthetic", number, "", name, *numbers, "", measured.n_generated]
+                parts = [estimate.get(key) for key in ("value", "low", "high", "error")]
+                numbers = ["" if part is None else part for part in parts]
+                row_of = ["synthetic", number, "", name, *numbers, "", "", measured.n_generated]
                 writer.writerow([*at, *row_of])
     return buffer.getvalue()
 
@@ -67,18 +77,22 @@ def as_json(found: SweepResult, command: str) -> str:
             for m in found.metrics
         ],
         "claims": [
-            {"says": c.claim.says, "of": c.claim.of, "outcome": c.outcome, "differences": c.differences}
+            {
+                "says": c.claim.says, "of": c.claim.of, "measure": c.measure, "outcome": c.outcome,
+                "differences": c.differences, "errors": [error.model_dump() for error in c.errors],
+            }
             for c in found.claims
         ],
-    }
+    }  # fmt: skip
     return json.dumps(record, indent=1, allow_nan=False) + "\n"
 
 
 def _row(row: Row) -> dict[str, Any]:
     """Lists run over seeds; with replicates over the seeds of replicate 0, then of replicate 1, ..."""
     draws = row.draws
-    record = {
-        "at": dict(row.at), "arm": row.arm, "seeds": _flat(draw.seeds for draw in draws),
+    record: dict[str, Any] = {
+        "at": dict(row.at), "arm": row.arm, "measure": row.measure, "side": row.side,
+        "seeds": _flat(draw.seeds for draw in draws),
         "accuracies": _flat(draw.accuracies for draw in draws), "mean": row.mean, "std": row.std, "n": len(row.units),
         "balanced_accuracies": _flat(draw.balanced for draw in draws), "ece": _flat(draw.ece for draw in draws),
         "n_train": row.n_train, "n_test": draws[0].correct.shape[1], "synthetic_images": row.images,
@@ -105,7 +119,12 @@ def as_markdown(found: SweepResult, command: str, figures: Sequence[str]) -> str
     lines = [f"# {found.plan.title}", "", *([found.plan.about.strip(), ""] if found.plan.about else [])]
     lines += [f"`{command}`", "", f"Generator: {found.generator}.", ""]
     head, body = accuracy_table(found)
-    lines += [f"Test accuracy in %, mean ± standard deviation over {over(found)}.", "", *_markdown(head, body), ""]
+    lines += [
+        f"Test {measures(found.rows)} in %, mean ± standard deviation over {over(found)}.",
+        "",
+        *_markdown(head, body),
+        "",
+    ]
     lines += [f"{scope(found)}", ""]
     if found.plan.replicates > 1:
         lines += ["## Where the spread comes from", "", *_markdown(*spread_table(found.rows)), ""]
@@ -192,7 +211,7 @@ def claims_table(claims: Sequence[Checked]) -> tuple[list[str], list[list[str]]]
         for value, low, high in checked.differences:
             span = "" if low is None or high is None else f" [{scale * low:+.3g}, {scale * high:+.3g}]"
             parts.append(f"{scale * value:+.3g}{span}")
-        body.append([checked.claim.says, checked.claim.of, "; ".join(parts) + unit, checked.outcome])
+        body.append([checked.claim.says, checked.measure, "; ".join(parts) + unit, checked.outcome])
     return ["claim", "of", "differences", "outcome"], body
 
 

@@ -28,9 +28,11 @@ from ..run.images import load
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
 from ..sample.sampling import check_settings, draw_variants
 from ..sample.synthetic import SyntheticStore
+from ..train.arms import check_settings as check_training
 from ..train.arms import train_arms
 from ..train.classifiers import Classifier, require_form
-from ..train.evaluation import Evaluation, evaluate
+from ..train.evaluation import OWN_SIZE, Evaluation, evaluate
+from ..train.own_size import own_side
 from ..train.real_fraction import real_fraction_of
 from ..train.training import fingerprint
 from .jobs import Job, result
@@ -47,6 +49,7 @@ class CellJobs:
     images: str | None  # None where the cell needs none
     metrics: str | None
     fraction: str | None
+    own: int | None = None  # px, of the arm "real (own size)", where there is one
 
 
 @dataclass
@@ -88,10 +91,13 @@ class Workshop:
         arms: dict[str, tuple[str, ...]] = {
             arm: tuple(self._classifier(cell, arm, seed) for seed in cell.train.seeds) for arm in cell.train.arms
         }
+        own = self._own_side(cell) if self.plan.own_size and "real" in arms else None
+        if own is not None:
+            arms[OWN_SIZE] = tuple(self._of_own_size(cell, own, seed) for seed in cell.train.seeds)
         drawn = set(cell.train.arms) != {"real"} or self.plan.metrics is not None
         fraction = self._fraction(cell) if self._is_auto(cell) and "real+synthetic" in cell.train.arms else None
         metrics = self._metrics(cell) if self.plan.metrics is not None else None
-        return CellJobs(arms, self._images(cell) if drawn else None, metrics, fraction)
+        return CellJobs(arms, self._images(cell) if drawn else None, metrics, fraction, own)
 
     def read(self, name: str) -> dict[str, Any]:
         """The result of a job that is done. Raises ConfigMismatchError where it is of a network that is built anew."""
@@ -230,6 +236,34 @@ class Workshop:
         self._job(name, says, needs, do)
         return name if cell.autoencode.test is None else self._tested(cell, name, cell.autoencode.test, says)
 
+    def _own_side(self, cell: Cell) -> int | None:
+        """The side of the real images without a generator, where it is above that of all arms; it takes the images."""
+        self._data(cell)
+        train = self.splits(cell.data).train
+        own = own_side(train, self._side(cell, train))
+        if own is not None:
+            check_training(cell.train, train.class_names, own)
+        return own
+
+    def _of_own_size(self, cell: Cell, own: int, seed: int) -> str:
+        """The arm `real` at that side; what makes the synthetic images makes no difference to it."""
+        plain = TrainSettings()
+        alone = {"real_fraction": plain.real_fraction, "mixing": plain.mixing}
+        settings = cell.train.model_copy(update={"arms": ("real",), "seeds": (seed,), **alone})
+
+        def do(home: Path) -> dict[str, Any]:
+            splits = self.splits(cell.data)
+            real, test = splits.train.resized(own), splits.test.resized(own)
+            found = train_arms(real, None, test, settings=settings, device=self.device, folder=home).runs[0]
+            assert found.classifier is not None
+            file = found.classifier.relative_to(self.folder).as_posix()
+            return {**_measured(found.evaluation), "seconds": found.seconds, "classifier": file}
+
+        says = f"{OWN_SIZE}, {own} px, seed {seed}"
+        name = self._name("classifiers", _dump(cell.data), OWN_SIZE, _dump(settings), own)
+        self._job(name, says, [self._data(cell)], do)
+        return name if cell.autoencode.test is None else self._tested(cell, name, cell.autoencode.test, says)
+
     def _tested(self, cell: Cell, classifier: str, resolution: int, says: str) -> str:
         """The same classifier on test images that went through the VAE."""
         test = self._autoencoded(cell, "test", resolution)
@@ -255,7 +289,9 @@ class Workshop:
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.
-        name = self._name("metrics", "by source", self._images_folder(cell), cell.sample.variants, _dump(wanted))
+        name = self._name(
+            "metrics", "by source, in two parts", self._images_folder(cell), cell.sample.variants, _dump(wanted)
+        )
         return self._job(name, _differs(cell), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:
@@ -295,9 +331,13 @@ class Workshop:
         splits = self.splits(cell.data)
         through = None if arm == "synthetic" else cell.autoencode.train
         train = splits.train if through is None else self._read_autoencoded(cell, "train", through)
-        drawn_at = cell.sample.resolution or cell.invert.resolution or self.generator.resolution
-        side = cell.sample.image_size or min(train.size, drawn_at)
+        side = self._side(cell, train)
         return train.resized(side), splits.test.resized(side)
+
+    def _side(self, cell: Cell, train: LabelledImages) -> int:
+        """The side in px of the synthetic images, and so of every arm but that of the images' own size."""
+        drawn_at = cell.sample.resolution or cell.invert.resolution or self.generator.resolution
+        return cell.sample.image_size or min(train.size, drawn_at)
 
     def _store(self, cell: Cell) -> SyntheticStore:
         return SyntheticStore(self.folder / self._images_folder(cell), self.splits(cell.data).train.class_names)

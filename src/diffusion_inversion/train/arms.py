@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -114,70 +115,67 @@ def train_arms(
     settings = settings or TrainSettings()
     where = resolve_device(device)
     sources = check_arms(real, synthetic, test, settings, own_size)
+    data = dict.fromkeys(sources, data_version(real, synthetic, test))
+    if OWN_SIZE in sources:  # synthetic images that come or go make no difference to it
+        data[OWN_SIZE] = data_version(sources[OWN_SIZE].images, None, sources[OWN_SIZE].test)
     # Seeds outside, arms inside: whatever a killed run has finished can be compared.
-    wanted = [(arm, seed) for seed in settings.seeds for arm in sources]
-    if folder is None:
-        runs = []
-        for arm, seed in wanted:
-            source = sources[arm]
-            start = time.monotonic()
-            report = None if on_step is None else _bind(on_step, arm, seed)
-            classifier = train(
-                source.images, synthetic=source.mixed_with, settings=settings, seed=seed, device=device, on_step=report
-            )
-            found = evaluate(classifier, source.test)
-            runs.append(ArmRun(arm, seed, found, time.monotonic() - start, None, resumed=False))
-            if on_run is not None:
-                on_run(runs[-1])
-        return ArmResults(tuple(runs), test.labels, test.class_names)
+    units = {unit_of(arm, seed, data[arm]): (arm, seed) for seed in settings.seeds for arm in sources}
+    store = None if folder is None else ClassifierStore(folder)
+    described = recipe(settings, where)
+    tell = on_run or (lambda run: None)
+    runs: list[ArmRun] = []
 
-    store = ClassifierStore(folder)
-    with run_lock(folder):
-        described = recipe(settings, where)
-        freeze_settings(folder, "train", described, begun=store.manifest.last("commit") is not None)
-        data = dict.fromkeys(sources, data_version(real, synthetic, test))
-        if OWN_SIZE in sources:  # synthetic images that come or go make no difference to it
-            data[OWN_SIZE] = data_version(sources[OWN_SIZE].images, None, sources[OWN_SIZE].test)
-        units = {unit_of(arm, seed, data[arm]): (arm, seed) for arm, seed in wanted}
-        before = {unit for unit in units if unit in store.manifest.units()}
-
-        def learn(unit: tuple[str, ...]) -> None:
-            arm, seed = units[unit[0]]
-            source = sources[arm]
-            start = time.monotonic()
-            report = None if on_step is None else _bind(on_step, arm, seed)
-            state = UnitState(store.folder, unit, [described, data])
-            classifier = train(
-                source.images,
-                synthetic=source.mixed_with,
-                settings=settings,
-                seed=seed,
-                device=device,
-                on_step=report,
-                state=state,
-            )
-            found = evaluate(classifier, source.test)
-            measured = {
-                "accuracy": found.accuracy,
-                "balanced_accuracy": found.balanced_accuracy,
-                "per_class": found.per_class,
-                "ece": found.ece,
-                "predictions": found.predictions.tolist(),
-                "confidences": None if found.confidences is None else found.confidences.tolist(),
-            }
-            store.commit(unit[0], arm, seed, classifier, measured, time.monotonic() - start)
+    def learn(unit: str) -> None:
+        arm, seed = units[unit]
+        source = sources[arm]
+        start = time.monotonic()
+        state = None if store is None else UnitState(store.folder, (unit,), [described, data])
+        classifier = train(
+            source.images,
+            synthetic=source.mixed_with,
+            settings=settings,
+            seed=seed,
+            device=device,
+            on_step=None if on_step is None else partial(on_step, arm, seed),
+            state=state,
+        )
+        found = evaluate(classifier, source.test)
+        run = ArmRun(arm, seed, found, time.monotonic() - start, None, resumed=False)
+        if store is not None and state is not None:
+            _commit(store, unit, classifier, run)
             state.clear()
-            if on_run is not None:
-                on_run(_arm_run(store, unit[0], test, False))
+            run = _arm_run(store, unit, test, False)
+        runs.append(run)
+        tell(run)
 
+    if folder is None or store is None:
+        for unit in units:
+            learn(unit)
+        return ArmResults(tuple(runs), test.labels, test.class_names)
+    with run_lock(folder):
+        freeze_settings(folder, "train", described, begun=store.manifest.last("commit") is not None)
+        before = [unit for unit in units if unit in store.manifest.units()]
         for unit in before:
-            if on_run is not None:
-                on_run(_arm_run(store, unit, test, True))
-        each_unit(folder, list(units), store.manifest, 1, learn)
+            tell(_arm_run(store, unit, test, True))
+        each_unit(folder, list(units), store.manifest, 1, lambda jobs: learn(*jobs))
         store.finish(settings, own_size=OWN_SIZE in sources)
         clear_states(store.folder)
+        # Read again: in a shared run others trained some of them.
         done = tuple(_arm_run(store, unit, test, unit in before) for unit in units)
         return ArmResults(done, test.labels, test.class_names)
+
+
+def _commit(store: ClassifierStore, unit: str, classifier: Classifier, run: ArmRun) -> None:
+    found = run.evaluation
+    measured = {
+        "accuracy": found.accuracy,
+        "balanced_accuracy": found.balanced_accuracy,
+        "per_class": found.per_class,
+        "ece": found.ece,
+        "predictions": found.predictions.tolist(),
+        "confidences": None if found.confidences is None else found.confidences.tolist(),
+    }
+    store.commit(unit, run.arm, run.seed, classifier, measured, run.seconds)
 
 
 def _arm_run(store: ClassifierStore, unit: str, test: LabelledImages, resumed: bool) -> ArmRun:
@@ -199,10 +197,6 @@ def data_version(real: LabelledImages, synthetic: LabelledImages | None, test: L
     """sha256 hex of all images that a classifier of a run may see."""
     parts = [None if part is None else fingerprint(part) for part in (real, synthetic, test)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _bind(on_step: Callable[[str, int, int, float], None], arm: str, seed: int) -> Callable[[int, float], None]:
-    return lambda step, loss: on_step(arm, seed, step, loss)
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,29 @@ _DIGITS = 4  # decimal places of a confidence
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A classifier's result on n test images; every rate is in [0, 1]."""
+    """A classifier's result on n test images; every rate is in [0, 1].
+
+    Attributes:
+        n: Number of test images.
+        accuracy: Share of them that were recognised.
+        balanced_accuracy: Mean of `per_class` over the classes that the test images have.
+        per_class: Share of each class's images that were recognised; None where it has none.
+        confusion: (classes, classes) int64, row = true class, column = predicted class.
+        predictions: (n,) int64, in the order of the test images.
+        confidences: (n,) float64, probability of each predicted class, to 4 decimals; None: not measured.
+        ece: Expected calibration error, see `calibration_error`; None without confidences.
+        auroc: Area under the ROC curve; None without confidences, or unless there are two classes.
+    """
 
     n: int
     accuracy: float
-    balanced_accuracy: float  # mean of `per_class` over the classes that the test images have
-    per_class: tuple[float | None, ...]  # share of each class's images that were recognised; None where it has none
-    confusion: Tensor  # (classes, classes) int64, row = true class, column = predicted class
-    predictions: Tensor  # (n,) int64, in the order of the test images
-    confidences: Tensor | None  # (n,) float64, probability of each predicted class, to 4 decimals; None: not measured
-    ece: float | None  # expected calibration error, see `calibration_error`; None without confidences
-    auroc: float | None = None  # area under the ROC curve; None without confidences, or unless there are two classes
+    balanced_accuracy: float
+    per_class: tuple[float | None, ...]
+    confusion: Tensor
+    predictions: Tensor
+    confidences: Tensor | None
+    ece: float | None
+    auroc: float | None = None
 
 
 def score(labels: Tensor, predictions: Tensor, classes: int, confidences: Tensor | None = None) -> Evaluation:
@@ -145,6 +157,7 @@ class Comparison:
     interval: tuple[float, float] | None  # both errors, at `simultaneous_confidence`: what the verdict reads
     confidence: float
     simultaneous_confidence: float
+    test_images: float | None = None  # that `test_error` is estimated from; a fraction where they do not count alike
 
     @property
     def summary(self) -> str:
@@ -167,7 +180,7 @@ class Comparison:
         return "does not help" if high < smallest_effect else "not enough evidence"
 
 
-def half_width(unit_variance: Any, test_variance: Any, units: int, images: float, confidence: float) -> Any:
+def half_width(unit_variance: Any, test_variance: Any, units: int, images: float, confidence: Any) -> Any:
     """Half the interval of a mean whose variance is the sum of two, each estimated; numbers or arrays of them.
 
         sqrt(t(level, units - 1)^2 unit_variance + t(level, images - 1)^2 test_variance)
@@ -245,6 +258,7 @@ def compare(
         interval=interval,
         confidence=confidence,
         simultaneous_confidence=simultaneous,
+        test_images=None if test_variance is None else images,
     )
 
 

@@ -22,6 +22,7 @@ from ..sample.synthetic import SyntheticStore
 from .evaluation import evaluate
 from .store import ClassifierStore
 from .training import fingerprint, recipe, train
+from .verdict import is_uneven
 
 # Section C.2 of the paper: real to synthetic 1:7, 1:3, 1:1, 3:1, 7:1.
 PAPER_FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
@@ -33,11 +34,12 @@ COUNTS = ("n_train", "n_synthetic", "n_validation")
 class FractionChoice:
     """What each real fraction gave on the validation images, and the one to train with."""
 
-    real_fraction: float  # the best mean accuracy; of equals the one nearest to 1/2, then the larger
+    real_fraction: float  # the best mean in the measure; of equals the one nearest to 1/2, then the larger
     accuracies: dict[float, tuple[float, ...]]  # of each candidate, one per seed of the settings, in [0, 1]
     n_train: int  # real images trained on
     n_synthetic: int  # synthetic images trained on
     n_validation: int  # real images measured on
+    measure: str = "accuracy"  # or "balanced accuracy", where the classes of the real images are uneven
 
 
 def choose_real_fraction(
@@ -58,7 +60,8 @@ def choose_real_fraction(
     `share` of every class of `real` is held out to measure on; a class of one image stays in training. `sources` names
     for each synthetic image, in their order, the ids of `real` that it was made from (source and partner): those made
     from a held-out image are left out, else the choice would be measured on what was trained on. Their trace in the
-    mean vector of guidance stays. Test images play no part.
+    mean vector of guidance stays. Test images play no part. What counts is accuracy, or balanced accuracy where the
+    classes of `real` are uneven, as for the verdict.
 
     `known` holds accuracies by (fraction, seed) that are not measured again. `on_candidate(fraction, seed, accuracy)`
     follows every classifier that is trained. Raises UsageError for arguments that cannot be used, DataError where the
@@ -82,6 +85,7 @@ def choose_real_fraction(
     training = real.subset([row for row in range(len(real)) if row not in held_out])
     validation = real.subset(sorted(held_out))
     mixed_with = synthetic.subset(kept)
+    measure = measure_of(real)
     accuracies: dict[float, tuple[float, ...]] = {}
     for fraction in candidates:
         chosen = settings.model_copy(update={"real_fraction": fraction})
@@ -91,12 +95,18 @@ def choose_real_fraction(
                 found.append(known[fraction, run])
                 continue
             classifier = train(training, synthetic=mixed_with, settings=chosen, seed=run, device=device)
-            found.append(evaluate(classifier, validation).accuracy)
+            measured = evaluate(classifier, validation)
+            found.append(measured.accuracy if measure == "accuracy" else measured.balanced_accuracy)
             if on_candidate is not None:
                 on_candidate(fraction, run, found[-1])
         accuracies[fraction] = tuple(found)
     best = max(candidates, key=lambda c: (fmean(accuracies[c]), -abs(c - 0.5), c))
-    return FractionChoice(best, accuracies, len(training), len(mixed_with), len(validation))
+    return FractionChoice(best, accuracies, len(training), len(mixed_with), len(validation), measure)
+
+
+def measure_of(real: LabelledImages) -> str:
+    """What the choice counts: accuracy, or balanced accuracy where the classes of the real images are uneven."""
+    return "balanced accuracy" if is_uneven(real.labels) else "accuracy"
 
 
 def real_fraction_of(
@@ -123,15 +133,16 @@ def real_fraction_of(
         for _ in kept["trials"]:
             on_trial()
         return number
-    if kept is not None and kept["made_with"] != made_with:
+    measure = measure_of(real)
+    if kept is not None and (kept["made_with"] != made_with or kept.get("measure", "accuracy") != measure):
         kept = None
     trials: list[list[float]] = kept["trials"] if kept is not None and kept["made_from"] == made_from else []
 
     def keep(choice: FractionChoice | None = None) -> None:
         counts = {} if choice is None else {name: getattr(choice, name) for name in COUNTS}
         fraction = None if choice is None else choice.real_fraction
-        record = {"real_fraction": fraction, **counts, "trials": trials, "made_with": made_with, "made_from": made_from}
-        text = json.dumps(record, indent=1) + "\n"
+        record = {"real_fraction": fraction, "measure": measure, **counts, "trials": trials}
+        text = json.dumps({**record, "made_with": made_with, "made_from": made_from}, indent=1) + "\n"
         ledger.commit(FRACTION_FILE, text.encode(), note={"copy": text})
 
     def on_candidate(fraction: float, seed: int, accuracy: float) -> None:

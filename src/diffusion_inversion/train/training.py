@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,10 @@ from .mixing import Pool, counts_at, make_pools
 from .recipes import described, make_optimizer, make_schedule, resolve, resolved
 from .store import SCHEMA
 
+# Steps whose losses are read together: a CPU has computed each when its step ends, other devices lag behind the host.
+READ_EVERY, READ_ELSEWHERE = {"cpu": 1}, 50
+_fingerprints: WeakKeyDictionary[LabelledImages, str] = WeakKeyDictionary()  # a run trains many on the same images
+
 
 def train(
     images: LabelledImages,
@@ -42,15 +47,16 @@ def train(
 
     With `images` alone every batch comes from them, be they real or synthetic. With `synthetic` too, `images` are the
     real ones and `settings.mixing` says how both are mixed. Both have the same classes and the same side. Optimizer,
-    schedule and their numbers are those of `settings.recipe` (recipes.py), by default the paper's. `settings.arms` and
-    `settings.seeds` are not read here.
+    schedule and their numbers are those of `settings.recipe` (train/recipes.py), by default the paper's.
+    `settings.arms` and `settings.seeds` are not read here.
 
     The seed fixes the initial weights, the order of the images and their augmentation; equal arguments on one machine
-    give equal weights. `on_step(step, loss)` is called after each step, step from 1 to settings.steps. With `state` a
+    give equal weights. `on_step(step, loss)` is called for each step, step from 1 to settings.steps, in order: on the
+    CPU at once, elsewhere when the losses of 50 steps are read, so that the host does not wait for each. With `state` a
     long training is saved now and then, and goes on from there with the same bits.
 
     Raises DataError for empty or mismatched images, UsageError for an unusable device, augmentation or architecture,
-    DinvError when the loss is no longer finite.
+    DinvError when a loss that was read is not finite.
     """
     settings = settings or TrainSettings()
     recipe = resolve(settings)
@@ -67,6 +73,7 @@ def train(
     optimizer = make_optimizer(recipe, classifier.parameters())
     schedule = make_schedule(recipe, optimizer, settings.steps)
     moves = generator_for("train", seed, "augmentation")
+    losses = Losses(READ_EVERY.get(where.type, READ_ELSEWHERE), settings.steps)
     first = 0
     form = form_of(classifier.architecture, images.size)
     if state is not None and (saved := state.load()) is not None and int(saved.get("form", 1)) == form:
@@ -76,31 +83,58 @@ def train(
         for step in range(first + 1, settings.steps + 1):
             counts = counts_at(step, settings, len(pools))
             drawn = [pool.draw(count) for pool, count in zip(pools, counts, strict=True)]
-            batch, labels = (torch.cat(parts).to(where) for parts in zip(*drawn, strict=True))
+            batch, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
             batch, targets = augmentation(batch, labels, moves)
-            with _seeded(where, seed, step), _arithmetic(where):
-                logits = classifier(batch)
             # Class numbers where nothing is mixed: the same loss as one-hot targets, and the bits it always had.
             goal = targets if augmentation.mixes or labels.is_floating_point() else labels
+            batch, goal = _moved(batch, where), _moved(goal, where)
+            with _seeded(where, seed, step), _arithmetic(where):
+                logits = classifier(batch)
             loss = F.cross_entropy(logits.float(), goal, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-            value = loss.item()
-            if not math.isfinite(value):
+            read = losses.add(step, loss)
+            if bad := next((one for one in read if not math.isfinite(one[1])), None):
+                span = f" (of steps {read[0][0]} to {step}, whose losses were read together)" if len(read) > 1 else ""
                 raise DinvError(
-                    f"loss={value} at step {step}: training diverged. Set learning_rate below {recipe.learning_rate:g}."
+                    f"loss={bad[1]} at step {bad[0]}{span}: training diverged. Set learning_rate below "
+                    f"{recipe.learning_rate:g}."
                 )
             if settings.me_ada_every and step % settings.me_ada_every == 0 and step < settings.steps:
                 _add_adversarial(classifier, pools, settings, seed, step)
             if on_step is not None:
-                on_step(step, value)
-            if state is not None and step < settings.steps:
+                for done, value in read:
+                    on_step(done, value)
+            if state is not None and read and step < settings.steps:
                 state.offer(partial(_progress, step, classifier, optimizer, schedule, moves, pools))
 
     classifier.provenance = {"seed": seed, **provenance(images, synthetic, settings, where)}
     return classifier.eval()
+
+
+class Losses:
+    """Losses of a training, left on their device and read some at a time: reading one waits for all that it needs."""
+
+    def __init__(self, every: int, steps: int) -> None:
+        """Read when there are `every`, and after the last of `steps`."""
+        self.every, self.steps = every, steps
+        self._waiting: list[Tensor] = []  # scalars, of the steps up to the last one added
+
+    def add(self, step: int, loss: Tensor) -> list[tuple[int, float]]:
+        """Take the loss of the next step; return (step, loss) of those that were read now, in order, mostly none."""
+        self._waiting.append(loss.detach())
+        if len(self._waiting) < self.every and step < self.steps:
+            return []
+        values = torch.stack(self._waiting).tolist()
+        self._waiting.clear()
+        return list(enumerate(values, start=step - len(values) + 1))
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; a GPU fetches it while the host goes on, which it can from pinned memory alone."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _add_adversarial(classifier: Classifier, pools: list[Pool], settings: TrainSettings, seed: int, step: int) -> None:
@@ -148,7 +182,8 @@ def training_precision(device: torch.device) -> torch.dtype:
     """Return bfloat16 where autocast to it was measured faster, float32 elsewhere. Weights and losses stay float32."""
     # ResNet-20, batch 128, 32 px, images/s on one thread of an AVX512-BF16 CPU, forward + backward + SGD:
     # float32 contiguous 393, channels_last 475; bfloat16 contiguous 560-700, channels_last 460-730.
-    # So bfloat16, and no memory format of its own. On other CPUs bfloat16 is emulated; GPUs were not measured.
+    # So bfloat16, and no memory format of its own: channels last pays in batches of 128 and not in those of 32
+    # (benchmarks/memory_format.py). On other CPUs bfloat16 is emulated; GPUs were not measured.
     fast = device.type == "cpu" and bfloat16_is_fast(device)
     return torch.bfloat16 if fast else torch.float32
 
@@ -209,7 +244,16 @@ def _below(prefix: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fingerprint(images: LabelledImages) -> str:
-    """sha256 hex of what a classifier sees: side, class names, labels, pixels and soft labels, in order."""
+    """sha256 hex of what a classifier sees: side, class names, labels, pixels and soft labels, in order.
+
+    Computed once for each object, whose tensors nobody changes.
+    """
+    if images not in _fingerprints:
+        _fingerprints[images] = _hash(images)
+    return _fingerprints[images]
+
+
+def _hash(images: LabelledImages) -> str:
     digest = hashlib.sha256(f"{tuple(images.images.shape)} {images.class_names}".encode())
     digest.update(images.labels.contiguous().numpy().data)
     digest.update(images.images.contiguous().numpy().data)

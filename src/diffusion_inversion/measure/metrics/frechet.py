@@ -77,7 +77,7 @@ def fid(real_features: Tensor, generated_features: Tensor, *, chunk: int = _CHUN
     """Frechet distance of features (N, D) and (M, D), any floating dtype; symmetric in the two sets.
 
     It is biased upward for few images (see `small_sample_warning`). Raises DataError as `checked` does.
-    Equals torch-fidelity 0.4 and torchmetrics 1.9 on the same features (tests/test_metrics_oracles.py).
+    Equals torch-fidelity 0.4 and torchmetrics 1.9 on the same features (tests/measure/test_metrics_oracles.py).
     """
     real, generated = checked(real_features, generated_features)
     return frechet_distance(fit_gaussian(real.split(chunk)), fit_gaussian(generated.split(chunk)))

@@ -1,16 +1,18 @@
 """Standard errors and confidence intervals of the metrics, by resampling the units of both sets (`units`).
 
-Estimated error over the true spread of fresh draws: with variants of sources in docs/results/metric-intervals.md; with
-units of one image, on Lite0 features of CIFAR-10, 400 images a side (experiments/metric_intervals.py):
-  FID, KID, CMMD: delete-a-group jackknife (Shao & Wu 1989), 20 random groups of either set: 0.9-1.2; that of FID less
-    what halves show it to see twice (with few units a FID is mostly made of pairs).
-  precision, recall, density, coverage: random quarters without replacement, whose spread estimates that of the whole
-    (it is the delete-d jackknife with d = 3 N / 4), halves where there are few units: too few leave a ball metric
-    another one. Larger parts err on the wide side (halves of 400 images: 1.0-1.3), the usual jackknife more so.
+Estimated error over the true spread of fresh draws: docs/results/metric-intervals.md, in settings that were held out.
+  FID, KID, CMMD: delete-a-group jackknife (Shao & Wu 1989), 20 random groups of either set; that of FID less what
+    halves show it to see twice (with few units a FID is mostly made of pairs).
+  fid_infinity: the error of FID. Both are sums over units and over pairs of them (Hoeffding 1948) with the same terms,
+    but for those of a unit with itself, which the line through the halves takes away and which vary by a lower order.
+  precision, recall, density, coverage: of two parts, see `manifold_errors`. What was used before, the spread of random
+    halves, is right for a mean; but a recall to which every source adds a share of its own is half as large in halves,
+    and so is its spread. The jackknife errs on the wide side alone (Efron & Stein 1981).
 The bootstrap is not used: copies of an image lower the rank of a covariance (1.7-1.9 for FID) and put zeros among the
 nearest neighbours; that of the per-image values leaves out what other balls would change (0.66-0.86).
-An interval is value +- z x error. It speaks of other images of the same kind, from other sources where there are
-sources, as many as here. It does not hold the bias of few images that FID has (`frechet.small_sample_warning`).
+An interval is value +- t x error with the degrees of freedom of the groups, one less than there are. It speaks of other
+images of the same kind, from other sources where there are sources, as many as here. It does not hold the bias of few
+images that FID has (`frechet.small_sample_warning`).
 """
 
 from __future__ import annotations
@@ -23,13 +25,12 @@ from torch import Tensor
 
 from .frechet import fid
 from .inputs import checked
-from .manifold import manifold_values
+from .manifold import left_out_values, manifold_values
 from .units import Units, deal, jackknife, part, single_units
 
 PARTS = 20
-FEWEST_OF_A_PART = 50  # units
+FEW_UNITS = 100
 BALLS = ("precision", "recall", "density", "coverage")
-SPLITS = 4  # of the groups in two, for the error of `fid_infinity`
 # A FID's error is taken in this many leading principal components of both sets together: the others add bias to a
 # FID but little spread, and most of the cost. The figure for FID above is with this, of 1,280 components.
 COMPONENTS = 256
@@ -39,23 +40,58 @@ COMPONENTS = 256
 class Estimate:
     """A metric with its confidence interval and the standard error behind it; all None where there is none.
 
-    The interval is cut to what the metric can be, so the error cannot be read back from it.
+    The interval is cut to what the metric can be, so the error cannot be read back from it. freedom: degrees of freedom
+    of the error; None where it is taken to be known.
     """
 
     value: float
     low: float | None
     high: float | None
     error: float | None = None
+    freedom: int | None = None
 
 
 def estimate(
-    value: float, error: float | None, confidence: float, *, least: float = -torch.inf, most: float = torch.inf
+    value: float,
+    error: float | None,
+    confidence: float,
+    *,
+    least: float = -torch.inf,
+    most: float = torch.inf,
+    freedom: int | None = None,
 ) -> Estimate:
-    """value +- z x error at `confidence` in (0, 1), cut to what the metric can be, [least, most]."""
+    """value +- t x error at `confidence` in (0, 1), cut to what the metric can be, [least, most]."""
     if error is None:
         return Estimate(value, None, None)
-    reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
-    return Estimate(value, max(value - reach, least), min(value + reach, most), error)
+    reach = student((1 + confidence) / 2, freedom) * error
+    return Estimate(value, max(value - reach, least), min(value + reach, most), error, freedom)
+
+
+def few_units_warning(units: Units) -> str | None:
+    """Say which intervals err on the wide side where a side has fewer units than FEW_UNITS."""
+    if not units.enough or min(units.counts) >= FEW_UNITS:
+        return None
+    return (
+        f"of {units.counts[0]:,} real and {units.counts[1]:,} generated units, fewer than {FEW_UNITS}: intervals of "
+        "precision, recall and coverage are up to 1.6 times as wide as they should be, near 0 and 1 more"
+    )
+
+
+def student(place: float, freedom: int | None) -> float:
+    """Quantile of Student's t, the normal's without `freedom` (Abramowitz & Stegun 26.7.5).
+
+    At 0.975: 1 % too small for 2 degrees of freedom, the largest error for 2 and more, 0.01 % from 10 on.
+    """
+    z = NormalDist().inv_cdf(place)
+    if freedom is None:
+        return z
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / float(freedom) ** power for power, term in enumerate(terms, start=1))
 
 
 def fid_error(real_features: Tensor, generated_features: Tensor, seed: int, units: Units | None = None) -> float | None:
@@ -81,50 +117,6 @@ def fid_error(real_features: Tensor, generated_features: Tensor, seed: int, unit
     return float(variance**0.5)
 
 
-def fid_infinity_error(
-    real_features: Tensor, generated_features: Tensor, seed: int, units: Units | None = None
-) -> float | None:
-    """Standard error of `frechet.fid_infinity` by the jackknife, in COMPONENTS dimensions.
-
-    The halves are made of the jackknife's groups, the same SPLITS of them in each of its sets: the draw of the halves
-    cancels. None where a side has fewer than 4 units, or a half fewer than 2 images.
-    """
-    real, generated = checked(real_features, generated_features)
-    units = units or single_units(len(real), len(generated))
-    if min(units.counts) < 4:
-        return None
-    real, generated = _leading(real, generated)
-    real_group, generated_group, groups = deal(units, seed)
-    stream = torch.Generator().manual_seed(seed)
-    splits = []
-    for _ in range(SPLITS):
-        order = torch.randperm(groups, generator=stream)
-        other = order if units.shared else torch.randperm(groups, generator=stream)
-        for taken in (slice(None, groups // 2), slice(groups // 2, None)):
-            splits.append((torch.isin(real_group, order[taken]), torch.isin(generated_group, other[taken])))
-    for place, group in enumerate((real_group, generated_group)):
-        if min(int(split[place].sum()) for split in splits) - int(group.bincount().max()) < 2:
-            return None
-
-    def distance(keep_real: Tensor, keep_generated: Tensor) -> float:
-        return fid(real[keep_real.to(real.device)], generated[keep_generated.to(real.device)])
-
-    whole = [distance(*split) for split in splits]
-
-    def without(out_real: Tensor, out_generated: Tensor) -> float:
-        halves = [
-            distance(a & ~out_real, b & ~out_generated)
-            if bool((a & out_real).any()) or bool((b & out_generated).any())
-            else found
-            for (a, b), found in zip(splits, whole, strict=True)
-        ]
-        return 2 * distance(~out_real, ~out_generated) - sum(halves) / len(halves)
-
-    sets = jackknife(units, seed)
-    values = [without(a == 0, b == 0) for a, b in zip(sets.real.T, sets.generated.T, strict=True)]
-    return sets.error(torch.tensor(values, dtype=torch.float64))
-
-
 def _leading(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     """Both sets in their COMPONENTS leading principal components."""
     if real.shape[1] <= COMPONENTS:
@@ -137,34 +129,61 @@ def _leading(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
 def manifold_errors(
     real_features: Tensor, generated_features: Tensor, *, k: int, seed: int, units: Units | None = None
 ) -> dict[str, float | None]:
-    """Standard errors of precision, recall, density and coverage by PARTS random parts of both sets.
+    """Standard errors of precision, recall, density and coverage; all None where a side has too few units or images.
 
-    Quarters, or halves where a quarter has few units (FEWEST_OF_A_PART) or k images of a side or fewer; all None where
-    a half has, or where there are fewer than 3 units a side. Costs 1 to 5 times the metrics themselves.
+    Too few: under 3 units, 2 k images, or without one group of units k images.
+
+    Each is a mean of values of one side's images (`manifold_values`). Its variance has two parts: that of the values
+    among the units of this side, and that by which units of the other side are there, from the jackknife (of coverage
+    both, since real images make its balls too). What two units have together the jackknife sees twice, once from
+    either: what one does to the values of the other is known for each image, and taken off once. A share is never held
+    for surer than one unit of this side would change it. Costs about as much as five times the metrics.
     """
     units = units or single_units(len(real_features), len(generated_features))
-    shares = [0.5] if min(units.counts) < 4 * FEWEST_OF_A_PART else [0.25, 0.5]
-    for share in shares if units.enough else ():
-        found = _part_errors(real_features, generated_features, k, seed, units, share)
-        if found is not None:
-            return {**found}
-    return dict.fromkeys(BALLS)
+    if not units.enough or min(len(real_features), len(generated_features)) <= 2 * k:
+        return dict.fromkeys(BALLS)
+    real_group, generated_group, groups = deal(units, seed)
+    if min(len(group) - int(group.bincount().max()) for group in (real_group, generated_group)) <= k:
+        return dict.fromkeys(BALLS)
+    whole = manifold_values(real_features, generated_features, k=k)
+    without = left_out_values(real_features, generated_features, real_group, generated_group, groups, k=k)
+    sides = {"real": (units.real, real_group), "generated": (units.generated, generated_group)}
+    errors: dict[str, float | None] = {}
+    for name in BALLS:
+        unit, group = sides["real" if name in ("recall", "coverage") else "generated"]
+        values, others = getattr(whole, name).cpu(), getattr(without, name).cpu()
+        if units.shared:
+            joint = without.coverage_both.cpu() if name == "coverage" else others
+            variance = _jackknife(values, joint, unit, group)
+        elif name == "coverage":
+            variance = _jackknife(values, without.coverage_real.cpu(), unit, group)
+            variance += _jackknife(values, others, unit, None)
+        else:
+            variance = _variance_of_mean(values, unit) + _jackknife(values, others, unit, None)
+        least = 0.0 if name == "density" else 1 / len(unit.unique())
+        errors[name] = max(variance**0.5, least)
+    return errors
 
 
-def _part_errors(
-    real_features: Tensor, generated_features: Tensor, k: int, seed: int, units: Units, share: float
-) -> dict[str, float] | None:
-    """Errors by random parts of this share without replacement; None where one has k images of a side or fewer."""
-    stream = torch.Generator().manual_seed(seed)
-    drawn = [part(units, stream, share) for _ in range(PARTS)]
-    if min(int(side.sum()) for both in drawn for side in both) <= k:
-        return None
-    values = [
-        manifold_values(real_features[a.to(real_features.device)], generated_features[b.to(real_features.device)], k=k)
-        for a, b in drawn
-    ]
-    # Their spread is what the units that are left out would change: that of all units is less by share / (1 - share).
-    taken = sum(int(share * len(members)) for members in units.strata()) / sum(map(len, units.strata()))
-    scale = (taken / (1 - taken)) ** 0.5
-    means = {name: torch.stack([getattr(value, name).mean() for value in values]) for name in BALLS}
-    return {name: scale * float(found.std()) for name, found in means.items()}
+def _jackknife(values: Tensor, without: Tensor, unit: Tensor, group: Tensor | None) -> float:
+    """Variance of the mean of values (N,) by what they are without each group (N, groups), pairs counted once.
+
+    group: that of each value, where with a group its own values are left out; None where they are of the other side.
+    """
+    groups = without.shape[1]
+    scale = (groups - 1) / groups
+    means, pairs = [], 0.0
+    for out in range(groups):
+        left = torch.ones_like(unit, dtype=torch.bool) if group is None else group != out
+        means.append(float(without[left, out].mean()))
+        pairs += scale**2 * _variance_of_mean((without[:, out] - values)[left], unit[left])
+    found = torch.tensor(means, dtype=torch.float64)
+    variance = scale * float((found - found.mean()).square().sum())
+    return max(variance - pairs, 0.0 if group is None else variance / 2)
+
+
+def _variance_of_mean(values: Tensor, unit: Tensor) -> float:
+    """Variance of a mean over images, of which those of one unit vary together."""
+    number, place = unit.unique(return_inverse=True)
+    sums = torch.zeros(len(number), dtype=torch.float64).index_add_(0, place, values - values.mean())
+    return float(sums.square().sum()) / len(values) ** 2 * len(number) / (len(number) - 1)

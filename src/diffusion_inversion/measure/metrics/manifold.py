@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from ...errors import DataError
 from .inputs import checked
 
 _ENTRIES = 1 << 24  # distances in memory at once: 128 MB of float64
@@ -37,11 +38,7 @@ def manifold_values(
     PyPI `prdc`: then two identical sets have density 1. Memory: the features in float64 and `entries` distances;
     the result does not depend on `entries`. Raises DataError as `checked` does, and for sets of k images or fewer.
     """
-    real, generated = checked(real_features, generated_features, least=k + 1)
-    # Distances come from a matrix product, which loses digits far from the origin.
-    center = real.mean(dim=0)
-    real, generated = real - center, generated - center
-    noise = 1e-13 * max(float(real.square().sum(dim=1).max()), float(generated.square().sum(dim=1).max()))
+    real, generated, noise = _centred(real_features, generated_features, k)
     real_radii = _squared_radii(real, k, entries)
     generated_radii = _squared_radii(generated, k, entries)
 
@@ -56,6 +53,82 @@ def manifold_values(
         precision.append((distances <= real_radii * (1 + _TIE) + noise).any(dim=1))
         recall |= (distances <= next(radii_of_chunks)[:, None] * (1 + _TIE) + noise).any(dim=0)
     return ManifoldValues(torch.cat(precision).double(), recall.double(), torch.cat(density), coverage.double())
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """The values of `ManifoldValues` as they would be without one group, a column for each group.
+
+    A group's own images, where it is left out of their set, have values that mean nothing.
+    """
+
+    precision: Float64[Tensor, "generated groups"]  # without each group of real images
+    recall: Float64[Tensor, "real groups"]  # without each group of generated images
+    density: Float64[Tensor, "generated groups"]  # without each group of real images
+    coverage: Float64[Tensor, "real groups"]  # without each group of generated images
+    coverage_real: Float64[Tensor, "real groups"]  # without each group of real images
+    coverage_both: Float64[Tensor, "real groups"]  # without each group of either
+
+
+def left_out_values(
+    real_features: Tensor,
+    generated_features: Tensor,
+    real_group: Int64[Tensor, " real"],
+    generated_group: Int64[Tensor, " generated"],
+    groups: int,
+    *,
+    k: int = 5,
+    entries: int = _ENTRIES,
+) -> LeftOut:
+    """Leave each group 0..groups-1 of either set out in turn; one pass over the distances, as `manifold_values`.
+
+    Balls reach to the k-th nearest of those that are left. Raises DataError as `manifold_values` does, and where
+    without a group k images or fewer are left.
+    """
+    real, generated, noise = _centred(real_features, generated_features, k)
+    real_group, generated_group = real_group.to(real.device), generated_group.to(real.device)
+    for side, group in (("real", real_group), ("generated", generated_group)):
+        left = len(group) - int(group.bincount(minlength=groups).max())
+        if left <= k:
+            raise DataError(
+                f"{side} features: {left} without one group, more than k = {k} are needed; give a smaller k"
+            )
+    whole_radii = _squared_radii(real, k, entries)
+    real_radii = _radii_without(real, real_group, groups, k, entries)
+    generated_radii = _radii_without(generated, generated_group, groups, k, entries)
+    precision, density = [], []
+    recall = torch.zeros(len(real), groups, dtype=torch.bool, device=real.device)
+    of_real, of_both = torch.zeros_like(recall), torch.zeros_like(recall)
+    hits = torch.zeros(len(real), groups, dtype=torch.float64, device=real.device)
+    start = 0
+    for distances in _squared_distances(generated, real, entries):
+        rows = slice(start, start + len(distances))
+        inside = (distances < whole_radii * (1 - _TIE) - noise).double()
+        hits += inside.T @ torch.nn.functional.one_hot(generated_group[rows], groups).double()
+        some, count = [], []
+        for out in range(groups):
+            some.append((distances <= real_radii[:, out] * (1 + _TIE) + noise).any(dim=1))
+            open_balls = distances < real_radii[:, out] * (1 - _TIE) - noise
+            count.append(open_balls.double().sum(dim=1) / k)
+            of_real[:, out] |= open_balls.any(dim=0)
+            of_both[:, out] |= open_balls[generated_group[rows] != out].any(dim=0)
+            recall[:, out] |= (distances <= generated_radii[rows, out, None] * (1 + _TIE) + noise).any(dim=0)
+        precision.append(torch.stack(some, dim=1))
+        density.append(torch.stack(count, dim=1))
+        start = rows.stop
+    return LeftOut(
+        torch.cat(precision).double(), recall.double(), torch.cat(density),
+        (hits.sum(dim=1, keepdim=True) > hits).double(), of_real.double(), of_both.double(),
+    )  # fmt: skip
+
+
+def _centred(real_features: Tensor, generated_features: Tensor, k: int) -> tuple[Tensor, Tensor, float]:
+    """Both sets about the real ones' mean, and the rounding of squared distances between them."""
+    real, generated = checked(real_features, generated_features, least=k + 1)
+    # Distances come from a matrix product, which loses digits far from the origin.
+    center = real.mean(dim=0)
+    real, generated = real - center, generated - center
+    return real, generated, 1e-13 * max(float(side.square().sum(dim=1).max()) for side in (real, generated))
 
 
 def _rows(entries: int, columns: int) -> int:
@@ -76,3 +149,18 @@ def _squared_radii(features: Tensor, k: int, entries: int) -> Tensor:
         for distances in _squared_distances(features, features, entries)
     ]
     return torch.cat(nearest).clamp(min=0)
+
+
+def _radii_without(features: Tensor, group: Tensor, groups: int, k: int, entries: int) -> Tensor:
+    """Squared radii (N, groups) without each group; -inf, the ball of nothing, for the group's own rows."""
+    found, start = [], 0
+    for distances in _squared_distances(features, features, entries):
+        own = group[start : start + len(distances)]
+        without = []
+        for number in range(groups):
+            left = distances.masked_fill(group == number, torch.inf)
+            nearest = left.topk(k + 1, dim=1, largest=False).values[:, -1].clamp(min=0)
+            without.append(nearest.masked_fill(own == number, -torch.inf))
+        found.append(torch.stack(without, dim=1))
+        start += len(distances)
+    return torch.cat(found)

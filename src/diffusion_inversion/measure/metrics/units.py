@@ -36,6 +36,11 @@ class Units:
         return bool(torch.isin(self.real, self.generated).any())
 
     @property
+    def groups(self) -> int:
+        """How many groups the jackknife makes of them: an error has one degree of freedom less."""
+        return min(GROUPS, *self.counts)
+
+    @property
     def enough(self) -> bool:
         """Whether there are enough of them for an error."""
         return min(self.counts) >= FEWEST_UNITS
@@ -76,7 +81,7 @@ def deal(units: Units, seed: int) -> tuple[Int64[Tensor, " real"], Int64[Tensor,
     At most GROUPS of them, and no more than a side has units.
     """
     stream = torch.Generator().manual_seed(seed)
-    groups = min(GROUPS, *units.counts)
+    groups = units.groups
     real, generated = torch.empty_like(units.real), torch.empty_like(units.generated)
     for members in units.strata():
         group = torch.randperm(len(members), generator=stream) % groups

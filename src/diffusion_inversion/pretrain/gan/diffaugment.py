@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .settings import Policy
+from ...config.commands import GanAugmentation
 
 SHIFT, HOLE = 1 / 8, 1 / 2  # of the side: farthest translation, side of the square that is cut out
 
@@ -36,11 +36,11 @@ def draw(count: int, size: int, stream: torch.Generator) -> Draws:
 
 
 def augment(
-    images: Float[Tensor, "images 3 side side"], draws: Draws, policies: Sequence[Policy]
+    images: Float[Tensor, "images 3 side side"], draws: Draws, policies: Sequence[GanAugmentation]
 ) -> Float[Tensor, "images 3 side side"]:
     """Images in [-1, 1], augmented in the order of `policies`; colours may leave that range. Gradients pass through."""
     for policy in policies:
-        images = {"color": color, "translation": translation, "cutout": cutout}[policy](images, draws)
+        images = _POLICIES[policy](images, draws)
     return images
 
 
@@ -73,6 +73,11 @@ def cutout(images: Tensor, draws: Draws) -> Tensor:
     place = torch.arange(size, device=images.device) - (draws.hole.to(images.device)[:, :, None] - side // 2)
     inside = (place >= 0) & (place < side)
     return images * ~(inside[:, None, 0, :, None] & inside[:, None, 1, None, :])
+
+
+_POLICIES: dict[GanAugmentation, Callable[[Tensor, Draws], Tensor]] = {
+    "color": color, "translation": translation, "cutout": cutout, "none": lambda images, draws: images,
+}  # fmt: skip
 
 
 def _shift(size: int) -> int:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ...config.commands import GanInvertSettings
 from ...config.settings import DataSettings
 from ...data.images import LabelledImages, changed, contents, to_model_range
 from ...engine.frozen_settings import freeze_settings, listed
@@ -31,7 +32,6 @@ from ...run.images import open_splits
 from ...sample.drawing import draw_missing
 from ...sample.synthetic import Row, SyntheticStore
 from .sampling import check_folder, made_from, metadata_row
-from .settings import GanInvertSettings
 from .weights import Gan
 
 GAN_INVERSION = "gan-inversion"  # the kind of what is made here, and the method of its images

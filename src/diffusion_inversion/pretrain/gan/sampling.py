@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...config.commands import GanSampleSettings
 from ...config.settings import Settings
 from ...engine.frozen_settings import freeze_settings
 from ...engine.lock import run_lock
@@ -21,7 +22,6 @@ from ...run.forget import follow
 from ...run.images import adopt_record, read_record
 from ...sample.drawing import draw_missing
 from ...sample.synthetic import EARLIER, SCHEMA, Row, SyntheticStore
-from .settings import GanSampleSettings
 from .weights import Gan
 
 GAN = "gan"  # the kind of what is drawn here, among the settings of stage 2, and the method of its images

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...config.commands import GanSettings
 from ...data.images import LabelledImages, to_model_range
 from ...engine.frozen_settings import freeze_settings
 from ...engine.lock import run_lock
@@ -27,7 +28,6 @@ from .. import checkpoint
 from ..log import TrainingLog
 from .diffaugment import augment, draw
 from .networks import SIDES, GanGenerator, ProjectionDiscriminator
-from .settings import GanSettings
 from .weights import WEIGHTS, Gan, load_gan, save_gan
 
 BETAS = (0.0, 0.999)  # Adam's (DiffAugment's BigGAN on CIFAR-10)

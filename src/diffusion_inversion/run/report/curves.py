@@ -29,7 +29,7 @@ Line = Sequence[Point]
 
 
 @without_tex
-def accuracy_curve(arms: Mapping[str, Line], xlabel: str = "synthetic images") -> Figure:
+def accuracy_curve(arms: Mapping[str, Line], xlabel: str = "synthetic images", measure: str = "accuracy") -> Figure:
     """Test accuracy in % of each arm, values in [0, 1], against the number of images; an error bar is the interval.
 
     An arm that was measured once, at 0 images, such as `real`, is a level line with its interval as a band. Places
@@ -61,7 +61,7 @@ def accuracy_curve(arms: Mapping[str, Line], xlabel: str = "synthetic images") -
         if len(places) <= _MOST_TICKS:
             axes.set_xticks(places)
             axes.minorticks_off()
-    axes.set(xlabel=xlabel, ylabel="test accuracy in %")
+    axes.set(xlabel=xlabel, ylabel=f"test {measure} in %")
     axes.spines[["top", "right"]].set_visible(False)
     legend(axes, handles, list(arms))
     return figure

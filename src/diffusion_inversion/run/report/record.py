@@ -118,6 +118,27 @@ class MajorityRecord(TypedDict):
     balanced_accuracy: float
 
 
+class CoarsenessRecord(TypedDict):
+    """What a probe lost by the generator's autoencoder on training images, before the work (`run.coarseness`)."""
+
+    generator: str
+    resolution: int  # px at which images went through the autoencoder
+    own: int  # px of the images as they are
+    used: int  # px at which classifiers see them
+    images: int
+    classes: int
+    measure: str  # accuracy, or balanced accuracy
+    plain: float  # learned and tested on images as they are
+    through: float  # learned after the autoencoder, tested on images as they are
+    within: float  # learned and tested after the autoencoder
+    loss: float  # plain - through, with its interval
+    low: float
+    high: float
+    too_coarse: bool
+    sentence: str
+    seconds: float
+
+
 class VerdictRecord(TypedDict):
     outcome: Literal["helps", "harms", "does not help", "not enough evidence"]
     sentence: str  # one plain sentence with numbers and n
@@ -130,6 +151,7 @@ class VerdictRecord(TypedDict):
     beside: NotRequired[list[ComparisonRecord]]
     shrinking: NotRequired[ComparisonRecord]
     too_coarse: NotRequired[bool]  # the generator: shrunk to its size real images lose more than chance explains
+    coarseness: NotRequired[CoarsenessRecord]
     majority: NotRequired[MajorityRecord]
     visible: NotRequired[float | None]  # gain from which on it could be seen, known before the work; None: never
     too_few: NotRequired[str]  # a sentence where that is more than five points
@@ -199,8 +221,9 @@ class RunRecord(TypedDict):
     verdict: VerdictRecord
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
-    # Where real_fraction=auto: [fraction, seed, accuracy in [0, 1] on the validation images] of every trial.
+    # Where real_fraction=auto: [fraction, seed, rate in [0, 1] on the validation images] of every trial.
     real_fraction_trials: NotRequired[list[list[float]]]
+    real_fraction_measure: NotRequired[str]  # what the trials count: accuracy, or balanced accuracy
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
     replicates: NotRequired[list[ReplicateRecord]]
     components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - <baseline>"

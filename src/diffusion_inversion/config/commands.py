@@ -1,0 +1,146 @@
+"""Settings of the commands beside the method: metrics, generators compare, pretrain, gan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from .settings import DataSettings, GeneratorSettings, Settings, setting
+
+
+def same(model: type[Settings], name: str) -> Any:
+    """A field as another model has it."""
+    return model.model_fields[name]
+
+
+def groups() -> Any:
+    return setting(
+        None,
+        "text file with the group of each image, such as its source: resampled together; lines in the images' order, "
+        "or id, tab, group",
+        unset="the sources that a run recorded, else each image alone",
+    )
+
+
+class MetricsSettings(Settings):
+    """How generated images are measured against real ones: the keywords of `measure`."""
+
+    extractor: str = setting(
+        "lite0", "lite0, inception, dinov2, clip or timm:<model>; metric names carry it as a suffix"
+    )
+    weights: str | None = setting(None, "local file or folder of the extractor's weights")
+    k: int = setting(5, "neighbours of precision, recall, density and coverage")
+    real_split: Literal["train", "test"] = setting("train", "part of REAL")
+    generated_split: Literal["train", "test"] = setting("train", "part of GENERATED")
+    size: int | None = same(DataSettings, "size")
+    limit: int | None = same(DataSettings, "limit")
+    seed: int = setting(0, "of subsets and intervals")
+    real_groups: str | None = groups()
+    generated_groups: str | None = groups()
+    device: str = same(GeneratorSettings, "device")
+    root: str | None = same(DataSettings, "root")
+
+
+class CompareSettings(Settings):
+    """What generators are compared on, and how much of it."""
+
+    data: list[str] = setting([], "NAME=DATA: a domain whose training images are learned and drawn again")
+    test: list[str] = setting([], "NAME=DATA: held-out images of a domain: what the autoencoder costs")
+    target_train: str | None = setting(None, "DATA whose labels a judge looks for in drawings")
+    target_test: str | None = setting(None, "DATA: test images of the target")
+    judge: Path | None = setting(None, "classifier of the target (safetensors)", unset="one is trained")
+    corpus: str | None = setting(None, "DATA of held-out images whose class names are drawn: quality of samples")
+    images: int = setting(100, "training images a domain", ge=2)
+    sources: int = setting(1000, "images of the target whose label is looked for", ge=2)
+    samples: int = setting(10_000, "prompted samples", ge=2)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = setting(
+        (25, 50, 100), "stage-1 steps to look at, beside the guess", min_length=1
+    )
+    guidance_scales: tuple[float, ...] = setting((1.0, 1.5, 2.0), "for label agreement", min_length=1)
+
+
+class PretrainSettings(Settings):
+    """How the embedded generator is made."""
+
+    corpus: Path = setting(..., "parquet file with image and label to train on")
+    validation: Path | None = setting(
+        None, "the same for validation; without it 5,000 images of the corpus are held out"
+    )
+    out: Path = setting(Path("pretraining"), "folder for states, caches, logs and the result")
+    stages: tuple[Literal["vae", "decoder", "latents", "unet", "export", "figures"], ...] = setting(
+        ("vae", "latents", "unet", "export"), "", option="stage", min_length=1
+    )
+    size: int = setting(64, "side of the images in px: 64 or 32")
+    vae_samples: int | None = setting(None, "images the autoencoder sees", unset="1,000,000")
+    vae_minutes: float | None = setting(None, "train the autoencoder for this long instead")
+    decoder_samples: int | None = setting(None, "images the decoder is sharpened with", unset="100,000")
+    decoder_minutes: float | None = setting(None, "sharpen the decoder for this long instead")
+    unet_samples: int | None = setting(None, "images the denoiser sees", unset="8,900,000")
+    unet_minutes: float | None = setting(None, "train the denoiser for this long instead", option="minutes")
+    part_minutes: float | None = setting(None, "save and end after this long; the same command goes on")
+    batch_size: int | None = setting(None, "of the denoiser", unset="1,024 on CUDA, 128 elsewhere")
+    device: str = same(GeneratorSettings, "device")
+    target_train: str | None = setting(None, "for stage figures: DATA whose labels are judged")
+    target_test: str | None = setting(None, "for stage figures: its test images")
+    judge: Path | None = setting(None, "for stage figures: a classifier of the target")
+    data: list[str] = setting([], "for stage figures: NAME=DATA, a domain")
+    test: list[str] = setting([], "for stage figures: NAME=DATA, its test images")
+    beside: list[str] = setting([], "for stage figures: LABEL=GENERATOR, another one")
+    start_from: str | None = setting(None, "go on from the weights of mini or of a folder made here, without stage vae")
+
+
+GanAugmentation = Literal["color", "translation", "cutout", "none"]
+
+
+class GanSettings(Settings):
+    """Training of a conditional GAN.
+
+    Defaults from "SNGAN" (Miyato et al., arXiv 1802.05957 and 1802.05637) and "DiffAugment" (Zhao et al., arXiv
+    2006.10738: its BigGAN on CIFAR-10, which the paper takes).
+    """
+
+    steps: int = setting(30_000, "steps of the generator", "ours", ge=1)
+    width: int = setting(64, "channels at 64 px; twice as many at 32 px, four times below", "SNGAN", ge=1, le=512)
+    latent_dim: int = setting(128, "length of the latent vector z", "SNGAN", ge=1, le=4096)
+    batch_size: int = setting(64, "images in every step", "SNGAN", ge=2)
+    discriminator_steps: int = setting(4, "of the discriminator for each of the generator", "DiffAugment", ge=1)
+    learning_rate: float = setting(2e-4, "Adam's, of both networks", "SNGAN, DiffAugment", gt=0)
+    ema_decay: float = setting(
+        0.9999, "of the averaged generator, less at first", "DiffAugment", ge=0, lt=1, option=None
+    )
+    augmentations: tuple[GanAugmentation, ...] = setting(
+        ("color", "translation", "cutout"), "DiffAugment's, of real and generated images", "its small sets"
+    )
+    seed: int = setting(0, "of weights and of every draw", "ours", ge=0)
+
+    @model_validator(mode="after")
+    def _none_is_alone(self) -> GanSettings:
+        if "none" in self.augmentations and len(self.augmentations) > 1:
+            raise ValueError(f"augmentations={','.join(self.augmentations)}: none stands alone")
+        return self
+
+
+class GanSampleSettings(Settings):
+    """Images of latents drawn at random."""
+
+    variants: int = setting(1, "with --run: images for every training image of it", "text", ge=1)
+    batch_size: int = setting(100, "images side by side", "ours", ge=1)
+    seed: int = setting(0, "of the latents, each by its class and number", "ours", ge=0)
+
+
+class GanInvertSettings(Settings):
+    """GAN inversion (paper, section B.2.1): one latent for every image."""
+
+    steps: int = setting(500, "Adam steps of every start", "ours; text: not said", ge=1)
+    starts: int = setting(4, "starts of every image; the one that ends nearest counts", "ours", ge=1)
+    learning_rate: float = setting(0.1, "Adam's at first, falling to 0 along a cosine", "ours", gt=0)
+    pixel_weight: float = setting(1.0, "lambda_pixel, weight of the distance in pixels", "text", ge=0)
+    batch_size: int = setting(25, "images side by side, each with all its starts", "ours", ge=1)
+    seed: int = setting(0, "of the starts, each by its image id and number", "ours", ge=0)
+
+    @property
+    def variants(self) -> int:
+        """Images that are made of each source."""
+        return 1
