@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -193,8 +192,8 @@ def psnr(images: Tensor, real: Tensor) -> float:
 
 def _require_same(images: LabelledImages, store: SyntheticStore) -> None:
     """Raise ConfigMismatchError where images that were inverted changed or are gone; new ones are welcome."""
-    columns: list[dict[str, Any]] = [unit["columns"] for unit in store.manifest.units().values()]
-    rows = [r for c in columns for r in zip(c["source_id"], c["source_version"], c["label"], strict=True)]
+    columns = store.table("source_id", "source_version", "label").columns
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
     before = {image_id: (version, label) for image_id, version, label in rows}
     now = contents(images.ids, [content[:16] for content in images.hashes], images.labels.tolist())
     if lines := [f"{image_id}: {what}" for image_id, what in changed(before, now)]:
