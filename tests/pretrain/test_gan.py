@@ -115,13 +115,13 @@ def test_spectral_norm_bounds_every_weight_of_the_discriminator() -> None:
         for _ in range(100):
             judge(torch.randn(4, 3, 32, 32), torch.arange(4))
     weights = [m.weight for m in judge.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
-    assert len(weights) == 13 and all(isinstance(weight, Tensor) for weight in weights)
+    assert len(weights) == 12 and all(isinstance(weight, Tensor) for weight in weights)
     for weight in weights:
         assert float(torch.linalg.matrix_norm(weight.flatten(1), 2)) == pytest.approx(1, abs=0.02)  # type: ignore[union-attr, operator]
 
 
 def test_a_step_of_each_player_is_to_its_own_gain() -> None:
-    players = Players(toy_images(8, 32), SETTINGS.model_copy(update={"learning_rate": 1e-3}), CPU)
+    players = Players(toy_images(8, 32), SETTINGS.model_copy(update={"learning_rate": 5e-3}), CPU)
     latents, labels = torch.randn(4, 4, generator=stream()), torch.arange(4) % 2
 
     def weights(name: str) -> list[Tensor]:

@@ -38,17 +38,24 @@ CPU = torch.device("cpu")
 SHORT = GanInvertSettings(steps=3, starts=2, batch_size=2)
 
 
-def random_gan(names: tuple[str, ...] = ("dog", "cat"), trained_on: frozenset[str] = frozenset()) -> Gan:
-    """A generator of random weights, its batch norm's statistics those of its maps, each class with its own gains."""
+def random_gan(
+    names: tuple[str, ...] = ("dog", "cat"), trained_on: frozenset[str] = frozenset(), latent_dim: int = 4
+) -> Gan:
+    """A generator of random weights, its batch norm's statistics those of its maps, each class with its own gains.
+
+    Its first layer's bias is as large as what latents add to it, so that images change slowly with them.
+    """
     torch.manual_seed(0)
-    generator = GanGenerator(len(names), 32, 2, 4)
+    generator = GanGenerator(len(names), 32, 2, latent_dim)
     with torch.no_grad():
+        generator.first.weight *= 0.5 / generator.first.weight.std()
+        generator.first.bias.normal_()
         for part in generator.modules():
             if isinstance(part, nn.BatchNorm2d):
                 part.momentum = None
             if isinstance(part, nn.Embedding):
                 part.weight += 0.3 * torch.randn(part.weight.shape)
-        generator(torch.randn(64, 4), torch.arange(64) % len(names))
+        generator(torch.randn(64, latent_dim), torch.arange(64) % len(names))
     generator.eval().requires_grad_(False)
     return Gan("random", generator, names, "0" * 64, trained_on, CPU)
 
@@ -114,13 +121,13 @@ def test_the_objective_is_that_of_the_formula() -> None:
 
 
 def test_inversion_finds_the_image_of_a_planted_latent(tmp_path: Path) -> None:
-    gan = random_gan()
-    latents = torch.randn(2, 4, generator=generator_for("planted"))
+    gan = random_gan(latent_dim=2)
+    latents = torch.randn(2, 2, generator=generator_for("planted"))
     planted = to_uint8(gan.images(latents, torch.tensor([0, 1])))
     images = LabelledImages(
         "planted", ("a", "b"), ("a" * 64, "b" * 64), torch.tensor([0, 1]), ("dog", "cat"), planted, 32
     )
-    settings = GanInvertSettings(steps=120, starts=3, batch_size=2)
+    settings = GanInvertSettings(steps=100, starts=3, batch_size=2)
     found = invert_gan(gan, images, open_lite0(CPU), tmp_path, settings)
     made = SyntheticStore(tmp_path, images.class_names).read()
     both = zip(made.images, made.labels.tolist(), strict=True)
@@ -259,7 +266,10 @@ def test_the_three_commands(data: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("sample", tmp_path / "gan", "--out", tmp_path / "x"), "give one of them"),
         (("train", data, "--out", tmp_path / "x", "--size", 16), "images of 16 px; the GAN has 32 or 64"),
-        (("train", data, "--out", tmp_path / "x", "--augmentations", "colour"), "augmentations.0='colour'"),
+        (
+            ("train", data, "--out", tmp_path / "x", "--augmentations", "colour"),
+            "--augmentations colour: give color, translation, cutout or none",
+        ),
         (("invert", tmp_path / "none", data, "--out", tmp_path / "x"), "no such file. Make it with"),
     ):
         done = dinv("gan", *arguments)
