@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ Item = TypeVar("Item")  # what one image is drawn from
 Drawn: TypeAlias = Float[Tensor, "batch 3 height width"]  # in [-1, 1], on the CPU
 
 
+@runtime_checkable
 class Amounts(Protocol):
     """How many images: of each source, and side by side."""
 
