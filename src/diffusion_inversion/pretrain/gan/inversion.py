@@ -22,6 +22,7 @@ from ...config.settings import DataSettings
 from ...data.images import LabelledImages, changed, contents, to_model_range
 from ...engine.frozen_settings import freeze_settings, listed
 from ...engine.lock import run_lock
+from ...engine.manifest import timed
 from ...engine.state import UnitState, clear_states
 from ...errors import ConfigMismatchError, PartialError, UsageError
 from ...measure.extractors.extractor import Extractor
@@ -30,7 +31,7 @@ from ...randomness import generator_for
 from ...run.images import open_splits
 from ...sample.drawing import draw_missing
 from ...sample.synthetic import Row, SyntheticStore
-from .sampling import check_folder, made_from, metadata_row
+from .sampling import check_folder, made_from, metadata_row, require_disk
 from .weights import Gan
 
 GAN_INVERSION = "gan-inversion"  # the kind of what is made here, and the method of its images
@@ -135,14 +136,15 @@ def invert_gan(gan: Gan, images: LabelledImages, extractor: Extractor, out: Path
         )
     seen = images.resized(gan.size)
     row_of = {image_id: row for row, image_id in enumerate(images.ids)}
-    with run_lock(out):
-        store = SyntheticStore(out, images.class_names)
+    store = SyntheticStore(out, images.class_names)
+    with run_lock(out), timed(store.manifest):
         described = made_from(
             gan, GAN_INVERSION, settings, images.class_names,
             extractor={"name": extractor.name, "weights_sha256": extractor.weights_sha256},
         )  # fmt: skip
         freeze_settings(out, "sample", described, begun=bool(store.manifest.units()))
         _require_same(images, store)
+        require_disk(store, gan, len(images))
 
         def draw(rows: list[int]) -> Tensor:
             batch = seen.subset(rows)

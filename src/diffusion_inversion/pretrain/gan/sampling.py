@@ -13,13 +13,16 @@ from torch import Tensor
 
 from ...config.commands import GanSampleSettings
 from ...config.settings import Settings
+from ...engine.disk import require_room
 from ...engine.frozen_settings import freeze_settings
 from ...engine.lock import run_lock
+from ...engine.manifest import timed
 from ...errors import UsageError
 from ...invert.embeddings import FOLDER as EMBEDDINGS
 from ...randomness import generator_for
 from ...run.forget import follow
 from ...run.images import adopt_record, read_record
+from ...run.stages import SPARE_BYTES, png_bytes
 from ...sample.drawing import draw_missing
 from ...sample.synthetic import EARLIER, SCHEMA, Row, SyntheticStore
 from .weights import Gan
@@ -63,12 +66,13 @@ def sample_gan(gan: Gan, counts: Mapping[str, int], out: Path, settings: GanSamp
     """
     numbers = gan.labels_of(counts, str(out))
     check_folder(out)
-    with run_lock(out):
-        store = SyntheticStore(out, tuple(counts))
+    store = SyntheticStore(out, tuple(counts))
+    with run_lock(out), timed(store.manifest):
         described = made_from(gan, GAN, settings, tuple(counts))
         freeze_settings(out, "sample", described, begun=bool(store.manifest.units()))
         label_of = {name: label for label, name in enumerate(counts)}
         class_of = {f"{name}: latent {k}": name for name, count in counts.items() for k in range(count)}
+        require_disk(store, gan, len(class_of) * settings.variants)
 
         def draw(items: list[_Latent]) -> Tensor:
             streams = (generator_for(settings.seed, "gan", item.source_id, item.variant) for item in items)
@@ -90,6 +94,13 @@ def sample_gan(gan: Gan, counts: Mapping[str, int], out: Path, settings: GanSamp
             ),
         )
     return len(class_of) * settings.variants
+
+
+def require_disk(store: SyntheticStore, gan: Gan, count: int) -> None:
+    """Raise DiskError unless there is room for what the store lacks of so many images."""
+    missing = count - sum(len(unit["files"]) for unit in store.manifest.units().values())
+    if missing > 0:
+        require_room(store.run, missing * png_bytes(gan.size) + SPARE_BYTES, f"{missing} images of {gan.size} px")
 
 
 def check_folder(out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -59,7 +59,7 @@ class Gan:
         """Length of a latent."""
         return self.generator.architecture["latent_dim"]
 
-    def labels_of(self, class_names: Iterable[str], what: str) -> dict[str, int]:
+    def labels_of(self, class_names: Collection[str], what: str) -> dict[str, int]:
         """The GAN's number of each class. Raises UsageError for a class that it does not know."""
         numbers = {name: number for number, name in enumerate(self.class_names)}
         if unknown := [name for name in class_names if name not in numbers]:
