@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from toy import toy_images
 
 from diffusion_inversion.config.commands import GanSettings
+from diffusion_inversion.data.images import to_model_range
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.pretrain.gan import training
 from diffusion_inversion.pretrain.gan.diffaugment import Draws, augment, color, cutout, draw, translation
 from diffusion_inversion.pretrain.gan.networks import SIDES, GanGenerator, ProjectionDiscriminator
-from diffusion_inversion.pretrain.gan.training import Players, discriminator_hinge, generator_hinge, train_gan
+from diffusion_inversion.pretrain.gan.training import (
+    COLUMNS,
+    Players,
+    discriminator_hinge,
+    generator_hinge,
+    train_gan,
+)
 from diffusion_inversion.pretrain.gan.weights import WEIGHTS, load_gan
 from diffusion_inversion.pretrain.log import read_log
 from diffusion_inversion.randomness import generator_for
@@ -114,10 +121,28 @@ def test_spectral_norm_bounds_every_weight_of_the_discriminator() -> None:
                 parameter.copy_(3 * torch.randn(parameter.shape))
         for _ in range(100):
             judge(torch.randn(4, 3, 32, 32), torch.arange(4))
-    weights = [m.weight for m in judge.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
-    assert len(weights) == 12 and all(isinstance(weight, Tensor) for weight in weights)
+    weights = [m.weight.detach() for m in judge.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
+    assert len(weights) == 12
     for weight in weights:
-        assert float(torch.linalg.matrix_norm(weight.flatten(1), 2)) == pytest.approx(1, abs=0.02)  # type: ignore[union-attr, operator]
+        assert float(torch.linalg.matrix_norm(weight.flatten(1), 2)) == pytest.approx(1, abs=0.02)
+
+
+def test_both_losses_are_of_augmented_images() -> None:
+    images = toy_images(8, 32)
+    for name in COLUMNS:
+        players, draws_of = Players(images, SETTINGS, CPU), stream("fixed")
+        players.discriminator.eval()  # its norms are held where they are
+        rows = torch.randint(8, (4,), generator=draws_of)
+        latents = torch.randn(4, 4, generator=draws_of)
+        draws, labels, real = draw(4, 32, draws_of), images.labels[rows], to_model_range(images.images[rows])
+        with torch.no_grad():
+            judged = [
+                players.discriminator(augment(one, draws, ALL), labels)
+                for one in (real, players.generator(latents, labels))
+            ]
+        expected = discriminator_hinge(*judged) if name == "discriminator" else generator_hinge(judged[1])
+        found = getattr(players, f"{name}_step")(stream("fixed"))
+        assert float(found) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
 
 
 def test_a_step_of_each_player_is_to_its_own_gain() -> None:
