@@ -30,7 +30,7 @@ from diffusion_inversion.sweep.table import shown
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results.md"
 COMMAND = "python benchmarks/judge_claims.py docs/results/*.csv"
-START, END = "<!-- judge_claims.py -->", "<!-- /judge_claims.py -->"
+START, END = "<!-- claims -->", "<!-- end of claims -->"
 TEST_IMAGES = 10_000  # of CIFAR-10, where the file takes no fewer
 NOT_JUDGED = "not judged (intervals not by source)"
 HEAD = ("claim", "of", "differences", "first published", "alone", "with all claims", "false discovery rate")

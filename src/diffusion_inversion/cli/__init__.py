@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, gan, generators, measures, stages, sweeps
+from . import bench, care, compare, few_shot, gan, generators, measures, stages, sweeps
 from .command import add
 from .surroundings import prepare
 
@@ -21,6 +21,7 @@ CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode, generators.pretrain)
 for function in (*METHOD, *CARE, *SEVERAL):
     add(app, function)
+add(app, few_shot.few_shot, "few-shot")
 app.add_typer(bench.bench, name="bench")
 app.add_typer(compare.group, name="generators")
 app.add_typer(gan.group, name="gan")

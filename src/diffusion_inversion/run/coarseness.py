@@ -142,7 +142,7 @@ def measure(
 
     Images are resized to `resolution` px, encoded and decoded, and resized to the `used` px that classifiers see; what
     they are compared with is at their own side, at most 96 px. Near-duplicates share a fold. The interval is that of
-    paired differences over the images, each tested once (`evaluation.compare`); benchmarks/coarseness_coverage.py has
+    paired differences over the images, each tested once (`evaluation.compare`); benchmarks/coarseness.py has
     its coverage. At most 400 images are drawn, fewer where the autoencoder is slow on this device. Raises DataError
     where there are too few.
     """

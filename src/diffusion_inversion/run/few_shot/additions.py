@@ -1,0 +1,164 @@
+"""What `--with` names: synthetic images of a run, or any labelled images, that learners get beside the shots."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...data.datasets import load_images
+from ...data.duplicates import Part, find_duplicates
+from ...data.images import LabelledImages
+from ...data.naming import class_folder
+from ...data.near_duplicates import thumbnail
+from ...data.soft_labels import SoftLabels
+from ...engine.manifest import NAME as MANIFEST
+from ...engine.untrusted import shown
+from ...errors import DataError, UsageError
+from ...sample.synthetic import FOLDER, Row, SyntheticStore
+from ..images import read_record
+
+NONE = "none"
+_PLACES = ("{shots}", "{seed}")
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One value of `--with`: its name, and the run or DATA, in which {shots} and {seed} stand for those of a training.
+
+    No source: nothing is added.
+    """
+
+    name: str
+    source: str | None
+
+    def at(self, shots: int, seed: int) -> str | None:
+        """The run or DATA of one training."""
+        if self.source is None:
+            return None
+        return self.source.replace("{shots}", str(shots)).replace("{seed}", str(seed))
+
+
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """Images that may be added; classes are numbered as those of DATA.
+
+    made_from: by image, content hashes of the real images that it was made from; None where nobody knows.
+    basis: content hashes of all training images of the run; none where it is no run.
+    """
+
+    source: str
+    identities: tuple[str, ...]  # by image: content and labels
+    made_from: tuple[frozenset[str], ...] | None
+    basis: frozenset[str]
+    read: Callable[[], LabelledImages]  # with the classes of its own
+    label_of: tuple[int, ...]  # by class of its own: its number in DATA
+
+    def rows(self, shots: Collection[str]) -> tuple[int, ...]:
+        """Those that these shots, by content hash, allow: made from them alone, or nobody knows from what."""
+        allowed = set(shots)
+        if self.made_from is None or self.basis <= allowed:
+            return tuple(range(len(self.identities)))
+        return tuple(row for row, sources in enumerate(self.made_from) if sources <= allowed)
+
+    def digest(self, rows: Sequence[int]) -> str:
+        """sha256 hex of what these rows are."""
+        return hashlib.sha256("\n".join(self.identities[row] for row in rows).encode()).hexdigest()
+
+    def targets(self, images: LabelledImages, classes: int) -> Tensor:
+        """(N, classes) float32 of the images that `read` returned, over the classes of DATA."""
+        number = torch.tensor(self.label_of)
+        soft = images.soft or SoftLabels.hard(images.labels)
+        return SoftLabels(number[soft.second], soft.weight).targets(number[images.labels], classes)
+
+
+def parse_additions(given: Sequence[str]) -> tuple[Addition, ...]:
+    """The values of `--with`: `none`, a run or DATA, or NAME=run or DATA. Raises UsageError."""
+    found: list[Addition] = []
+    for text in given:
+        name, equals, source = text.partition("=")
+        if text == NONE:
+            found.append(Addition(NONE, None))
+            continue
+        if not equals or Path(text).exists():
+            name, source = Path(text).name or text, text
+        if any(place in name for place in _PLACES) or not name or not source or name == NONE:
+            raise UsageError(f"--with {shown(text)}: name it: --with NAME={shown(source or text)}.")
+        found.append(Addition(name, source))
+    names = [addition.name for addition in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"--with: {twice[0]} twice; tell them apart by NAME=SOURCE.")
+    return tuple(found)
+
+
+def open_extra(source: str, class_names: Sequence[str], root: str | Path | None) -> Extra:
+    """Open a run (or the folder of one) by its records, or DATA by decoding it.
+
+    Raises UsageError where it is not there, is not finished, or has a class that DATA has not; DataError as
+    `load_images`.
+    """
+    folder = Path(source)
+    run = next((f for f in (folder, folder.parent) if (f / FOLDER / MANIFEST).is_file()), None)
+    if run is not None and folder not in (run, run / FOLDER):
+        run = None
+    variants = 0 if run is None else SyntheticStore(run, ()).variants()
+    if run is not None and (record := read_record(run)) is not None:
+        store = SyntheticStore(run, tuple(record["class_names"]))
+        rows = sorted(
+            (row for row in store.table().to_pylist() if row["variant"] < variants), key=lambda r: str(r["file_name"])
+        )
+        content = dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
+        made_from = tuple(_sources(row, content) for row in rows)
+        identities = tuple(
+            f"{row['sha256']} {row['label']} {row['partner_label']} {row['label_weight']:g}" for row in rows
+        )
+        label_of = _numbers(source, store.class_names, class_names)
+        return Extra(source, identities, made_from, frozenset(content.values()), store.read, label_of)
+    images = load_images(source if run is None else run / FOLDER, root=root)
+    label_of = _numbers(source, images.class_names, class_names)
+    identities = tuple(f"{name} {label}" for name, label in zip(images.hashes, images.labels.tolist(), strict=True))
+    return Extra(source, identities, None, frozenset(), lambda: images, label_of)
+
+
+def _sources(row: Row, content: Mapping[str, str]) -> frozenset[str]:
+    """Content hashes of the images that a synthetic one was made from, by those of the run's own; none of a prompt.
+
+    A source that is none of these stays what it is, which no shot is equal to.
+    """
+    source, partner = row["source_id"], row["partner_id"]
+    if source == partner and str(source).startswith(f"{row['class_name']}: "):
+        return frozenset()
+    return frozenset(str(content.get(one, one)) for one in (source, partner))
+
+
+def _numbers(source: str, own: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
+    known = {class_folder(name): label for label, name in enumerate(class_names)}  # as a name may be on disk
+    if unknown := [name for name in own if class_folder(name) not in known]:
+        raise UsageError(
+            f"--with {shown(source)}: class {shown(repr(unknown[0]))} is none of DATA's ({', '.join(class_names)}); "
+            "give images of the same classes."
+        )
+    return tuple(known[class_folder(name)] for name in own)
+
+
+def refuse_test_images(extra: Extra, test: LabelledImages, *, allow_near: bool) -> None:
+    """Raise DataError where images of unknown origin hold a test image, exactly, or nearly and that is not allowed."""
+    if extra.made_from is not None:
+        return
+    given, tested = (
+        Part(images.ids, images.hashes, [0] * len(images), torch.cat([thumbnail(p) for p in images.images.split(256)]))
+        for images in (extra.read(), test)
+    )
+    found = find_duplicates(given, tested, ("image",)).shared
+    shared = [one for one in found if not (one.near and allow_near)]
+    if shared:
+        one = shared[0]
+        how, keep = ("nearly", ", or --allow-near-duplicates") if one.near else ("exactly", "")
+        raise DataError(
+            f"--with {shown(extra.source)}: holds {len(shared)} test image(s): {shown(one.twin)} is {how} "
+            f"{shown(test.ids[one.row])}; take them out{keep}."
+        )
