@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from toy import toy_images
 
 from diffusion_inversion.config.commands import GanSettings
 from diffusion_inversion.data.images import to_model_range
+from diffusion_inversion.engine import signals
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.pretrain.gan import training
 from diffusion_inversion.pretrain.gan.diffaugment import Draws, augment, color, cutout, draw, translation
@@ -219,6 +221,35 @@ def test_killed_training_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch:
         train_gan(images, cut, SETTINGS.model_copy(update={"steps": 5}), CPU)
     with pytest.raises(UsageError, match=r"images of 48 px; the GAN has 32 or 64.*--size 32"):
         train_gan(toy_images(4, 48), tmp_path / "other", SETTINGS, CPU)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_signal_costs_no_whole_step_and_no_bit(within: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first signal comes when a step is done, a second one anywhere: what half a step did is not kept."""
+    images = toy_images(8, 32)
+    monkeypatch.setattr(training, "STATISTICS_BATCHES", 1)
+    whole = train_gan(images, tmp_path / "whole", SETTINGS, CPU)
+    step, judge = Players.step, Players.discriminator_step
+    calls = 0
+
+    def interrupted(players: Players, draws: torch.Generator) -> Tensor:
+        nonlocal calls
+        calls += 1
+        found = judge(players, draws)
+        if calls == 6:  # the last of the third step's two
+            if within:
+                raise KeyboardInterrupt
+            monkeypatch.setattr(signals, "_requested_at", time.monotonic())
+        return found
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Players, "discriminator_step", interrupted)
+        train_gan(images, tmp_path / "cut", SETTINGS, CPU)
+    monkeypatch.setattr(signals, "_requested_at", None)
+    done: list[int] = []
+    monkeypatch.setattr(Players, "step", lambda players, number: (done.append(number), step(players, number))[1])
+    assert train_gan(images, tmp_path / "cut", SETTINGS, CPU).hash == whole.hash
+    assert done == ([0, 1, 2, 3] if within else [3])
 
 
 def test_weights_of_another_layout_get_one_line(tmp_path: Path) -> None:

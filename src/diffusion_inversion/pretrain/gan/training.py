@@ -187,6 +187,7 @@ def _play(players: Players, folder: Path) -> None:
     log = TrainingLog(folder / LOG, COLUMNS, progress.step, describe(device), echo=False)
     started, saved_at = time.monotonic() - progress.seconds, time.monotonic()
     sums, count = torch.zeros(len(COLUMNS), device=device), 0
+    between = True  # two steps: a second signal can come within one
 
     def save() -> None:
         checkpoint.save(state, players.modules, players.optimizers, progress, None)
@@ -196,10 +197,12 @@ def _play(players: Players, folder: Path) -> None:
         try:
             while progress.step < steps:
                 with finishing():
+                    between = False
                     sums += players.step(progress.step)
                     progress.step, count = progress.step + 1, count + 1
                     progress.samples += players.settings.batch_size
                     progress.seconds = time.monotonic() - started
+                    between = True
                     advance(1)
                 last = progress.step == steps
                 if last or progress.step % LOG_EVERY == 0:
@@ -215,6 +218,7 @@ def _play(players: Players, folder: Path) -> None:
                     save()
                     saved_at = time.monotonic()
         except KeyboardInterrupt:
-            save()
+            if between:
+                save()
             raise
     save()
