@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,24 @@ def test_the_result_is_the_average_with_statistics_of_its_own() -> None:
     variance = rows.square().sum(2).mean(1) + bias.var(1, unbiased=False)
     torch.testing.assert_close(first.running_var, variance, rtol=0.05, atol=0.0)
     torch.testing.assert_close(first.running_mean, bias.mean(1), rtol=0.0, atol=0.01)
+
+
+def test_it_learns_what_colour_each_class_has(tmp_path: Path) -> None:
+    """Red and blue images of many shades: in 60 steps generated ones have the mean colour of their class."""
+    labels = torch.arange(32) % 2
+    colours = torch.tensor([[200.0, 60.0, 60.0], [60.0, 60.0, 200.0]])
+    shades = 20 * torch.randn(32, 3, 1, 1, generator=stream()) + 10 * torch.randn(32, 3, 32, 32, generator=stream())
+    pixels = (colours[labels][:, :, None, None] + shades).clamp(0, 255).round().to(torch.uint8)
+    images = replace(toy_images(32, 32), images=pixels, labels=labels)
+    settings = GanSettings(
+        steps=60, width=4, latent_dim=4, batch_size=8, discriminator_steps=1, learning_rate=2e-3,
+        augmentations=("translation", "cutout"),
+    )  # fmt: skip
+    gan = train_gan(images, tmp_path, settings, CPU)
+    for label, colour in enumerate(colours):
+        drawn = gan.images(torch.randn(100, 4, generator=stream()), torch.full((100,), label))
+        found = (drawn.mean((0, 2, 3)) + 1) * 127.5
+        assert float((found - colour).abs().max()) < 40, found  # of 255; a grey image is 73 or more away
 
 
 class Killed(BaseException):
