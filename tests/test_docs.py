@@ -15,7 +15,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CODE = sorted(path for folder in ("src", "benchmarks", "experiments") for path in (ROOT / folder).rglob("*.py"))
 OURS = [*CODE, *(ROOT / "tests").rglob("*.py")]
 # Files of the paper's repository and its submodule, which comments and docs/differences.md speak of.
-THEIRS = {"diffuser_inversion.py", "sample_dataset.py", "train_net.py"}
+THEIRS = {"diffuser_inversion.py", "sample_dataset.py", "train_net.py", "main.py", "main_imagenet.py"}
 MOST_LINES = {"ARCHITECTURE.md": 60, "CONTRIBUTING.md": 45}  # the latter is one screen
 
 

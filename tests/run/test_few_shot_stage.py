@@ -190,8 +190,8 @@ def test_bad_input_is_one_line_before_any_compute(colours: Path, clip: Path, cac
     cases: list[tuple[Path, list[object], int, str]] = [
         (colours, ["--shots", "1,5"], 2, "shots=5: class 'blue' of .* has 4 training images"),
         (colours, ["--shots", "0"], 2, "at least one image of each class"),
-        (colours, ["--methods", "coop,clip-adapter"], 2, "methods.1='clip-adapter'"),
-        (colours, ["--seeds", "0,1"], 2, "at least 3 items"),
+        (colours, ["--methods", "coop,clip-adapter"], 2, "--methods coop,clip-adapter: give zero-shot"),
+        (colours, ["--seeds", "0,1"], 2, "--seeds 0,1: give at least 3"),
         (colours, ["--template", "a photo"], 2, "has no {class}"),
         (colours, ["--shots", "2", "--coop-tokens", 39], 2, "39 learned vectors"),
         (colours, ["--shots", "2", "--with", f"{other}"], 2, "class 'teal' is none of DATA's"),

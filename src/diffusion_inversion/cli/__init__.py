@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, few_shot, generators, measures, retrieve, stages, sweeps
+from . import bench, care, compare, few_shot, gan, generators, measures, retrieve, stages, sweeps
 from .command import add
 from .surroundings import prepare
 
@@ -26,6 +26,7 @@ for function in (*METHOD, *CARE, *SEVERAL):
 add(app, few_shot.few_shot, "few-shot")
 app.add_typer(bench.bench, name="bench")
 app.add_typer(compare.group, name="generators")
+app.add_typer(gan.group, name="gan")
 
 
 def _say_version(wanted: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,9 +68,8 @@ def few_shot(
     from ..run.few_shot.pages import accuracy_table, difference_lines, notes
     from ..train.few_shot.clip import Clip
 
-    settings = learners.settings()
-    if template:
-        settings = settings.model_validate({**settings.model_dump(), "templates": tuple(template)})
+    chosen = {**learners.values, "templates": tuple(template)} if template else learners.values
+    settings = replace(learners, values=chosen).settings()
     data, computing = data_settings(source), where.settings()
     given = [part for text in with_ or ["none"] for part in ([text] if Path(text).exists() else words(text) or ())]
     additions = parse_additions(given)

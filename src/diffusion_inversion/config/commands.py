@@ -1,11 +1,11 @@
-"""Settings of the commands beside the method: metrics, generators compare, pretrain."""
+"""Settings of the commands beside the method: metrics, generators compare, pretrain, gan."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .settings import DataSettings, GeneratorSettings, Settings, setting
 
@@ -89,3 +89,58 @@ class PretrainSettings(Settings):
     test: list[str] = setting([], "for stage figures: NAME=DATA, its test images")
     beside: list[str] = setting([], "for stage figures: LABEL=GENERATOR, another one")
     start_from: str | None = setting(None, "go on from the weights of mini or of a folder made here, without stage vae")
+
+
+GanAugmentation = Literal["color", "translation", "cutout", "none"]
+
+
+class GanSettings(Settings):
+    """Training of a conditional GAN.
+
+    Defaults from "SNGAN" (Miyato et al., arXiv 1802.05957 and 1802.05637) and "DiffAugment" (Zhao et al., arXiv
+    2006.10738: its BigGAN on CIFAR-10, which the paper takes).
+    """
+
+    steps: int = setting(30_000, "steps of the generator", "ours", ge=1)
+    width: int = setting(64, "channels at 64 px; twice as many at 32 px, four times below", "SNGAN", ge=1, le=512)
+    latent_dim: int = setting(128, "length of the latent vector z", "SNGAN", ge=1, le=4096)
+    batch_size: int = setting(64, "images in every step", "SNGAN", ge=2)
+    discriminator_steps: int = setting(4, "of the discriminator for each of the generator", "DiffAugment", ge=1)
+    learning_rate: float = setting(2e-4, "Adam's, of both networks", "SNGAN, DiffAugment", gt=0)
+    ema_decay: float = setting(
+        0.9999, "of the averaged generator, less at first", "DiffAugment", ge=0, lt=1, option=None
+    )
+    augmentations: tuple[GanAugmentation, ...] = setting(
+        ("color", "translation", "cutout"), "DiffAugment's, of real and generated images", "its small sets"
+    )
+    seed: int = setting(0, "of weights and of every draw", "ours", ge=0)
+
+    @model_validator(mode="after")
+    def _none_is_alone(self) -> GanSettings:
+        if "none" in self.augmentations and len(self.augmentations) > 1:
+            raise ValueError(f"augmentations={','.join(self.augmentations)}: none stands alone")
+        return self
+
+
+class GanSampleSettings(Settings):
+    """Images of latents drawn at random."""
+
+    variants: int = setting(1, "with --run: images for every training image of it", "text", ge=1)
+    batch_size: int = setting(100, "images side by side", "ours", ge=1)
+    seed: int = setting(0, "of the latents, each by its class and number", "ours", ge=0)
+
+
+class GanInvertSettings(Settings):
+    """GAN inversion (paper, section B.2.1): one latent for every image."""
+
+    steps: int = setting(500, "Adam steps of every start", "ours; text: not said", ge=1)
+    starts: int = setting(4, "starts of every image; the one that ends nearest counts", "ours", ge=1)
+    learning_rate: float = setting(0.1, "Adam's at first, falling to 0 along a cosine", "ours", gt=0)
+    pixel_weight: float = setting(1.0, "lambda_pixel, weight of the distance in pixels", "text", ge=0)
+    batch_size: int = setting(25, "images side by side, each with all its starts", "ours", ge=1)
+    seed: int = setting(0, "of the starts, each by its image id and number", "ours", ge=0)
+
+    @property
+    def variants(self) -> int:
+        """Images that are made of each source."""
+        return 1

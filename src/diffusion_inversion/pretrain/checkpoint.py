@@ -67,7 +67,9 @@ def save(
     commit_file(path, lambda partial: save_file(copies, partial, metadata=metadata))
 
 
-def restore(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer], random: Random) -> Progress:
+def restore(
+    path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer], random: Random | None
+) -> Progress:
     """Load the state that `save` wrote into the given objects; a missing file means a fresh start.
 
     Moments that the file does not hold begin anew. Random numbers go on where they were only on the kind of device that
@@ -95,7 +97,7 @@ def restore(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Opt
                 index, moment = key.split("/")[2:]
                 state.setdefault(int(index), {})[moment] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if RANDOM in tensors and tensors[RANDOM].shape == random.get().shape:
+    if random is not None and RANDOM in tensors and tensors[RANDOM].shape == random.get().shape:
         random.set(tensors[RANDOM])
     return progress
 

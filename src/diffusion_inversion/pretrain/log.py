@@ -11,13 +11,14 @@ OF_EVERY_LOG = ("time", "step", "samples", "seconds", "device")
 
 
 class TrainingLog:
-    """Append records to `path` and echo them; the first line names the columns. `device` is what trains, in words.
+    """Append records to `path` and, with `echo`, to stdout; the first line names the columns.
 
-    Records after `step`, from which training goes on, are dropped: a killed run logged them but did not save.
+    `device` is what trains, in words. Records after `step`, from which training goes on, are dropped: a killed run
+    logged them but did not save.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...], step: int, device: str) -> None:
-        self.path, self.columns, self.device = path, (*OF_EVERY_LOG, *columns), device
+    def __init__(self, path: Path, columns: tuple[str, ...], step: int, device: str, *, echo: bool = True) -> None:
+        self.path, self.columns, self.device, self.echo = path, (*OF_EVERY_LOG, *columns), device, echo
         kept = [record for record in read_log(path) if int(record["step"]) <= step] if path.exists() else []
         lines = ["\t".join(self.columns), *("\t".join(record.values()) for record in kept)]
         commit_bytes(path, ("\n".join(lines) + "\n").encode())
@@ -28,7 +29,8 @@ class TrainingLog:
         line = "\t".join([*fields, *(f"{values[c]:.5f}" for c in self.columns[len(OF_EVERY_LOG) :])])
         with self.path.open("a") as handle:
             handle.write(line + "\n")
-        print(line, flush=True)
+        if self.echo:
+            print(line, flush=True)
 
 
 def read_log(path: Path) -> list[dict[str, str]]:

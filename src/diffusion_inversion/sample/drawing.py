@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config.settings import PromptSettings, SampleSettings
 from ..data.images import resize, to_uint8
 from ..engine.memory import within_memory
 from ..engine.progress import track
@@ -22,10 +21,20 @@ Item = TypeVar("Item")  # what one image is drawn from
 Drawn: TypeAlias = Float[Tensor, "batch 3 height width"]  # in [-1, 1], on the CPU
 
 
+@runtime_checkable
+class Amounts(Protocol):
+    """How many images: of each source, and side by side."""
+
+    @property
+    def variants(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
 def draw_missing(
     store: SyntheticStore,
     source_ids: Collection[str],
-    settings: SampleSettings | PromptSettings,
+    settings: Amounts,
     image_size: int,
     checker: SafetyChecker | None,
     *,
