@@ -32,6 +32,9 @@ INVERSION = Method("inversion", "synthetic", None)
 METHODS = {
     PROMPTS: Method("prompts", "prompted", "dinv sample --prompts"),
     RETRIEVAL: Method("retrieval", "retrieved", "dinv retrieve"),
+    # Kinds of `pretrain/gan/`, a room above.
+    "gan": Method("gan", "GAN", "dinv gan sample"),
+    "gan-inversion": Method("gan-inversion", "GAN-inverted", "dinv gan invert"),
 }
 
 

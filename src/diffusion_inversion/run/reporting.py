@@ -197,8 +197,8 @@ def _made_otherwise(run: Path) -> _Made:
         drawn_by = {
             "name": units[0]["shared"]["generator"],
             "hash": config["generator"]["hash"],
-            "resolution": config["settings"]["resolution"],
-            "prediction_type": config["generator"]["prediction_type"],
+            "resolution": config["settings"].get("resolution", config["settings"]["image_size"]),
+            "prediction_type": config["generator"].get("prediction_type", "none"),
         }
     record = Ledger(run).read_json(RETRIEVAL_FILE)
     found: FoundRecord | None = None
