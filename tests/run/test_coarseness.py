@@ -232,9 +232,8 @@ def test_it_stands_beside_the_verdict_and_goes_when_an_image_is_forgotten(run: P
         Ledger(run).commit(COARSENESS_FILE, text.encode(), note={"resolution": 16, "used": size})
         finish(bench, run, "report")
         record: Any = json.loads((run / "run.json").read_text())
-        summary: dict[str, Any] = {}
-        summarise(summary, run, record)
-        return record["verdict"], " ".join((run / "report.html").read_text().split()), summary["text"]
+        text = summarise(run, record)["text"]
+        return record["verdict"], " ".join((run / "report.html").read_text().split()), text
 
     verdict, page, text = report(replace(FOUND, used=size))
     assert verdict["coarseness"]["too_coarse"] and verdict["coarseness"]["loss"] == pytest.approx(0.102)
