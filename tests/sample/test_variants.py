@@ -219,7 +219,7 @@ def test_the_first_tokens_of_the_empty_prompt_are_those_of_the_prompt_cut_to_the
 def test_drawing_is_told_where_to_guide(generator: Generator, embeddings: Embeddings) -> None:
     """Guided nowhere but in a stretch between two steps, an image is that of scale 1."""
     (plain,), (guided,), (between,) = (
-        draw_images(embeddings, generator, plans(embeddings, generator, 1, **changes)[:1], SampleSettings(**changes))
+        draw_images(embeddings, generator, plans(embeddings, generator, **changes)[:1], SampleSettings(**changes))
         for changes in (
             QUICK | {"guidance_scales": (1.0,)}, QUICK | {"guidance_scales": (4.0,)},
             QUICK | {"guidance_scales": (4.0,), "guidance_interval": (0.7, 0.75)},
