@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.randomness import generator_for, shuffled
 from diffusion_inversion.sample.denoising import denoise
+from diffusion_inversion.sample.perturb import interpolate, slerp
 from diffusion_inversion.sample.sampling import made_from, metadata_row, reconstruct, sample
 from diffusion_inversion.sample.variants import (
     VariantPlan,
@@ -214,6 +216,15 @@ def test_the_first_tokens_of_the_empty_prompt_are_those_of_the_prompt_cut_to_the
         theirs = encoder(cut)[0]
     assert theirs.shape[1] == count
     torch.testing.assert_close(generator.text_tokens([""])[:, :count], theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "blend"), [("lerp", interpolate), ("slerp", slerp)])
+def test_the_kind_of_interpolation_is_the_one_asked_for(
+    generator: Generator, embeddings: Embeddings, kind: str, blend: Callable[[Tensor, Tensor, float], Tensor]
+) -> None:
+    for plan in plans(embeddings, generator, 2, interpolation_kind=kind, interpolation=0.3, noise_strength=0.0):
+        vectors = embeddings.at(plan.step)
+        torch.testing.assert_close(plan.embedding, blend(vectors[plan.source], vectors[plan.partner], 0.3))
 
 
 def test_drawing_is_told_where_to_guide(generator: Generator, embeddings: Embeddings) -> None:

@@ -151,6 +151,14 @@ def test_each_error_has_its_own_quantile() -> None:
     assert c.test_error == pytest.approx(float(per_image.std()) / 200**0.5)
 
 
+def test_a_comparison_says_at_which_levels_and_from_what_it_was_made() -> None:
+    hits = {"real": torch.tensor([[1, 0, 1, 0]] * 3).bool(), "both": torch.tensor([[1, 1, 1, 0]] * 3).bool()}
+    found = compare("both", accuracies(hits), correct=hits, confidence=0.9, comparisons=2)
+    assert (found.confidence, found.simultaneous_confidence, found.unit) == (0.9, pytest.approx(0.95), "seeds")
+    assert found.test_images == pytest.approx(4)
+    assert compare("both", accuracies(hits)).test_images is None
+
+
 def test_units_with_test_images_of_their_own_count_each_image_by_its_share() -> None:
     rng = np.random.default_rng(5)
     whole = simulated(rng, seeds=3, n_test=120, gain=0.05, spread=0.03)
