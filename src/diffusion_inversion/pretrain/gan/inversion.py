@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -90,7 +91,7 @@ def optimise(
         optimizer.state[latents] = {"step": saved["step"].float(), **moments}
     for step in range(first, settings.steps):
         if step > first:
-            state.offer(lambda done=step: _progress(done, latents, optimizer))  # type: ignore[misc]
+            state.offer(partial(_progress, step, latents, optimizer))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * step / settings.steps)) / 2
         optimizer.zero_grad()
