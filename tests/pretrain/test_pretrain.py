@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_inversion.data.images import to_model_range
@@ -21,7 +22,7 @@ from diffusion_inversion.pretrain.log import read_log
 from diffusion_inversion.pretrain.loop import Budget, PartEnded
 from diffusion_inversion.pretrain.optim import trapezoid
 from diffusion_inversion.pretrain.tokenizer import MAX_LENGTH, train_tokenizer
-from diffusion_inversion.pretrain.vae import normalise_latents, quality, reconstruct
+from diffusion_inversion.pretrain.vae import draw_views, equivariant, normalise_latents, quality, reconstruct
 from diffusion_inversion.sample.png import encode_png
 
 NAMES = ("goldfish", "tabby cat")
@@ -74,6 +75,30 @@ def test_normalised_latents_have_unit_statistics_and_decode_as_before(corpus: Co
         scale = before.mean.std((0, 2, 3))[None, :, None, None]
         torch.testing.assert_close(after.std, before.std / scale, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(reconstruct(vae, images), decoded, rtol=1e-3, atol=2e-4)
+
+
+def test_latents_are_changed_as_their_images_are() -> None:
+    """An autoencoder whose latents are the image at half the side: what the pairs hold is each other's image."""
+    images = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    full, halved = equivariant(F.avg_pool2d(images, 2), images)
+    for latents, wanted in (full, halved):
+        torch.testing.assert_close(F.avg_pool2d(wanted, 2), latents)
+    assert full[1].shape == (24, 3, 16, 16) and halved[1].shape == (8, 3, 8, 8)
+    assert torch.equal(full[1][:12], images[:12])
+    expected = [images[12:15].rot90(1, (2, 3)), images[15:18].rot90(2, (2, 3)), images[18:21].rot90(3, (2, 3))]
+    assert torch.equal(full[1][12:], torch.cat([*expected, images[21:24].flip(-1)]))
+    torch.testing.assert_close(halved[1], F.avg_pool2d(images[24:], 2))
+
+
+def test_views_come_in_random_order() -> None:
+    """Wide and plain ones alike reach every place in a batch: what is done to some rows is done to both."""
+    images = torch.randint(256, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    known = [view for image in to_model_range(images) for view in (image, image.flip(-1))]
+    torch.manual_seed(0)
+    drawn = torch.stack([draw_views(images, 16, torch.rand) for _ in range(40)])
+    plain = torch.tensor([[any(torch.equal(view, other) for other in known) for view in batch] for batch in drawn])
+    assert (plain.sum(1) >= 8).all()
+    assert (plain.double().mean(0) > 0.25).all() and (plain.double().mean(0) < 0.75).all()
 
 
 def test_psnr_is_that_of_torchmetrics(corpus: Corpus) -> None:
@@ -206,9 +231,19 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     state = load_file(later / "unet.state.safetensors")
     for key, value in ema.items():
         torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-3, msg=key)
+    before = load_file(later / "vae.safetensors")
+    steps = []
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "trapezoid", lambda step, done, decay: steps.append(step) or trapezoid(step, done, decay))
+        recipe.run_vae(corpus, corpus, setting(later), Budget(samples=24))
+    assert steps == [0, 1]  # the warm-up begins again with the optimizer's moments
+    for key, value in load_file(later / "vae.safetensors").items():  # two steps on, at the first rates of a warm-up
+        torch.testing.assert_close(value, before[key], rtol=0.05, atol=0.05, msg=key)
+    assert any(not torch.equal(value, before[key]) for key, value in load_file(later / "vae.safetensors").items())
     recipe.run_latents(corpus, corpus, setting(later))
     recipe.run_unet(corpus, corpus, setting(later), Budget(samples=24))
-    assert [int(record["step"]) for record in read_log(later / "unet.log.tsv")] == [1, 2, 3, 4, 5, 6]
+    for network in ("vae", "unet"):
+        assert [int(r["step"]) for r in read_log(later / f"{network}.log.tsv")] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(UsageError, match="another shape than the recipe at 64 px"):
         recipe.lay_down(str(whole / "mini"), setting(tmp_path / "other", size=64))
 
@@ -299,8 +334,6 @@ def test_unknown_and_premature_stages_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "none.parquet"
     with pytest.raises(UsageError, match="--stage quantise"):
         recipe.pretrain(missing, missing, tmp_path, stages=("quantise",))
-    with pytest.raises(UsageError, match="--stage latents,unet,export"):
-        recipe.pretrain(missing, missing, tmp_path, start_from="mini")
     with pytest.raises(UsageError, match="--size 48"):
         recipe.pretrain(missing, missing, tmp_path, size=48)
     with pytest.raises(UsageError, match="--part-minutes 0"):

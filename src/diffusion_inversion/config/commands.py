@@ -88,7 +88,7 @@ class PretrainSettings(Settings):
     data: list[str] = setting([], "for stage figures: NAME=DATA, a domain")
     test: list[str] = setting([], "for stage figures: NAME=DATA, its test images")
     beside: list[str] = setting([], "for stage figures: LABEL=GENERATOR, another one")
-    start_from: str | None = setting(None, "go on from the weights of mini or of a folder made here, without stage vae")
+    start_from: str | None = setting(None, "go on from the weights of mini or of a folder made here")
 
 
 GanAugmentation = Literal["color", "translation", "cutout", "none"]

@@ -33,11 +33,15 @@ MAX_STATE = 2**34  # bytes; mini's has 2e8
 
 @dataclass
 class Progress:
-    """How far a stage has come; `seconds` is training time, summed over every resumption."""
+    """How far a stage has come; `seconds` is training time, summed over every resumption.
+
+    `begun` is the step at which the optimizer's moments were empty: 0, or where finished weights were gone on from.
+    """
 
     step: Annotated[int, Field(ge=0)] = 0
     samples: Annotated[int, Field(ge=0)] = 0
     seconds: Annotated[float, Field(ge=0)] = 0.0
+    begun: Annotated[int, Field(ge=0)] = 0
 
 
 class Random(Protocol):

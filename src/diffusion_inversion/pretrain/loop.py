@@ -125,7 +125,7 @@ def fit(
         try:
             while (done := budget.share(progress, task.batch_size)) < 1:
                 with finishing():
-                    factor = trapezoid(progress.step, done, task.decay_share)
+                    factor = trapezoid(progress.step - progress.begun, done, task.decay_share)
                     count = chunk - progress.step % chunk  # so that every log and validation is met
                     if total is not None:
                         count = min(count, total - progress.step)
@@ -185,7 +185,8 @@ def _make_step(task: Task, budget: Budget, sums: Tensor, progress: Progress) -> 
     with torch.cuda.stream(stream):
         for index in range(WARM_STEPS):
             share = budget.share(progress, task.batch_size)
-            task.weights.set_rates(trapezoid(progress.step, share, task.decay_share), progress.step)
+            factor = trapezoid(progress.step - progress.begun, share, task.decay_share)
+            task.weights.set_rates(factor, progress.step)
             while True:
                 try:
                     step()

@@ -16,7 +16,7 @@ RMS = 0.2  # of an update, in units of the learning rate (arXiv 2502.16982, sect
 def trapezoid(step: int, done: float, decay: float) -> float:
     """Factor of the learning rate: warm-up over 300 steps, constant, linear to zero over the last `decay` of a budget.
 
-    `done` is the share of the budget that is spent, 0 to 1 (arXiv 2405.18392).
+    `step` counts from empty moments, `done` is the share of the budget that is spent, 0 to 1 (arXiv 2405.18392).
     """
     return max(0.0, min(1.0, (step + 1) / WARMUP_STEPS, (1 - done) / decay))
 

@@ -117,11 +117,6 @@ def pretrain(
         raise UsageError(f"--stage {','.join(unknown)}: unknown. Use some of {','.join(STAGES)}.")
     if size not in SIZES:
         raise UsageError(f"--size {size}: no architecture of that size. Use one of {', '.join(map(str, SIZES))}.")
-    if start_from is not None and "vae" in stages:
-        raise UsageError(
-            "--start-from: goes on with the autoencoder as it is; a new one would make every later weight void. "
-            "Give --stage latents,unet,export."
-        )
     if part_minutes is not None and not part_minutes > 0:
         raise UsageError(f"--part-minutes {part_minutes:g}: leaves no time to train. Give a number above 0.")
     where = resolve_device(device)
@@ -169,7 +164,9 @@ def pretrain(
 
 
 def lay_down(source: str, setting: Setting) -> None:
-    """Make the folder what it was when `source` was exported, but for the optimizer's moments, which begin anew.
+    """Make the folder what it was when `source` was exported, but for the optimizers' moments, which begin anew.
+
+    An autoencoder that is then trained on moves the latents little by little, so that the denoiser can follow.
 
     Does nothing where the folder holds a denoiser already: that is the later one. Raises UsageError for another
     architecture.
@@ -192,10 +189,13 @@ def lay_down(source: str, setting: Setting) -> None:
         )
     for name in LOGS:
         shutil.copyfile(locate(source, None) / name, folder / name)
-    last = read_log(folder / "unet.log.tsv")[-1]
-    progress = checkpoint.Progress(int(last["step"]), int(last["samples"]), float(last["seconds"]))
     _save_vae(generator.vae, folder / NORMALISED_VAE)
-    checkpoint.save(folder / "unet.state.safetensors", {"model": model, "ema": model}, {}, progress, None)
+    autoencoder = nn.ModuleDict({"vae": generator.vae})
+    for name, weights in (("vae", autoencoder), ("unet", model)):  # the denoiser's is the sign that all is there
+        last = read_log(folder / f"{name}.log.tsv")[-1]
+        step = int(last["step"])
+        progress = checkpoint.Progress(step, int(last["samples"]), float(last["seconds"]), begun=step)
+        checkpoint.save(folder / f"{name}.state.safetensors", {"model": weights, "ema": weights}, {}, progress, None)
 
 
 def run_vae(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) -> None:

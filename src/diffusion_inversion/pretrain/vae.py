@@ -18,6 +18,7 @@ PERCEPTUAL_WEIGHT = 0.3
 PERCEPTUAL_SIZE = 64
 PERCEPTUAL_STAGES = (0, 1, 2)
 WIDE_SHARE = 0.5  # of a batch
+TURNED_SHARE, HALVED_SHARE = 0.375, 0.25  # of a batch, whose latents are changed between encoder and decoder
 LR, LR_VECTORS, LR_BATCH = 3e-3, 1e-3, 128  # rates at batches of LR_BATCH; elsewhere they follow the square root
 EMA_DECAY, DECAY_SHARE = 0.998, 0.5
 VALIDATION_IMAGES = 1_000
@@ -63,11 +64,12 @@ def perceptual_distance(lite0: nn.Module, decoded: Tensor, images: Tensor) -> Te
 
 @torch.no_grad()
 def draw_views(images: Tensor, count: int, draw: Draw) -> Tensor:
-    """`count` random training images (uint8): half of them in a wide view, half plain or mirrored; float [-1, 1]."""
+    """`count` random training images (uint8): half in a wide view, half plain or mirrored, shuffled; float [-1, 1]."""
     rows = torch.randint(len(images), (count,), device=images.device)
     chosen = to_model_range(images[rows])
     wide = round(WIDE_SHARE * count)
-    return torch.cat([wide_view(chosen[:wide], draw), mirrored_half(chosen[wide:], draw)])
+    views = torch.cat([wide_view(chosen[:wide], draw), mirrored_half(chosen[wide:], draw)])
+    return views[torch.randperm(count, device=images.device)]
 
 
 def quality(vae: nn.Module, images: Tensor) -> dict[str, float]:
@@ -79,8 +81,29 @@ def quality(vae: nn.Module, images: Tensor) -> dict[str, float]:
     }
 
 
+def equivariant(latents: Tensor, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Rows of latents, and what they should decode to: some turned or mirrored, some at half the side, both alike.
+
+    (B, C, h, w) and (B, 3, H, W) to pairs of one size each. Latents that follow the image when it is turned or reduced
+    have less in them that no denoiser can predict (EQ-VAE, arXiv 2502.09509; scale alone, arXiv 2502.14831).
+    """
+    count = len(latents)
+    turned, halved = round(TURNED_SHARE * count), round(HALVED_SHARE * count)
+    full = []
+    for rows in (latents, images):
+        plain, to_turn, _ = rows.split((count - turned - halved, turned, halved))
+        once, twice, thrice, mirrored = to_turn.tensor_split(4)
+        quarters = [part.rot90(k, (2, 3)) for k, part in enumerate((once, twice, thrice), 1)]
+        full.append(torch.cat([plain, *quarters, mirrored.flip(-1)]))
+    reduced = [F.avg_pool2d(rows[count - halved :], 2) for rows in (latents, images)]
+    return [(full[0], full[1]), (reduced[0], reduced[1])]
+
+
 class AutoencoderTask(Task):
-    """L1 + 0.3 * Lite0 distance + 1e-6 * KL on plain, mirrored and wide views, made as they are needed."""
+    """L1 + 0.3 * Lite0 distance + 1e-6 * KL on plain, mirrored and wide views, made as they are needed.
+
+    Five eighths of a batch's latents are turned or halved before they are decoded (`equivariant`).
+    """
 
     name = "vae"
     columns = ("l1", "perceptual", "kl")
@@ -110,10 +133,12 @@ class AutoencoderTask(Task):
         vae = self.weights.network["vae"]
         images = draw_views(self.images, self.batch_size, self.draw).to(self.dtype)
         latent_dist = vae.encode(images).latent_dist  # type: ignore[operator]
-        noise = torch.randn_like(latent_dist.mean)
-        decoded = vae.decode(latent_dist.mean + latent_dist.std * noise).sample  # type: ignore[operator]
-        perceptual = perceptual_distance(self.lite0, decoded, images)
-        l1 = (decoded.float() - images.float()).abs().mean()
+        latents = latent_dist.mean + latent_dist.std * torch.randn_like(latent_dist.mean)
+        l1 = perceptual = torch.zeros((), device=images.device)
+        for given, wanted in equivariant(latents, images):
+            decoded, share = vae.decode(given).sample, len(given) / len(images)  # type: ignore[operator]
+            l1 = l1 + share * (decoded.float() - wanted.float()).abs().mean()
+            perceptual = perceptual + share * perceptual_distance(self.lite0, decoded, wanted)
         kl = 0.5 * (latent_dist.mean.float().square() + latent_dist.var.float() - 1 - latent_dist.logvar.float())
         kl = kl.sum(dim=(1, 2, 3)).mean()
         return l1 + PERCEPTUAL_WEIGHT * perceptual + KL_WEIGHT * kl, torch.stack([l1, perceptual, kl])
