@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,6 +35,9 @@ from .tokenizer import train_tokenizer
 from .unet import DenoiserTask, prompt_texts, recomputed_losses
 from .vae import AutoencoderTask, normalise_latents
 
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
 ARCHITECTURES = Path(__file__).parent / "architecture"
 SIZES = (64, 32)
 STAGES = ("vae", "decoder", "latents", "unet", "export", "figures")
@@ -41,6 +45,7 @@ DEFAULT_STAGES = ("vae", "latents", "unet", "export")
 NORMALISED_VAE = "vae.safetensors"
 REFINED_VAE = "vae-refined.safetensors"  # the same encoder
 DENOISER = "denoiser"
+TOKENIZER = "tokenizer"  # that of the weights that were gone on from
 LOGS = ("vae.log.tsv", "unet.log.tsv")
 DECODER_LOG = "decoder.log.tsv"
 HELD_OUT_LOSSES = "held-out.json"
@@ -189,6 +194,7 @@ def lay_down(source: str, setting: Setting) -> None:
         )
     for name in LOGS:
         shutil.copyfile(locate(source, None) / name, folder / name)
+    generator.tokenizer.save_pretrained(folder / TOKENIZER)
     _save_vae(generator.vae, folder / NORMALISED_VAE)
     autoencoder = nn.ModuleDict({"vae": generator.vae})
     for name, weights in (("vae", autoencoder), ("unet", model)):  # the denoiser's is the sign that all is there
@@ -241,7 +247,7 @@ def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget)
     task = DenoiserTask(
         model,
         noise_schedule(setting.architecture),
-        train_tokenizer(prompt_texts(corpus.names)),
+        load_tokenizer(corpus.names, setting),
         cache,
         held,
         corpus.names,
@@ -271,7 +277,7 @@ def export(names: tuple[str, ...], setting: Setting) -> None:
     vae = load_vae(setting, REFINED_VAE if refined else NORMALISED_VAE)
     modules = {"vae": vae, "unet": model["unet"], "text_encoder": model["text_encoder"]}
     halves = {key: module.half() for key, module in modules.items()}
-    save_checkpoint(target, halves, train_tokenizer(prompt_texts(names)), scheduler_config)
+    save_checkpoint(target, halves, load_tokenizer(names, setting), scheduler_config)
     # Stored in half precision, computed in single: transformers reads the dtype to compute in from here.
     text_config = json.loads((target / "text_encoder" / "config.json").read_text())
     (target / "text_encoder" / "config.json").write_text(
@@ -342,6 +348,14 @@ def load_vae(setting: Setting, name: str = NORMALISED_VAE) -> nn.Module:
         raise UsageError(f"{path}: an autoencoder of another shape. Give another --size or --out.") from error
     use_plain_attention(vae)
     return vae.eval().requires_grad_(False)
+
+
+def load_tokenizer(names: tuple[str, ...], setting: Setting) -> CLIPTokenizer:
+    """What the text encoder reads prompts with: laid down with its weights, else learned from the class names."""
+    from transformers import CLIPTokenizer
+
+    kept = setting.folder / TOKENIZER
+    return CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else train_tokenizer(prompt_texts(names))
 
 
 def _save_vae(vae: nn.Module, path: Path) -> None:

@@ -26,7 +26,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> CLIPTokeniz
     backend.model = BPE(end_of_word_suffix="</w>")
     backend.train_from_iterator(
         texts,
-        BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False),
+        # Letters at a word's end are named too: the trainer numbers those that it finds itself in the order of a hash
+        # map, and breaks ties between merges by number, so that no two calls learned the same.
+        BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=alphabet,
+            special_tokens=base[2:],
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
     )
     import json
 
