@@ -170,7 +170,7 @@ def test_the_tokenizer_knows_every_character_and_merges_frequent_words() -> None
 
 
 def test_the_same_texts_always_make_the_same_tokenizer() -> None:
-    """The trainer breaks ties by numbers that it gave in the order of a hash map; a text encoder is void with others."""
+    """The trainer breaks ties by numbers given in the order of a hash map; a text encoder is void with others."""
     texts = ["alp ox sock", "koala crane mantis", "umbrella sombrero", "bow tie, ice lolly"]
     first, *others = (train_tokenizer(texts, vocab_size=530).get_vocab() for _ in range(8))
     assert all(other == first for other in others)
