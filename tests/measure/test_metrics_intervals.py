@@ -12,10 +12,10 @@ from diffusion_inversion.measure.metrics import intervals
 from diffusion_inversion.measure.metrics.frechet import fid, fid_infinity
 from diffusion_inversion.measure.metrics.intervals import (
     estimate,
-    few_units_warning,
     fid_error,
     manifold_errors,
     student,
+    wide_intervals,
 )
 from diffusion_inversion.measure.metrics.kernel import cubic_kernel, discrepancy, kid
 from diffusion_inversion.measure.metrics.manifold import left_out_values, manifold_values
@@ -259,8 +259,17 @@ def test_a_share_of_all_or_none_is_not_held_for_sure() -> None:
     real = normal(400, 2)
     errors = manifold_errors(real, 0.01 * normal(50, 2, seed=1), k=5, seed=0)
     assert errors["precision"] == pytest.approx(1 / 50)
-    few = few_units_warning(single_units(400, 50))
-    assert few is not None and "50 generated units" in few and few_units_warning(single_units(400, 400)) is None
+    (few,) = wide_intervals(single_units(400, 50), 1_280)
+    assert "50 generated units" in few and wide_intervals(single_units(400, 400), 1_280) == []
+
+
+def test_few_sources_for_the_dimensions_are_said() -> None:
+    """On both sides at once, an error of FID counts twice what a fresh draw would change once."""
+    sources = Units(torch.arange(150), torch.arange(300) // 2)
+    (wide,) = wide_intervals(sources, 100)
+    assert "150 units in 100 dimensions (fewer than 200)" in wide
+    assert wide_intervals(sources, 75) == []
+    assert wide_intervals(single_units(150, 300), 100) == []  # none on both sides
 
 
 def test_too_few_images_have_no_error() -> None:

@@ -27,7 +27,7 @@ from .extractors.extractor import Extractor
 from .extractors.stored import is_features, load_features
 from .metrics.frechet import fid, fid_infinity, small_sample_warning
 from .metrics.inputs import checked
-from .metrics.intervals import Estimate, estimate, few_units_warning, fid_error, manifold_errors
+from .metrics.intervals import Estimate, estimate, fid_error, manifold_errors, wide_intervals
 from .metrics.kernel import (
     CMMD_SCALE,
     cubic_kernel,
@@ -377,8 +377,7 @@ def _warnings(real: _Side, generated: _Side, network: Extractor | None, dim: int
     found = []
     if biased := small_sample_warning(len(real.features), len(generated.features), dim):
         found.append(biased)
-    if few := few_units_warning(units):
-        found.append(few)
+    found += wide_intervals(units, dim)
     given = [side.name for side in (real, generated) if side.images is None]
     if network and given:
         found.append(f"the features in {given[0]} are taken to be of {network.name} as it is here")

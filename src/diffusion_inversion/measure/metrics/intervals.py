@@ -67,14 +67,26 @@ def estimate(
     return Estimate(value, max(value - reach, least), min(value + reach, most), error, freedom)
 
 
-def few_units_warning(units: Units) -> str | None:
-    """Say which intervals err on the wide side where a side has fewer units than FEW_UNITS."""
-    if not units.enough or min(units.counts) >= FEW_UNITS:
-        return None
-    return (
-        f"of {units.counts[0]:,} real and {units.counts[1]:,} generated units, fewer than {FEW_UNITS}: intervals of "
-        "precision, recall and coverage are up to 1.6 times as wide as they should be, near 0 and 1 more"
-    )
+def wide_intervals(units: Units, dim: int) -> list[str]:
+    """Say which intervals err on the wide side where there are few units, for themselves or for `dim` features.
+
+    How much by: docs/results/metric-intervals.md.
+    """
+    found: list[str] = []
+    if not units.enough:
+        return found
+    if min(units.counts) < FEW_UNITS:
+        found.append(
+            f"of {units.counts[0]:,} real and {units.counts[1]:,} generated units, fewer than {FEW_UNITS}: intervals "
+            "of precision, recall and coverage are up to 1.6 times as wide as they should be, near 0 and 1 more"
+        )
+    if units.shared and min(units.counts) < 2 * dim:
+        found.append(
+            f"the real images are the sources of the generated ones, {min(units.counts):,} units in {dim:,} dimensions "
+            f"(fewer than {2 * dim:,}): the interval of FID can be 1.5 times as wide as it should be, that of FID "
+            "infinity near 0 four times"
+        )
+    return found
 
 
 def student(place: float, freedom: int | None) -> float:
