@@ -53,8 +53,8 @@ sources they are too wide, for what both sides have in common is counted twice. 
 - Heavy tails: with 8 degrees of freedom KID has 0.81; with 5 the spread of FID and KID comes from the few draws that
   hold an image far out. No resampling of a draw without one can see it: their errors are far too small beside the
   standard deviation, which for KID's cubic kernel is not even finite. CMMD and the neighbour metrics do not mind.
-- Against the sources, with fewer of them than twice the dimensions (60 x 5, 48 dim.): FID and `fid_infinity`, which is cut
-  at 0 there, are too wide; `dinv metrics` says so."""
+- Against the sources, with fewer of them than twice the dimensions (60 x 5, 48 dim.): FID and `fid_infinity`, which is
+  cut at 0 there, are too wide; `dinv metrics` says so."""
 
 
 @dataclass(frozen=True)
