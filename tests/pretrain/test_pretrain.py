@@ -238,6 +238,7 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     state = load_file(later / "unet.state.safetensors")
     for key, value in ema.items():
         torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-3, msg=key)
+    assert (later / "mini" / "README.md").read_bytes() == (whole / "mini" / "README.md").read_bytes()
     kept = recipe.load_tokenizer(("no class of before",), setting(later))
     assert kept.get_vocab() == generator.tokenizer.get_vocab()
     before = load_file(later / "vae.safetensors")

@@ -192,8 +192,10 @@ def lay_down(source: str, setting: Setting) -> None:
             f"--start-from {source}: networks of another shape than the recipe at {setting.size} px. "
             "Give another --size, or begin anew without it."
         )
+    finished = locate(source, None)
+    shutil.copytree(finished, folder / "mini", dirs_exist_ok=True)
     for name in LOGS:
-        shutil.copyfile(locate(source, None) / name, folder / name)
+        shutil.copyfile(finished / name, folder / name)
     generator.tokenizer.save_pretrained(folder / TOKENIZER)
     _save_vae(generator.vae, folder / NORMALISED_VAE)
     autoencoder = nn.ModuleDict({"vae": generator.vae})
