@@ -83,6 +83,7 @@ class Case:
 DEVELOPMENT = (
     Case(40, 10, 400), Case(40, 10, 400, 0.8), Case(40, 10, 0), Case(100, 4, 400), Case(100, 10, 0), Case(400, 1, 400),
     Case(40, 10, 0, 0.5, noise=1.0, shrink=0.5), Case(60, 3, 0, 0.3, noise=1.0, shrink=0.3),
+    Case(60, 5, 0, dim=48),
 )  # fmt: skip
 HELD_OUT = (
     Case(25, 20, 300, dim=6),

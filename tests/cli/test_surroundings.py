@@ -135,6 +135,25 @@ def test_an_empty_value_is_not_the_working_folder(arguments: list[str]) -> None:
     assert done.exit_code == 2 and "is empty; give a value" in done.output
 
 
+def test_a_tilde_that_the_shell_left_is_the_home_folder(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--out "~/run"`, quoted: once a folder that is called `~`."""
+    monkeypatch.setenv("HOME", str(data.parent / "home"))
+    monkeypatch.chdir(data.parent)
+    (data.parent / "home").mkdir()
+    done = CliRunner().invoke(app, ["inspect", str(data), "--csv", "~/problems.csv"])
+    assert done.exit_code == 0, done.output
+    assert (data.parent / "home" / "problems.csv").is_file() and not (data.parent / "~").exists()
+
+
+def test_more_pixels_than_memory_are_refused_before_one_is_decoded(data: Path) -> None:
+    for command, said in (
+        (["inspect"], "an image at 1000000 px needs about"),
+        (["invert", "--out", str(data.parent / "run")], "images at 1000000 px need about"),
+    ):
+        done = CliRunner().invoke(app, [*command, str(data), "--size", "1000000"])
+        assert done.exit_code == 4 and said in done.output and "give a smaller --size" in done.output, done.output
+
+
 def test_json_has_no_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     import typer
 

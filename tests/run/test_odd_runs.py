@@ -170,6 +170,8 @@ def test_restart_deletes_nothing_before_the_new_settings_can_be_used(bench: Benc
     ):
         with pytest.raises(error):
             pipeline.sample_stage(run, bench.generator(), settings, anew=True)
+    with pytest.raises(DiskError, match="nothing was computed"):
+        pipeline.sample_stage(run, bench.generator(), SampleSettings(variants=10**9), anew=True)
     with pytest.raises(UsageError):
         pipeline.train_stage(run, open_splits(run), pipeline.TrainSettings(), "cuda:7", anew=True)
     assert content(run) == before

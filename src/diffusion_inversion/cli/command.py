@@ -78,11 +78,19 @@ def with_options(function: Make) -> Callable[..., None]:
 
     def call(**typed: Any) -> None:
         with command(typed["as_json"]) as summary:
-            summary |= function(**arguments(typed))
+            summary |= function(**arguments({name: _at_home(value) for name, value in typed.items()}))
 
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {one.name: one.annotation for one in parameters}
     return call
+
+
+def _at_home(value: Any) -> Any:
+    """A path whose `~` the shell left as it was, as in `--out "~/run"`, in the home folder."""
+    try:
+        return value.expanduser() if isinstance(value, Path) else value
+    except RuntimeError as error:
+        raise UsageError(f"{value}: no home folder is known for its ~; write the whole path") from error
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:

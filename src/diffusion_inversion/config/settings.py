@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 SchedulerName = Literal["ddim", "pndm", "dpm++", "unipc", "euler"]
 Unconditional = Literal["mean", "class-mean", "group-mean", "empty", "zero"]
 PartnerPolicy = Literal["same-class", "nearest", "other-class", "reference"]
+GuidanceScale = Annotated[float, Field(ge=0, le=100)]
 
 
 def setting(
@@ -93,7 +94,7 @@ class SampleSettings(Settings):
     """Stage 2: draw variants around the learned vectors."""
 
     variants: int = setting(10, "images per learned vector", "ours; text: 45", ge=1)
-    guidance_scales: tuple[float, ...] = setting(
+    guidance_scales: tuple[GuidanceScale, ...] = setting(
         (1.0,),
         "to mix, e.g. 1.5,2,3, one for each image; 1 = off, the text's w + 1",
         "ours; text: w = 2, or 2, 3 and 4 mixed",
@@ -105,7 +106,7 @@ class SampleSettings(Settings):
         "of kept steps and guidance scales, one drawn for each image, or all in turn, each equally often",
         "random: text, of guidance; grid: code, 3 x 3 with 5 variants each",
     )
-    noise_strength: float = setting(0.1, "lambda, standard deviation of the noise added to c", "text", ge=0)
+    noise_strength: float = setting(0.1, "lambda, standard deviation of the noise added to c", "text", ge=0, le=10)
     interpolation: float = setting(0.1, "alpha, weight of a partner's vector", "text", ge=0, le=1)
     interpolation_kind: Literal["lerp", "slerp"] = setting(
         "lerp", "along the straight line, or along the great circle of the flattened vectors", "text; slerp: ours"
@@ -186,7 +187,7 @@ class PromptSettings(Settings):
     """Images from prompts, with the sampler of stage 2: what baselines are made of."""
 
     variants: int = setting(10, "images per prompt", ge=1)
-    guidance_scales: tuple[float, ...] = setting(
+    guidance_scales: tuple[GuidanceScale, ...] = setting(
         (7.5,), "diffusers' convention, 1 = off; one is drawn per image", min_length=1
     )
     scheduler: SchedulerName = setting("dpm++", "as in stage 2")

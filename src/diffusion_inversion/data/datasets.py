@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..engine.memory import require_memory
 from ..errors import DataError
 from .duplicates import Part, Shared, find_duplicates, refuse_shared, shared_problems
 from .images import LabelledImages, content_hash, square
@@ -181,6 +182,8 @@ def _decode(source: Source, rows: Sequence[int], size: int | None) -> _Decoded:
     headers = read_headers(source, rows, problems)
     native, side = common_side(source, headers, size, problems)
     hashes: list[str] = []
+    pixels_of_all = f"{source.name}: {len(rows):,} images at {side} px need"
+    require_memory(len(rows) * 3 * side**2, pixels_of_all, "give a smaller --size or fewer images (--limit)")
     images = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
     readable = [row for row in rows if row in headers]
     for place, pixels in read_pixels(source, readable, problems):

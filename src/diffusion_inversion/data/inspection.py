@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..engine.memory import require_memory
 from ..engine.store import commit_bytes
 from ..engine.text import shown
 from ..errors import DataError
@@ -175,6 +176,8 @@ def _look(split: str, source: Source, rows: Sequence[int], size: int | None) -> 
     problems = list(source.problems)
     headers = read_headers(source, rows, problems)
     _, side = common_side(source, headers, size, problems)
+    one = 20 * side**2  # bytes: the pixels, and as float32 on their way to that side
+    require_memory(one, f"{source.name}: an image at {side} px needs", "give a smaller --size")
     readable = [row for row in rows if row in headers]
     used: list[int] = []
     hashes: list[str] = []

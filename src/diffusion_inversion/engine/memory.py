@@ -1,14 +1,17 @@
-"""Work that does not fit into memory is done in smaller parts."""
+"""Work that does not fit into memory is done in smaller parts, or refused before it begins."""
 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from ..errors import UsageError
+from ..errors import DataError, UsageError
+from .disk import human
 
 Result = TypeVar("Result")
 # How allocators say it where they raise a plain RuntimeError: PyTorch's on the CPU, oneDNN's.
@@ -49,3 +52,21 @@ def within_memory(do: Callable[[int], Result], size: int) -> tuple[Result, int]:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def memory() -> tuple[int, int | None]:
+    """Bytes of this machine's memory, and those that are available; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        sizes = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in lines)}
+        return sizes["MemTotal"], sizes["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
+
+
+def require_memory(needed: int, what: str, remedy: str) -> None:
+    """Raise DataError where less than `needed` bytes are available; where that is not known, than there are."""
+    total, available = memory()
+    free = total if available is None else available
+    if needed > free:
+        raise DataError(f"{what} about {human(needed)} of memory and {human(free)} are free; {remedy}.")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..data.problems import aligned
 from ..data.sources import default_root
+from ..engine.memory import memory
 from ..errors import DinvError
 from ..generator.checkpoints import MINI, available, check_parts, hash_weights
 from ..generator.device import bfloat16_is_fast, resolve_device
@@ -100,12 +101,8 @@ def _device() -> Iterator[Check]:
 
 
 def _memory() -> Iterator[Check]:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        sizes = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in lines)}
-        total, free = sizes["MemTotal"], sizes["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total, free = memory()
+    if free is None:
         yield Check("memory", total >= _MIN_MEMORY, f"{total / 1e9:.1f} GB", "take smaller batches (--batch-size)")
         return
     value = f"{free / 1e9:.1f} GB available of {total / 1e9:.1f}"

@@ -76,16 +76,18 @@ def sample_stage(
     """Stage 2 over the stored vectors; notes its time and returns how many images there are.
 
     With `sources`, the images that were inverted, it is measured how much of each its vector keeps.
-    `anew` deletes what this stage and later ones made, once the settings are known to be usable.
+    `anew` deletes what this stage and later ones made, once the settings are known to be usable and there is room for
+    what they ask for beyond what is deleted.
     """
     embeddings = read_embeddings(run)
     side = check(embeddings, generator, settings)
-    if anew:
-        restart(run, "sample")
     store = SyntheticStore(run, embeddings.class_names)
     drawn = sum(len(record["files"]) for record in store.manifest.units().values())
     missing = max(len(embeddings) * settings.variants - drawn, 0)
     _require_room(run, missing, png_bytes(side), f"images of {side} px")
+    if anew:
+        restart(run, "sample")
+        store = SyntheticStore(run, embeddings.class_names)
     with timed(store.manifest):
         draw_variants(embeddings, generator, run, settings)
         draw_reconstructions(run, embeddings, generator, settings, sources)
