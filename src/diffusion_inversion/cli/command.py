@@ -100,11 +100,12 @@ def _is_option(parameter: inspect.Parameter) -> bool:
 @contextmanager
 def command(as_json: bool) -> Iterator[dict[str, Any]]:
     """Run a command: print its summary, turn expected errors and interrupts into messages and exit codes."""
-    from ..engine import signals
+    from ..engine import signals, threads
     from ..engine.redaction import redact
     from ..engine.text import shown
 
     signals.install()
+    threads.share_cores()
     summary: dict[str, Any] = {}
     try:
         yield summary

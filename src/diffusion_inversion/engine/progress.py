@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .threads import follow
+
 _PLAIN_INTERVAL = 10.0  # seconds between two plain lines
+_RECENT = 60.0  # seconds of which a plain line's rate and time left are
 
 
 def _duration(seconds: float) -> str:
@@ -24,10 +28,17 @@ def track(description: str, total: int, unit: str = "images") -> Iterator[Callab
     """Show the progress of `total` units of work on stderr; yield `advance(n)`, which counts n more units as done.
 
     Not a terminal: at most one line in 10 s, and one at the end, which tells where an error stopped the work.
-    Call `advance` from one thread.
+    Call `advance` from one thread. The number of PyTorch's threads follows what other processes leave free
+    (`threads.follow`).
     """
+    follow()
     show = _bar if sys.stderr.isatty() else _lines
-    with show(description, total, unit) as advance:
+    with show(description, total, unit) as count:
+
+        def advance(n: int) -> None:
+            count(n)
+            follow()
+
         yield advance
 
 
@@ -66,10 +77,12 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], No
 def _lines(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     start = printed_at = time.monotonic()
     done = 0
+    recent = deque([(start, 0)])  # when a line was printed, and what was done by then
 
     def line(now: float, *, last: bool) -> str:
         elapsed = now - start
-        rate = done / elapsed if elapsed > 0 else 0.0
+        since, then = (start, 0) if last else recent[0]
+        rate = (done - then) / (now - since) if now > since else 0.0
         if last:
             time_text = f"{'done' if done >= total else 'stopped'} after {_duration(elapsed)}"
         else:
@@ -82,7 +95,10 @@ def _lines(description: str, total: int, unit: str) -> Iterator[Callable[[int], 
         now = time.monotonic()
         if done < total and now - printed_at >= _PLAIN_INTERVAL:
             printed_at = now
+            while now - recent[0][0] > _RECENT and len(recent) > 1:
+                recent.popleft()
             print(line(now, last=False), file=sys.stderr, flush=True)
+            recent.append((now, done))
 
     try:
         yield advance

@@ -1,0 +1,99 @@
+"""How many threads to compute with beside what else the machine does.
+
+Threads that share cores with other work wait for each other and take many times as long as one thread would. So the
+number follows the cores that others leave free, looked at every few seconds. Results differ by rounding from one number
+of threads to another, about 1e-6; with OMP_NUM_THREADS set, the number stays as it says.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PERIOD = 10.0  # seconds between two looks
+FIRST = 0.2  # seconds that the first look takes
+FIXED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Look:
+    """CPU seconds since the machine started, of the cores that this process may use, and of the process itself."""
+
+    at: float  # seconds of a clock
+    busy: float
+    own: float
+
+
+def look(stat: Path = Path("/proc/stat")) -> Look | None:
+    """What the system says now; None where it does not. Niced work counts too: it still makes threads wait."""
+    try:
+        usable = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        lines = [line.split() for line in stat.read_text().splitlines()]
+        tick = os.sysconf("SC_CLK_TCK")
+        own = os.times()
+    except (OSError, AttributeError, ValueError):
+        return None
+    busy = 0.0
+    for name, *ticks in lines:
+        if name in usable:
+            user, nice, system, _, _, irq, softirq, steal, *_ = (*map(int, ticks), *[0] * 8)
+            busy += (user + nice + system + irq + softirq + steal) / tick
+    return Look(time.monotonic(), busy, own.user + own.system)
+
+
+def quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Cores that the container may use (cgroup v2 and v1); infinite where there is no limit."""
+    try:
+        most, period = (folder / "cpu.max").read_text().split()
+        return float("inf") if most == "max" else int(most) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        most, period = ((folder / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float("inf") if int(most) <= 0 else int(most) / int(period)
+    except (OSError, ValueError):
+        return float("inf")
+
+
+def fair(before: Look, after: Look, cores: float) -> int:
+    """The whole cores, one at least, that others left free between two looks. What this process itself used is free."""
+    seconds = max(after.at - before.at, 1e-9)
+    others = max(0.0, (after.busy - before.busy) - (after.own - before.own)) / seconds
+    return max(1, int(cores - others + 0.5))
+
+
+class _Followed:
+    """Whether the number of threads is followed in this process, and the last look."""
+
+    on = False
+    last: Look | None = None
+
+
+def share_cores() -> None:
+    """Follow from now on: for commands, which have the process to themselves. `follow` does nothing before."""
+    _Followed.on = not any(os.environ.get(name) for name in FIXED_BY)
+
+
+def follow() -> None:
+    """Let PyTorch use as many threads as there are cores that others leave free; look again after PERIOD.
+
+    Cheap to call after every step. Does nothing where the number is fixed (FIXED_BY), in processes that did not ask for
+    it, and where the system does not say.
+    """
+    before = _Followed.last
+    if not _Followed.on or (before is not None and time.monotonic() - before.at < PERIOD):
+        return
+    if before is None:
+        if (before := look()) is None:
+            return
+        time.sleep(FIRST)
+    if (after := look()) is None:
+        return
+    _Followed.last = after
+    import torch
+
+    cores = min(len(os.sched_getaffinity(0)), quota())
+    if (threads := fair(before, after, cores)) != torch.get_num_threads():
+        torch.set_num_threads(threads)

@@ -1,0 +1,112 @@
+"""The number of threads follows what other processes leave free, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_inversion.engine import threads
+from diffusion_inversion.engine.threads import Look, fair, follow, look, quota, share_cores
+
+
+@pytest.mark.parametrize(
+    ("busy", "own", "cores", "expected"),
+    [
+        (0.0, 0.0, 2, 2),  # idle
+        (20.0, 20.0, 2, 2),  # all of it is our own work
+        (10.0, 0.0, 2, 1),  # a neighbour on one of two cores
+        (20.0, 10.0, 2, 1),  # we on one, a neighbour on the other
+        (20.0, 0.0, 2, 1),  # never none
+        (30.0, 10.0, 8, 6),
+        (26.0, 10.0, 8, 6),  # 1.6 cores are taken: 6.4 are free
+        (0.0, 0.0, 2.5, 3),  # a container's quota
+        (0.0, 0.0, 0.5, 1),
+        (9.0, 10.0, 4, 4),  # ticks are counted at different times
+    ],
+)
+def test_the_cores_that_others_leave(busy: float, own: float, cores: float, expected: int) -> None:
+    assert fair(Look(100.0, 50.0, 7.0), Look(110.0, 50.0 + busy, 7.0 + own), cores) == expected
+
+
+def test_a_look_counts_the_usable_cores_and_not_the_time_they_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
+    tick = os.sysconf("SC_CLK_TCK")
+    stat = tmp_path / "stat"
+    stat.write_text(
+        f"cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 {tick} {7 * tick} {2 * tick} {90 * tick} {8 * tick} 0 {tick} 0 0 0\n"
+        f"cpu1 {50 * tick} 0 0 0 0 0 0 0 0 0\ncpu2 {3 * tick} 0 0 0 0 0 0 {tick} 0 0\nintr 5\n"
+    )
+    found = look(stat)
+    assert found is not None and found.busy == pytest.approx((1 + 7 + 2 + 1) + (3 + 1))  # neither idle nor waiting
+    assert look(tmp_path / "none") is None
+
+
+def test_a_containers_quota(tmp_path: Path) -> None:
+    assert quota(tmp_path) == float("inf")
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert quota(tmp_path) == float("inf")
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert quota(tmp_path) == 2.5
+
+
+def test_threads_stay_as_they_were_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Look:
+        raise AssertionError("looked")
+
+    monkeypatch.setattr(threads, "look", fail)
+    monkeypatch.setattr(threads._Followed, "on", False)
+    monkeypatch.setattr(threads._Followed, "last", None)
+    follow()  # a library that nobody asked
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    share_cores()
+    follow()
+
+
+def test_threads_follow_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks that say that others take all cores but one, then none."""
+    for name in threads.FIXED_BY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(threads, "quota", lambda: float("inf"))
+    monkeypatch.setattr(threads, "FIRST", 0.0)
+    monkeypatch.setattr(threads, "PERIOD", 0.0)
+    monkeypatch.setattr(threads._Followed, "on", False)
+    monkeypatch.setattr(threads._Followed, "last", None)
+    start = time.monotonic()
+    looks = iter([Look(start, 0.0, 0.0), Look(start + 10, 30.0, 10.0), Look(start + 20, 60.0, 40.0)])
+    monkeypatch.setattr(threads, "look", lambda: next(looks))
+    before = torch.get_num_threads()
+    try:
+        share_cores()
+        follow()
+        assert torch.get_num_threads() == 1
+        monkeypatch.setattr(time, "monotonic", lambda: start + 20)
+        follow()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="this system does not say what its cores do")
+def test_what_this_process_does_is_its_own(tmp_path: Path) -> None:
+    """A busy second of one thread is counted as ours, so that it does not make us yield."""
+    code = (
+        "import time; from diffusion_inversion.engine.threads import look\n"
+        "a = look(); end = time.monotonic() + 1\nwhile time.monotonic() < end: pass\n"
+        "b = look(); print(b.own - a.own, b.busy - a.busy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    own, busy = map(float, done.stdout.split())
+    assert 0.3 < own <= 1.1 and busy > 0.5 * own
