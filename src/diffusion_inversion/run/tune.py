@@ -90,15 +90,15 @@ def tune_sampling(
     def describe(settings: SampleSettings) -> dict[str, object]:
         return {"sample": settings.described(), "train": recipe(train, generator.device)}
 
-    found, chosen = chosen_before(run, SAMPLE_FILE, axes, sample, describe)
-    if len(found) < len(axes) and SyntheticStore(run, ()).manifest.units():
-        names = ", ".join(axis.key for axis in axes)
-        raise ConfigMismatchError(
-            f"{run}: --tune {names}: images were drawn here before it was chosen. Give the values of "
-            f"{settings_file('sample')} as options to go on with them, or choose another run folder."
-        )
     with briefly(run, FOLDER):
+        found, chosen = chosen_before(run, SAMPLE_FILE, axes, sample, describe)
         if len(found) < len(axes):
+            if SyntheticStore(run, ()).manifest.units():
+                names = ", ".join(axis.key for axis in axes)
+                raise ConfigMismatchError(
+                    f"{run}: --tune {names}: images were drawn here before it was chosen. Give the values of "
+                    f"{settings_file('sample')} as options to go on with them, or choose another run folder."
+                )
             embeddings = read_embeddings(run)
             folds = Folds(run, images.resized(check(embeddings, generator, sample)), str(generator.device))
             pictures = _Pictures(folds, embeddings, generator)
@@ -175,11 +175,11 @@ def tune_training(
     if not axes:
         return settings
     describe = partial(recipe, device=resolve_device(device))
-    found, chosen = chosen_before(run, TRAIN_FILE, axes, settings, describe)
-    if len(found) < len(axes):
-        _require_choosable(run, chosen, tuning, device)
-        spent = sum(one["seconds"] for one in choices_of(run) if one["setting"].startswith("sample."))
-        with briefly(run, FOLDER):
+    with briefly(run, FOLDER):
+        found, chosen = chosen_before(run, TRAIN_FILE, axes, settings, describe)
+        if len(found) < len(axes):
+            _require_choosable(run, chosen, tuning, device)
+            spent = sum(one["seconds"] for one in choices_of(run) if one["setting"].startswith("sample."))
             folds, made = Folds(run, real, device), material()
             folds.check(made)
 

@@ -242,7 +242,9 @@ def _sentence(choice: ChoiceRecord) -> str:
     name, default = choice["setting"], _shown(choice["default"])
     tried = [f"{_shown(one['value'])} {_gain(one)}" for one in choice["candidates"]]
     if choice["chosen"] == choice["default"]:
-        head = f"{name} stays {default}: " + ("nothing else was tried" if not tried else "nothing beat it beyond its interval")
+        head = f"{name} stays {default}: " + (
+            "nothing else was tried" if not tried else "nothing beat it beyond its interval"
+        )
     else:
         head = f"{name} {_shown(choice['chosen'])} was chosen over {default}"
     of = "" if choice["measure"] == "accuracy" else f", in {choice['measure']}"
