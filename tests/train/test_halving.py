@@ -164,6 +164,13 @@ def test_no_training_exceeds_the_budget_but_the_first(costs: list[float], budget
     assert choice.cut_short == (choice.trials < trials_of(len(costs) - 1, 3 * FOLDS))
 
 
+def test_a_later_choice_knows_how_long_trainings_are() -> None:
+    draws = Draws([0.1], images=60)
+    nothing = halve(1, cells(), draws, draws.labels, budget=2.5, longest=(2.0, 1.0))
+    assert (nothing.trials, nothing.chosen, nothing.cut_short) == (0, None, True)
+    assert halve(1, cells(), draws, draws.labels, budget=3.0, longest=(2.0, 1.0)).trials == 1
+
+
 def test_a_budget_is_planned_so_that_the_last_rung_is_reached() -> None:
     draws = Draws([0.0] * 4, images=100)
     whole = trials_of(4, 3 * FOLDS)

@@ -170,6 +170,12 @@ class Folds:
             record["seconds"] if record["purpose"] == purpose else 0.0,
         )
 
+    def longest(self, purpose: str) -> tuple[float, float]:
+        """Seconds of the longest training, and of the longest drawing of images, that served another purpose."""
+        before = [one for one in self.manifest.units().values() if one["purpose"] != purpose]
+        found = [[one["seconds"] for one in before if ("fold" in one) == trained] for trained in (True, False)]
+        return max(found[0], default=0.0), max(found[1], default=0.0)
+
 
 def seconds_of(device: torch.device) -> Callable[[], float]:
     """A clock that begins now: seconds of this process's CPU over all threads; on another device on the wall."""
@@ -199,13 +205,9 @@ def choose(
             return found
 
         found = halve(
-            len(candidates),
-            cells,
-            try_one,
-            folds.real.labels,
-            budget=budget,
+            len(candidates), cells, try_one, folds.real.labels, budget=budget, longest=folds.longest(axis.key),
             comparisons=max(tuning.family, len(others)),
-        )
+        )  # fmt: skip
     values = list(others)
     record: ChoiceRecord = {
         "setting": axis.key,

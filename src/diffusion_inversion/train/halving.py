@@ -75,6 +75,7 @@ def halve(
     labels: Tensor,
     *,
     budget: float | None = None,
+    longest: tuple[float, float] = (0.0, 0.0),
     comparisons: int | None = None,
     confidence: float = 0.95,
 ) -> Choice:
@@ -82,8 +83,9 @@ def halve(
 
     labels: (N,) true classes of the real images, whose rows the trials name.
     budget: seconds that trials may take, None: no end. As many cells are planned as it pays for once every candidate
-        was tried on one, and no trial begins that would exceed it if it took as long as the longest before it. The
-        very first one is always done.
+        was tried on one, and no trial begins that would exceed it if it took as long as the longest before it.
+    longest: seconds of the longest training and of the longest drawing before this choice; where there was none, the
+        first trial is always done.
     comparisons: how many candidates there are in all, where other choices belong to the same family.
     """
     tried: dict[int | None, list[Trial]] = {one: [] for one in (None, *range(candidates))}
@@ -96,12 +98,12 @@ def halve(
 
     def affordable(one: int | None) -> bool:
         every = [trial for trials in tried.values() for trial in trials]
-        if budget is None or not every:
+        if budget is None or not (every or any(longest)):
             return True
-        longest = max(trial.seconds for trial in every)
+        expected = max(longest[0], *(trial.seconds for trial in every), 0.0)
         if not tried[one]:  # its images may have to be drawn
-            longest += max(trial.drawing for trial in every)
-        return spent() + longest <= budget
+            expected += max(longest[1], *(trial.drawing for trial in every), 0.0)
+        return spent() + expected <= budget
 
     def go_on(upto: int) -> bool:
         """Try whatever is alive on the cells up to a number; whether the budget sufficed."""
@@ -125,8 +127,8 @@ def halve(
     whole = bool(candidates) and go_on(1)
     planned = len(cells)
     if budget is not None and whole:
-        longest = max(trial.seconds for trials in tried.values() for trial in trials)
-        left = (budget - spent()) / longest if longest else float("inf")
+        each = max(longest[0], *(trial.seconds for trials in tried.values() for trial in trials))
+        left = (budget - spent()) / each if each else float("inf")
         while planned > 1 and trials_of(candidates, planned) - (candidates + 1) > left:
             planned -= 1
     for count, upto in rungs(candidates, planned):
