@@ -33,10 +33,12 @@ def fold_of(images: LabelledImages, count: int = FOLDS) -> tuple[int, ...]:
     number: dict[int, int] = {}
     for row in sorted(range(len(images)), key=lambda row: (labels[row], _hash(images.ids[row]))):
         number.setdefault(group[row], len(number) % count)
-    for label in sorted(set(labels)):
-        members = [group[row] for row in range(len(images)) if labels[row] == label]
-        if len({number[one] for one in members} - {NEVER}) == 1 and all(number[one] != NEVER for one in members):
-            number.update(dict.fromkeys(members, NEVER))
+    members: dict[int, set[int]] = {}
+    for label, one in zip(labels, group, strict=True):
+        members.setdefault(label, set()).add(one)
+    for label in sorted(members):
+        if len({number[one] for one in members[label]}) == 1:
+            number.update(dict.fromkeys(members[label], NEVER))
     return tuple(number[one] for one in group)
 
 
