@@ -10,6 +10,7 @@ ones. Prints one line of JSON per classifier: CPU seconds of the training on one
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 
@@ -17,10 +18,20 @@ import torch
 
 from diffusion_inversion.config.settings import TrainSettings
 from diffusion_inversion.data.datasets import load_images
+from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.train.evaluation import evaluate
-from diffusion_inversion.train.real_fraction import validation_rows
 from diffusion_inversion.train.recipes import RECIPES
 from diffusion_inversion.train.training import train
+
+
+def validation_rows(images: LabelledImages, share: float) -> list[int]:
+    """Rows to hold out, ascending: `share` of every class, at least one image and never the last."""
+    rows: list[int] = []
+    for label in range(len(images.class_names)):
+        members = (images.labels == label).nonzero()[:, 0].tolist()
+        members.sort(key=lambda row: hashlib.sha256(f"0/validation/{images.ids[row]}".encode()).digest())
+        rows += members[: max(min(max(round(share * len(members)), 1), len(members) - 1), 0)]
+    return sorted(rows)
 
 
 def main() -> None:
@@ -34,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     images = load_images(arguments.data, limit=arguments.limit)
-    held_out = validation_rows(images, arguments.share, 0)
+    held_out = validation_rows(images, arguments.share)
     validation = images.subset(held_out)
     training = images.subset(sorted(set(range(len(images))) - set(held_out)))
     for seed in range(arguments.seeds):

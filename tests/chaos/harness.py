@@ -30,6 +30,7 @@ from diffusion_inversion.config.settings import (
     SampleSettings,
     TrainSettings,
 )
+from diffusion_inversion.config.tuning import read_tuning
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine import faults
 from diffusion_inversion.engine.lock import run_lock
@@ -127,7 +128,15 @@ def retrieve(bench: Bench, run: Path) -> None:
     retrieval.retrieve_sets(run, DataSettings(data=str(bench.data), root=str(root)), found, device="cpu")
 
 
-JOBS = STAGES | {"replicates": replicates, "retrieve": retrieve}
+def tuned(bench: Bench, run: Path) -> None:
+    """The whole job with settings of two stages chosen first."""
+    pipeline.run_all(
+        run, DataSettings(data=str(bench.data)), bench.generator(), invert=INVERT, sample=SAMPLE, train=TRAIN,
+        command="dinv run data", tuning=read_tuning(["interpolation=0.1,0.4,0.9", "real_fraction=0.5,0.75"]),
+    )  # fmt: skip
+
+
+JOBS = STAGES | {"replicates": replicates, "retrieve": retrieve, "tuned": tuned}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Recipes resolve to stated numbers; batches hold what the mixing says; the real share is chosen without leaks."""
+"""Recipes resolve to stated numbers; batches hold what the mixing says."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch import Tensor
 from training_toys import batches_seen, toy
 
 from diffusion_inversion.config.settings import AugmentationName, TrainSettings
+from diffusion_inversion.config.tuning import PAPER_FRACTIONS
 from diffusion_inversion.data.images import LabelledImages
-from diffusion_inversion.errors import DataError, UsageError
 from diffusion_inversion.train import training
 from diffusion_inversion.train.augment import NAMES
 from diffusion_inversion.train.classifiers import Classifier
 from diffusion_inversion.train.evaluation import evaluate
 from diffusion_inversion.train.mixing import Pool, counts_at
-from diffusion_inversion.train.real_fraction import PAPER_FRACTIONS, choose_real_fraction, validation_rows
 from diffusion_inversion.train.recipes import RECIPES, Recipe, make_optimizer, make_schedule, resolve, resolved
 from diffusion_inversion.train.training import recipe, train
 
@@ -207,71 +206,3 @@ def test_soft_targets_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mixed.shape == (8, 3) and mixed.sum(1).tolist() == pytest.approx([1] * 8)
     assert ((mixed > 0) & (mixed < 1)).any()
     assert hard.shape == (8,) and hard.dtype == torch.int64
-
-
-def test_validation_rows_are_a_share_of_every_class_and_depend_on_ids() -> None:
-    images = toy(31, 0)
-    rows = validation_rows(images, 0.2, 0)
-    assert [int((images.labels[rows] == k).sum()) for k in range(3)] == [2, 2, 2]
-    turned = images.subset(list(reversed(range(31))))
-    assert {turned.ids[row] for row in validation_rows(turned, 0.2, 0)} == {images.ids[row] for row in rows}
-    assert validation_rows(images, 0.2, 1) != rows
-    assert validation_rows(images.subset([0, 1, 2, 3]), 0.9, 0) in ([0], [3]), "the last of a class stays"
-
-
-def test_the_real_fraction_is_chosen_on_held_out_real_images_without_their_variants() -> None:
-    real = toy(30, 0, size=16)
-    # Synthetic images of the wrong class, one per real image: the more real images a batch has, the better.
-    wrong = replace(toy(30, 0, size=16, name="synthetic"), labels=(real.labels + 1) % 3)
-    settings = TrainSettings(architecture="resnet20", steps=25, batch_size=16, seeds=(0, 1))
-    seen: list[tuple[float, int, float]] = []
-    choice = choose_real_fraction(
-        real, wrong, settings, sources=[(i,) for i in real.ids], candidates=(1 / 8, 7 / 8), device="cpu",
-        on_candidate=lambda *found: seen.append(found),
-    )  # fmt: skip
-    assert choice.real_fraction == 7 / 8
-    assert [(c, s) for c, s, _ in seen] == [(1 / 8, 0), (1 / 8, 1), (7 / 8, 0), (7 / 8, 1)]
-    assert choice.accuracies == {c: tuple(a for d, _, a in seen if d == c) for c in (1 / 8, 7 / 8)}
-    assert (choice.n_train, choice.n_validation) == (24, 6)
-    assert choice.n_synthetic == 24, "variants of the held-out images are not trained on"
-    first, partner = real.ids, [*real.ids[1:], real.ids[0]]
-    once = choose_real_fraction(
-        real, wrong, settings.model_copy(update={"steps": 1, "seeds": (0,)}),
-        sources=list(zip(first, partner, strict=True)), candidates=(0.5,), device="cpu",
-    )  # fmt: skip
-    held = {real.ids[row] for row in validation_rows(real, 0.2, 0)}
-    assert once.n_synthetic == sum(not {a, b} & held for a, b in zip(first, partner, strict=True)) < 24
-
-
-def test_where_classes_are_uneven_the_choice_is_by_balanced_accuracy() -> None:
-    """As the verdict is; a classifier of two steps that names the largest class alone is no good one."""
-    whole = toy(60, 0)
-    uneven = whole.subset([row for row in range(60) if whole.labels[row] == 0 or row < 15])  # 20, 5 and 5 images
-    synthetic = toy(30, 1, name="synthetic")
-    settings = TrainSettings(**PLAIN, steps=2, batch_size=4, seeds=(0,))
-    held = validation_rows(uneven, 0.2, 0)
-    sources = [(uneven.ids[next(row for row in range(len(uneven)) if row not in held)],)] * 30
-    choice = choose_real_fraction(uneven, synthetic, settings, sources=sources, candidates=(0.5,), device="cpu")
-    assert choice.measure == "balanced accuracy"
-    rest = uneven.subset([row for row in range(len(uneven)) if row not in held])
-    chosen = settings.model_copy(update={"real_fraction": 0.5})
-    found = evaluate(train(rest, synthetic=synthetic, settings=chosen, seed=0, device="cpu"), uneven.subset(held))
-    assert choice.accuracies == {0.5: (found.balanced_accuracy,)}
-    assert found.accuracy != found.balanced_accuracy, "the two tell nothing apart here"
-
-
-def test_a_choice_that_means_nothing_is_refused() -> None:
-    real, synthetic = toy(9, 0), toy(9, 1, name="synthetic")
-    settings = TrainSettings(**PLAIN, steps=1, batch_size=4, seeds=(0,))
-    sources = [(i,) for i in real.ids]
-    with pytest.raises(UsageError, match="one entry for each"):
-        choose_real_fraction(real, synthetic, settings, sources=sources[1:])
-    with pytest.raises(UsageError, match="candidates"):
-        choose_real_fraction(real, synthetic, settings, sources=sources, candidates=(0.5, 1.0))
-    with pytest.raises(UsageError, match="share"):
-        choose_real_fraction(real, synthetic, settings, sources=sources, share=1)
-    with pytest.raises(UsageError, match="concatenate"):
-        concatenate = settings.model_copy(update={"mixing": "concatenate"})
-        choose_real_fraction(real, synthetic, concatenate, sources=sources)
-    with pytest.raises(DataError, match="set real_fraction yourself"):
-        choose_real_fraction(real, synthetic, settings, sources=[real.ids] * 9)

@@ -32,6 +32,18 @@ Replicates = Annotated[
         show_default=False,
     ),
 ]
+Tune = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Choose settings on folds of the training images: fast, full, or NAME=V1,V2,... of stage 2 or training, "
+        "as interpolation=0.1,0.4; a list has + between its parts. The default stays unless another is better beyond "
+        "its interval. Repeatable."
+    ),
+]
+TuneSeconds = Annotated[
+    float | None,
+    typer.Option(min=1, help="Seconds that --tune may take: of the CPU, on a GPU on the clock. [default: no end]"),
+]
 OwnSize = Annotated[
     bool,
     typer.Option(

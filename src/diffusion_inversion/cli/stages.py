@@ -10,7 +10,7 @@ import typer
 from ..errors import UsageError
 from .command import command_line, data_settings, hold, load, notes_on
 from .given import Fields, Given
-from .options import Device, Join, OwnSize, Preset, Replicates, Restart, Run
+from .options import Device, Join, OwnSize, Preset, Replicates, Restart, Run, Tune, TuneSeconds
 from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
 
@@ -139,13 +139,17 @@ def run(
     inverting: Given[InvertSettings],
     sampling: Given[SampleSettings],
     training: Given[TrainSettings],
+    tune: Tune = None,
+    tune_seconds: TuneSeconds = None,
     own_size: OwnSize = True,
     replicates: Replicates = 1,
     join: Join = False,
 ) -> dict[str, Any]:
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
+    from ..config.tuning import read_tuning
     from ..run.stages import run_all
 
+    tuning = read_tuning(tune or (), tune_seconds)
     data = source.values["data"]
     folder = out or Path("runs") / (Path(data.rpartition(":")[2]).stem or "run")
     chosen = data_settings(source)
@@ -161,7 +165,7 @@ def run(
     with hold(folder, join):
         record = run_all(
             folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
-            replicates=replicates, own_size=own_size,
+            replicates=replicates, own_size=own_size, tuning=tuning,
         )  # fmt: skip
     return summarise(folder, record, data, source.values.get("test"))
 

@@ -27,6 +27,9 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
         lines += _replicates(record)
     lines.append(f"verdict: {verdict.get('headline', verdict['outcome'])} ({verdict['sentence']})")
     lines += [verdict["scope"]] if "scope" in verdict else []
+    if "chosen" in record:
+        summary["chosen"] = record["chosen"]
+        lines += [f"chosen on training images: {choice['sentence']}" for choice in record["chosen"]]
     lines += [*_shrunk(record), *_coarse(record), *_doubts(record)]
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])

@@ -312,8 +312,8 @@ class TrainSettings(Settings):
     )
     real_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = setting(
         0.5,
-        "real share of each batch of real+synthetic, of the steps where sequential; auto: the best of 1/8, 1/4, 1/2, "
-        "3/4 and 7/8 on a fifth of the real training images",
+        "real share of each batch of real+synthetic, of the steps where sequential; auto: one of 1/8, 1/4, 1/2, 3/4 "
+        "and 7/8 that beats 1/2 on folds of the training images, else 1/2",
         "ours; text: the best of the five",
     )
     arms: tuple[Arm, ...] = setting(ARMS, "what to train on", "text", min_length=1)

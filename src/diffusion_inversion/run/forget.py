@@ -22,6 +22,7 @@ from ..engine.manifest import Manifest
 from ..engine.store import sync_folder
 from ..errors import UsageError
 from ..invert.embeddings import EmbeddingStore
+from ..train.choosing import FOLDER as TUNING
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
 from .images import changed_images, load, read_record, recorded_settings
@@ -153,7 +154,8 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     if any(record.get("unit") in choices for record in records):  # they hold copies of them
         ledger.manifest.rewrite([record for record in records if record.get("unit") not in choices])
     trained = len(ClassifierStore(run).manifest.units())
-    shutil.rmtree(run / CLASSIFIERS, ignore_errors=True)
+    for folder in (CLASSIFIERS, TUNING):
+        shutil.rmtree(run / folder, ignore_errors=True)
     if (record := read_record(run)) is not None:
         text = json.dumps(_without(record, gone), indent=1) + "\n"
         ledger.commit(DATA_FILE, text.encode(), note={"source": record["source"]})

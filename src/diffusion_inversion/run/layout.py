@@ -15,7 +15,8 @@ from ..engine.state import STATE_FILE
 from ..engine.store import PARTIAL_PREFIX
 from ..invert.embeddings import FOLDER as EMBEDDINGS
 from ..sample.synthetic import FOLDER as SYNTHETIC
-from ..train.real_fraction import FRACTION_FILE
+from ..train.choosing import FOLDER as TUNING
+from ..train.choosing import SAMPLE_FILE, SCRATCH, TRAIN_FILE
 from ..train.store import FOLDER as CLASSIFIERS
 
 # Names that files below have in the room that writes them stay there; these are written here, in run/.
@@ -26,6 +27,7 @@ RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
 REPLICATES = "replicates"
+_FRACTION_FILE = "real_fraction.json"  # what earlier versions chose, with accuracies of images in it
 
 Stage = Literal["images", "invert", "sample", "train", "report", "forget", "every"]
 ORDER: tuple[Stage, ...] = ("images", "invert", "sample", "train", "report")
@@ -53,6 +55,7 @@ class Store:
     folder: str
     stage: Stage
     units: re.Pattern[str]
+    scratch: str = ""  # a folder in it whose files serve units that are not done
 
     @property
     def manifest(self) -> str:
@@ -65,6 +68,8 @@ class Store:
             return "manifest"
         if STATE_FILE.fullmatch(name):
             return "state"
+        if self.scratch and name.startswith(f"{self.scratch}/"):
+            return "partial"
         return "unit" if self.units.fullmatch(name) else None
 
 
@@ -72,6 +77,7 @@ STORES = (
     Store(EMBEDDINGS, "invert", re.compile(r"shard-[0-9a-f]{16}\.safetensors")),
     Store(SYNTHETIC, "sample", re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png")),
     Store(CLASSIFIERS, "train", re.compile(r"[a-z+-]+-seed-?\d+-[0-9a-f]{8}\.safetensors")),
+    Store(TUNING, "train", re.compile(r"(?!)"), SCRATCH),  # its units are records alone
 )
 # The ledger's files. In a stage the settings come last: a kill while it is taken back leaves nothing that others fit.
 LEDGER = (
@@ -84,8 +90,10 @@ LEDGER = (
     File(RECONSTRUCTIONS_FILE, "sample", "derived"),
     File(LIKENESS_FILE, "sample", "derived"),
     File(RETRIEVAL_FILE, "sample", "derived"),
+    File(SAMPLE_FILE, "sample", "choice"),
     File(settings_file("sample"), "sample", "settings"),
-    File(FRACTION_FILE, "train", "choice"),
+    File(_FRACTION_FILE, "train", "choice"),
+    File(TRAIN_FILE, "train", "choice"),
     File(settings_file("train"), "train", "settings"),
     File(RUN_FILE, "report", "derived"),
     File(REPORT_FILE, "report", "derived"),
@@ -99,9 +107,9 @@ def stages_from(stage: Stage) -> tuple[Stage, ...]:
     return ORDER[ORDER.index(stage) :]
 
 
-def store_of(stage: Stage) -> Store | None:
-    """The folder of units that a stage fills; None where it has none."""
-    return next((one for one in STORES if one.stage == stage), None)
+def stores_of(stage: Stage) -> tuple[Store, ...]:
+    """The folders of units that a stage fills."""
+    return tuple(one for one in STORES if one.stage == stage)
 
 
 def ledger_files(*kinds: Kind, stage: Stage | None = None) -> tuple[str, ...]:

@@ -21,9 +21,9 @@ from ..engine.manifest import Manifest
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import ArmResults
+from ..train.choosing import choices_of
 from ..train.evaluation import OWN_SIZE
 from ..train.own_size import OWN_SIZE_LIMIT, Sides, own_side
-from ..train.real_fraction import FRACTION_FILE
 from ..train.recipes import resolved
 from ..train.replicated import Replicated, sides_of, spread
 from ..train.store import ClassifierStore
@@ -55,7 +55,7 @@ def report_stage(
     """
     replicates = [replicated(run, splits, results), *others]
     made = _made_from_vectors(run, replicates) if method_of(run) == INVERSION else _made_otherwise(run)
-    trained = read_config(run, "train")["settings"]  # with the number that real_fraction=auto became
+    trained = read_config(run, "train")["settings"]  # with what was chosen
     problems = (*splits.train.problems, *splits.test.problems)
     near, conflicting = doubts(problems)
     record: RunRecord = {
@@ -76,7 +76,7 @@ def report_stage(
         },
         "settings": {
             **made.settings,
-            "train": resolved(settings).model_dump(mode="json") | {"real_fraction": trained["real_fraction"]},
+            "train": resolved(settings).model_dump(mode="json") | trained,
         },
         "stages": {
             "sample": {
@@ -115,9 +115,8 @@ def report_stage(
         runs = {arm: [one.evaluation.confusion for one in every if one.arm == arm] for arm in record["arms"]}
         record["confusion"] = {arm: torch.stack(found).sum(0).tolist() for arm, found in runs.items()}
     ledger = Ledger(run)
-    if (choice := ledger.read_json(FRACTION_FILE)) is not None:
-        record["real_fraction_trials"] = choice["trials"]
-        record["real_fraction_measure"] = choice.get("measure", "accuracy")
+    if choices := choices_of(run):
+        record["chosen"] = choices
     before = ledger.read_json(RUN_FILE) if ledger.holds(RUN_FILE) else None
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     if before is not None and before == json.loads(text) | {"created": before.get("created")}:
@@ -231,7 +230,7 @@ def replicated(run: Path, splits: Splits, results: ArmResults) -> Replicated:
 def _replicate(run: Path, number: int, replicate: Replicated) -> ReplicateRecord:
     source = Ledger(replicate.folder).read_json(DATA_FILE)["source"]
     seeds = {stage: read_config(replicate.folder, stage)["settings"]["seed"] for stage in ("invert", "sample")}
-    return {
+    record: ReplicateRecord = {
         "number": number,
         "folder": replicate.folder.relative_to(run).as_posix(),
         "seeds": {"data": source["seed"], **seeds},
@@ -240,6 +239,9 @@ def _replicate(run: Path, number: int, replicate: Replicated) -> ReplicateRecord
         "n_test": len(replicate.test_ids),
         "arms": {arm: list(accuracies) for arm, accuracies in replicate.results.accuracies().items()},
     }
+    if choices := choices_of(replicate.folder):
+        record["chosen"] = {one["setting"]: one["chosen"] for one in choices}
+    return record
 
 
 def read_config(run: Path, stage: str) -> dict[str, Any]:

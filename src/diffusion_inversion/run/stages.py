@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from ..config.tuning import Tuning
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
 from ..engine.disk import require_room
@@ -28,10 +29,10 @@ from ..sample.sampling import check, check_settings, draw_variants, stale_files
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import ArmResults, check_arms, train_arms
 from ..train.arms import check_settings as check_training
+from ..train.choosing import Folds, Material
 from ..train.classifiers import choose_architecture
 from ..train.evaluation import OWN_SIZE
 from ..train.own_size import at_own_size, own_side
-from ..train.real_fraction import check_fraction, with_fraction
 from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
 from .coarseness import again as coarseness_again
@@ -39,12 +40,13 @@ from .coarseness import coarseness
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
-from .layout import GENERATOR_FILE, RECONSTRUCTIONS_FILE, RUN_FILE, ledger_files, stages_from, store_of
+from .layout import GENERATOR_FILE, RECONSTRUCTIONS_FILE, RUN_FILE, ledger_files, stages_from, stores_of
 from .methods import images_made, is_whole, method_of, require_images
 from .reconstructions import draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
 from .reporting import read_config, replicated, report_stage
+from .tune import plain, prepared, tune_sampling, tune_training
 
 FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
 SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
@@ -127,7 +129,7 @@ def restart(run: Path, stage: Literal["sample", "train"]) -> None:
     ledger = Ledger(run)
     for part in reversed(stages_from(stage)):  # so a kill between leaves nothing whose sources are gone
         # The manifest first and the settings last: a kill between leaves nothing that other settings could take over.
-        if (store := store_of(part)) is not None:
+        for store in stores_of(part):
             (run / store.manifest).unlink(missing_ok=True)
             shutil.rmtree(run / store.folder, ignore_errors=True)
         for name in ledger_files(stage=part):
@@ -229,9 +231,11 @@ def train_stage(
     *,
     anew: bool = False,
     own_size: bool = True,
+    tuning: Tuning | None = None,
 ) -> ArmResults:
     """Train and test every arm and seed; notes its time. `anew` deletes what this stage made before, once it can begin.
 
+    Settings of training that `tuning` names are chosen first (run/tune.py), and real_fraction where it is "auto".
     With `own_size` the real images are an arm at their own side too, where that is larger (own_size.py).
     Raises UsageError where images or vectors were added since the stage before this one ran.
     """
@@ -241,11 +245,16 @@ def train_stage(
     real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
     own = at_own_size(splits, synthetic.size) if own_size else None
     arms = check_arms(real, synthetic, test, settings, own)
+    tuning = prepared(None, None, settings) if tuning is None else tuning
+
+    def material() -> Material:
+        return Material(synthetic, SyntheticStore(run, real.class_names).sources())
+
     if anew:
-        if settings.real_fraction == "auto":
-            check_fraction(run, real, synthetic, settings)
+        if tuning.of("train"):
+            Folds(run, real, device).check(material())
         restart(run, "train")
-    settings = with_fraction(run, real, synthetic, settings, device)
+    settings = tune_training(run, real, material, settings, device, tuning)
     total = settings.steps * len(arms) * len(settings.seeds)
     trained = len(ClassifierStore(run).manifest.units())
     size = CLASSIFIER_BYTES.get(choose_architecture(settings.architecture, where), OTHER_CLASSIFIER_BYTES)
@@ -300,23 +309,30 @@ def run_all(
     command: str,
     replicates: int = 1,
     own_size: bool = True,
+    tuning: Tuning | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
-    Settings that a later stage would refuse, and images that a replicate would, are refused before stage 1.
+    What `tuning` names is chosen in each replicate before it is used. Settings that a later stage would refuse, and
+    images that a replicate would, are refused before stage 1.
     """
+    tuning = prepared(tuning, sample, train)
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
     splits = open_splits(run, data)
     images = splits.train
-    side = check_settings(
-        generator,
-        sample,
-        steps=invert.checkpoints,
-        resolution=invert.resolution or generator.resolution,
-        image_size=images.size,
-        classes=len({*images.labels.tolist()}),
-    )
-    check_training(train, images.class_names, side)
+    for settings in (*tuning.candidates("sample", sample), sample):
+        side = check_settings(
+            generator,
+            settings,
+            steps=invert.checkpoints,
+            resolution=invert.resolution or generator.resolution,
+            image_size=images.size,
+            classes=len({*images.labels.tolist()}),
+        )
+    for chosen in (*tuning.candidates("train", plain(train)), train):
+        check_training(chosen, images.class_names, side)
+    if tuning.axes:
+        Folds(run, images, str(generator.device))
     if own_size and "real" in train.arms and (own := own_side(images, side)) is not None:
         check_training(train, images.class_names, own)
     for plan in plans[1:]:
@@ -325,12 +341,12 @@ def run_all(
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
-    results = _all_stages(plans[0], splits, generator, own_size)
+    results = _all_stages(plans[0], splits, generator, own_size, tuning)
     others = []
     for plan in plans[1:]:
         print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
         with _replicate(run, plan) as theirs:
-            found = _all_stages(plan, theirs, generator, own_size)
+            found = _all_stages(plan, theirs, generator, own_size, tuning)
             report_stage(plan.folder, theirs, found, plan.train, command)
             others.append(replicated(plan.folder, theirs, found))
     return report_stage(run, splits, results, train, command, others)
@@ -342,10 +358,11 @@ def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: 
         print(f"note: {sentence}", file=sys.stderr, flush=True)
 
 
-def _all_stages(plan: Replicate, splits: Splits, generator: Generator, own_size: bool) -> ArmResults:
+def _all_stages(plan: Replicate, splits: Splits, generator: Generator, own_size: bool, tuning: Tuning) -> ArmResults:
     invert_stage(plan.folder, splits, generator, plan.invert)
-    sample_stage(plan.folder, generator, plan.sample, sources=splits.train)
-    return train_stage(plan.folder, splits, plan.train, str(generator.device), own_size=own_size)
+    sample = tune_sampling(plan.folder, splits.train, generator, plan.sample, plan.train, tuning)
+    sample_stage(plan.folder, generator, sample, sources=splits.train)
+    return train_stage(plan.folder, splits, plan.train, str(generator.device), own_size=own_size, tuning=tuning)
 
 
 @contextmanager

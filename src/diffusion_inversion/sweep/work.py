@@ -29,15 +29,16 @@ from ..run.images import load
 from ..run.methods import is_whole
 from ..run.retrieval import check as check_pool
 from ..run.retrieval import retrieve
+from ..run.tune import prepared, tune_training
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
 from ..sample.sampling import check_settings, draw_variants
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import check_settings as check_training
 from ..train.arms import train_arms
+from ..train.choosing import Material
 from ..train.classifiers import Classifier, require_form
 from ..train.evaluation import OWN_SIZE, Evaluation, evaluate
 from ..train.own_size import own_side
-from ..train.real_fraction import real_fraction_of
 from ..train.training import fingerprint
 from .jobs import Job, result
 from .plan import Cell, SweepPlan
@@ -224,16 +225,14 @@ class Workshop:
 
         def do(home: Path) -> dict[str, Any]:
             store = self._store(cell)
-            synthetic = store.read(cell.variants)
+            material = Material(store.read(cell.variants), store.sources(cell.variants))
             real, _ = self._real(cell, "real+synthetic")
             with run_lock(home):
-                chosen = real_fraction_of(
-                    home, real, synthetic, train, sources=store.sources(cell.variants), device=self.device
-                )
-            return {"real_fraction": chosen}
+                chosen = tune_training(home, real, lambda: material, train, self.device, prepared(None, None, train))
+            return {"real_fraction": chosen.real_fraction}
 
         drawn = [self._images_folder(cell), cell.variants]
-        name = self._name("fraction", drawn, _dump(train), cell.autoencode.train)
+        name = self._name("fraction", "on folds", drawn, _dump(train), cell.autoencode.train)
         return self._job(name, cell.differs(), [images, *self._trained_on(cell)], do)
 
     def _classifier(self, cell: Cell, arm: str, seed: int) -> str:

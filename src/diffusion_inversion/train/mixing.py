@@ -148,5 +148,5 @@ def real_steps(settings: TrainSettings) -> int:
 
 def _share(settings: TrainSettings) -> float:
     if settings.real_fraction == "auto":
-        raise UsageError("real_fraction=auto: not chosen yet. Call choose_real_fraction first, or give a number.")
+        raise UsageError("real_fraction=auto: not chosen yet. Train through a run folder, or give a number.")
     return settings.real_fraction

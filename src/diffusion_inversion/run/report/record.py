@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 if TYPE_CHECKING:
     from typing_extensions import NotRequired
 
+    from ...train.choosing import ChoiceRecord
+
 
 class ProblemRecord(TypedDict):
     """A file that was left out (`fatal`) or used with a remark."""
@@ -210,6 +212,7 @@ class ReplicateRecord(TypedDict):
     n_train: int
     n_test: int
     arms: dict[str, list[float]]  # test accuracies in [0, 1], in the order of the seeds
+    chosen: NotRequired[dict[str, Any]]  # setting => value, where some were chosen on folds
 
 
 class ComponentsRecord(TypedDict):
@@ -239,9 +242,7 @@ class RunRecord(TypedDict):
     verdict: VerdictRecord
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
-    # Where real_fraction=auto: [fraction, seed, rate in [0, 1] on the validation images] of every trial.
-    real_fraction_trials: NotRequired[list[list[float]]]
-    real_fraction_measure: NotRequired[str]  # what the trials count: accuracy, or balanced accuracy
+    chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
     replicates: NotRequired[list[ReplicateRecord]]
     components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - <baseline>"

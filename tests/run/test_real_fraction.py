@@ -1,4 +1,4 @@
-"""`--real-fraction auto`: chosen once, kept in the run, gone on with after a kill, shown in the report."""
+"""`--real-fraction auto`: chosen once on folds, kept in the run, gone on with after a kill, shown in the report."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
+from diffusion_inversion.config.tuning import PAPER_FRACTIONS
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.verify import discard, verify
-from diffusion_inversion.train.real_fraction import FRACTION_FILE, PAPER_FRACTIONS
+from diffusion_inversion.train.choosing import TRAIN_FILE
 
 ONE = ["--train-steps", "2", "--train-batch-size", "4", "--device", "cpu"]
 SHORT = [*ONE, "--seeds", "0,1"]
@@ -27,10 +29,18 @@ def dinv(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def record_choice(run: Path, **content: Any) -> None:
-    """What `real_fraction_of` commits."""
-    text = json.dumps(content, indent=1) + "\n"
-    Ledger(run).commit(FRACTION_FILE, text.encode(), note={"copy": text})
+def kept(run: Path) -> dict[str, Any]:
+    (choice,) = json.loads((run / TRAIN_FILE).read_text())["choices"]
+    found: dict[str, Any] = choice["found"]
+    return found
+
+
+def decide(run: Path, fraction: float) -> None:
+    """The choice as it would be if another fraction had won."""
+    record = json.loads((run / TRAIN_FILE).read_text())
+    record["choices"][0]["found"]["chosen"] = fraction
+    text = json.dumps(record, indent=1) + "\n"
+    Ledger(run).commit(TRAIN_FILE, text.encode(), note={"copy": text})
 
 
 @pytest.fixture(scope="module")
@@ -49,68 +59,73 @@ def chosen(real_alone: Path, tmp_path: Path) -> Path:
 
 
 def test_auto_is_chosen_once_and_kept(chosen: Path) -> None:
-    text = (chosen / FRACTION_FILE).read_bytes()
-    kept = json.loads(text)
-    trials = kept["trials"]
-    assert [(f, s) for f, s, _ in trials] == [(f, s) for f in PAPER_FRACTIONS for s in (0, 1)]
-    means = {f: sum(a for g, _, a in trials if g == f) / 2 for f in PAPER_FRACTIONS}
-    assert means[kept["real_fraction"]] == max(means.values())
-    assert 0 < kept["n_validation"] < kept["n_train"]
+    text = (chosen / TRAIN_FILE).read_bytes()
+    found = kept(chosen)
+    assert (found["setting"], found["default"]) == ("train.real_fraction", 0.5)
+    assert [one["value"] for one in found["candidates"]] == [f for f in PAPER_FRACTIONS if f != 0.5]
+    assert found["chosen"] == 0.5, "of 12 images nothing is sure"
+    assert found["images"] == 12 and found["folds"] == 5
+    trials = Manifest(chosen / "tuning" / "manifest.jsonl").units()
+    assert len(trials) == found["trainings"] and sorted(one["trainings"] for one in found["candidates"])[-1] == 5
 
     done = dinv("train", chosen, *AUTO, *SHORT)
     assert done.exit_code == 0, done.output
     record = json.loads((chosen / "run.json").read_text())
-    assert record["settings"]["train"]["real_fraction"] == kept["real_fraction"]
-    assert "held out for it" in (chosen / "report.html").read_text()
-    number = dinv("train", chosen, "--real-fraction", kept["real_fraction"], *SHORT)
-    assert number.exit_code == 0, "the chosen number is the same setting"
-    other = next(f for f in PAPER_FRACTIONS if f != kept["real_fraction"])
-    assert dinv("train", chosen, "--real-fraction", other, *SHORT).exit_code == 5
+    assert record["settings"]["train"]["real_fraction"] == 0.5
+    assert record["chosen"] == [found] and found["sentence"] in (chosen / "report.html").read_text()
+    assert dinv("train", chosen, "--real-fraction", 0.5, *SHORT).exit_code == 0, "the number is the same setting"
+    assert dinv("train", chosen, "--real-fraction", 0.25, *SHORT).exit_code == 5
     assert dinv("train", chosen, *AUTO, *SHORT, "--train-steps", "3").exit_code == 5
-    assert (chosen / FRACTION_FILE).read_bytes() == text, "refused before any trial"
+    assert (chosen / TRAIN_FILE).read_bytes() == text, "refused before any trial"
     assert not verify(chosen).findings
 
 
 def test_a_choice_that_was_cut_short_goes_on_with_the_same_result(chosen: Path) -> None:
-    whole = json.loads((chosen / FRACTION_FILE).read_text())
+    whole, manifest = kept(chosen), Manifest(chosen / "tuning" / "manifest.jsonl")
+    records = manifest.records()
     assert dinv("train", chosen, "--restart", "--arms", "real", *SHORT).exit_code == 0
-    assert not (chosen / FRACTION_FILE).exists(), "--restart forgets the choice, and a number needs none"
-
-    # As a kill after the third trial leaves it; a third one that was other would show.
-    first = [[f, s, a / 2] for f, s, a in whole["trials"][:3]]
-    record_choice(chosen, real_fraction=None, trials=first, made_with=whole["made_with"], made_from=whole["made_from"])
+    assert not (chosen / TRAIN_FILE).exists() and not (chosen / "tuning").exists(), "--restart forgets the choice"
+    # As a kill after the third trial leaves it.
+    manifest.path.parent.mkdir()
+    Manifest(manifest.path).rewrite(records[:3])
     done = dinv("train", chosen, *AUTO, "--arms", "real", *SHORT)
     assert done.exit_code == 0, done.output
-    assert json.loads((chosen / FRACTION_FILE).read_text())["trials"] == [*first, *whole["trials"][3:]]
+    again = Manifest(manifest.path).records()
+    assert again[:3] == records[:3] and [one["unit"] for one in again] == [one["unit"] for one in records]
+    assert [one["correct"] for one in again] == [one["correct"] for one in records]
+    times = ("seconds", "sentence")
+    assert {k: v for k, v in kept(chosen).items() if k not in times} == {
+        k: v for k, v in whole.items() if k not in times
+    }
 
 
 def test_arms_and_seeds_that_are_added_have_the_number_that_was_chosen(chosen: Path) -> None:
     """In any order, also where `real` was trained before with the default number."""
-    whole = json.loads((chosen / FRACTION_FILE).read_text())
+    before = (chosen / TRAIN_FILE).read_text()
     assert dinv("train", chosen, "--restart", "--arms", "real", *ONE, "--seeds", "0").exit_code == 0
     assert json.loads((chosen / "train.config.json").read_text())["settings"]["real_fraction"] == 0.5
-    trials = [[f, s, float(f == 0.25)] for f, s, _ in whole["trials"]]  # all done, 1/4 the best
-    record_choice(chosen, **{**whole, "real_fraction": None, "trials": trials})
+    Ledger(chosen).commit(TRAIN_FILE, before.encode(), note={"copy": before})
+    decide(chosen, 0.25)
     for arms, seeds in (("real+synthetic", "0,1"), ("real", "0,4"), ("real+synthetic", "3"), ("real", "0")):
         done = dinv("train", chosen, *AUTO, "--arms", arms, *ONE, "--seeds", seeds)
         assert done.exit_code == 0, done.output
         assert json.loads((chosen / "train.config.json").read_text())["settings"]["real_fraction"] == 0.25
-        kept = json.loads((chosen / FRACTION_FILE).read_text())
-        assert (kept["real_fraction"], kept["trials"]) == (0.25, trials)
+        assert kept(chosen)["chosen"] == 0.25
+    assert json.loads((chosen / "run.json").read_text())["settings"]["train"]["real_fraction"] == 0.25
     assert not verify(chosen).findings
 
 
 def test_a_mixture_of_a_given_number_leaves_nothing_to_choose(run: Path) -> None:
     refused = dinv("train", run, *AUTO, *SHORT)
-    assert refused.exit_code == 5 and "trained here with the number 0.5" in refused.output
+    assert refused.exit_code == 5 and "trained here with real_fraction 0.5" in refused.output
     other = dinv("train", run, *AUTO, *SHORT, "--recipe", "fast")
     assert other.exit_code == 5 and "recipe" in other.output
-    assert not (run / FRACTION_FILE).exists(), "refused before any trial"
+    assert not (run / TRAIN_FILE).exists() and not (run / "tuning").exists(), "refused before any trial"
 
 
 @pytest.mark.parametrize("damage", [b"{}", None])
 def test_a_damaged_choice_is_restored(chosen: Path, damage: bytes | None) -> None:
-    path = chosen / FRACTION_FILE
+    path = chosen / TRAIN_FILE
     whole = path.read_bytes()
     path.unlink()
     if damage is not None:
@@ -123,8 +138,8 @@ def test_a_damaged_choice_is_restored(chosen: Path, damage: bytes | None) -> Non
 
 def test_forget_drops_the_choice_with_the_classifiers_that_made_it(chosen: Path) -> None:
     forget(chosen, read_embeddings(chosen).ids[:1])
-    assert not (chosen / FRACTION_FILE).exists()
-    assert "trials" not in (chosen / "manifest.jsonl").read_text(), "its copy in the records is gone too"
+    assert not (chosen / TRAIN_FILE).exists() and not (chosen / "tuning").exists()
+    assert "candidates" not in (chosen / "manifest.jsonl").read_text(), "its copy in the records is gone too"
     assert not verify(chosen).findings
 
 

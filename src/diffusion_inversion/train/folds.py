@@ -1,0 +1,80 @@
+"""Folds over the real training images: what a classifier may see while others of them measure it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ..data.images import LabelledImages
+from ..data.near_duplicates import near_pairs, thumbnail
+
+FOLDS = 5
+NEVER = -1  # of images that stay in training
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one fold, ascending: real images to train on and to measure on, and synthetic ones to train on."""
+
+    training: tuple[int, ...]
+    held_out: tuple[int, ...]
+    synthetic: tuple[int, ...]
+
+
+def fold_of(images: LabelledImages, count: int = FOLDS) -> tuple[int, ...]:
+    """The fold of each image (N), 0 to count - 1, or `NEVER`; it depends on ids, pixels and labels, not on the order.
+
+    Images of equal or nearly equal pixels share a fold. Each class is dealt out evenly in the order of the hashes of
+    its ids. A class that would lie in one fold as a whole stays in training, so every fold's training has all classes.
+    """
+    group = _alike(images)
+    labels = images.labels.tolist()
+    number: dict[int, int] = {}
+    for row in sorted(range(len(images)), key=lambda row: (labels[row], _hash(images.ids[row]))):
+        number.setdefault(group[row], len(number) % count)
+    members: dict[int, set[int]] = {}
+    for label, one in zip(labels, group, strict=True):
+        members.setdefault(label, set()).add(one)
+    for label in sorted(members):
+        if len({number[one] for one in members[label]}) == 1:
+            number.update(dict.fromkeys(members[label], NEVER))
+    return tuple(number[one] for one in group)
+
+
+def split(images: LabelledImages, folds: Sequence[int], sources: Sequence[Collection[str]], number: int) -> Split:
+    """What is trained and measured on in a fold.
+
+    `folds` has the fold of each image; `sources` of each synthetic image the ids of those that it was made from. Of a
+    held-out image nothing is left: neither its variants, nor variants of others that it was mixed into.
+    """
+    held = {image_id for image_id, fold in zip(images.ids, folds, strict=True) if fold == number}
+    return Split(
+        tuple(row for row, fold in enumerate(folds) if fold != number),
+        tuple(row for row, fold in enumerate(folds) if fold == number),
+        tuple(row for row, made_from in enumerate(sources) if held.isdisjoint(made_from)),
+    )
+
+
+def _alike(images: LabelledImages) -> list[int]:
+    """The group of each image: the first row, in the order of the ids, of those that show the same picture."""
+    order = sorted(range(len(images)), key=lambda row: images.ids[row])
+    place = {row: rank for rank, row in enumerate(order)}
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(images.hashes[row], row), row) for row in order]
+    pairs += [(pair.first, pair.second) for pair in near_pairs(thumbnail(images.images))]
+    above = list(range(len(images)))
+
+    def top(row: int) -> int:
+        while above[row] != row:
+            row = above[row]
+        return row
+
+    for one, other in pairs:
+        ends = sorted((top(one), top(other)), key=place.__getitem__)
+        above[ends[1]] = ends[0]
+    return [top(row) for row in range(len(images))]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(f"fold {text}".encode("utf-8", "surrogatepass")).hexdigest()
