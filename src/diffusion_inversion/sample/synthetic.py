@@ -39,7 +39,7 @@ COLUMNS = (
     "guidance_scale", "inversion_step", "scheduler", "inference_steps", "seed", "generator", "generator_hash",
     "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
     "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
-    "clip_hash", "confidence", "answers",
+    "clip", "clip_hash", "confidence", "answers",
 )  # fmt: skip
 # Columns that differ between the images of a unit; the others are stored once for the unit.
 VARYING = (
@@ -50,7 +50,8 @@ VARYING = (
 EARLIER: dict[str, Any] = {
     "label_weight": 1.0, "interpolation_kind": "lerp", "partner": "same-class", "unconditional": "mean",
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
-    "method": "inversion", "pool_id": "", "licence": "", "clip_hash": "", "confidence": None, "answers": None,
+    "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
+    "confidence": None, "answers": None,
 }  # fmt: skip
 Row = dict[str, Any]
 
@@ -185,7 +186,9 @@ class SyntheticStore:
                 "count": len(rows),
                 "ids": ids,
                 "files": {name: digests[self.folder / name] for name in files},
-                "columns": {key: [row[key] for row in rows] for key in VARYING if key in rows[0]},
+                "columns": {
+                    key: [row[key] for row in rows] for key in VARYING if any(row.get(key) is not None for row in rows)
+                },
                 "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
                 **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
                 **({"blanked": blanked} if blanked else {}),
