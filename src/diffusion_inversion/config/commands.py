@@ -71,7 +71,7 @@ class PretrainSettings(Settings):
         None, "the same for validation; without it 5,000 images of the corpus are held out"
     )
     out: Path = setting(Path("pretraining"), "folder for states, caches, logs and the result")
-    stages: tuple[Literal["vae", "decoder", "latents", "unet", "export", "figures"], ...] = setting(
+    stages: tuple[Literal["vae", "decoder", "latents", "unet", "export", "figures", "clip"], ...] = setting(
         ("vae", "latents", "unet", "export"), "", option="stage", min_length=1
     )
     size: int = setting(64, "side of the images in px: 64 or 32")
@@ -81,8 +81,13 @@ class PretrainSettings(Settings):
     decoder_minutes: float | None = setting(None, "sharpen the decoder for this long instead")
     unet_samples: int | None = setting(None, "images the denoiser sees", unset="8,900,000")
     unet_minutes: float | None = setting(None, "train the denoiser for this long instead", option="minutes")
+    clip_samples: int | None = setting(None, "images mini-clip sees, in stage clip", unset="5,000,000")
+    clip_minutes: float | None = setting(None, "train mini-clip for this long instead")
+    wordnet: Path | None = setting(
+        None, "for stage clip: folder of WordNet's index.noun and data.noun, whose hypernyms are prompts too"
+    )
     part_minutes: float | None = setting(None, "save and end after this long; the same command goes on")
-    batch_size: int | None = setting(None, "of the denoiser", unset="1,024 on CUDA, 128 elsewhere")
+    batch_size: int | None = setting(None, "of the denoiser and of mini-clip", unset="1,024 on CUDA, 128 elsewhere")
     device: str = same(GeneratorSettings, "device")
     target_train: str | None = setting(None, "for stage figures: DATA whose labels are judged")
     target_test: str | None = setting(None, "for stage figures: its test images")
