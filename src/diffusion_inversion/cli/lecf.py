@@ -30,8 +30,7 @@ def lecf(
     from ..data.sources import default_root
     from ..generator.device import resolve_device
     from ..run.lecf.sentences import Language
-    from ..run.lecf.stage import DRAWN, folder_of
-    from ..run.lecf.stage import lecf as fill
+    from ..run.lecf.stage import DRAWN, folder_of, lecf_sets
     from ..train.few_shot.clip import Clip
 
     settings, prompting, data = filtering.settings(), drawing.settings(), data_settings(source)
@@ -43,7 +42,7 @@ def lecf(
     with ExitStack() as held:
         for folder in (out / DRAWN, *(folder_of(out, one) for one in settings.thresholds)):
             held.enter_context(hold(folder, restart=restart))
-        found = fill(out, data, settings, prompting, loaded, clip, language, cache=root / "features", anew=restart)
+        found = lecf_sets(out, data, settings, prompting, loaded, clip, language, cache=root / "features", anew=restart)
     lines = [f"{next(iter(found.values()))['drawn']} images in {out / DRAWN}, judged by {clip.name}."]
     for threshold, one in found.items():
         counts = f"{one['images']} images, of {one['passing']} that pass"

@@ -224,10 +224,10 @@ def _draw(workshop: Workshop, cell: Cell, jobs: CellJobs, arm: str) -> RowDraw:
 def _images_of(workshop: Workshop, job: str, cell: Cell) -> int:
     """How many images the first variants are, of the vectors that were learned: the job may have drawn more.
 
-    Of a pool they are all that were found.
+    Of a pool, or of LECF, they are all that are there.
     """
     images = int(workshop.read(job)["images"])
-    return images if cell.retrieve is not None else images // int(job.rpartition("-")[2]) * cell.sample.variants
+    return images if not cell.learns else images // int(job.rpartition("-")[2]) * cell.sample.variants
 
 
 def _shared(cells: Sequence[Cell], members: Sequence[int]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...config.commands import LecfSettings
 from ...config.settings import DataSettings, PromptSettings
+from ...data.images import LabelledImages
 from ...engine.disk import require_room
 from ...engine.frozen_settings import freeze_settings
 from ...engine.lock import run_lock
@@ -61,7 +62,7 @@ def folder_of(out: Path, threshold: float) -> Path:
     return out / f"t{threshold:g}"
 
 
-def lecf(
+def lecf_sets(
     out: Path,
     data: DataSettings,
     settings: LecfSettings,
@@ -73,22 +74,40 @@ def lecf(
     cache: Path | None = None,
     anew: bool = False,
 ) -> dict[float, dict[str, Any]]:
+    """`lecf` on the training images of DATA, into run folders that `dinv train` takes, OUT/drawn one of them."""
+    drawn = out / DRAWN
+    for threshold in settings.thresholds:  # what one of them must forget, all must
+        with run_lock(folder_of(out, threshold)), run_lock(drawn):
+            follow(folder_of(out, threshold), drawn)
+    train = open_splits(drawn, data).train
+    return lecf(out, train, settings, drawing, generator, clip, language, cache=cache, anew=anew)
+
+
+def lecf(
+    out: Path,
+    train: LabelledImages,
+    settings: LecfSettings,
+    drawing: PromptSettings,
+    generator: Generator,
+    clip: Clip,
+    language: Language | None = None,
+    *,
+    cache: Path | None = None,
+    anew: bool = False,
+) -> dict[float, dict[str, Any]]:
     """Fill OUT/t<threshold> for each threshold with images that CLIP keeps; by threshold what there is.
 
-    All are drawn once, in OUT/drawn, a run folder too: every sentence `drawing.variants` times. Each class has as many
-    images in every set: those of at least the threshold, the first in random order; where they are fewer, the most
-    confident. Images are saved at the smaller of DATA's side and the drawn one unless `drawing.image_size` says so.
-    `cache` keeps CLIP's features by content. What is there is not done again; `anew` deletes it first.
+    All are drawn once, in OUT/drawn: every sentence `drawing.variants` times. Each class has as many images in every
+    set, by default as many as `train` has: those of at least the threshold, the first in random order; where they are
+    fewer, the most confident. Images are saved at the smaller of the side of `train` and the drawn one unless
+    `drawing.image_size` says so. `cache` keeps CLIP's features by content. What is there is not done again; `anew`
+    deletes it first.
 
     Raises, before anything is drawn, UsageError (classes that CLIP cannot read, fewer images than are to be kept, a
-    folder of vectors, settings that the generator cannot do) and what `open_splits` raises; then ConfigMismatchError
-    (a folder was filled otherwise), LockedError, DiskError.
+    folder of vectors, settings that the generator cannot do); then ConfigMismatchError (a folder was filled
+    otherwise), LockedError, DiskError.
     """
     drawn, folders = out / DRAWN, {one: folder_of(out, one) for one in settings.thresholds}
-    for folder in folders.values():  # what one of them must forget, all must
-        with run_lock(folder), run_lock(drawn):
-            follow(folder, drawn)
-    train = open_splits(drawn, data).train
     check_classes(clip, train.class_names, settings.templates)
     drawing = drawing.model_copy(
         update={"image_size": drawing.image_size or min(train.size, drawing.resolution or generator.resolution)}
