@@ -60,6 +60,7 @@ def test_thresholds_are_cells_that_share_what_is_drawn(file: Path, tmp_path: Pat
     done = sweep(file, out)
     assert done.exit_code == 0, done.output
     record = json.loads((out / "thresholds.json").read_text())
+    assert "; LECF by CLIP clip, files " in record["generator"], "the CLIP is named in all that is shown"
     found = [(row["arm"], row["at"].get("lecf.thresholds"), row["synthetic_images"]) for row in record["rows"]]
     assert {one for one in found if one[0] == "synthetic"} == {("synthetic", 0.0, 15), ("synthetic", 0.9, 15)}
     assert sum(arm == "real" for arm, *_ in found) == 1, "the arm real is trained once"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ def fill(home: Path, cell: Cell, splits: Splits, side: int, generator: Generator
     language = _language(filtering.language)
     kept = lecf(home, splits.train, filtering, drawing, generator, _clip(cell, device), language, cache=features)
     return {"images": kept[filtering.thresholds[0]]["images"]}
+
+
+def filtered_by(cells: Sequence[Cell], device: str) -> str:
+    """What a page says of the CLIPs that kept images of its cells; empty where none did."""
+    used = {clip.hash: clip.name for cell in cells if cell.lecf is not None for clip in [_clip(cell, device)]}
+    return "".join(f"; LECF by CLIP {name}, files {digest[:12]}" for digest, name in used.items())
 
 
 def _pool(cell: Cell) -> Pool:

@@ -17,6 +17,7 @@ from ..train.evaluation import MIN_UNITS, OWN_SIZE, compare
 from ..train.replicated import Components, components, recognised
 from ..train.verdict import is_uneven
 from .claims import Difference, Outcome
+from .elsewhere import filtered_by
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 
@@ -162,6 +163,7 @@ def gather(workshop: Workshop, cells: Sequence[Sequence[Cell]], jobs: Sequence[S
     claims = tuple(_check(claim, first, rows, metrics) for claim in plan.claims)
     made_with = workshop.generator
     generator = f"{made_with.name}, weights {made_with.hash[:12]}, {made_with.record['dtype']} on {workshop.device}"
+    generator += filtered_by(first, workshop.device)
     return SweepResult(plan, generator, tuple(first), tuple(rows), tuple(metrics), claims)
 
 

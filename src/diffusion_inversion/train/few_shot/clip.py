@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,7 +55,8 @@ class Clip:
             )
         mean, std = normalisation(folder)
         model = model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
-        return cls(source, hash_files(folder), model, tokenizer, mean, std, device, known_words(folder))
+        name = folder.resolve().name if Path(source).is_dir() else source
+        return cls(name, hash_files(folder), model, tokenizer, mean, std, device, known_words(folder))
 
     @property
     def scale(self) -> float:
