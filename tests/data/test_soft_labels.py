@@ -261,5 +261,33 @@ def test_impossible_records_are_refused(between: Path, tmp_path: Path) -> None:
         first = next(record for record in records if record["event"] == "commit")
         first["columns"][key][0] = value
         manifest.rewrite(records)
-        with pytest.raises(DataError, match="unknown label, or a weight"):
+        with pytest.raises(DataError, match="unknown label, a weight"):
             SyntheticStore(run, ("cat", "dog")).table().to_pylist()
+
+
+def test_answers_have_the_rest_of_the_weight_whatever_the_classes_are_numbered() -> None:
+    answers = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
+    labels = torch.tensor([0, 1])
+    found = SoftLabels(labels, torch.tensor([0.5, 0.25]), answers)
+    expected = torch.tensor([[0.75, 0.15, 0.1], [0.075, 0.325, 0.6]])
+    torch.testing.assert_close(found.targets(labels, 3), expected)
+    number = torch.tensor([2, 0, 3])
+    moved = found.renumbered(number, 4).targets(number[labels], 4)
+    torch.testing.assert_close(moved[:, number], expected)
+    assert torch.equal(moved[:, 1], torch.zeros(2))
+    both = SoftLabels.cat([SoftLabels(labels, torch.tensor([1.0, 0.75])), found]).targets(labels.repeat(2), 3)
+    torch.testing.assert_close(both[2:], expected)
+    assert torch.equal(both[:2], torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+
+
+def test_answers_reach_the_loss_and_adversarial_copies_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PLAIN.model_copy(update={"steps": 4, "me_ada_every": 1, "me_ada_share": 0.5, "me_ada_steps": 1})
+    images = toy(12, 1, name="synthetic")
+    answers = torch.tensor([0.5, 0.3, 0.2]).expand(12, -1)
+    answered = replace(images, soft=SoftLabels(images.labels, torch.full((12,), 0.5), answers))
+    assert data_version(images, None, images) != data_version(answered, None, images)
+    found = torch.cat(goals(monkeypatch, settings, answered, None))
+    wanted = {0: (0.75, 0.15, 0.1), 1: (0.25, 0.65, 0.1), 2: (0.25, 0.15, 0.6)}
+    assert {tuple(round(v, 6) for v in row) for row in found.tolist()} <= set(wanted.values())
+    with pytest.raises(DataError, match="do not sum to 1"):
+        replace(images, soft=SoftLabels(images.labels, torch.ones(12), 2 * answers))

@@ -18,6 +18,12 @@ from diffusion_inversion.errors import DataError
 from diffusion_inversion.run.few_shot.additions import open_extra, refuse_test_images
 from diffusion_inversion.sample.synthetic import EARLIER, SyntheticStore
 
+SHARED = {
+    "variant": 0, "interpolation": 0.0, "noise_strength": 0.0, "guidance_scale": 1.0, "inversion_step": 0,
+    "scheduler": "ddim", "inference_steps": 1, "seed": 0, "generator": "toy", "generator_hash": "0" * 64,
+    "source_version": "", "partner_version": "", "method": "prompts",
+}  # fmt: skip
+
 
 def test_retrieved_images_are_searched_for_test_images(tmp_path: Path) -> None:
     """The pool had none of the test images of its run; those of another DATA may be in it."""
@@ -39,13 +45,8 @@ def test_prompted_images_have_the_classes_of_their_own_order(tmp_path: Path) -> 
     part = {"ids": ["a", "b"], "hashes": ["0" * 64, "1" * 64]}
     Ledger(tmp_path).commit("data.json", json.dumps({"class_names": names, "train": part}).encode())
     store = SyntheticStore(tmp_path, own)
-    common = {
-        "variant": 0, "interpolation": 0.0, "noise_strength": 0.0, "guidance_scale": 1.0, "inversion_step": 0,
-        "scheduler": "ddim", "inference_steps": 1, "seed": 0, "generator": "toy", "generator_hash": "0" * 64,
-        "source_version": "", "partner_version": "", "method": "prompts",
-    }  # fmt: skip
     rows = [
-        {**EARLIER, **common, "source_id": f"{n}: a", "partner_id": f"{n}: a", "label": i, "partner_label": i}
+        {**EARLIER, **SHARED, "source_id": f"{n}: a", "partner_id": f"{n}: a", "label": i, "partner_label": i}
         for i, n in enumerate(own)
     ]
     colours = torch.tensor([10, 200], dtype=torch.uint8)  # of the cat, of the dog
@@ -58,3 +59,24 @@ def test_prompted_images_have_the_classes_of_their_own_order(tmp_path: Path) -> 
     assert {names[label]: int(image.max()) for label, image in zip(classes, images.images, strict=True)} == {
         "cat": 10, "dog": 200,
     }  # fmt: skip
+
+
+def test_images_of_lecf_know_the_real_image_they_began_at_and_answer_in_the_order_of_data(tmp_path: Path) -> None:
+    names, own = ("dog", "cat"), ("cat", "dog")
+    freeze_settings(tmp_path, "sample", {"kind": "lecf", "class_names": list(own)}, begun=False)
+    part = {"ids": ["a", "b"], "hashes": ["0" * 64, "1" * 64]}
+    Ledger(tmp_path).commit("data.json", json.dumps({"class_names": names, "train": part}).encode())
+    store = SyntheticStore(tmp_path, own)
+    common = {"label": 0, "partner_label": 0, "label_weight": 0.5, "answers": [0.75, 0.25], "method": "lecf"}
+    rows = [
+        {**EARLIER, **SHARED, **common, "source_id": "cat: a cat", "variant": variant, "partner_id": partner}
+        for variant, partner in enumerate(("cat: a cat", "a", "b", "gone"))
+    ]
+    store.commit(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), rows)
+    store.finish(4)
+    extra = open_extra(str(tmp_path), names, None)
+    of = dict(zip([r["partner_id"] for r in rows], extra.made_from or (), strict=True))
+    assert of == {"cat: a cat": frozenset(), "a": {"0" * 64}, "b": {"1" * 64}, "gone": {"gone"}}
+    assert extra.rows(["0" * 64]) == (0, 1), "no shot is what another image began at"
+    targets = extra.targets(extra.read(), 2)
+    torch.testing.assert_close(targets, torch.tensor([[0.125, 0.875]]).expand(4, -1))

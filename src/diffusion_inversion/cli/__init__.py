@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, few_shot, gan, generators, measures, retrieve, stages, sweeps
+from . import bench, care, compare, few_shot, gan, generators, lecf, measures, retrieve, stages, sweeps
 from .command import add
 from .surroundings import prepare
 
@@ -19,7 +19,8 @@ app = typer.Typer(
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
-    retrieve.retrieve, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode, generators.pretrain,
+    retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
+    generators.pretrain,
 )  # fmt: skip
 for function in (*METHOD, *CARE, *SEVERAL):
     add(app, function)

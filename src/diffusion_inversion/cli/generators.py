@@ -49,6 +49,7 @@ def pretrain(pretraining: Given[PretrainSettings]) -> dict[str, Any]:
             vae_budget=budget(of.vae_samples, of.vae_minutes),
             decoder_budget=budget(of.decoder_samples, of.decoder_minutes),
             unet_budget=budget(of.unet_samples, of.unet_minutes),
+            clip_budget=budget(of.clip_samples, of.clip_minutes), wordnet=of.wordnet,
             device=of.device, batch_size=of.batch_size, part_minutes=of.part_minutes, start_from=of.start_from,
             measured=Measured(
                 of.target_train, of.target_test, of.judge, pairs(of.data, "--data"), pairs(of.test, "--test"),

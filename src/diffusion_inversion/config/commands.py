@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from .few_shot import CLASS, each_names_the_class
 from .settings import DataSettings, GeneratorSettings, Settings, setting
 
 
@@ -69,7 +71,7 @@ class PretrainSettings(Settings):
         None, "the same for validation; without it 5,000 images of the corpus are held out"
     )
     out: Path = setting(Path("pretraining"), "folder for states, caches, logs and the result")
-    stages: tuple[Literal["vae", "decoder", "latents", "unet", "export", "figures"], ...] = setting(
+    stages: tuple[Literal["vae", "decoder", "latents", "unet", "export", "figures", "clip"], ...] = setting(
         ("vae", "latents", "unet", "export"), "", option="stage", min_length=1
     )
     size: int = setting(64, "side of the images in px: 64 or 32")
@@ -79,8 +81,13 @@ class PretrainSettings(Settings):
     decoder_minutes: float | None = setting(None, "sharpen the decoder for this long instead")
     unet_samples: int | None = setting(None, "images the denoiser sees", unset="8,900,000")
     unet_minutes: float | None = setting(None, "train the denoiser for this long instead", option="minutes")
+    clip_samples: int | None = setting(None, "images mini-clip sees, in stage clip", unset="5,000,000")
+    clip_minutes: float | None = setting(None, "train mini-clip for this long instead")
+    wordnet: Path | None = setting(
+        None, "for stage clip: folder of WordNet's index.noun and data.noun, whose hypernyms are prompts too"
+    )
     part_minutes: float | None = setting(None, "save and end after this long; the same command goes on")
-    batch_size: int | None = setting(None, "of the denoiser", unset="1,024 on CUDA, 128 elsewhere")
+    batch_size: int | None = setting(None, "of the denoiser and of mini-clip", unset="1,024 on CUDA, 128 elsewhere")
     device: str = same(GeneratorSettings, "device")
     target_train: str | None = setting(None, "for stage figures: DATA whose labels are judged")
     target_test: str | None = setting(None, "for stage figures: its test images")
@@ -89,6 +96,64 @@ class PretrainSettings(Settings):
     test: list[str] = setting([], "for stage figures: NAME=DATA, its test images")
     beside: list[str] = setting([], "for stage figures: LABEL=GENERATOR, another one")
     start_from: str | None = setting(None, "go on from the weights of mini or of a folder made here")
+
+
+class LecfSettings(Settings):
+    """LECF (He et al. 2022, arXiv 2210.07574): many sentences of each class, of whose images CLIP keeps some.
+
+    "He" is that paper with its repository, "text" Zhou et al., who scan the threshold.
+    """
+
+    clip: str = setting(..., "folder of a transformers CLIP in safetensors, or a hub id", "He: OpenAI's RN50")
+    clip_revision: str | None = setting(None, "revision of a hub id of CLIP")
+    thresholds: tuple[float, ...] = setting(
+        (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.97),
+        "least probability that CLIP gives an image's class, a set for each; of too few the most confident fill up",
+        "text; He: 1 / classes",
+        min_length=1,
+    )
+    per_class: int | None = setting(
+        None, "images of each class in a set", unset="as many as DATA trains on", ge=1, option="images-per-class"
+    )
+    language: str | None = setting(
+        None,
+        "folder or hub id of a T5 that makes sentences of words, such as mrm8488/t5-base-finetuned-common_gen (He)",
+        unset="a bank of 60 sentence frames",
+    )
+    sentences: int | None = setting(None, "sentences of each class", unset="200 of a T5 (He), else all frames", ge=1)
+    templates: list[str] = setting(
+        [f"a photo of a {CLASS}."],
+        "prompt of a class as CLIP reads it; several are averaged",
+        unset=f"a photo of a {CLASS}.",
+        option="template",
+        min_length=1,
+    )
+    soft_weight: float = setting(
+        0.5, "of CLIP's answers in the target, beside the label", "He, soft-target cross-entropy", ge=0, le=1
+    )
+    soft_temperature: float = setting(2.0, "of these answers", "He", gt=0)
+    real_guidance: float | None = setting(
+        None,
+        "begin at a real image of the class, noised so far: 0 is the image, 1 is noise (He: 0.15 for 16 shots, 0.2, "
+        "0.35 and 0.4 for 8, 4 and 2, 0.5 for 1)",
+        unset="noise alone",
+        ge=0,
+        le=1,
+    )
+
+    _templates = field_validator("templates")(each_names_the_class)
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _one_number_is_enough(cls, thresholds: object) -> object:
+        return (thresholds,) if isinstance(thresholds, (int, float)) else thresholds
+
+    @field_validator("thresholds")
+    @classmethod
+    def _probabilities_ascend(cls, thresholds: tuple[float, ...]) -> tuple[float, ...]:
+        if not 0 <= min(thresholds) <= max(thresholds) <= 1 or any(b <= a for a, b in pairwise(thresholds)):
+            raise ValueError("give numbers in 0..1 that ascend, such as 0,0.5,0.9")
+        return thresholds
 
 
 GanAugmentation = Literal["color", "translation", "cutout", "none"]

@@ -6,7 +6,8 @@ Zhang et al. 2022 (arXiv 2207.09519) and He et al. 2022 (arXiv 2210.07574) with 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -16,6 +17,16 @@ CLASS = "{class}"  # in a template: where the name of the class goes
 Method = Literal["zero-shot", "coop", "tip-adapter", "tip-adapter-f", "classifier-tuning"]
 METHODS: tuple[Method, ...] = ("zero-shot", "coop", "tip-adapter", "tip-adapter-f", "classifier-tuning")
 LEAST_SEEDS = 3
+
+
+Texts = TypeVar("Texts", bound=Sequence[str])
+
+
+def each_names_the_class(templates: Texts) -> Texts:
+    """The templates as they are. Raises ValueError for one without {class}."""
+    if bad := [text for text in templates if CLASS not in text]:
+        raise ValueError(f"{bad[0]!r} has no {CLASS}: all classes would have the same prompt")
+    return templates
 
 
 class FewShotSettings(Settings):
@@ -89,9 +100,4 @@ class FewShotSettings(Settings):
             raise ValueError("give at least one image of each class")
         return tuple(sorted(shots))
 
-    @field_validator("templates")
-    @classmethod
-    def _templates_name_the_class(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        if bad := [text for text in templates if CLASS not in text]:
-            raise ValueError(f"{bad[0]!r} has no {CLASS}: all classes would have the same prompt")
-        return templates
+    _templates = field_validator("templates")(each_names_the_class)

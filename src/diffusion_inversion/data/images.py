@@ -33,7 +33,7 @@ class LabelledImages:
         native_size: Shorter side in px of the images as stored, the smallest where they vary.
         problems: What was found about single files, short of an error.
         licence: Set where it restricts use.
-        soft: A second class for each image, where some have one; None: every label is hard.
+        soft: A second class for each image, or a classifier's answers, where some have one; None: every label is hard.
 
     Raises DataError where shapes, types, ids or labels do not fit together.
     """
@@ -69,6 +69,11 @@ class LabelledImages:
                 raise DataError(f"{self.name}: a second class lies outside 0..{len(self.class_names) - 1}")
             if not ((weight >= 0) & (weight <= 1)).all():
                 raise DataError(f"{self.name}: the weight of a label lies outside 0..1")
+            if (answers := self.soft.answers) is not None:
+                if answers.shape != (n, len(self.class_names)):
+                    raise DataError(f"{self.name}: {n} ids need as many answers over {len(self.class_names)} classes")
+                if not (answers >= 0).all() or not ((answers.sum(1) - 1).abs() < 1e-3).all():
+                    raise DataError(f"{self.name}: the answers of an image are negative, or do not sum to 1")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,6 +95,8 @@ class LabelledImages:
         if self.soft is not None:
             both = zip(self.soft.second.tolist(), self.soft.weight.tolist(), strict=True)
             rows = [f"{row} {k} {w}" for row, (k, w) in zip(rows, both, strict=True)]
+            if self.soft.answers is not None:
+                rows = [f"{row} {one}" for row, one in zip(rows, self.soft.answers.tolist(), strict=True)]
         return hashlib.sha256("\n".join([*self.class_names, "", *rows]).encode()).hexdigest()
 
     def resized(self, size: int) -> LabelledImages:
@@ -107,7 +114,7 @@ class LabelledImages:
         if names == self.class_names:
             return self
         number = torch.tensor([names.index(name) for name in self.class_names], dtype=torch.int64)
-        soft = None if self.soft is None else replace(self.soft, second=number[self.soft.second])
+        soft = None if self.soft is None else self.soft.renumbered(number, len(names))
         return replace(self, labels=number[self.labels], class_names=names, soft=soft)
 
     def subset(self, rows: Sequence[int]) -> LabelledImages:

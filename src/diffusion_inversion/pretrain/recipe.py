@@ -23,6 +23,7 @@ from ..generator.generator import Generator, initialise, noise_schedule, save_ch
 from ..sample.png import encode_png
 from . import checkpoint, parts
 from .card import write_card
+from .clip import ClipTask, Concepts, export_clip, new_clip, new_tokenizer
 from .corpus import Corpus, hold_out, load_corpus
 from .decoder import DecoderTask
 from .figures import FILE as FIGURES
@@ -34,17 +35,19 @@ from .quality import prompt_grid
 from .tokenizer import train_tokenizer
 from .unet import DenoiserTask, prompt_texts, recomputed_losses
 from .vae import AutoencoderTask, normalise_latents
+from .wordnet import hypernyms
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 ARCHITECTURES = Path(__file__).parent / "architecture"
 SIZES = (64, 32)
-STAGES = ("vae", "decoder", "latents", "unet", "export", "figures")
+STAGES = ("vae", "decoder", "latents", "unet", "export", "figures", "clip")
 DEFAULT_STAGES = ("vae", "latents", "unet", "export")
 NORMALISED_VAE = "vae.safetensors"
 REFINED_VAE = "vae-refined.safetensors"  # the same encoder
 DENOISER = "denoiser"
+MINI_CLIP = "mini-clip"
 TOKENIZER = "tokenizer"  # that of the weights that were gone on from
 LOGS = ("vae.log.tsv", "unet.log.tsv")
 DECODER_LOG = "decoder.log.tsv"
@@ -99,6 +102,8 @@ def pretrain(
     vae_budget: Budget | None = None,
     decoder_budget: Budget | None = None,
     unet_budget: Budget | None = None,
+    clip_budget: Budget | None = None,
+    wordnet: Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     part_minutes: float | None = None,
@@ -106,15 +111,16 @@ def pretrain(
     start_from: str | None = None,
     seed: int = 0,
 ) -> Path:
-    """Run `stages` in order and return `folder`/mini, the finished diffusers folder (after stage `export`).
+    """Run `stages` in order and return `folder`/mini, what stage `export` writes, or /mini-clip of `clip` as the last.
 
     `corpus_path` is a parquet file with `image` (`size` px) and `label`; `validation_path` another, in no gradient, or
     None to hold 5,000 images of the corpus out. Every state, log and cache lives below `folder`; the same call goes on
     where a killed one saved. With `part_minutes` the call saves and ends after that time (PartEnded). `batch_size` is
-    the denoiser's, 1,024 on CUDA and 128 elsewhere. Stage `figures` measures the exported model, on the data sets
-    of `measured` too, and writes the card again. `start_from` ("mini" or an exported folder) lays its weights and logs
-    into an empty `folder` first, to go on from them. Raises UsageError where a stage is unknown or needs an earlier one
-    that was not run, DataError for a bad corpus.
+    the denoiser's and mini-clip's, 1,024 on CUDA and 128 elsewhere. Stage `figures` measures the exported model, on the
+    data sets of `measured` too, and writes the card again. Stage `clip` needs no other; with `wordnet`, the folder of
+    its noun files, prompts say what classes are kinds of. `start_from` ("mini" or an exported folder) lays its weights
+    and logs into an empty `folder` first, to go on from them. Raises UsageError where a stage is unknown or needs an
+    earlier one that was not run, DataError for a bad corpus.
     """
     begun = time.monotonic()
     unknown = [stage for stage in stages if stage not in STAGES]
@@ -147,6 +153,7 @@ def pretrain(
         held_out = load_corpus(validation_path, size)
     else:
         corpus, held_out = hold_out(corpus)
+    above = {} if wordnet is None else hypernyms(corpus.names, wordnet)
     if len(corpus.labels) < max(setting.batch_size, setting.vae_batch_size):
         raise DataError(
             f"{corpus_path}: {len(corpus.labels)} images to train on, fewer than a batch of {setting.batch_size}. "
@@ -161,11 +168,13 @@ def pretrain(
             run_latents(corpus, held_out, setting)
         elif stage == "unet":
             run_unet(corpus, held_out, setting, unet_budget or Budget(samples=8_900_000))
+        elif stage == "clip":
+            run_clip(corpus, held_out, setting, clip_budget or Budget(samples=5_000_000), above)
         elif stage == "export":
             export(corpus.names, setting)
         else:
             run_figures(corpus.names, held_out, setting, measured or Measured())
-    return folder / "mini"
+    return folder / (MINI_CLIP if stages[-1] == "clip" else "mini")
 
 
 def lay_down(source: str, setting: Setting) -> None:
@@ -258,6 +267,18 @@ def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget)
         setting.batch_size,
     )
     _fit(task, setting, budget, lambda: parts.write_parts(task.weights.ema, folder / DENOISER))
+
+
+def run_clip(
+    corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget, above: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Train `mini-clip` on the corpus and write it to `folder`/mini-clip; `above`: class => what it is a kind of."""
+    concepts = Concepts.of(corpus.names, above)
+    tokenizer = new_tokenizer(concepts)
+    model, device = new_clip(setting.size, tokenizer, setting.seed), setting.device
+    task = ClipTask(model, tokenizer, concepts, corpus, held_out, device, setting.dtype, setting.batch_size)
+    _fit(task, setting, budget)
+    export_clip(task, tokenizer, concepts, setting.folder / MINI_CLIP)
 
 
 def _fit(task: Task, setting: Setting, budget: Budget, on_save: Callable[[], None] | None = None) -> None:

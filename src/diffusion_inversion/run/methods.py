@@ -16,6 +16,7 @@ from ..sample.synthetic import SyntheticStore
 from ..train.arms import ArmResults
 from .layout import METADATA_FILE, RETRIEVAL_FILE
 
+LECF = "lecf"  # the kind of what CLIP keeps of the images of many sentences
 RETRIEVAL = "retrieval"  # the kind of what is found, among the settings of stage 2
 
 
@@ -32,6 +33,7 @@ INVERSION = Method("inversion", "synthetic", None)
 METHODS = {
     PROMPTS: Method("prompts", "prompted", "dinv sample --prompts"),
     RETRIEVAL: Method("retrieval", "retrieved", "dinv retrieve"),
+    LECF: Method("lecf", "LECF", "dinv lecf"),
     # Kinds of `pretrain/gan/`, a room above.
     "gan": Method("gan", "GAN", "dinv gan sample"),
     "gan-inversion": Method("gan-inversion", "GAN-inverted", "dinv gan invert"),

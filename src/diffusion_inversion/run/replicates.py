@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ..config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from ..config.settings import DataSettings, InvertSettings, PromptSettings, SampleSettings, TrainSettings
 from .layout import REPLICATES
 
-Drawn = TypeVar("Drawn", DataSettings, InvertSettings, SampleSettings, TrainSettings)
+Drawn = TypeVar("Drawn", DataSettings, InvertSettings, SampleSettings, PromptSettings, TrainSettings)
 
 
 @dataclass(frozen=True)

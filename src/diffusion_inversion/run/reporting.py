@@ -216,7 +216,9 @@ def _made_otherwise(run: Path) -> _Made:
             "similarity": record["similarity"],
         }
     images = sum(len(unit["files"]) for unit in units)
-    return _Made(images, {"sample": config["settings"]}, drawn_by, called=method_of(run).images, found=found)
+    clip = units[0]["shared"].get("clip")  # which CLIP filtered them is named wherever they are shown
+    settings = {**config["settings"], **({"clip": clip, "threshold": config["threshold"]} if clip else {})}
+    return _Made(images, {"sample": settings}, drawn_by, called=method_of(run).images, found=found)
 
 
 def replicated(run: Path, splits: Splits, results: ArmResults) -> Replicated:

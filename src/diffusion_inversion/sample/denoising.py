@@ -33,13 +33,16 @@ def denoise(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     eta: float = 0.0,
     streams: Sequence[torch.Generator] = (),
+    start: tuple[Latents, float] | None = None,
 ) -> Latents:
     """Run the reverse process from standard normal noise to scaled latents, float32.
 
     Same arithmetic as StableDiffusionPipeline with prompt_embeds, negative_prompt_embeds and latents. Guidance acts
     where low <= t / T <= high; outside, and where every scale is 1, the conditional prediction stands alone and is
     all that is computed (arXiv 2404.07724). `eta`, for ddim, adds that share of DDPM's noise at each step, drawn for
-    each image from its own one of `streams`, on the CPU.
+    each image from its own one of `streams`, on the CPU. `start`, scaled latents z and a strength in [0, 1], begins
+    at sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) eps, with the initial noise as eps and t such that the last
+    floor(strength N) of N steps are left; strength 0 gives z. As StableDiffusionImg2ImgPipeline.
     """
     widths = {tokens.shape[-1] for tokens in (conditional, unconditional)}
     if widths != {generator.text_width}:
@@ -49,7 +52,18 @@ def denoise(
         )
     scheduler = generator.scheduler(scheduler_name, inference_steps)
     device = generator.device
-    latents: Tensor = initial_noise.to(device) * scheduler.init_noise_sigma
+    timesteps = scheduler.timesteps
+    latents: Tensor = initial_noise.to(device)
+    if start is None:
+        latents = latents * scheduler.init_noise_sigma
+    elif steps := int(start[1] * inference_steps):
+        first = inference_steps - steps
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        timesteps = timesteps[first:]
+        latents = scheduler.add_noise(start[0].to(device), latents, timesteps[:1])
+    else:
+        return start[0].to(device)
     conditional, unconditional = conditional.to(device), unconditional.to(device)
     guidance_scale = guidance_scale.to(device)
     guided = bool((guidance_scale != 1).any())
@@ -57,7 +71,7 @@ def denoise(
     if generator.alphas_cumprod[-1] == 0:
         # DDIM then takes the root of 1 - alpha_bar - sigma^2, which eta = 1 makes 0, or less by rounding.
         eta = min(eta, LARGEST_ETA)
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(latents, timestep)
         if guided and low <= float(timestep) / generator.training_timesteps <= high:
             conditioned, unconditioned = predict_both(generator, model_input, timestep, conditional, unconditional)

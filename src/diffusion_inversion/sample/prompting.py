@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config.settings import PromptSettings
-from ..data.images import LabelledImages
+from ..data.images import LabelledImages, resize, to_model_range
 from ..engine.frozen_settings import freeze_settings
 from ..engine.lock import run_lock
 from ..errors import DataError, UsageError
@@ -44,12 +44,34 @@ class Prompt:
         return f"{self.class_name}: {self.text}"
 
 
+@dataclass(frozen=True, eq=False)
+class RealGuidance:
+    """Real images to begin at instead of noise alone (He et al. 2022, section 3.2.2): an image of the prompt's class.
+
+    strength: how far they are noised, from 0, the image as the autoencoder has it, to 1.
+    """
+
+    images: LabelledImages
+    strength: float
+
+    def row(self, seed: int, prompt: Prompt, variant: int) -> int:
+        """The image that one drawing begins at; images that come or go change those that begin at them alone."""
+        label = self.images.class_names.index(prompt.class_name)
+
+        def rank(row: int) -> str:
+            return hashlib.sha256(f"{seed} {variant} {self.images.hashes[row]} {prompt.source_id}".encode()).hexdigest()
+
+        rows: list[int] = (self.images.labels == label).nonzero()[:, 0].tolist()
+        return min(rows, key=rank)
+
+
 @dataclass(frozen=True)
 class _PromptPlan:
     prompt: int
     variant: int
     guidance_scale: float
     initial_noise: Float[Tensor, "channels height width"]
+    start: int | None = None  # the real image it begins at, where there is guidance by them
 
 
 def read_prompts(prompts: str, class_names: Sequence[str] = ()) -> tuple[Prompt, ...]:
@@ -100,16 +122,27 @@ def sample_prompts(
 
 
 def draw_prompts(
-    prompts: Sequence[Prompt], generator: Generator, out: str | Path, settings: PromptSettings | None = None
+    prompts: Sequence[Prompt],
+    generator: Generator,
+    out: str | Path,
+    settings: PromptSettings | None = None,
+    *,
+    kind: str = PROMPTS,
+    real: RealGuidance | None = None,
 ) -> None:
-    """What `sample_prompts` does, without reading the images back."""
+    """What `sample_prompts` does, without reading the images back; `kind` is the method that they are drawn for.
+
+    With `real` guidance an image's partner is the real one that it begins at.
+    """
     settings = settings or PromptSettings()
     run, class_names = Path(out), classes_of(prompts)
     resolution, image_size = check(generator, settings, run)
     with run_lock(run):
         store = SyntheticStore(run, class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None
-        described = made_from(generator, settings, class_names, resolution, image_size, checker)
+        described = made_from(generator, settings, class_names, resolution, image_size, checker) | {"kind": kind}
+        if real is not None:
+            described["real_guidance"] = real.strength
         freeze_settings(run, "sample", described, begun=len(store.table("file_name")) > 0)
         row_of = {prompt.source_id: row for row, prompt in enumerate(prompts)}
         draw_missing(
@@ -119,10 +152,10 @@ def draw_prompts(
             image_size,
             checker,
             plan=lambda source_id, variant, attempt: _plan(
-                prompts, generator, settings, resolution, row_of[source_id], variant, attempt
+                prompts, generator, settings, resolution, row_of[source_id], variant, attempt, real
             ),
-            draw=lambda plans: draw_images(prompts, generator, plans, settings),
-            describe=lambda plan: _metadata_row(prompts, class_names, generator, settings, plan),
+            draw=lambda plans: draw_images(prompts, generator, plans, settings, real),
+            describe=lambda plan: _metadata_row(prompts, class_names, generator, settings, plan, kind, real),
         )
 
 
@@ -150,13 +183,22 @@ def classes_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
 
 
 def draw_images(
-    prompts: Sequence[Prompt], generator: Generator, plans: Sequence[_PromptPlan], settings: PromptSettings
+    prompts: Sequence[Prompt],
+    generator: Generator,
+    plans: Sequence[_PromptPlan],
+    settings: PromptSettings,
+    real: RealGuidance | None = None,
 ) -> Float[Tensor, "batch 3 side side"]:
     """Denoise and decode a batch: (B, 3, R, R) float32 in [-1, 1]."""
     texts = sorted({prompts[plan.prompt].text for plan in plans})
     tokens = generator.text_tokens([EMPTY_PROMPT, *texts])
     place = {text: row for row, text in enumerate(texts, start=1)}
     conditional = tokens[[place[prompts[plan.prompt].text] for plan in plans]]
+    start = None
+    if real is not None:
+        rows = [plan.start for plan in plans if plan.start is not None]
+        side = plans[0].initial_noise.shape[-1] * generator.vae_factor
+        start = generator.encode(to_model_range(resize(real.images.images[rows], side))).mean, real.strength
     latents = denoise(
         generator,
         torch.stack([plan.initial_noise for plan in plans]),
@@ -165,6 +207,7 @@ def draw_images(
         torch.tensor([plan.guidance_scale for plan in plans]),
         settings.scheduler,
         settings.inference_steps,
+        start=start,
     )
     return generator.decode(latents).cpu()
 
@@ -197,6 +240,7 @@ def _plan(
     row: int,
     variant: int,
     attempt: int,
+    real: RealGuidance | None = None,
 ) -> _PromptPlan:
     """Decide everything random about one image, from its own stream."""
     identity = (settings.seed, "prompt", prompts[row].source_id, variant, *attempt_identity(attempt))
@@ -205,7 +249,8 @@ def _plan(
     guidance_scale = scales[int(torch.randint(len(scales), (1,), generator=stream))]
     side = resolution // generator.vae_factor
     initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
-    return _PromptPlan(row, variant, guidance_scale, initial_noise)
+    start = None if real is None else real.row(settings.seed, prompts[row], variant)
+    return _PromptPlan(row, variant, guidance_scale, initial_noise, start)
 
 
 def _metadata_row(
@@ -214,10 +259,15 @@ def _metadata_row(
     generator: Generator,
     settings: PromptSettings,
     plan: _PromptPlan,
+    kind: str = PROMPTS,
+    real: RealGuidance | None = None,
 ) -> Row:
     """How one image was made; see `synthetic.COLUMNS`. A prompt is its own partner and has no stage-1 step."""
     prompt = prompts[plan.prompt]
     version = hashlib.sha256(prompt.source_id.encode()).hexdigest()[:16]
+    partner = prompt.source_id, version
+    if real is not None and plan.start is not None:
+        partner = real.images.ids[plan.start], real.images.hashes[plan.start][:16]
     label = class_names.index(prompt.class_name)
     return {
         **EARLIER,
@@ -225,7 +275,7 @@ def _metadata_row(
         "variant": plan.variant,
         "label": label,
         "partner_label": label,
-        "partner_id": prompt.source_id,
+        "partner_id": partner[0],
         "interpolation": 0.0,
         "noise_strength": 0.0,
         "guidance_scale": plan.guidance_scale,
@@ -236,8 +286,8 @@ def _metadata_row(
         "generator": generator.name,
         "generator_hash": generator.hash,
         "source_version": version,
-        "partner_version": version,
+        "partner_version": partner[1],
         "unconditional": "empty",
-        "method": PROMPTS,
+        "method": kind,
         "resolution": settings.resolution or generator.resolution,
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
@@ -38,17 +39,19 @@ COLUMNS = (
     "guidance_scale", "inversion_step", "scheduler", "inference_steps", "seed", "generator", "generator_hash",
     "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
     "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
+    "clip", "clip_hash", "confidence", "answers",
 )  # fmt: skip
 # Columns that differ between the images of a unit; the others are stored once for the unit.
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
-    "partner_version", "partner_label", "label_weight", "pool_id", "licence",
+    "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
     "label_weight": 1.0, "interpolation_kind": "lerp", "partner": "same-class", "unconditional": "mean",
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
-    "method": "inversion", "pool_id": "", "licence": "",
+    "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
+    "confidence": None, "answers": None,
 }  # fmt: skip
 Row = dict[str, Any]
 
@@ -79,6 +82,8 @@ class Columns(TypedDict):
     label_weight: NotRequired[list[float]]  # of `label` in the target; partner_label has the rest
     pool_id: NotRequired[list[str]]  # of what was retrieved: which image of the pool it is
     licence: NotRequired[list[str]]
+    confidence: NotRequired[list[float | None]]  # CLIP's, in the label
+    answers: NotRequired[list[list[float] | None]]  # CLIP's, over all classes: what has the rest of label_weight
 
 
 class DrawnUnit(Unit):
@@ -126,12 +131,14 @@ class SyntheticStore:
     def _check(self, record: Record) -> None:
         """Raise DataError for a unit that cannot be."""
         lengths = {len(record["files"]), len(record["ids"]), *map(len, record["columns"].values())}
+        answers = [len(one) for one in record["columns"].get("answers", ()) if one is not None]
         labels = {*record["columns"]["label"], *record["columns"].get("partner_label", ())}
         weighed = all(0 <= weight <= 1 for weight in record["columns"].get("label_weight", ()))
-        if len(lengths) > 1 or not labels <= set(range(len(self.class_names))) or not weighed:
+        answered = set(answers) <= {len(self.class_names)}
+        if len(lengths) > 1 or not labels <= set(range(len(self.class_names))) or not weighed or not answered:
             raise DataError(
-                f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, an unknown label, or a "
-                "weight of a label outside 0..1"
+                f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, an unknown label, a weight "
+                "of a label outside 0..1, or answers over other classes"
             )
 
     def _values(self, record: Record, name: str) -> Collection[Any]:
@@ -179,7 +186,9 @@ class SyntheticStore:
                 "count": len(rows),
                 "ids": ids,
                 "files": {name: digests[self.folder / name] for name in files},
-                "columns": {key: [row[key] for row in rows] for key in VARYING if key in rows[0]},
+                "columns": {
+                    key: [row[key] for row in rows] for key in VARYING if any(row.get(key) is not None for row in rows)
+                },
                 "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
                 **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
                 **({"blanked": blanked} if blanked else {}),
@@ -225,7 +234,7 @@ class SyntheticStore:
 
         The first of many are those that a call for fewer draws. Raises UsageError where there are not as many.
         """
-        rows = self._drawn(variants, "file_name", "sha256", "label", "partner_label", "label_weight")
+        rows = self._drawn(variants, "file_name", "sha256", "label", "partner_label", "label_weight", "answers")
         found = read_images(self.folder, self.class_names, *(column.to_pylist() for column in rows.columns[:3]))
         return replace(found, soft=soft_labels(rows))
 
@@ -283,7 +292,12 @@ def soft_labels(rows: pa.Table) -> SoftLabels | None:
     if (weight == 1).all():
         return None
     second = torch.tensor(rows["partner_label"].to_pylist(), dtype=torch.int64)
-    return SoftLabels(second, torch.from_numpy(weight.astype(np.float32)))
+    soft, answers = SoftLabels(second, torch.from_numpy(weight.astype(np.float32))), rows["answers"].to_pylist()
+    if not any(answers):
+        return soft
+    width = max(len(one) for one in answers if one is not None)
+    rest = [F.one_hot(k, width).tolist() if one is None else one for k, one in zip(second, answers, strict=True)]
+    return replace(soft, answers=torch.tensor(rest, dtype=torch.float32))
 
 
 def refused_drawings(run: Path) -> int:

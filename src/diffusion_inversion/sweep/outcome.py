@@ -17,6 +17,7 @@ from ..train.evaluation import MIN_UNITS, OWN_SIZE, compare
 from ..train.replicated import Components, components, recognised
 from ..train.verdict import is_uneven
 from .claims import Difference, Outcome
+from .elsewhere import filtered_by
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 
@@ -162,6 +163,7 @@ def gather(workshop: Workshop, cells: Sequence[Sequence[Cell]], jobs: Sequence[S
     claims = tuple(_check(claim, first, rows, metrics) for claim in plan.claims)
     made_with = workshop.generator
     generator = f"{made_with.name}, weights {made_with.hash[:12]}, {made_with.record['dtype']} on {workshop.device}"
+    generator += filtered_by(first, workshop.device)
     return SweepResult(plan, generator, tuple(first), tuple(rows), tuple(metrics), claims)
 
 
@@ -224,10 +226,10 @@ def _draw(workshop: Workshop, cell: Cell, jobs: CellJobs, arm: str) -> RowDraw:
 def _images_of(workshop: Workshop, job: str, cell: Cell) -> int:
     """How many images the first variants are, of the vectors that were learned: the job may have drawn more.
 
-    Of a pool they are all that were found.
+    Of a pool, or of LECF, they are all that are there.
     """
     images = int(workshop.read(job)["images"])
-    return images if cell.retrieve is not None else images // int(job.rpartition("-")[2]) * cell.sample.variants
+    return images if not cell.learns else images // int(job.rpartition("-")[2]) * cell.sample.variants
 
 
 def _shared(cells: Sequence[Cell], members: Sequence[int]) -> dict[str, Any]:

@@ -10,8 +10,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from ..config.commands import LecfSettings
 from ..config.presets import read_preset
-from ..config.settings import DataSettings, InvertSettings, RetrieveSettings, SampleSettings, Settings, TrainSettings
+from ..config.settings import (
+    DataSettings,
+    InvertSettings,
+    PromptSettings,
+    RetrieveSettings,
+    SampleSettings,
+    Settings,
+    TrainSettings,
+)
 from ..data.sources import absolute, default_root
 from ..engine.toml import read_toml
 from ..errors import UsageError
@@ -92,6 +101,9 @@ class SweepPlan(Settings):
     retrieve: dict[str, Any] = Field(
         default_factory=dict, description="with it the images of a cell are found in a pool, not made: `dinv retrieve`"
     )
+    lecf: dict[str, Any] = Field(
+        default_factory=dict, description="with it CLIP keeps some of many sentences' images: settings of `dinv lecf`"
+    )
     autoencode: Autoencode = Autoencode()
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="dotted key => values, all combined")
     cases: tuple[Case, ...] = Field((), description="each combined with the whole grid")
@@ -126,6 +138,14 @@ class SweepPlan(Settings):
 
 
 @dataclass(frozen=True)
+class Lecf:
+    """How images of sentences are drawn, and filtered at one threshold."""
+
+    filtering: LecfSettings
+    drawing: PromptSettings
+
+
+@dataclass(frozen=True)
 class Cell:
     """One combination of values, with all settings worked out. `at` says which values, by key of the grid or case."""
 
@@ -136,11 +156,17 @@ class Cell:
     train: TrainSettings
     autoencode: Autoencode
     retrieve: RetrieveSettings | None = None  # of one k
+    lecf: Lecf | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether its images are drawn around vectors."""
+        return self.retrieve is None and self.lecf is None
 
     @property
     def variants(self) -> int | None:
-        """How many images of each source it uses; None: all that were found for it."""
-        return self.sample.variants if self.retrieve is None else None
+        """How many images of each source it uses; None: all that are there."""
+        return self.sample.variants if self.learns else None
 
     @property
     def root(self) -> Path:
@@ -202,6 +228,7 @@ def replicates(plan: SweepPlan, cell: Cell) -> list[Cell]:
             invert=drawn_anew(cell.invert, number),
             sample=drawn_anew(cell.sample, number),
             train=drawn_anew(cell.train, number),
+            lecf=cell.lecf and replace(cell.lecf, drawing=drawn_anew(cell.lecf.drawing, number)),
         )
         for number in range(plan.replicates)
     ]
@@ -217,7 +244,7 @@ def _combinations(plan: SweepPlan) -> Iterator[dict[str, Any]]:
 def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
     sections: dict[str, dict[str, Any]] = {name: dict(getattr(plan, name)) for name in STAGES}
     sections["autoencode"] = plan.autoencode.model_dump()
-    sections["retrieve"] = dict(plan.retrieve)
+    sections["retrieve"], sections["lecf"] = dict(plan.retrieve), dict(plan.lecf)
     changed = {key: value for key, value in at.items() if key != "case"}
     if "case" in at:
         changed = {**next(case.set for case in plan.cases if case.name == at["case"]), **changed}
@@ -235,6 +262,7 @@ def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
             TrainSettings.model_validate(sections["train"]),
             Autoencode.model_validate(sections["autoencode"]),
             _retrieve(sections["retrieve"]),
+            _lecf(sections["lecf"], sections["retrieve"]),
         )
     except ValidationError as error:
         raise UsageError(f"{plan.title}, at {dict(at)}: " + problems(error)) from error
@@ -250,6 +278,20 @@ def _retrieve(section: Mapping[str, Any]) -> RetrieveSettings | None:
     if len(settings.k) > 1:
         raise UsageError(f"retrieve.k={list(settings.k)}: one number a cell; vary it as a key of the grid.")
     return settings
+
+
+def _lecf(section: Mapping[str, Any], retrieve: Mapping[str, Any]) -> Lecf | None:
+    """How images of sentences are filtered; None where they are not. Raises UsageError for more than one threshold."""
+    if not section:
+        return None
+    if retrieve:
+        raise UsageError("lecf and retrieve: a cell's images are made in one way; give one of them.")
+    paths = {key: absolute(str(section[key])) for key in ("clip", "language") if section.get(key)}
+    drawing = {key: value for key, value in section.items() if key in PromptSettings.model_fields}
+    filtering = LecfSettings.model_validate({k: v for k, v in section.items() if k not in drawing} | paths)
+    if len(filtering.thresholds) > 1:
+        raise UsageError("lecf.thresholds: one number a cell; vary it as a key of the grid.")
+    return Lecf(filtering, PromptSettings.model_validate(drawing))
 
 
 def problems(error: ValidationError) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 from ..config.settings import DataSettings, Settings, TrainSettings
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
-from ..data.pools import Pool, open_pool
 from ..data.sources import Role
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
@@ -27,8 +26,6 @@ from ..measure.extractors.catalog import open_extractor
 from ..measure.measuring import compare_images
 from ..run.images import load
 from ..run.methods import is_whole
-from ..run.retrieval import check as check_pool
-from ..run.retrieval import retrieve
 from ..run.tune import prepared, tune_training
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
 from ..sample.sampling import check_settings, draw_variants
@@ -40,6 +37,7 @@ from ..train.classifiers import Classifier, require_form
 from ..train.evaluation import OWN_SIZE, Evaluation, evaluate
 from ..train.own_size import own_side
 from ..train.training import fingerprint
+from .elsewhere import check_cell, fill
 from .jobs import Job, result
 from .plan import Cell, SweepPlan
 
@@ -85,14 +83,15 @@ class Workshop:
 
     def _add(self, cell: Cell) -> CellJobs:
         learned_at = cell.invert.resolution or self.generator.resolution
-        if cell.retrieve is None:
+        if cell.learns:
             check(self.generator, cell.invert, learned_at)
             check_settings(
                 self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
                 image_size=cell.data.size or learned_at, classes=2,
             )  # fmt: skip
         else:
-            check_pool({cell.retrieve.k[0]: self.folder / self._images_folder(cell)}, _pool(cell))
+            splits = None if cell.lecf is None else self.splits(cell.data)
+            check_cell(cell, splits, self.folder / self._images_folder(cell), self.generator, self.device)
         for part, side in cell.autoencode.model_dump().items():
             if side is not None:
                 require_side(self.generator, side, f"autoencode.{part}")
@@ -170,8 +169,8 @@ class Workshop:
 
     def _images(self, cell: Cell) -> str:
         """Cells that differ in the number of variants alone share the images of the largest."""
-        if cell.retrieve is not None:
-            return self._retrieved(cell)
+        if not cell.learns:
+            return self._made_elsewhere(cell)
         vectors, folder = self._vectors(cell), self._images_folder(cell)
         most = self._most_variants[folder]
 
@@ -188,26 +187,27 @@ class Workshop:
         says = f"{most} an image, {cell.differs('sample')}"
         return self._job(f"{folder}-{most}", says, [vectors], do, folder, whole)
 
-    def _retrieved(self, cell: Cell) -> str:
-        assert cell.retrieve is not None
-        name, settings, k = self._images_folder(cell), cell.retrieve, cell.retrieve.k[0]
+    def _made_elsewhere(self, cell: Cell) -> str:
+        name = self._images_folder(cell)
+        home, says = name, f"as {cell.differs('lecf')}"
+        if cell.retrieve is not None:
+            says = f"{cell.retrieve.k[0]} nearest of {cell.retrieve.pool}, {cell.differs('retrieve')}"
+        else:  # thresholds share what is drawn
+            home = name.rpartition("/")[0]
 
         def do(home: Path) -> dict[str, Any]:
             splits = self.splits(cell.data)
-            side = self._side(cell, splits.train)
-            network = open_extractor(settings.extractor, resolve_device(self.device), settings.weights)
-            found = retrieve(
-                {k: home}, splits, _pool(cell), network, settings.model_copy(update={"image_size": side}),
-                cache=cell.root / "features", drop_test_images=cell.data.drop_test_duplicates,
-            )  # fmt: skip
-            return {"images": found[k]["images"]}
+            return fill(home, cell, splits, self._side(cell, splits.train), self.generator, self.device)
 
-        says = f"{k} nearest of {settings.pool}, {cell.differs('retrieve')}"
-        return self._job(name, says, [self._data(cell)], do, whole=lambda: is_whole(self.folder / name))
+        return self._job(name, says, [self._data(cell)], do, home, whole=lambda: is_whole(self.folder / name))
 
     def _images_folder(self, cell: Cell) -> str:
+        asked = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
+        if cell.lecf is not None:
+            filtering, drawing = cell.lecf.filtering, cell.lecf.drawing
+            own = [_dump(cell.data), _dump(filtering, "thresholds"), _dump(drawing), asked]
+            return f"{self._name('images', 'lecf', *own)}/t{filtering.thresholds[0]:g}"
         if cell.retrieve is not None:
-            asked = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
             return self._name("images", "retrieval", _dump(cell.data), _dump(cell.retrieve), asked)
         return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"))
 
@@ -377,11 +377,6 @@ class Workshop:
     @staticmethod
     def _is_auto(cell: Cell) -> bool:
         return cell.train.real_fraction == "auto"
-
-
-def _pool(cell: Cell) -> Pool:
-    assert cell.retrieve is not None
-    return open_pool(cell.retrieve.pool, cell.root)
 
 
 def _dump(settings: Settings, *leave_out: str) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class Pool:
     def state(self) -> dict[str, Tensor]:
         """All that changes while a training draws."""
         second = {} if self.soft is None else {"copy_second": self.soft.second, "copy_weight": self.soft.weight}
+        if self.soft is not None and self.soft.answers is not None:
+            second["copy_answers"] = self.soft.answers
         return {
             "queue": self.order.queue,
             "order": self.order.generator.get_state(),
@@ -75,7 +77,9 @@ class Pool:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` took from an equal pool."""
-        soft = None if self.soft is None else SoftLabels(state["copy_second"], state["copy_weight"])
+        soft = None
+        if self.soft is not None:
+            soft = SoftLabels(state["copy_second"], state["copy_weight"], state.get("copy_answers"))
         self.add(state["copies"], state["copy_labels"], soft)
         self.order.queue = state["queue"]
         self.order.generator.set_state(state["order"])

@@ -260,6 +260,8 @@ def _hash(images: LabelledImages) -> str:
     if images.soft is not None:
         digest.update(images.soft.second.contiguous().numpy().data)
         digest.update(images.soft.weight.contiguous().numpy().data)
+        if images.soft.answers is not None:
+            digest.update(images.soft.answers.contiguous().numpy().data)
     return digest.hexdigest()
 
 

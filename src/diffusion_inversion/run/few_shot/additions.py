@@ -75,7 +75,7 @@ class Extra:
         """(N, classes) float32 of the images that `read` returned, over the classes of DATA."""
         number = torch.tensor(self.label_of)
         soft = images.soft or SoftLabels.hard(images.labels)
-        return SoftLabels(number[soft.second], soft.weight).targets(number[images.labels], classes)
+        return soft.renumbered(number, classes).targets(number[images.labels], classes)
 
 
 def parse_additions(given: Sequence[str]) -> tuple[Addition, ...]:
@@ -116,7 +116,9 @@ def open_extra(source: str, class_names: Sequence[str], root: str | Path | None)
         content = dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
         made_from = tuple(_sources(row, content) for row in rows)
         identities = tuple(
-            f"{row['sha256']} {row['label']} {row['partner_label']} {row['label_weight']:g}" for row in rows
+            f"{row['sha256']} {row['label']} {row['partner_label']} {row['label_weight']:g}"
+            + (f" {row['answers']}" if row["answers"] else "")
+            for row in rows
         )
         label_of = _numbers(source, store.class_names, class_names)
         found = method_of(run) == METHODS[RETRIEVAL]
@@ -132,10 +134,10 @@ def _sources(row: Row, content: Mapping[str, str]) -> frozenset[str]:
 
     A source that is none of these stays what it is, which no shot is equal to.
     """
-    source, partner = row["source_id"], row["partner_id"]
-    if source == partner and str(source).startswith(f"{row['class_name']}: "):
-        return frozenset()
-    return frozenset(str(content.get(one, one)) for one in (source, partner))
+    sources = {row["source_id"], row["partner_id"]}
+    if str(row["source_id"]).startswith(f"{row['class_name']}: "):  # its partner is itself or a real image
+        sources.discard(row["source_id"])
+    return frozenset(str(content.get(one, one)) for one in sources)
 
 
 def _numbers(source: str, own: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ...generator.checkpoints import building
-from .clip_files import check_files, hash_files, locate, normalisation, read_config_of, read_weights_of
+from .clip_files import check_files, hash_files, known_words, locate, normalisation, read_config_of, read_weights_of
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -27,6 +28,7 @@ class Clip:
     mean: tuple[float, ...]  # of pixels in [0, 1], by channel
     std: tuple[float, ...]
     device: torch.device
+    words: frozenset[str] | None = None  # all that it was taught; None: it is not said
 
     @classmethod
     def load(cls, source: str, device: torch.device, revision: str | None = None) -> Clip:
@@ -53,7 +55,8 @@ class Clip:
             )
         mean, std = normalisation(folder)
         model = model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
-        return cls(source, hash_files(folder), model, tokenizer, mean, std, device)
+        name = folder.resolve().name if Path(source).is_dir() else source
+        return cls(name, hash_files(folder), model, tokenizer, mean, std, device, known_words(folder))
 
     @property
     def scale(self) -> float:

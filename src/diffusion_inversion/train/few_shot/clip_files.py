@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from transformers import CLIPModel
 
 WEIGHTS = "model.safetensors"
-_FILES = ("config.json", WEIGHTS, "preprocessor_config.json", "processor_config.json")
+WORDS = "words.json"  # of a CLIP that knows few: the words that it was taught, as `words_of` gives them
+_FILES = ("config.json", WEIGHTS, "preprocessor_config.json", "processor_config.json", WORDS)
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 _VISION_KEYS = (
     "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads", "num_channels",
@@ -116,7 +119,7 @@ def read_weights_of(folder: Path, model: CLIPModel) -> dict[str, Tensor]:
 
 def normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pixels that the folder's preprocessor names; else OpenAI's."""
-    path = next((folder / name for name in _FILES[2:] if (folder / name).is_file()), None)
+    path = next((folder / name for name in _FILES[2:4] if (folder / name).is_file()), None)
     if path is None:
         return _MEAN, _STD
     config = read_config(path)
@@ -131,6 +134,25 @@ def normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     ):
         raise UsageError(f"{path}: image_mean and image_std are not three numbers each. Use the original's.")
     return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Words of a class name or prompt, in lower case."""
+    return tuple(re.findall(r"[^\W_]+", text.lower()))
+
+
+def known_words(folder: Path) -> frozenset[str] | None:
+    """The words that a CLIP was taught, where its folder says so. Raises UsageError for a file that is no such list."""
+    path = folder / WORDS
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes()[:MAX_TOKENIZER_FILE])
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON. Use the folder that `dinv pretrain --stage clip` wrote.") from error
+    if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+        raise UsageError(f"{path}: not a list of words. Use the folder that `dinv pretrain --stage clip` wrote.")
+    return frozenset(found)
 
 
 def hash_files(folder: Path) -> str:

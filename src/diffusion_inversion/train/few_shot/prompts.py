@@ -11,6 +11,7 @@ from torch import Tensor
 from ...config.few_shot import CLASS
 from ...engine.untrusted import shown
 from ...errors import UsageError
+from .clip_files import words_of
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -58,6 +59,13 @@ def check_classes(
 
     learned_tokens: vectors that stand before each name where CoOp learns some.
     """
+    if clip.words is not None:
+        unknown = {word: None for name in class_names for word in words_of(name) if word not in clip.words}
+        if unknown:
+            raise UsageError(
+                f"{clip.name}: was never taught the words {', '.join(map(shown, unknown))}, so it cannot tell these "
+                "classes. Give another --clip, or one trained with these words."
+            )
     read: dict[tuple[int, ...], str] = {}
     for name in class_names:
         ids = tuple(token_ids(clip, spoken(name)))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config.few_shot import FewShotSettings
+from .clip_filter import answers
 from .examples import Batches, Encoded
 
 _EPOCHS, _PER_CLASS = 30, 800  # of the authors' synthetic images
@@ -43,9 +44,9 @@ def head_logits(features: Tensor, head: Head) -> Tensor:
 
 def soft_loss(logits: Tensor, targets: Tensor, teacher: Tensor, settings: FewShotSettings) -> Tensor:
     """(1 - s) CE(logits, targets) + s CE(logits, softmax(teacher / T)); all (B, C)."""
-    answers = (teacher / settings.soft_temperature).softmax(1)
     s = settings.soft_weight
-    return (1 - s) * F.cross_entropy(logits, targets) + s * F.cross_entropy(logits, answers)
+    soft = F.cross_entropy(logits, answers(teacher, settings.soft_temperature))
+    return (1 - s) * F.cross_entropy(logits, targets) + s * soft
 
 
 def tune(

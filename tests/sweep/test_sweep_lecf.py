@@ -1,0 +1,88 @@
+"""LECF as cells of a sweep: thresholds share what is drawn, and every arm has as many images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import build_checkpoint
+from toy_clip import build_clip, write_coloured
+from typer.testing import CliRunner
+
+from diffusion_inversion.cli import app
+from diffusion_inversion.errors import UsageError
+from diffusion_inversion.sweep import read_plan
+from diffusion_inversion.sweep.plan import cells
+
+FILE = """
+title = "Thresholds"
+generator = "{toy}"
+[data]
+data = "{data}"
+root = "{root}"
+[train]
+architecture = "resnet20"
+steps = 1
+batch_size = 4
+seeds = [0]
+arms = ["real", "synthetic"]
+[metrics]
+k = 2
+[lecf]
+clip = "{clip}"
+per_class = 5
+sentences = 4
+variants = 2
+inference_steps = 1
+[grid]
+"lecf.thresholds" = [0.0, 0.9]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    toy, clip = build_checkpoint(tmp_path / "toy"), build_clip(tmp_path / "clip", steps=20)
+    path, data = tmp_path / "thresholds.toml", write_coloured(tmp_path / "data", 30, seed=0)
+    path.write_text(FILE.format(toy=toy, data=data, root=tmp_path / "root", clip=clip))
+    return path
+
+
+def sweep(file: Path, out: Path) -> Any:
+    return CliRunner().invoke(
+        app, ["sweep", str(file), "--out", str(out), "--device", "cpu", "--dtype", "float32", "--json"]
+    )
+
+
+def test_thresholds_are_cells_that_share_what_is_drawn(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = sweep(file, out)
+    assert done.exit_code == 0, done.output
+    record = json.loads((out / "thresholds.json").read_text())
+    assert "; LECF by CLIP clip, files " in record["generator"], "the CLIP is named in all that is shown"
+    found = [(row["arm"], row["at"].get("lecf.thresholds"), row["synthetic_images"]) for row in record["rows"]]
+    assert {one for one in found if one[0] == "synthetic"} == {("synthetic", 0.0, 15), ("synthetic", 0.9, 15)}
+    assert sum(arm == "real" for arm, *_ in found) == 1, "the arm real is trained once"
+    assert len(list(out.rglob("drawn"))) == 1 and len(list(out.rglob("drawn/**/*.png"))) == 3 * 4 * 2
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert sweep(file, out).exit_code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+
+
+def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path: Path) -> None:
+    text = file.read_text()
+    for old, new, message in (
+        ("[0.0, 0.9]", "[[0.0, 0.9]]", "lecf.thresholds: one number a cell"),
+        ("[grid]", '[retrieve]\npool = "p"\n[grid]', "made in one way"),
+        ("[0.0, 0.9]", "[1.5]", "numbers in 0..1"),
+    ):
+        file.write_text(text.replace(old, new))
+        with pytest.raises(UsageError, match=message):
+            cells(read_plan(file))
+    words = tmp_path / "clip" / "words.json"
+    words.write_text(json.dumps(["red", "green"]))
+    file.write_text(text)
+    refused = sweep(file, tmp_path / "out")
+    assert refused.exit_code == 2 and "was never taught the words blue" in refused.output
+    assert not list((tmp_path / "out").rglob("*.png"))
