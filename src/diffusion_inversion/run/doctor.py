@@ -94,7 +94,7 @@ def _device() -> Iterator[Check]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "processor"
     yield Check("device", True, f"{device.type} ({name})")
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
-    more = "set OMP_NUM_THREADS to at most the number of cores"
+    more = "set OMP_NUM_THREADS to at most the number of cores, or not at all: the number then follows what is free"
     yield Check("threads", threads <= cores, f"{threads} of PyTorch on {cores} cores", more)
     fast = bfloat16_is_fast(device)
     yield Check("bfloat16", None if not fast else True, "fast" if fast else "emulated: float32 is used")
