@@ -28,9 +28,9 @@ def work() -> None:
     from diffusion_inversion.engine.threads import share_cores
 
     share_cores()
-    generator, images = Generator.load("mini"), load_images("digits", limit=50, size=32)
+    generator, images = Generator.load("mini"), load_images("digits", limit=30, size=32)
     seconds = {}
-    for steps, job_steps in ((2, 5), (40, 150)):
+    for steps, job_steps in ((2, 5), (20, 60)):
         with tempfile.TemporaryDirectory() as run:
             start = time.monotonic()
             invert(images, generator, run, InvertSettings(steps=steps))
