@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffusion_inversion.engine import threads
-from diffusion_inversion.engine.threads import Look, fair, follow, look, quota, share_cores
+from diffusion_inversion.engine.threads import Follower, Look, fair, look, quota
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,16 @@ def test_the_cores_that_others_leave(busy: float, own: float, cores: float, expe
     assert fair(Look(100.0, 50.0, 7.0), Look(110.0, 50.0 + busy, 7.0 + own), cores) == expected
 
 
-def test_a_look_counts_the_usable_cores_and_not_the_time_they_idle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
+def test_a_look_counts_the_usable_cores_and_not_the_time_they_idle(tmp_path: Path) -> None:
     tick = os.sysconf("SC_CLK_TCK")
     stat = tmp_path / "stat"
     stat.write_text(
         f"cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 {tick} {7 * tick} {2 * tick} {90 * tick} {8 * tick} 0 {tick} 0 0 0\n"
         f"cpu1 {50 * tick} 0 0 0 0 0 0 0 0 0\ncpu2 {3 * tick} 0 0 0 0 0 0 {tick} 0 0\nintr 5\n"
     )
-    found = look(stat)
+    found = look(stat, {0, 2})
     assert found is not None and found.busy == pytest.approx((1 + 7 + 2 + 1) + (3 + 1))  # neither idle nor waiting
-    assert look(tmp_path / "none") is None
+    assert look(tmp_path / "none", {0}) is None
 
 
 def test_a_containers_quota(tmp_path: Path) -> None:
@@ -61,40 +58,33 @@ def test_a_containers_quota(tmp_path: Path) -> None:
     assert quota(tmp_path) == 2.5
 
 
-def test_threads_stay_as_they_were_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> Look:
-        raise AssertionError("looked")
+@pytest.mark.parametrize(("fixed", "asks"), [("1", "share_cores(); "), ("", "")])
+def test_threads_stay_as_they_were_set(fixed: str, asks: str, tmp_path: Path) -> None:
+    """By the environment in a command; by the user of a library that nobody asked to follow."""
+    code = f"""
+import torch; from diffusion_inversion.engine.threads import follow, share_cores
+torch.set_num_threads(7)
+{asks}follow(); print(torch.get_num_threads())"""
+    names = {name: value for name, value in os.environ.items() if name not in threads.FIXED_BY}
+    names |= {"OMP_NUM_THREADS": fixed} if fixed else {}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=names)
+    assert done.stdout.strip() == "7"
 
-    monkeypatch.setattr(threads, "look", fail)
-    monkeypatch.setattr(threads._Followed, "on", False)
-    monkeypatch.setattr(threads._Followed, "last", None)
-    follow()  # a library that nobody asked
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    share_cores()
-    follow()
 
-
-def test_threads_follow_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_follow_a_neighbour() -> None:
     """Looks that say that others take all cores but one, then none."""
-    for name in threads.FIXED_BY:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    monkeypatch.setattr(threads, "quota", lambda: float("inf"))
-    monkeypatch.setattr(threads, "FIRST", 0.0)
-    monkeypatch.setattr(threads, "PERIOD", 0.0)
-    monkeypatch.setattr(threads._Followed, "on", False)
-    monkeypatch.setattr(threads._Followed, "last", None)
     start = time.monotonic()
     looks = iter([Look(start, 0.0, 0.0), Look(start + 10, 30.0, 10.0), Look(start + 20, 60.0, 40.0)])
-    monkeypatch.setattr(threads, "look", lambda: next(looks))
+    follower = Follower(look=lambda: next(looks), cores=lambda: 3.0, period=-100.0, first=0.0)
     before = torch.get_num_threads()
     try:
-        share_cores()
-        follow()
+        follower()
         assert torch.get_num_threads() == 1
-        monkeypatch.setattr(time, "monotonic", lambda: start + 20)
-        follow()
+        follower()
         assert torch.get_num_threads() == 3
+        follower.period = 1e9
+        follower()  # it is not time to look again: there is no fourth look
     finally:
         torch.set_num_threads(before)
 

@@ -177,6 +177,20 @@ def test_restart_deletes_nothing_before_the_new_settings_can_be_used(bench: Benc
     assert content(run) == before
 
 
+def test_way_is_made_in_all_runs_or_in_none(run: Path, tmp_path: Path) -> None:
+    """As for the sets of `dinv retrieve` and `dinv lecf`: the room that one lacks keeps the others."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    before, held = content(run), len(list((run / "synthetic").rglob("*.png")))
+    with pytest.raises(DiskError, match=f"{10**12} images of 8 px"):
+        pipeline.make_way({run: held, other: held + 10**12}, 8, anew=True)
+    assert content(run) == content(other) == before
+    pipeline.make_way({run: held, other: held}, 8, anew=False)
+    assert content(run) == content(other) == before
+    pipeline.make_way({run: held, other: held}, 8, anew=True)
+    assert not (run / "synthetic").exists() and not (other / "synthetic").exists()
+
+
 def test_a_finished_run_needs_no_room(bench: Bench, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "SPARE_BYTES", 10**18)
     for stage in STAGES:

@@ -162,6 +162,10 @@ def test_the_command_draws_over_the_classes_of_a_run(checkpoint: Path, finished:
     assert (found["images"], found["prompts"], found["blanked"]) == (2 * len(classes), len(classes), 0)
     assert sorted(path.name for path in (tmp_path / "out" / "synthetic").iterdir() if path.is_dir()) == classes
     assert dinv(*command, "--seed", 1).exit_code == 5
+    drawn = content(tmp_path / "out")
+    full = dinv(*command[:-4], "--variants", 10**9, *command[-2:], "--seed", 1, "--restart")
+    assert full.exit_code == 7 and "nothing was computed" in full.output, full.output
+    assert content(tmp_path / "out") == drawn, "what there is no room for deletes nothing"
     assert dinv(*command, "--seed", 1, "--restart").exit_code == 0
     before = content(finished)
     wrong = dinv("sample", finished, *command[2:], "--restart")

@@ -122,7 +122,7 @@ def test_without_a_network_a_hub_id_is_one_line(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert "owner/clip: cannot be fetched from the hub" in refused("owner/clip")
+    assert "owner/clip: neither here nor to be fetched from the hub" in refused("owner/clip")
 
 
 @pytest.mark.parametrize(

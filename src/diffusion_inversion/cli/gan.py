@@ -64,7 +64,6 @@ def sample(
     from ..generator.device import resolve_device
     from ..pretrain.gan.sampling import check_folder, sample_for_run, sample_gan
     from ..pretrain.gan.weights import load_gan
-    from ..run.stages import restart as delete
 
     if (run is None) == (per_class is None) or (run is None and "variants" in drawing.values):
         raise UsageError("--run, --per-class: give one of them; --variants goes with --run.")
@@ -72,12 +71,10 @@ def sample(
     gan = load_gan(folder, resolve_device(where.settings().device))
     check_folder(out)
     with hold(out, restart=restart):
-        if restart:
-            delete(out, "sample")
         if run is not None:
-            count = sample_for_run(gan, run, out, settings)
+            count = sample_for_run(gan, run, out, settings, anew=restart)
         else:
-            count = sample_gan(gan, dict.fromkeys(gan.class_names, per_class or 0), out, settings)
+            count = sample_gan(gan, dict.fromkeys(gan.class_names, per_class or 0), out, settings, anew=restart)
     made = out / "synthetic"
     text = f"{count} images in {made}. " + (
         f"Next: dinv train {out}" if run is not None else "It is DATA: dinv inspect it."
@@ -102,15 +99,12 @@ def invert(
     from ..pretrain.gan.inversion import invert_data
     from ..pretrain.gan.sampling import check_folder
     from ..pretrain.gan.weights import load_gan
-    from ..run.stages import restart as delete
 
     data, settings = data_settings(source), inverting.settings()
     gan = load_gan(folder, resolve_device(where.settings().device))
     check_folder(out)
     with hold(out, restart=restart):
-        if restart:
-            delete(out, "sample")
-        found = invert_data(gan, data, out, settings)
+        found = invert_data(gan, data, out, settings, anew=restart)
     made = out / "synthetic"
     text = f"mean PSNR to the images {found:.2f} dB; {made}. Next: dinv train {out}"
     return {"run": str(out), "folder": str(made), "psnr": found, "text": text}

@@ -38,7 +38,7 @@ def draw(
     """Draw from prompts into `out`."""
     from ..run.forget import follow
     from ..run.images import adopt_record, read_record
-    from ..run.stages import restart as delete
+    from ..run.stages import make_way
     from ..sample.prompting import check, draw_prompts, read_prompts
     from ..sample.synthetic import FOLDER, refused_drawings
 
@@ -48,10 +48,9 @@ def draw(
     texts = read_prompts(prompts, record["class_names"] if record else ())
     settings = given.settings()
     loaded = load(where.settings())
-    check(loaded, settings, out)
+    _, side = check(loaded, settings, out)
     with hold(out, join, restart):
-        if restart:
-            delete(out, "sample")
+        make_way({out: len(texts) * settings.variants}, side, anew=restart)
         if classes_of is not None:  # with its images the folder can be trained with
             adopt_record(classes_of, out)
             follow(classes_of, out)

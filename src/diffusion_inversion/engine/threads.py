@@ -2,13 +2,14 @@
 
 Threads that share cores with other work wait for each other and take many times as long as one thread would. So the
 number follows the cores that others leave free, looked at every few seconds. Results differ by rounding from one number
-of threads to another, about 1e-6; with OMP_NUM_THREADS set, the number stays as it says.
+of threads to another; with OMP_NUM_THREADS set, the number stays as it says.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,13 @@ class Look:
     own: float
 
 
-def look(stat: Path = Path("/proc/stat")) -> Look | None:
-    """What the system says now; None where it does not. Niced work counts too: it still makes threads wait."""
+def look(stat: Path = Path("/proc/stat"), cores: Collection[int] | None = None) -> Look | None:
+    """What the system says now; None where it does not. Niced work counts too: it still makes threads wait.
+
+    cores: numbers of the usable ones, by default those that this process may run on.
+    """
     try:
-        usable = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        usable = {f"cpu{core}" for core in (os.sched_getaffinity(0) if cores is None else cores)}
         lines = [line.split() for line in stat.read_text().splitlines()]
         tick = os.sysconf("SC_CLK_TCK")
         own = os.times()
@@ -64,36 +68,48 @@ def fair(before: Look, after: Look, cores: float) -> int:
     return max(1, int(cores - others + 0.5))
 
 
-class _Followed:
-    """Whether the number of threads is followed in this process, and the last look."""
+def usable_cores() -> float:
+    """How many cores this process may run on, a container's quota among the limits."""
+    return min(len(os.sched_getaffinity(0)), quota())
 
-    on = False
+
+@dataclass
+class Follower:
+    """Sets the number of PyTorch's threads to the `cores` that others leave free, looked at every `period` seconds."""
+
+    look: Callable[[], Look | None] = look
+    cores: Callable[[], float] = usable_cores
+    period: float = PERIOD
+    first: float = FIRST
     last: Look | None = None
+
+    def __call__(self) -> None:
+        """Look again, where it is time to; nothing changes where the system does not say."""
+        before = self.last
+        if before is not None and time.monotonic() - before.at < self.period:
+            return
+        if before is None:
+            if (before := self.look()) is None:
+                return
+            time.sleep(self.first)  # a rate takes two looks, and the first step should be right already
+        if (after := self.look()) is None:
+            return
+        self.last = after
+        import torch
+
+        if (threads := fair(before, after, self.cores())) != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+
+_followers: list[Follower] = []  # one, in a process that asked for it
 
 
 def share_cores() -> None:
-    """Follow from now on: for commands, which have the process to themselves. `follow` does nothing before."""
-    _Followed.on = not any(os.environ.get(name) for name in FIXED_BY)
+    """Follow from now on: for commands, which have the process to themselves. Not where the number is FIXED_BY."""
+    _followers[:] = [] if any(os.environ.get(name) for name in FIXED_BY) else [Follower()]
 
 
 def follow() -> None:
-    """Let PyTorch use as many threads as there are cores that others leave free; look again after PERIOD.
-
-    Cheap to call after every step. Does nothing where the number is fixed (FIXED_BY), in processes that did not ask for
-    it, and where the system does not say.
-    """
-    before = _Followed.last
-    if not _Followed.on or (before is not None and time.monotonic() - before.at < PERIOD):
-        return
-    if before is None:
-        if (before := look()) is None:
-            return
-        time.sleep(FIRST)
-    if (after := look()) is None:
-        return
-    _Followed.last = after
-    import torch
-
-    cores = min(len(os.sched_getaffinity(0)), quota())
-    if (threads := fair(before, after, cores)) != torch.get_num_threads():
-        torch.set_num_threads(threads)
+    """Follow, in a process that asked for it; cheap to call after every step."""
+    for follower in _followers:
+        follower()

@@ -46,7 +46,7 @@ from ..sample.synthetic import EARLIER, SCHEMA, Row, SyntheticStore, job_name
 from .images import open_splits
 from .layout import RETRIEVAL_FILE
 from .methods import RETRIEVAL, is_whole
-from .stages import SPARE_BYTES, png_bytes, restart
+from .stages import SPARE_BYTES, make_way, png_bytes
 
 UNIT = 100  # images of the pool that are committed at once
 _NAMED = 5  # images that an error names
@@ -79,9 +79,9 @@ def retrieve_sets(
     for k, folder in folders.items():
         splits = open_splits(folder, data)
         alike.setdefault((splits.train.digest, splits.test.digest), (splits, {}))[1][k] = folder
-        if anew:
-            with run_lock(folder):
-                restart(folder, "sample")
+    if anew:
+        for splits, of_these in alike.values():
+            make_way({folder: k * len(splits.train) for k, folder in of_these.items()}, splits.train.size, anew=True)
     found: dict[int, dict[str, Any]] = {}
     for splits, of_these in alike.values():
         found |= retrieve(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +83,8 @@ def sample_stage(
     """
     embeddings = read_embeddings(run)
     side = check(embeddings, generator, settings)
-    store = SyntheticStore(run, embeddings.class_names)
-    drawn = sum(len(record["files"]) for record in store.manifest.units().values())
-    missing = max(len(embeddings) * settings.variants - drawn, 0)
-    _require_room(run, missing, png_bytes(side), f"images of {side} px")
-    if anew:
-        restart(run, "sample")
-        store = SyntheticStore(run, embeddings.class_names)
-    with timed(store.manifest):
+    make_way({run: len(embeddings) * settings.variants}, side, anew=anew)
+    with timed(SyntheticStore(run, embeddings.class_names).manifest):
         draw_variants(embeddings, generator, run, settings)
         draw_reconstructions(run, embeddings, generator, settings, sources)
     return len(embeddings) * settings.variants
@@ -114,6 +108,22 @@ def _require_room(run: Path, missing: int, size: int, what: str) -> None:
 def png_bytes(side: int) -> int:
     """Disk that one image of this side takes, in bytes: an RGB PNG is never much larger than its pixels."""
     return round(1.01 * 3 * side * side) + 1024 + BLOCK_BYTES // 2
+
+
+def make_way(counts: Mapping[Path, int], side: int, *, anew: bool) -> None:
+    """Raise DiskError unless there is room for so many images of `side` px in each run, less those that it has.
+
+    Then, with `anew`, `restart` stage 2 in all of them: what is deleted makes room for as many.
+    """
+    missing = 0
+    for run, count in counts.items():
+        units = SyntheticStore(run, ()).manifest.units().values()
+        missing += max(count - sum(len(unit["files"]) for unit in units), 0)
+    _require_room(next(iter(counts)), missing, png_bytes(side), f"images of {side} px")
+    if anew:
+        for run in counts:
+            with run_lock(run):
+                restart(run, "sample")
 
 
 def inverted_with(run: Path) -> tuple[str, str | None]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
+from ...generator.hub import hub_reachable
 from .extractor import Extractor, Preprocessing, weights_digest
-from .hub import hub_reachable
 
 
 def open_timm(name: str, device: torch.device, weights: str | Path | None = None) -> Extractor:

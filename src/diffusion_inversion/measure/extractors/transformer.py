@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
+from ...generator.hub import hub_reachable
 from .extractor import Extractor, Preprocessing, weights_digest
-from .hub import hub_reachable
 
 # What FD-DINOv2 (arXiv 2306.04675) and CMMD (arXiv 2401.09603) are defined on.
 DINOV2 = "facebook/dinov2-large"

@@ -30,9 +30,10 @@ from ...measure.extractors.extractor import Extractor
 from ...measure.extractors.lite0 import open_lite0
 from ...randomness import generator_for
 from ...run.images import open_splits
+from ...run.stages import make_way
 from ...sample.drawing import draw_missing
 from ...sample.synthetic import Row, SyntheticStore
-from .sampling import check_folder, made_from, metadata_row, require_disk
+from .sampling import check_folder, made_from, metadata_row
 from .weights import Gan
 
 GAN_INVERSION = "gan-inversion"  # the kind of what is made here, and the method of its images
@@ -109,14 +110,15 @@ def _progress(step: int, latents: Tensor, optimizer: torch.optim.Optimizer) -> d
     return {"step": torch.tensor(step), "latents": latents, **kept}
 
 
-def invert_data(gan: Gan, data: DataSettings, out: Path, settings: GanInvertSettings) -> float:
+def invert_data(gan: Gan, data: DataSettings, out: Path, settings: GanInvertSettings, *, anew: bool = False) -> float:
     """`invert_gan` over the training images of DATA, which `out` records; the same results.
 
-    Raises DataError where the GAN was trained on a test image.
+    `anew` deletes first what is there, once there is room. Raises DataError where the GAN was trained on a test image.
     """
     check_folder(out)
     splits = open_splits(out, data)
     gan.refuse_tested(splits.test.ids, splits.test.hashes)
+    make_way({out: len(splits.train)}, gan.size, anew=anew)
     return invert_gan(gan, splits.train, open_lite0(gan.device), out, settings)
 
 
@@ -145,7 +147,7 @@ def invert_gan(gan: Gan, images: LabelledImages, extractor: Extractor, out: Path
         )  # fmt: skip
         freeze_settings(out, "sample", described, begun=bool(store.manifest.units()))
         _require_same(images, store)
-        require_disk(store, gan, len(images))
+        make_way({out: len(images)}, gan.size, anew=False)
 
         def draw(rows: list[int]) -> Tensor:
             batch = seen.subset(rows)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ...config.commands import GanSampleSettings
 from ...config.settings import Settings
-from ...engine.disk import require_room
 from ...engine.frozen_settings import freeze_settings
 from ...engine.lock import run_lock
 from ...engine.manifest import timed
@@ -22,7 +21,7 @@ from ...invert.embeddings import FOLDER as EMBEDDINGS
 from ...randomness import generator_for
 from ...run.forget import follow
 from ...run.images import adopt_record, read_record
-from ...run.stages import SPARE_BYTES, png_bytes
+from ...run.stages import make_way
 from ...sample.drawing import draw_missing
 from ...sample.synthetic import EARLIER, SCHEMA, Row, SyntheticStore
 from .weights import Gan
@@ -37,7 +36,7 @@ class _Latent:
     variant: int
 
 
-def sample_for_run(gan: Gan, run: Path, out: Path, settings: GanSampleSettings) -> int:
+def sample_for_run(gan: Gan, run: Path, out: Path, settings: GanSampleSettings, *, anew: bool = False) -> int:
     """Draw `settings.variants` images for every training image of `run`, of its class; return how many there are.
 
     `out` has the run's DATA from then on, so `dinv train` takes it. Raises UsageError (no run, a class that the GAN
@@ -54,25 +53,29 @@ def sample_for_run(gan: Gan, run: Path, out: Path, settings: GanSampleSettings) 
         adopt_record(run, out)
         follow(run, out)
         counts = Counter(record["train"]["labels"])
-        return sample_gan(gan, {name: counts[label] for label, name in enumerate(names)}, out, settings)
+        return sample_gan(gan, {name: counts[label] for label, name in enumerate(names)}, out, settings, anew=anew)
 
 
-def sample_gan(gan: Gan, counts: Mapping[str, int], out: Path, settings: GanSampleSettings) -> int:
+def sample_gan(
+    gan: Gan, counts: Mapping[str, int], out: Path, settings: GanSampleSettings, *, anew: bool = False
+) -> int:
     """Draw `settings.variants` images of as many latents of each class as `counts` says; return how many there are.
 
-    The k-th latent of a class depends on (seed, class, k, variant) alone, so more of them may be asked for later.
-    Classes have the numbers of their place in `counts`. Raises UsageError (a class that the GAN does not know, a run of
-    vectors), ConfigMismatchError (`out` was made otherwise), LockedError, DiskError.
+    `anew` deletes first what is there, once there is room. The k-th latent of a class depends on (seed, class, k,
+    variant) alone, so more of them may be asked for later. Classes have the numbers of their place in `counts`.
+
+    Raises UsageError (a class that the GAN does not know, a run of vectors), ConfigMismatchError (`out` was made
+    otherwise), LockedError, DiskError.
     """
     numbers = gan.labels_of(counts, str(out))
     check_folder(out)
+    make_way({out: sum(counts.values()) * settings.variants}, gan.size, anew=anew)
     store = SyntheticStore(out, tuple(counts))
     with run_lock(out), timed(store.manifest):
         described = made_from(gan, GAN, settings, tuple(counts))
         freeze_settings(out, "sample", described, begun=bool(store.manifest.units()))
         label_of = {name: label for label, name in enumerate(counts)}
         class_of = {f"{name}: latent {k}": name for name, count in counts.items() for k in range(count)}
-        require_disk(store, gan, len(class_of) * settings.variants)
 
         def draw(items: list[_Latent]) -> Tensor:
             streams = (generator_for(settings.seed, "gan", item.source_id, item.variant) for item in items)
@@ -94,13 +97,6 @@ def sample_gan(gan: Gan, counts: Mapping[str, int], out: Path, settings: GanSamp
             ),
         )
     return len(class_of) * settings.variants
-
-
-def require_disk(store: SyntheticStore, gan: Gan, count: int) -> None:
-    """Raise DiskError unless there is room for what the store lacks of so many images."""
-    missing = count - sum(len(unit["files"]) for unit in store.manifest.units().values())
-    if missing > 0:
-        require_room(store.run, missing * png_bytes(gan.size) + SPARE_BYTES, f"{missing} images of {gan.size} px")
 
 
 def check_folder(out: Path) -> None:

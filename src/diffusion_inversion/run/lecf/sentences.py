@@ -12,7 +12,7 @@ import torch
 
 from ...engine.untrusted import shown
 from ...errors import UsageError
-from ...measure.extractors.hub import hub_reachable
+from ...generator.hub import model_folder
 from ...randomness import generator_for
 from ...sample.prompting import Prompt
 from ...train.few_shot.prompts import filled, spoken
@@ -66,7 +66,7 @@ class Language:
         """
         from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-        folder = _locate(source)
+        folder = model_folder("--language", source, _FILES, "give a local folder, or leave it out for sentence frames")
         try:
             model, found = T5ForConditionalGeneration.from_pretrained(
                 folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, local_files_only=True
@@ -110,23 +110,6 @@ class Language:
                 raise UsageError(f"--language {shown(self.name)}: says nothing about {shown(repr(name))}.")
             found += [Prompt(name, text) for text in list(texts)[:wanted]]
         return tuple(found)
-
-
-def _locate(source: str) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists():
-        raise UsageError(f"--language {shown(source)}: no such folder, and not a hub id (owner/name).")
-    from huggingface_hub import snapshot_download
-
-    try:
-        local = not hub_reachable()
-        return Path(snapshot_download(source, allow_patterns=list(_FILES), local_files_only=local))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--language {shown(source)}: neither here nor to be fetched from the hub ({type(error).__name__}). Check "
-            "the id and the network, give a local folder, or leave it out for sentence frames."
-        ) from error
 
 
 def _hash(folder: Path) -> str:

@@ -36,7 +36,7 @@ from ..few_shot.features import image_encoder
 from ..forget import follow
 from ..images import adopt_record, open_splits
 from ..methods import LECF
-from ..stages import SPARE_BYTES, png_bytes, restart
+from ..stages import SPARE_BYTES, make_way, png_bytes
 from .sentences import Language, sentences_of_frames
 
 DRAWN = "drawn"  # the folder of all images, before the filter
@@ -112,7 +112,7 @@ def lecf(
     drawing = drawing.model_copy(
         update={"image_size": drawing.image_size or min(train.size, drawing.resolution or generator.resolution)}
     )
-    check(generator, drawing, drawn)
+    _, side = check(generator, drawing, drawn)
     for folder in folders.values():
         if (folder / EMBEDDINGS).exists():
             raise UsageError(f"{folder}: a run of learned vectors. Give images of LECF a folder of their own.")
@@ -130,10 +130,8 @@ def lecf(
                 f"class {shown(repr(name))}: {sentences[name]} sentences x {drawing.variants} variants are drawn, "
                 f"{count} images are to be kept. Give more --variants, or fewer --images-per-class."
             )
-    if anew:
-        for folder in (drawn, *folders.values()):
-            with run_lock(folder):
-                restart(folder, "sample")
+    kept = dict.fromkeys(folders.values(), sum(wanted.values()))
+    make_way({drawn: len(prompts) * drawing.variants, **kept}, side, anew=anew)
     real = None if settings.real_guidance is None else RealGuidance(train, settings.real_guidance)
     draw_prompts(prompts, generator, drawn, drawing, kind=LECF, real=real)
     judged = judge(drawn, prompts, drawing, train.class_names, clip, settings.templates, cache)

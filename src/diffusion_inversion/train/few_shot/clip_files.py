@@ -16,6 +16,7 @@ from torch import Tensor
 from ...engine.untrusted import FLOATS, TensorSpec, read_header, read_tensors, shown, specs_of
 from ...errors import DataError, UsageError
 from ...generator.checkpoints import MAX_BLOCKS, MAX_TOKENIZER_FILE, MAX_WEIGHTS, TEXT_KEYS, read_config
+from ...generator.hub import model_folder
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -37,19 +38,7 @@ _POSITION_IDS = "embeddings.position_ids"  # no weights; files of 2022 have them
 
 def locate(source: str, revision: str | None) -> Path:
     """The local folder of a CLIP; hub ids are downloaded, safetensors, configs and tokenizer only."""
-    if Path(source).is_dir():
-        return Path(source)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists():
-        raise UsageError(f"--clip {shown(source)}: no such folder, and not a hub id (owner/name).")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=[*_FILES, *_TOKENIZER]))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--clip {shown(source)}: cannot be fetched from the hub ({type(error).__name__}). Check the id and the "
-            "network, or give a local folder."
-        ) from error
+    return model_folder("--clip", source, (*_FILES, *_TOKENIZER), "or give a local folder", revision)
 
 
 def check_files(folder: Path) -> None:
