@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +142,7 @@ class ClipTask(Task):
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """The loss of a batch of images, each with a text that is true of it."""
-        clip, device, count = self.weights.network["clip"], self.device, self.batch_size
+        clip, device, count = cast("CLIPModel", self.weights.network["clip"]), self.device, self.batch_size
         rows = torch.randint(len(self.labels), (count,), device=device)
         labels, images = self.labels[rows], near_view(to_model_range(self.images[rows]), device_draws(device))
         drawn = torch.rand(count, self.true.shape[1], device=device).clamp(1e-20)
@@ -155,7 +155,7 @@ class ClipTask(Task):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Zero-shot accuracy on held-out images over the classes of the corpus."""
-        clip, ids = self.weights.ema["clip"], self.prompts[: len(self.true), VALIDATION_TEMPLATE]
+        clip, ids = cast("CLIPModel", self.weights.ema["clip"]), self.prompts[: len(self.true), VALIDATION_TEMPLATE]
         hits = 0
         for images, labels in zip(self.held_out.images.split(250), self.held_out.labels.split(250), strict=True):
             found = scaled_cosines(clip, to_model_range(images.to(self.device)), ids).argmax(1).cpu()
@@ -163,11 +163,11 @@ class ClipTask(Task):
         return {"val_accuracy": hits / len(self.held_out.labels)}
 
 
-def scaled_cosines(clip: nn.Module, images: Tensor, ids: Tensor) -> Tensor:
+def scaled_cosines(clip: CLIPModel, images: Tensor, ids: Tensor) -> Tensor:
     """CLIP's logits (B, P) float32 of images (B, 3, S, S) in [-1, 1] by prompts, token ids (P, L)."""
-    seen = clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output)  # type: ignore[operator]
-    said = clip.text_projection(clip.text_model(input_ids=ids).pooler_output)  # type: ignore[operator]
-    scale = clip.logit_scale.float().clamp(max=math.log(LARGEST_SCALE)).exp()  # type: ignore[operator]
+    seen = clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output)
+    said = clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
+    scale = clip.logit_scale.float().clamp(max=math.log(LARGEST_SCALE)).exp()
     logits: Tensor = scale * F.normalize(seen.float(), dim=1) @ F.normalize(said.float(), dim=1).T
     return logits
 
@@ -176,11 +176,11 @@ def export_clip(task: ClipTask, tokenizer: CLIPTokenizer, concepts: Concepts, fo
     """Write the averaged weights as a folder that `--clip` takes, float16, with the words that it was taught."""
     from transformers import CLIPImageProcessor
 
-    model = copy.deepcopy(task.weights.ema["clip"]).cpu()
+    model = copy.deepcopy(cast("CLIPModel", task.weights.ema["clip"])).cpu()
     with torch.no_grad():
-        model.logit_scale.clamp_(max=math.log(LARGEST_SCALE))  # type: ignore[operator]
+        model.logit_scale.clamp_(max=math.log(LARGEST_SCALE))
     size = task.images.shape[-1]
-    model.half().save_pretrained(folder)  # type: ignore[operator]
+    model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size=size, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
     words = sorted({word for name in concepts.names for word in words_of(name)})
