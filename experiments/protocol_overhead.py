@@ -25,7 +25,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from diffusion_inversion.config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import DataSettings, InvertSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.datasets import Splits, load_splits
 from diffusion_inversion.data.images import resize, to_model_range, to_uint8
 from diffusion_inversion.engine import ledger, manifest

@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from diffusion_inversion.config.settings import TrainSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.train.evaluation import evaluate

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from .config.settings import InvertSettings, SampleSettings, TrainSettings
+    from .config.sampling import SampleSettings
+    from .config.settings import InvertSettings
+    from .config.training import TrainSettings
     from .data.datasets import load_images, load_splits
     from .data.images import LabelledImages
     from .generator.generator import Generator
@@ -31,8 +33,8 @@ _HOMES = {
     "Generator": "generator.generator",
     "InvertSettings": "config.settings",
     "LabelledImages": "data.images",
-    "SampleSettings": "config.settings",
-    "TrainSettings": "config.settings",
+    "SampleSettings": "config.sampling",
+    "TrainSettings": "config.training",
     "autoencode": "sample.autoencoding",
     "evaluate": "train.evaluation",
     "invert": "invert.inversion",

@@ -23,13 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
-from diffusion_inversion.config.settings import (
-    DataSettings,
-    InvertSettings,
-    RetrieveSettings,
-    SampleSettings,
-    TrainSettings,
-)
+from diffusion_inversion.config.sampling import RetrieveSettings, SampleSettings
+from diffusion_inversion.config.settings import DataSettings, InvertSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.config.tuning import read_tuning
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine import faults

@@ -18,7 +18,7 @@ from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.config import settings as config
+from diffusion_inversion.config import sampling, settings, training
 
 runner = CliRunner()
 
@@ -170,9 +170,9 @@ def test_generators_prints_the_folder_of_mini() -> None:
 
 @pytest.mark.parametrize(
     ("command", "model"),
-    [("invert", config.InvertSettings), ("sample", config.SampleSettings), ("train", config.TrainSettings)],
+    [("invert", settings.InvertSettings), ("sample", sampling.SampleSettings), ("train", training.TrainSettings)],
 )
-def test_help_states_the_real_defaults(command: str, model: type[config.Settings]) -> None:
+def test_help_states_the_real_defaults(command: str, model: type[settings.Settings]) -> None:
     """Each option, under the name it has always had, with the default of its field."""
     text = " ".join(dinv(command, "--help").stdout.split())
     renamed = {"steps": "train-steps"} if command == "train" else {}
@@ -197,7 +197,7 @@ def test_help_states_the_real_defaults(command: str, model: type[config.Settings
 
 def test_help_of_sample_states_the_defaults_of_prompts() -> None:
     text = " ".join(dinv("sample", "--help").stdout.split())
-    prompts = config.PromptSettings()
+    prompts = sampling.PromptSettings()
     for option, default in (
         ("guidance-scales", f"{prompts.guidance_scales[0]:g}"), ("generator", "mini"), ("image-size", "the resolution"),
     ):  # fmt: skip

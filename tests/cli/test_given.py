@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli.command import add
 from diffusion_inversion.cli.given import Fields, Given, settings_of
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings, Settings, TrainSettings, setting
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings, Settings, setting
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.errors import UsageError
 
 

@@ -12,7 +12,9 @@ import torch
 
 from diffusion_inversion.cli.given import settings_of
 from diffusion_inversion.config.presets import FOLDER, MEDMNIST, TABLES, names, read_preset
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings, TrainSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.sources import BUILTINS
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.sample.variants import combination

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings, TrainSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.config.tuning import FULL_SEEDS, GRIDS, MODELS, Axis, read_tuning
 from diffusion_inversion.errors import UsageError
 

@@ -13,7 +13,7 @@ from harness import SAMPLE, Bench, content, invert, report, train, units
 from torch import Tensor
 from training_toys import equal, toy
 
-from diffusion_inversion.config.settings import TrainSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.data.soft_labels import SoftLabels
 from diffusion_inversion.engine.lock import run_lock

@@ -13,7 +13,8 @@ import pytest
 import torch
 from toy import WIDTH, build_checkpoint, toy_images
 
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.errors import ConfigMismatchError, DinvError, UsageError
 from diffusion_inversion.generator.checkpoints import check_parts, locate
 from diffusion_inversion.generator.generator import Generator

@@ -9,7 +9,8 @@ import pytest
 import torch
 from toy import toy_images
 
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.data.images import to_model_range
 from diffusion_inversion.generator.checkpoints import MINI

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import build_checkpoint, toy_images
 
-from diffusion_inversion.config.settings import InvertSettings, PromptSettings, SampleSettings
+from diffusion_inversion.config.sampling import PromptSettings, SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.errors import ConfigMismatchError, PartialError, UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.generator.safety import (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from toy import MINI_SCHEDULER, SD14_SCHEDULER, WIDTH
 
-from diffusion_inversion.config.settings import SchedulerName
+from diffusion_inversion.config.sampling import SchedulerName
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.generator.schedulers import SCHEDULERS, make_scheduler

@@ -16,7 +16,8 @@ import pyarrow.parquet  # noqa: F401  (before the limit: libraries need address 
 import torch
 from toy import SD14_SCHEDULER, build_checkpoint, toy_images
 
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.engine import faults
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.generator.generator import Generator

@@ -10,7 +10,8 @@ from torch import Tensor
 from toy import WIDTH, toy_images
 
 from diffusion_inversion.config.presets import read_preset
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.data.images import to_model_range
 from diffusion_inversion.errors import PartialError
 from diffusion_inversion.generator.generator import Generator

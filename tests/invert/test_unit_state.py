@@ -9,7 +9,8 @@ import pytest
 import torch
 from toy import WIDTH, toy_images
 
-from diffusion_inversion.config.settings import InvertSettings, TrainSettings
+from diffusion_inversion.config.settings import InvertSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.images import LabelledImages, to_model_range
 from diffusion_inversion.engine import state as unit_state
 from diffusion_inversion.engine.state import UnitState

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.cli.command import labelled
-from diffusion_inversion.config.settings import TrainSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.errors import DataError, UsageError
 from diffusion_inversion.generator.generator import Generator

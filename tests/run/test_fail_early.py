@@ -11,7 +11,9 @@ import pytest
 from harness import INVERT, SAMPLE, STAGES, TRAIN, Bench, content, finish, write_images
 from toy import toy_images
 
-from diffusion_inversion.config.settings import DataSettings, SampleSettings, TrainSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.errors import DataError, UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.run import stages as pipeline

@@ -14,7 +14,8 @@ from report_pages import RUN, page, words
 from toy import toy_images
 
 from diffusion_inversion.cli.summary import summarise
-from diffusion_inversion.config.settings import DataSettings, TrainSettings
+from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.datasets import Splits, load_splits
 from diffusion_inversion.data.duplicates import doubts
 from diffusion_inversion.data.problems import Problem

@@ -11,7 +11,8 @@ import torch
 from harness import INVERT, STAGES, Bench, content, finish, write_images
 from toy import toy_images
 
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.engine.lock import run_lock, same_jobs
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError, UsageError

@@ -12,7 +12,7 @@ import torch
 from harness import SAMPLE, Bench, finish, write_images
 from toy import toy_images
 
-from diffusion_inversion.config.settings import SampleSettings
+from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.data.images import resize, to_model_range
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.manifest import NAME

@@ -11,7 +11,9 @@ from harness import Bench, content, write_images
 from image_files import class_folders
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
-from diffusion_inversion.config.settings import DataSettings, InvertSettings, SampleSettings, Settings, TrainSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import DataSettings, InvertSettings, Settings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.errors import ConfigMismatchError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import read_embeddings

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.config.settings import RetrieveSettings
+from diffusion_inversion.config.sampling import RetrieveSettings
 from diffusion_inversion.data.images import square
 from diffusion_inversion.engine import faults
 from diffusion_inversion.generator.device import resolve_device

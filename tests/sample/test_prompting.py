@@ -13,7 +13,7 @@ from harness import content
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.config.settings import PromptSettings
+from diffusion_inversion.config.sampling import PromptSettings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.sample import prompting

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from toy_clip import coloured_images
 
-from diffusion_inversion.config.settings import PromptSettings
+from diffusion_inversion.config.sampling import PromptSettings
 from diffusion_inversion.data.images import to_model_range
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.sample import prompting

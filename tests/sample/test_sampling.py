@@ -9,7 +9,8 @@ import pytest
 import torch
 from toy import WIDTH, toy_images
 
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from toy import CLASSES, RESOLUTION, WIDTH
 
-from diffusion_inversion.config.settings import SampleSettings
+from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings

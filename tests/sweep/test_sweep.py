@@ -16,7 +16,9 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.config.settings import InvertSettings, SampleSettings, TrainSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.settings import InvertSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.run.images import open_splits

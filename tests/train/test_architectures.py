@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffusion_inversion.config.settings import ARCHITECTURES, TrainSettings
+from diffusion_inversion.config.training import ARCHITECTURES, TrainSettings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.train.architectures import ZeroPadShortcut, build_network, form_of
 from diffusion_inversion.train.classifiers import Classifier, require_form

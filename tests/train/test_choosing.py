@@ -11,7 +11,8 @@ import pytest
 import torch
 from training_toys import toy
 
-from diffusion_inversion.config.settings import SampleSettings, TrainSettings
+from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.config.tuning import Tuning, read_tuning
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import DataError

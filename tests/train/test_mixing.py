@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from training_toys import batches_seen, toy
 
-from diffusion_inversion.config.settings import AugmentationName, TrainSettings
+from diffusion_inversion.config.training import AugmentationName, TrainSettings
 from diffusion_inversion.config.tuning import PAPER_FRACTIONS
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.train import training

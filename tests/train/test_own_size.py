@@ -13,7 +13,8 @@ from toy import toy_images
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.config.settings import DataSettings, TrainSettings
+from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.run.images import open_splits

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_toys import TINY, equal, run_toy, toy
 
-from diffusion_inversion.config.settings import TrainSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine.state import UnitState
 from diffusion_inversion.errors import DinvError

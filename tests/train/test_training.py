@@ -14,7 +14,7 @@ import pytest
 import torch
 from training_toys import TINY, batches_seen, equal, run_toy, toy
 
-from diffusion_inversion.config.settings import TrainSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError, DinvError, UsageError
 from diffusion_inversion.train.arms import ArmRun, train_arms

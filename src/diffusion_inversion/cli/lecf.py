@@ -14,7 +14,8 @@ from .options import Restart
 
 if TYPE_CHECKING:
     from ..config.commands import LecfSettings
-    from ..config.settings import DataSettings, GeneratorSettings, PromptSettings
+    from ..config.sampling import PromptSettings
+    from ..config.settings import DataSettings, GeneratorSettings
 
 
 def lecf(

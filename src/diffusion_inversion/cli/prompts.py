@@ -12,7 +12,8 @@ from .command import hold, load
 from .given import Given
 
 if TYPE_CHECKING:
-    from ..config.settings import GeneratorSettings, PromptSettings
+    from ..config.sampling import PromptSettings
+    from ..config.settings import GeneratorSettings
 
 Prompts = Annotated[
     str | None,

@@ -14,7 +14,8 @@ from .given import Given
 from .options import Device, Restart
 
 if TYPE_CHECKING:
-    from ..config.settings import DataSettings, RetrieveSettings
+    from ..config.sampling import RetrieveSettings
+    from ..config.settings import DataSettings
 
 
 def retrieve(

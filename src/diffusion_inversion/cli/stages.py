@@ -15,14 +15,9 @@ from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
 
 if TYPE_CHECKING:
-    from ..config.settings import (
-        DataSettings,
-        GeneratorSettings,
-        InvertSettings,
-        PromptSettings,
-        SampleSettings,
-        TrainSettings,
-    )
+    from ..config.sampling import PromptSettings, SampleSettings
+    from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
+    from ..config.training import TrainSettings
 
 Recorded = Annotated[
     "Given[GeneratorSettings]", Fields(unset={"generator": "the one it was inverted with; with --prompts: mini"})
@@ -175,14 +170,9 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/demo-<data>]")] = None,
 ) -> dict[str, Any]:
     """The whole job on a small data set in minutes, on a CPU."""
-    from ..config.settings import (
-        DEMOS,
-        DataSettings,
-        GeneratorSettings,
-        InvertSettings,
-        SampleSettings,
-        TrainSettings,
-    )
+    from ..config.sampling import SampleSettings
+    from ..config.settings import DEMOS, DataSettings, GeneratorSettings, InvertSettings
+    from ..config.training import TrainSettings
     from ..run.stages import run_all
 
     if data not in DEMOS:

@@ -10,7 +10,9 @@ from typing import Any, Literal, TypeVar, get_origin
 from pydantic import ValidationError
 
 from ..errors import UsageError
-from .settings import DataSettings, InvertSettings, SampleSettings, Settings, TrainSettings
+from .sampling import SampleSettings
+from .settings import DataSettings, InvertSettings, Settings
+from .training import TrainSettings
 
 Model = TypeVar("Model", bound=Settings)
 Tunable = Literal["sample", "train"]

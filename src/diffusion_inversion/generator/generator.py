@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..config.settings import SchedulerName
+from ..config.sampling import SchedulerName
 from ..engine.untrusted import specs_of
 from ..errors import UsageError
 from .adapter import Adapter, load_adapter

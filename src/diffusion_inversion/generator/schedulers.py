@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..config.settings import SchedulerName
+from ..config.sampling import SchedulerName
 from ..errors import UsageError
 
 if TYPE_CHECKING:

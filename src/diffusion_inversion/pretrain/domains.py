@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.settings import InvertSettings, SampleSettings
+from ..config.sampling import SampleSettings
+from ..config.settings import InvertSettings
 from ..data.images import LabelledImages
 from ..engine.store import commit_bytes
 from ..generator.generator import Generator

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.settings import TrainSettings
+from ..config.training import TrainSettings
 from ..data.datasets import load_images
 from ..data.images import LabelledImages
 from ..data.naming import safe_name

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..config.settings import TrainSettings
+from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..train.evaluation import MIN_UNITS
 from ..train.own_size import own_side

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.settings import ARMS
+from ..config.training import ARMS
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
 from ..engine.frozen_settings import settings_file

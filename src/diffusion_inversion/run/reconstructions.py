@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..config.settings import SampleSettings
+from ..config.sampling import SampleSettings
 from ..data.images import LabelledImages, resize, to_model_range
 from ..engine.ledger import Ledger
 from ..engine.lock import briefly

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ..config.settings import DataSettings, InvertSettings, PromptSettings, SampleSettings, TrainSettings
+from ..config.sampling import PromptSettings, SampleSettings
+from ..config.settings import DataSettings, InvertSettings
+from ..config.training import TrainSettings
 from .layout import REPLICATES
 
 Drawn = TypeVar("Drawn", DataSettings, InvertSettings, SampleSettings, PromptSettings, TrainSettings)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..config.settings import TrainSettings
+from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..data.duplicates import doubts
 from ..engine.frozen_settings import settings_file

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config.settings import DataSettings, RetrieveSettings
+from ..config.sampling import RetrieveSettings
+from ..config.settings import DataSettings
 from ..data.datasets import Splits
 from ..data.forgotten import hashed, read_marks
 from ..data.images import LabelledImages, content_hash, square

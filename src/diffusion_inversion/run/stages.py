@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config.settings import DataSettings, InvertSettings, SampleSettings, TrainSettings
+from ..config.sampling import SampleSettings
+from ..config.settings import DataSettings, InvertSettings
+from ..config.training import TrainSettings
 from ..config.tuning import Tuning
 from ..data.datasets import Splits
 from ..data.images import LabelledImages

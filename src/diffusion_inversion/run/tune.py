@@ -14,7 +14,9 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from ..config.settings import SampleSettings, Settings, TrainSettings
+from ..config.sampling import SampleSettings
+from ..config.settings import Settings
+from ..config.training import TrainSettings
 from ..config.tuning import AUTO, Tuning
 from ..data.images import LabelledImages
 from ..engine.frozen_settings import freeze_settings, settings_file

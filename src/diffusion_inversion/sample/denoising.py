@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config.settings import SchedulerName
+from ..config.sampling import SchedulerName
 from ..engine.signals import out_of_time
 from ..errors import UsageError
 from ..generator.generator import Generator, Latents, Tokens

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config.settings import PromptSettings
+from ..config.sampling import PromptSettings
 from ..data.images import LabelledImages, resize, to_model_range
 from ..engine.frozen_settings import freeze_settings
 from ..engine.lock import run_lock

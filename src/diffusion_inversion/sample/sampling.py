@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..config.settings import SampleSettings
+from ..config.sampling import SampleSettings
 from ..data.images import LabelledImages, to_uint8
 from ..engine.frozen_settings import freeze_settings, listed
 from ..engine.lock import run_lock

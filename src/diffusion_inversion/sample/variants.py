@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config.settings import SampleSettings
+from ..config.sampling import SampleSettings
 from ..generator.generator import EMPTY_PROMPT, Generator, Tokens
 from ..generator.safety import attempt_identity
 from ..invert.embeddings import Embeddings

@@ -12,15 +12,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..config.commands import LecfSettings
 from ..config.presets import read_preset
-from ..config.settings import (
-    DataSettings,
-    InvertSettings,
-    PromptSettings,
-    RetrieveSettings,
-    SampleSettings,
-    Settings,
-    TrainSettings,
-)
+from ..config.sampling import PromptSettings, RetrieveSettings, SampleSettings
+from ..config.settings import DataSettings, InvertSettings, Settings
+from ..config.training import TrainSettings
 from ..data.sources import absolute, default_root
 from ..engine.toml import read_toml
 from ..errors import UsageError

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config.settings import DataSettings, Settings, TrainSettings
+from ..config.settings import DataSettings, Settings
+from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
 from ..data.sources import Role

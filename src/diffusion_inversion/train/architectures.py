@@ -28,7 +28,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config.settings import known_architecture
+from ..config.training import known_architecture
 from ..errors import UsageError
 
 SMALL_IMAGE = 64  # px: up to this side a network has its small form

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config.settings import TrainSettings
+from ..config.training import TrainSettings
 from ..data.images import LabelledImages
 from ..engine.frozen_settings import freeze_settings
 from ..engine.lock import run_lock

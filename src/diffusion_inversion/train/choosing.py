@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from typing_extensions import TypedDict
 
-from ..config.settings import Settings, TrainSettings
+from ..config.settings import Settings
+from ..config.training import TrainSettings
 from ..config.tuning import Axis, Model, Tuning, changed
 from ..data.images import LabelledImages
 from ..engine.ledger import Ledger

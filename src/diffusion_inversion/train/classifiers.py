@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 
-from ..config.settings import known_architecture
+from ..config.training import known_architecture
 from ..engine.store import commit_bytes
 from ..engine.untrusted import check_record, parse_json, read_header, read_tensors, shown, specs_of
 from ..errors import ConfigMismatchError, DataError, UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config.settings import TrainSettings
+from ..config.training import TrainSettings
 from ..data.images import LabelledImages
 from ..data.soft_labels import SoftLabels
 from ..errors import DataError, UsageError

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..config.settings import RecipeName, TrainSettings
+from ..config.training import RecipeName, TrainSettings
 
 # The settings that override a recipe where they are given.
 OVERRIDES = ("batch_size", "learning_rate", "momentum", "weight_decay")

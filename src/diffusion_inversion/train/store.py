@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..config.settings import TrainSettings
+from ..config.training import TrainSettings
 from ..engine.manifest import NAME as MANIFEST
 from ..engine.manifest import Manifest, Record
 from .classifiers import Classifier, require_form

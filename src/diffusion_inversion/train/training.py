@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config.settings import TrainSettings
+from ..config.training import TrainSettings
 from ..data.images import LabelledImages
 from ..engine.state import UnitState
 from ..errors import DinvError

@@ -10,7 +10,9 @@ from typing import Any
 
 from ...engine.toml import read_toml
 from ...errors import UsageError
-from ..settings import InvertSettings, SampleSettings, Settings, TrainSettings
+from ..sampling import SampleSettings
+from ..settings import InvertSettings, Settings
+from ..training import TrainSettings
 
 FOLDER = Path(__file__).parent
 MEDMNIST = ("pathmnist", "dermamnist", "bloodmnist")  # as DATA names them

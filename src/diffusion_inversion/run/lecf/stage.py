@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ...config.commands import LecfSettings
-from ...config.settings import DataSettings, PromptSettings
+from ...config.sampling import PromptSettings
+from ...config.settings import DataSettings
 from ...data.images import LabelledImages
 from ...engine.disk import require_room
 from ...engine.frozen_settings import freeze_settings

@@ -1,0 +1,156 @@
+"""Settings of what makes images: stage 2, prompts and retrieval."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .settings import Settings, setting
+
+SchedulerName = Literal["ddim", "pndm", "dpm++", "unipc", "euler"]
+Unconditional = Literal["mean", "class-mean", "group-mean", "empty", "zero"]
+PartnerPolicy = Literal["same-class", "nearest", "other-class", "reference"]
+GuidanceScale = Annotated[float, Field(ge=0, le=100)]
+
+
+class SampleSettings(Settings):
+    """Stage 2: draw variants around the learned vectors."""
+
+    variants: int = setting(10, "images per learned vector", "ours; text: 45", ge=1)
+    guidance_scales: tuple[GuidanceScale, ...] = setting(
+        (1.0,),
+        "to mix, e.g. 1.5,2,3, one for each image; 1 = off, the text's w + 1",
+        "ours; text: w = 2, or 2, 3 and 4 mixed",
+        min_length=1,
+    )
+    kept_steps: tuple[int, ...] = setting((), "stage-1 steps to mix", "text", unset="the last one")
+    combinations: Literal["random", "grid"] = setting(
+        "random",
+        "of kept steps and guidance scales, one drawn for each image, or all in turn, each equally often",
+        "random: text, of guidance; grid: code, 3 x 3 with 5 variants each",
+    )
+    noise_strength: float = setting(0.1, "lambda, standard deviation of the noise added to c", "text", ge=0, le=10)
+    interpolation: float = setting(0.1, "alpha, weight of a partner's vector", "text", ge=0, le=1)
+    interpolation_kind: Literal["lerp", "slerp"] = setting(
+        "lerp", "along the straight line, or along the great circle of the flattened vectors", "text; slerp: ours"
+    )
+    partner: PartnerPolicy = setting(
+        "same-class",
+        "any of its class, the nearest of it, any of another class (soft label), or one of the group, as the code",
+        "ours; text: two vectors, not which",
+    )
+    unconditional: Unconditional = setting(
+        "mean",
+        "what guidance leads away from, the mean of all vectors, of the class or the group, the empty prompt, or zeros",
+        "text; group-mean: code",
+    )
+    group_size: int = setting(
+        100, "group of group-mean and partner reference, where stage 1 has no groups of its own", "code", ge=1
+    )
+    guidance_interval: tuple[float, float] = setting(
+        (0.0, 1.0),
+        "guide where t / T lies in it, e.g. 0.2,0.8; 1 = pure noise; plain prediction outside",
+        "ours: 2404.07724",
+    )
+    eta: float = setting(
+        0.0, "share of DDPM's noise that ddim adds, 0 to 1", "ours; code: 1, which PNDM drops", ge=0, le=1
+    )
+    resolution: int | None = setting(
+        None,
+        "side in px to draw at",
+        "text",
+        unset="the one the vectors were learned at",
+        ge=8,
+        option="sample-resolution",
+    )
+    strict: bool = setting(False, "refuse another resolution than the vectors were learned at", "ours")
+    scheduler: SchedulerName = setting(
+        "dpm++", "the sampler; dpm++ is DPM-Solver++(2M)", "ours; text: not said; code: PNDM"
+    )
+    inference_steps: int = setting(16, "denoising steps", "ours; text: 100", ge=1, le=1000)
+    image_size: int | None = setting(
+        None, "side of the saved PNG in px", "text", unset="the data set's own, at most the generator's", ge=4
+    )
+    batch_size: int = setting(100, "images drawn side by side", "ours", ge=1, option="sample-batch-size")
+    seed: int = setting(0, "run seed of stages 1 and 2; an image derives its own from it and its id", "ours", ge=0)
+    safety_checker: bool = setting(
+        True, "draw again what the checkpoint's safety checker, if any, would blank", "ours; code: off"
+    )
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _interval_is_one(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = interval
+        if not 0 <= low < high <= 1:
+            raise ValueError("give two different shares of the schedule in 0..1, the lower first")
+        return interval
+
+    @model_validator(mode="after")
+    def _eta_has_its_scheduler(self) -> SampleSettings:
+        if self.eta and self.scheduler != "ddim":
+            raise ValueError(f"eta={self.eta:g}: {self.scheduler} has no eta; leave it out or use scheduler ddim")
+        return self
+
+    @model_validator(mode="after")
+    def _group_size_has_its_use(self) -> SampleSettings:
+        if self.group_size != type(self).model_fields["group_size"].default and not self.has_groups:
+            raise ValueError(
+                f"group_size={self.group_size}: unconditional={self.unconditional} and partner={self.partner} have no "
+                "groups; leave it out or use unconditional group-mean or partner reference"
+            )
+        return self
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether group_size makes a difference."""
+        return self.unconditional == "group-mean" or self.partner == "reference"
+
+
+class PromptSettings(Settings):
+    """Images from prompts, with the sampler of stage 2: what baselines are made of."""
+
+    variants: int = setting(10, "images per prompt", ge=1)
+    guidance_scales: tuple[GuidanceScale, ...] = setting(
+        (7.5,), "diffusers' convention, 1 = off; one is drawn per image", min_length=1
+    )
+    scheduler: SchedulerName = setting("dpm++", "as in stage 2")
+    inference_steps: int = setting(16, "denoising steps", ge=1, le=1000)
+    resolution: int | None = setting(
+        None, "side in px that is drawn", unset="the generator's", ge=8, option="sample-resolution"
+    )
+    image_size: int | None = setting(None, "side of the saved PNG in px", unset="the resolution", ge=4)
+    batch_size: int = setting(100, "images drawn side by side", ge=1, option="sample-batch-size")
+    seed: int = setting(0, "run seed; every image derives its own from (seed, class, prompt, variant)", ge=0)
+    safety_checker: bool = setting(True, "as in stage 2")
+
+
+class RetrieveSettings(Settings):
+    """Images of a pool that are nearest to the training images: the baseline that finds instead of making."""
+
+    pool: str = setting(..., "folder of images at any depth, parquet files, hf:<id>, or a built-in name")
+    k: tuple[int, ...] = setting(
+        (10,), "neighbours of each training image, a set for each number", "ours; text: 10, 25 and 50", min_length=1
+    )
+    extractor: str = setting(
+        "lite0", "says what is near; as of `dinv metrics`, such as clip", "ours; text: CLIP, by clip-retrieval"
+    )
+    weights: str | None = setting(None, "local file or folder of the extractor's weights")
+    image_size: int | None = setting(
+        None, "side in px that is compared and saved", unset="the training images' own", ge=4
+    )
+    batch_size: int = setting(64, "images in the network at once", ge=1)
+    block_size: int = setting(512, "images of the pool in memory at once", ge=1)
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _one_number_is_enough(cls, k: object) -> object:
+        return (k,) if isinstance(k, int) else k
+
+    @field_validator("k")
+    @classmethod
+    def _numbers_ascend(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        if min(k) < 1 or any(later <= earlier for earlier, later in pairwise(k)):
+            raise ValueError("give numbers of at least 1 that ascend, such as 10,25,50")
+        return k
