@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from diffusion_inversion.data.datasets import load_images, load_splits
+from diffusion_inversion.data.decode import open_image, shorter_side
 from diffusion_inversion.data.sources import open_data
 from diffusion_inversion.errors import DataError, DinvError, UsageError
 
@@ -266,3 +267,16 @@ def test_any_bytes_are_refused_with_one_line(tmp_path: Path, name: str, content:
         open_data(tmp_path / name, tmp_path)
     assert name in str(refused.value) and "\n" not in str(refused.value)
     assert isinstance(refused.value, UsageError) == (name == "data.txt")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not read AVIF")
+def test_avif_is_read_and_too_large_a_one_refused_by_its_header(tmp_path: Path) -> None:
+    pixels = torch.randint(256, (4, 4, 3), dtype=torch.uint8).repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "x.avif", quality=100, subsampling="4:4:4")
+    read = load_images(tmp_path).images[0].permute(1, 2, 0)
+    assert (read.int() - torch.from_numpy(pixels).int()).abs().max() <= 6
+    with open_image(tmp_path / "a" / "x.avif") as image:
+        image._size = (5000, 5000)  # as a header of that size would make it
+        with pytest.raises(DataError, match="AVIF needs 475 MB"):
+            shorter_side(image)

@@ -13,12 +13,13 @@ from pathlib import Path
 from .problems import Problem
 
 IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    {".png", ".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 # How files of these formats begin, as far as it tells them from text.
 _START = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|BM.{4}\0{4}|P[456]\s+[#0-9]", re.DOTALL
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|.{4}ftypavi[fs]|II\*\0|MM\0\*|BM.{4}\0{4}|P[456]\s+[#0-9]",
+    re.DOTALL,
 )
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_-]{0,11}")
 _HIDDEN = "hidden or system file"
