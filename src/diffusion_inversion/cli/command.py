@@ -188,6 +188,8 @@ def data_settings(given: Given[DataSettings]) -> DataSettings:
     from ..data.sources import absolute
 
     paths = {name: absolute(given.values[name]) for name in ("data", "test") if name in given.values}
+    if os.path.isfile(groups := given.values.get("groups", "")):  # else a column or a pattern
+        paths["groups"] = absolute(groups)
     return replace(given, values={**given.values, **paths}).settings()
 
 

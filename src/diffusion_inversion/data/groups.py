@@ -1,0 +1,130 @@
+"""Groups of images that no split may part: all of one patient, part, camera or scene."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UsageError
+from .beside import TABLES_BESIDE
+from .listed import Source, reading
+
+# File names that say what an image is of: before the first _ or -; to the first number; before the last _ or -.
+_USUAL = (r"^([^_-]+)[_-]", r"^(\D*\d+)\D+\d", r"^(.+)[_-][^_-]+$")
+_FEWEST = 3  # groups that file names may suggest
+_NAMED = 3  # ids or names in a message
+
+
+def with_groups(source: Source, given: str) -> Source:
+    """The source with the group of each image, as `--groups` gives it.
+
+    An existing file is a CSV of image (its id, or its file name) and group; else a column of the table of the images
+    is meant, where it has one of that name; else a regular expression, which is searched for in the file name: its
+    first capture group is the group, or the whole match where it has none. Raises UsageError for what is none of
+    these, DataError for images without a group.
+    """
+    if os.path.isfile(given):
+        groups = _of_file(source, Path(given))
+    elif given in (columns := source.columns()):
+        groups = [_text(value) for value in columns[given]()]
+        source = replace(source, problems=tuple(one for one in source.problems if one.file not in TABLES_BESIDE))
+    else:
+        groups = _of_names(source, given)
+    without = [image_id for image_id, group in zip(source.ids, groups, strict=True) if not group]
+    if without:
+        raise DataError(
+            f"--groups {given}: {len(without)} of {len(groups)} images of {source.name} have no group "
+            f"({_some(without)}); give every image one, its own where it goes with no other"
+        )
+    return replace(source, groups=tuple(groups))
+
+
+def _text(value: Any) -> str:
+    """A value of a column as a group; "" for none."""
+    return "" if value is None or value != value else str(value).strip()  # NaN differs from itself
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _of_file(source: Source, path: Path) -> list[str]:
+    group_of: dict[str, str] = {}
+    with (
+        reading(f"--groups {path}", "give a CSV file of image name and group"),
+        path.open(encoding="utf-8-sig", newline="") as file,
+    ):
+        rows = csv.reader(file)
+        for row in rows:
+            name, group = (cell.strip() for cell in row) if len(row) == 2 else ("", "")
+            if row and not name:
+                raise DataError(f"--groups {path}: line {rows.line_num} has no image name and group; give these two")
+            if group_of.setdefault(name, group) != group:
+                raise DataError(
+                    f"--groups {path}: {name} is in two groups, {group_of[name]} and {group}; give each image one"
+                )
+    return [group_of.get(image_id) or group_of.get(_file_name(image_id), "") for image_id in source.ids]
+
+
+def _of_names(source: Source, given: str) -> list[str]:
+    columns = ", ".join(source.columns()) or "none"
+    if "/" in given or given.endswith(".csv"):
+        raise UsageError(f"--groups {given}: no such file; give a CSV file of image name and group")
+    try:
+        pattern = re.compile(given)
+    except re.error as error:
+        raise UsageError(
+            f"--groups {given}: no file, no column of {source.name} (its columns: {columns}) and no regular "
+            f"expression ({error}); give one of them"
+        ) from error
+    found = [pattern.search(_file_name(image_id)) for image_id in source.ids]
+    if not any(found):
+        raise UsageError(
+            f"--groups {given}: no file, no column of {source.name} (its columns: {columns}), and found in none of "
+            f"its file names, such as {_some([_file_name(image_id) for image_id in source.ids])}; give one of them"
+        )
+    return [match[1 if pattern.groups else 0] or "" if match else "" for match in found]
+
+
+def _file_name(image_id: str) -> str:
+    return image_id.rpartition("/")[2]
+
+
+def refuse_one_group(source: Source) -> None:
+    """Raise DataError where all images are of one group: nothing can be tested on another."""
+    if len({*source.groups}) == 1:
+        raise DataError(
+            f"{source.name}: all {len(source.ids)} images are of one group, {source.groups[0]}; give --groups that "
+            "tells two or more apart, or leave it out"
+        )
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A regular expression that parts the file names of images into groups."""
+
+    pattern: str
+    groups: int
+    across: int  # groups that are in train and test
+
+
+def suggested(train: Source, train_rows: Sequence[int], test: Source, test_rows: Sequence[int]) -> Suggestion | None:
+    """The first usual pattern by which file names go together: every name has one, and no class has one alone."""
+    names = [_file_name(train.ids[row]) for row in train_rows]
+    tested = [_file_name(test.ids[row]) for row in test_rows]
+    for pattern in _USUAL:
+        found = [re.search(pattern, name) for name in (*names, *tested)]
+        groups = [match[1] for match in found if match]
+        if len(groups) < len(found) or not _FEWEST <= len({*groups}) <= len(groups) / 2:
+            continue
+        own = groups[: len(names)]
+        pairs = {(train.labels[row], group) for row, group in zip(train_rows, own, strict=True)}
+        if min(Counter(label for label, _ in pairs).values(), default=0) > 1:
+            return Suggestion(pattern, len({*groups}), len({*own} & {*groups[len(names) :]}))
+    return None
