@@ -225,8 +225,8 @@ def test_groups_that_cannot_be_are_refused_in_a_line(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"a/p0_0.png\n", "line 1 has no image name and group"),
-        (b"a/p0_0.png,x\na/p0_0.png,y\n", "a/p0_0.png is in two groups, x and y"),
+        (b"a/p0_0.png\n", "line 1 is no image name and value"),
+        (b"a/p0_0.png,x\na/p0_0.png,y\n", "a/p0_0.png has x and y"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"", "18 of 18 images of data have no group"),
     ],

@@ -1,4 +1,4 @@
-"""Groups of images that no split may part: all of one patient, part, camera or scene."""
+"""What images are of, beside their class: groups that no split may part (a patient, a scene), attributes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import DataError, UsageError
 from .beside import TABLES_BESIDE
@@ -17,36 +17,47 @@ from .listed import Source, reading
 
 # File names that say what an image is of: before the first _ or -; to the first number; before the last _ or -.
 _USUAL = (r"^([^_-]+)[_-]", r"^(\D*\d+)\D+\d", r"^(.+)[_-][^_-]+$")
+_FILE_REMEDY = "give a CSV file of image name and value in each line"
+Option = Literal["groups", "attributes"]
+_CALLED: dict[Option, str] = {"groups": "group", "attributes": "value"}
 _FEWEST = 3  # groups that file names may suggest
 _NAMED = 3  # ids or names in a message
 
 
 def with_groups(source: Source, given: str) -> Source:
-    """The source with the group of each image, as `--groups` gives it.
-
-    An existing file is a CSV of image (its id, or its file name) and group; else a column of the table of the images
-    is meant, where it has one of that name; else a regular expression, which is searched for in the file name: its
-    first capture group is the group, or the whole match where it has none. Raises UsageError for what is none of
-    these, DataError for images without a group.
-    """
-    if os.path.isfile(given):
-        groups = _of_file(source, Path(given))
-    elif given in (columns := source.columns()):
-        groups = [_text(value) for value in columns[given]()]
+    """The source with the group of each image, as `--groups` gives it: `values_of`. Raises UsageError, DataError."""
+    if not os.path.isfile(given) and given in source.columns():  # the table was said to be of no use
         source = replace(source, problems=tuple(one for one in source.problems if one.file not in TABLES_BESIDE))
+    return replace(source, groups=values_of(source, given, "groups"))
+
+
+def values_of(source: Source, given: str, option: Option) -> tuple[str, ...]:
+    """What each image of a source is of, as an option gives it.
+
+    An existing file is a CSV of image (its id, or its file name) and value; else a column of the table of the images
+    is meant, where it has one of that name; else a regular expression, which is searched for in the file name: its
+    first capture group is the value, or the whole match where it has none. Raises UsageError for what is none of
+    these, DataError for images without a value.
+    """
+    what = f"--{option} {given}"
+    if os.path.isfile(given):
+        values = _of_file(source, Path(given), what)
+    elif given in (columns := source.columns()):
+        values = [_text(value) for value in columns[given]()]
     else:
-        groups = _of_names(source, given)
-    without = [image_id for image_id, group in zip(source.ids, groups, strict=True) if not group]
+        values = _of_names(source, given, what)
+    without = [image_id for image_id, value in zip(source.ids, values, strict=True) if not value]
     if without:
+        own = ", its own where it goes with no other" if option == "groups" else ""
         raise DataError(
-            f"--groups {given}: {len(without)} of {len(groups)} images of {source.name} have no group "
-            f"({_some(without)}); give every image one, its own where it goes with no other"
+            f"{what}: {len(without)} of {len(values)} images of {source.name} have no {_CALLED[option]} "
+            f"({_some(without)}); give every image one{own}"
         )
-    return replace(source, groups=tuple(groups))
+    return tuple(values)
 
 
 def _text(value: Any) -> str:
-    """A value of a column as a group; "" for none."""
+    """A value of a column; "" for none."""
     return "" if value is None or value != value else str(value).strip()  # NaN differs from itself
 
 
@@ -54,39 +65,37 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
-def _of_file(source: Source, path: Path) -> list[str]:
-    group_of: dict[str, str] = {}
+def _of_file(source: Source, path: Path, what: str) -> list[str]:
+    value_of: dict[str, str] = {}
     with (
-        reading(f"--groups {path}", "give a CSV file of image name and group"),
+        reading(what, _FILE_REMEDY),
         path.open(encoding="utf-8-sig", newline="") as file,
     ):
         rows = csv.reader(file)
         for row in rows:
-            name, group = (cell.strip() for cell in row) if len(row) == 2 else ("", "")
+            name, value = (cell.strip() for cell in row) if len(row) == 2 else ("", "")
             if row and not name:
-                raise DataError(f"--groups {path}: line {rows.line_num} has no image name and group; give these two")
-            if group_of.setdefault(name, group) != group:
-                raise DataError(
-                    f"--groups {path}: {name} is in two groups, {group_of[name]} and {group}; give each image one"
-                )
-    return [group_of.get(image_id) or group_of.get(_file_name(image_id), "") for image_id in source.ids]
+                raise DataError(f"{what}: line {rows.line_num} is no image name and value; {_FILE_REMEDY}")
+            if value_of.setdefault(name, value) != value:
+                raise DataError(f"{what}: {name} has {value_of[name]} and {value}; give each image one")
+    return [value_of.get(image_id) or value_of.get(_file_name(image_id), "") for image_id in source.ids]
 
 
-def _of_names(source: Source, given: str) -> list[str]:
+def _of_names(source: Source, given: str, what: str) -> list[str]:
     columns = ", ".join(source.columns()) or "none"
     if "/" in given or given.endswith(".csv"):
-        raise UsageError(f"--groups {given}: no such file; give a CSV file of image name and group")
+        raise UsageError(f"{what}: no such file; {_FILE_REMEDY}")
     try:
         pattern = re.compile(given)
     except re.error as error:
         raise UsageError(
-            f"--groups {given}: no file, no column of {source.name} (its columns: {columns}) and no regular "
+            f"{what}: no file, no column of {source.name} (its columns: {columns}) and no regular "
             f"expression ({error}); give one of them"
         ) from error
     found = [pattern.search(_file_name(image_id)) for image_id in source.ids]
     if not any(found):
         raise UsageError(
-            f"--groups {given}: no file, no column of {source.name} (its columns: {columns}), and found in none of "
+            f"{what}: no file, no column of {source.name} (its columns: {columns}), and found in none of "
             f"its file names, such as {_some([_file_name(image_id) for image_id in source.ids])}; give one of them"
         )
     return [match[1 if pattern.groups else 0] or "" if match else "" for match in found]
