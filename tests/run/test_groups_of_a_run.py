@@ -85,6 +85,18 @@ def test_a_run_that_was_begun_without_groups_has_none(bench: Bench, begun: tuple
         open_splits(other, settings)
 
 
+def test_a_limit_that_grows_leaves_the_test_as_it_is(bench: Bench, begun: tuple[Path, DataSettings]) -> None:
+    run, settings = begun
+    for seed in range(4):
+        few = settings.model_copy(update={"limit": 3, "seed": seed})
+        limited = run.parent / f"limited{seed}"
+        first = open_splits(limited, few)
+        pipeline.invert_stage(limited, first, bench.generator(), INVERT)
+        assert open_splits(limited).test.ids == first.test.ids and open_splits(limited).train.ids == first.train.ids
+        more = open_splits(limited, few.model_copy(update={"limit": 9}))
+        assert more.test.ids == first.test.ids and set(more.train.ids) > set(first.train.ids)
+
+
 def test_images_that_are_added_go_where_their_group_is(begun: tuple[Path, DataSettings]) -> None:
     run, settings = begun
     splits = open_splits(run)

@@ -26,9 +26,11 @@ _NAMED = 3  # ids or names in a message
 
 def with_groups(source: Source, given: str) -> Source:
     """The source with the group of each image, as `--groups` gives it: `values_of`. Raises UsageError, DataError."""
-    if not os.path.isfile(given) and given in source.columns():  # the table was said to be of no use
-        source = replace(source, problems=tuple(one for one in source.problems if one.file not in TABLES_BESIDE))
-    return replace(source, groups=values_of(source, given, "groups"))
+    groups = values_of(source, given, "groups")
+    if not os.path.isfile(given) and given in source.columns():  # of some use, other than the scan says
+        others = [problem for problem in source.problems if _file_name(problem.file) not in TABLES_BESIDE]
+        source = replace(source, problems=tuple(others))
+    return replace(source, groups=groups)
 
 
 def values_of(source: Source, given: str, option: Option) -> tuple[str, ...]:
@@ -67,10 +69,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _of_file(source: Source, path: Path, what: str) -> list[str]:
     value_of: dict[str, str] = {}
-    with (
-        reading(what, _FILE_REMEDY),
-        path.open(encoding="utf-8-sig", newline="") as file,
-    ):
+    with reading(what, _FILE_REMEDY), path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file)
         for row in rows:
             name, value = (cell.strip() for cell in row) if len(row) == 2 else ("", "")

@@ -208,7 +208,9 @@ def _hold_out_groups(source: Source, share: float, seed: int, chosen: Chosen) ->
         if image_id in chosen.train or image_id in chosen.test:
             kept[number[group]] = image_id in chosen.test
             parted.add(label)
-    part = deal(counts, (1 - share, share), kept)
+    part = deal(counts, (1 - share, share))
+    if ((kept != FREE) & (kept != part)).any():  # DATA grew, else what was chosen is dealt again as it was
+        part = deal(counts, (1 - share, share), kept)
     for label, name in enumerate(source.class_names):
         having = np.flatnonzero(counts[:, label])
         if label not in parted and len({*part[having].tolist()}) == 1:

@@ -106,13 +106,16 @@ def _calibration(
     by_arm: dict[str, list[list[float]]] = {arm: [] for arm in by_replicate(replicates)}
     for replicate in replicates:
         rows = torch.tensor([value_of[image_id] == value for image_id in replicate.test_ids])
-        for arm, errors in by_arm.items() if rows.any() else ():
-            found = [run.evaluation for run in replicate.results.runs if run.arm == arm]
+        if not rows.any():
+            continue
+        correct = {arm: hits[:, rows] for arm, hits in replicate.results.correct().items()}
+        for arm, errors in by_arm.items():
+            found = [run.evaluation.confidences for run in replicate.results.runs if run.arm == arm]
             errors.append(
                 [
-                    calibration_error(one.confidences[rows], (one.predictions == replicate.results.labels)[rows])
-                    for one in found
-                    if one.confidences is not None
+                    calibration_error(one[rows], hits)
+                    for one, hits in zip(found, correct[arm], strict=True)
+                    if one is not None
                 ]
             )
     measured = {arm: found for arm, found in by_arm.items() if all(found)}
