@@ -1,5 +1,7 @@
-# `make demo` and `make test` do all the set-up themselves; PYTHON chooses the interpreter of the environment.
+# `make demo` and `make test` do all the set-up themselves; PYTHON chooses the interpreter of the environment, TORCH_INDEX
+# where PyTorch comes from: without a GPU https://download.pytorch.org/whl/cpu, which leaves out 5 GB of CUDA's libraries.
 PYTHON ?= python3
+TORCH_INDEX ?=
 # Two processes of one thread each: `make test JOBS=4`, or JOBS=0 for one process.
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
@@ -14,8 +16,10 @@ STAMP := .venv/.installed
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "setting up .venv: minutes, and $(if $(TORCH_INDEX),what PyTorch has at $(TORCH_INDEX),6.7 GB of disk where PyTorch brings CUDA; without a GPU see TORCH_INDEX in the Makefile)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,docs,medmnist]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[demo,dev,docs,medmnist]'
 	touch $@
 
 demo: $(STAMP)

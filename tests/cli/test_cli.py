@@ -174,7 +174,7 @@ def test_generators_prints_the_folder_of_mini() -> None:
 )
 def test_help_states_the_real_defaults(command: str, model: type[settings.Settings]) -> None:
     """Each option, under the name it has always had, with the default of its field."""
-    text = " ".join(dinv(command, "--help").stdout.split())
+    text = " ".join(dinv(command, "--help-all").stdout.split())
     renamed = {"steps": "train-steps"} if command == "train" else {}
     renamed |= {"learning_rate": f"{command}-learning-rate", "batch_size": f"{command}-batch-size"}
     renamed |= {"resolution": "sample-resolution"} if command == "sample" else {}
@@ -196,14 +196,14 @@ def test_help_states_the_real_defaults(command: str, model: type[settings.Settin
 
 
 def test_help_of_sample_states_the_defaults_of_prompts() -> None:
-    text = " ".join(dinv("sample", "--help").stdout.split())
+    text = " ".join(dinv("sample", "--help-all").stdout.split())
     prompts = sampling.PromptSettings()
     for option, default in (
         ("guidance-scales", f"{prompts.guidance_scales[0]:g}"), ("generator", "mini"), ("image-size", "the resolution"),
     ):  # fmt: skip
         found = re.search(rf"--{option} (.*?)(?= --\w[\w-]* <)", text)
         assert found and f"with --prompts: {default}]" in found[1], (option, found)
-    assert "--prompts" not in " ".join(dinv("run", "--help").stdout.split())
+    assert "--prompts" not in " ".join(dinv("run", "--help-all").stdout.split())
 
 
 def test_run_has_every_option_of_the_stages() -> None:

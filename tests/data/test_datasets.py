@@ -146,9 +146,9 @@ def test_wrong_arguments_are_usage_errors(tmp_path: Path, arguments: dict[str, A
 def test_unknown_data_says_what_is_known(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Did you mean cifar10\?.*eurosat"):
         load_images("cifar-10")
-    (tmp_path / "x.csv").touch()
-    with pytest.raises(UsageError, match="a file that is not"):
-        load_images(tmp_path / "x.csv")
+    (tmp_path / "x.xls").touch()
+    with pytest.raises(UsageError, match="no kind of file that is read"):
+        load_images(tmp_path / "x.xls")
 
 
 # Subsets and hold-outs

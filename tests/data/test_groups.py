@@ -168,6 +168,20 @@ def test_a_column_of_a_parquet_file(tmp_path: Path) -> None:
     assert not {*splits.train.groups} & {*splits.test.groups}
 
 
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_column_of_a_list_of_files(tmp_path: Path, splits: bool) -> None:
+    lines = [f"{save(tmp_path / f'{row}.png').name},{'ab'[row % 2]},p{row // 4}" for row in range(16)]
+    split = ["test" if row >= 8 else "train" for row in range(16)]
+    rows = [f"{line},{part}" for line, part in zip(lines, split, strict=True)] if splits else lines
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join([f"path,label,Patient{',split' if splits else ''}", *rows]))
+    found = load_splits(listed, groups="patient")
+    assert found.how == ("own" if splits else "holdout")
+    for part in (found.train, found.test):
+        assert part.groups == tuple(f"p{int(image_id.partition('.')[0]) // 4}" for image_id in part.ids)
+    assert not {*found.train.groups} & {*found.test.groups}
+
+
 def test_rows_without_a_label_do_not_shift_the_groups(tmp_path: Path) -> None:
     path = table(tmp_path / "d.parquet", label=[-1, 0, 1, 0, 1], patient=list("xyyzz"))
     source = with_groups(open_data(path, tmp_path)[0], "patient")
@@ -271,6 +285,7 @@ def test_a_group_in_train_and_test_is_named(tmp_path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("names", "pattern", "groups"),
     [
+        ("scene_{0}#{1}.png", r"^([^#]+)#", 6),
         ("patient{0}_{1}.png", r"^([^_-]+)[_-]", 6),
         ("scan-{0}-slice{1}.png", r"^(\D*\d+)\D+\d", 6),
         ("p{0}s{1}.png", r"^(\D*\d+)\D+\d", 6),

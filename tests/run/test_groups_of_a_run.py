@@ -135,7 +135,7 @@ def test_commands_take_groups(begun: tuple[Path, DataSettings], monkeypatch: pyt
     assert none.exit_code == 2 and none.output.count("\n") == 1
     assert "--groups patient: no file, no column of data (its columns: none), and found in none" in none.output
     assert not Path("new").exists() or not list(Path("new").rglob("*.json"))
-    few = dinv("few-shot", "data", "--help")
+    few = dinv("few-shot", "data", "--help-all")
     assert few.exit_code == 0 and "--groups" in few.stdout
 
 

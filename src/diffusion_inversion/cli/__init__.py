@@ -11,7 +11,6 @@ from .surroundings import prepare
 app = typer.Typer(
     help="Turn a folder of labelled images into a synthetic training set, and find out whether it helps.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

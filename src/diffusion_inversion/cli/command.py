@@ -22,6 +22,7 @@ from typer.models import ArgumentInfo
 
 from ..errors import DinvError, UsageError
 from .given import Given, Make, options
+from .pages import HELP_ALL, SHORT, Page
 
 if TYPE_CHECKING:
     from ..config.settings import DataSettings, GeneratorSettings
@@ -36,7 +37,7 @@ _AS_JSON = inspect.Parameter(
 )
 
 
-class Careful(typer.core.TyperCommand):
+class Careful(Page):
     """A command that refuses an empty value: as a path it would be the working folder, as `"$OUT"` it is a mistake."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -68,15 +69,19 @@ def add(app: typer.Typer, function: Make, name: str | None = None) -> None:
 
     def stub() -> None: ...
 
-    app.command(name or function.__name__, cls=Late, help=inspect.getdoc(function))(stub)
+    text = inspect.getdoc(function) or ""
+    app.command(name or function.__name__, cls=Late, help=text, short_help=" ".join(text.partition("\n\n")[0].split()))(
+        stub
+    )
 
 
 def with_options(function: Make) -> Callable[..., None]:
     """The function as typer takes it: with every option by itself and --json, printing what it returns."""
     own, arguments = options(function)
-    parameters = sorted([*own, _AS_JSON], key=_is_option)
+    parameters = sorted([*own, _AS_JSON, *([HELP_ALL] if len(own) > SHORT else [])], key=_is_option)
 
     def call(**typed: Any) -> None:
+        typed.pop(HELP_ALL.name, None)
         with command(typed["as_json"]) as summary:
             summary |= function(**arguments({name: _at_home(value) for name, value in typed.items()}))
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Uni
 import typer
 
 from ..errors import UsageError
+from .completion import completion_of
+from .pages import section_of
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -143,6 +145,7 @@ class Option:
     field: str
     info: FieldInfo
     fields: Fields = Fields()
+    section: str | None = None
 
     @property
     def said(self) -> Mapping[str, Any]:
@@ -228,7 +231,7 @@ def options(function: Make) -> tuple[list[inspect.Parameter], Callable[[Mapping[
             own[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             order.append(name)
             continue
-        every = [Option(key, info, fields) for key, info in model.model_fields.items()]
+        every = [Option(key, info, fields, section_of(model)) for key, info in model.model_fields.items()]
         models[name] = (model, [option for option in every if option.exists])
         for option in models[name][1]:
             shared.setdefault(option.parameter, []).append(option)
@@ -258,7 +261,13 @@ def _parameter(shared: list[Option]) -> inspect.Parameter:
     """One option for the fields that share it."""
     last = shared[-1]
     required, kind, text = last.info.is_required(), last.kind, _help(shared)
-    info = typer.Argument(help=text) if last.is_argument else typer.Option("/".join(last.flags), help=text)
+    info: Any
+    complete = completion_of(last.field, last.info.annotation)
+    if last.is_argument:
+        info = typer.Argument(help=text, autocompletion=complete)
+    else:
+        flags = "/".join(last.flags)
+        info = typer.Option(flags, help=text, rich_help_panel=last.section, autocompletion=complete)
     return inspect.Parameter(
         last.parameter,
         inspect.Parameter.KEYWORD_ONLY,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .completion import presets
 from .given import Fields, Given
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ Preset = Annotated[
     str | None,
     typer.Option(
         help="paper (its text), reference (what its code does), fast (the defaults), or a TOML file with tables "
-        "invert, sample, train. Options win over it."
+        "invert, sample, train. Options win over it.",
+        autocompletion=presets,
     ),
 ]
 Restart = Annotated[bool, typer.Option(help="Delete what this stage and later ones made here, and begin anew.")]

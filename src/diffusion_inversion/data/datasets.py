@@ -59,7 +59,8 @@ def load_images(
     """Decode labelled images into memory as (N, 3, S, S) uint8 RGB.
 
     Args:
-        data: A folder of class folders (or of train/ and test/ or val/ with class folders in each), a parquet file
+        data: A folder of class folders (or of train/ and test/ or val/ with class folders in each) or of WebDataset
+            shards, a list of files (.csv, .tsv, .jsonl), boxes (COCO's .json, YOLO's data.yaml), a parquet file
             with columns image and label, `hf:<id>[@revision]`, or a built-in name (`sources.BUILTINS`).
         split: "train" is all of DATA where it has no test split. The built-in sets without one (digits, elpv, eurosat)
             are parted 80 : 20 by `seed` as `load_splits` does: use one seed for both parts.

@@ -15,8 +15,9 @@ from ..errors import DataError, UsageError
 from .beside import TABLES_BESIDE
 from .listed import Source, reading
 
-# File names that say what an image is of: before the first _ or -; to the first number; before the last _ or -.
-_USUAL = (r"^([^_-]+)[_-]", r"^(\D*\d+)\D+\d", r"^(.+)[_-][^_-]+$")
+# File names that say what an image is of: the picture that a box is cut from (boxes.py); what stands before the first _
+# or -; what ends with the first number; what stands before the last _ or -.
+_USUAL = (r"^([^#]+)#", r"^([^_-]+)[_-]", r"^(\D*\d+)\D+\d", r"^(.+)[_-][^_-]+$")
 _FILE_REMEDY = "give a CSV file of image name and value in each line"
 Option = Literal["groups", "attributes"]
 _CALLED: dict[Option, str] = {"groups": "group", "attributes": "value"}

@@ -19,9 +19,12 @@ from PIL import Image
 
 from ..errors import DataError, UsageError
 from .beside import columns_beside
+from .boxes import coco_file, yolo_file
 from .decode import open_image
 from .listed import Source, numbered, reading, unused_classes
+from .listings import SUFFIXES, listing
 from .scan import is_ignored, scan_beside, scan_folder
+from .shards import sharded, shards_of
 from .tables import hub_data, parquet_file
 
 Role = Literal["train", "test"]
@@ -66,10 +69,13 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
         raise UsageError(f"DATA {text}: no home folder is known for its ~; write the whole path") from error
     if path.is_dir():
         return _folder(path.resolve())
-    if path.is_file() and path.suffix.lower() == ".parquet":
-        return parquet_file(path, role), None
+    if path.is_file() and (found := _file(path, role)) is not None:
+        return found
     if path.exists():
-        raise UsageError(f"DATA {text}: a file that is not .parquet; give a folder of class folders or a parquet file")
+        raise UsageError(
+            f"DATA {text}: no kind of file that is read; give a folder of class folders, .parquet, a list of files and "
+            "labels (.csv, .tsv, .jsonl), COCO's .json, YOLO's data.yaml, or .tar shards"
+        )
     near = difflib.get_close_matches(text, BUILTINS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UsageError(
@@ -78,10 +84,26 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
     )
 
 
+def _file(path: Path, role: Role) -> Opened | None:
+    """A file by its suffix; None for another kind."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return parquet_file(path, role), None
+    if suffix in SUFFIXES:
+        return listing(path)
+    if suffix == ".json":
+        return coco_file(path), None
+    if suffix in (".yaml", ".yml"):
+        return yolo_file(path)
+    return (sharded(path.stem, [path]), None) if suffix == ".tar" else None
+
+
 # Folders
 
 
 def _folder(folder: Path) -> Opened:
+    if shards := shards_of(folder):
+        return sharded(folder.name, shards), None
     # A class may be called "train" or "test": only folders that hold folders are splits.
     train, tests = _split(folder, _TRAIN), [name for names in _TESTS if (name := _split(folder, names))]
     if train is None:

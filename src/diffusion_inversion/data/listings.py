@@ -1,0 +1,116 @@
+"""Lists of image files with labels: CSV, TSV and JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .decode import open_image
+from .listed import Source, reading, unused_classes
+from .problems import Problem
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+PATH_COLUMNS = ("file_name", "path", "file", "filename", "image")
+LABEL_COLUMNS = ("label", "class", "labels")
+SPLIT_COLUMN = "split"
+_TESTS = (("test", "testing"), ("val", "valid", "validation"))  # the wanted one first
+
+
+def listing(path: Path) -> tuple[Source, Source | None]:
+    """The images that a list names, relative to its folder, and those of its test split where a column says so.
+
+    Ids are the names as they stand in the list. Raises DataError: unreadable, a column that lacks, no images.
+    """
+    table = _read(path)
+    files = _texts(path, table, PATH_COLUMNS)
+    labels = _texts(path, table, LABEL_COLUMNS)
+    splits = [str(one or "").strip().lower() for one in table.get(SPLIT_COLUMN, ["train"] * len(files))]
+    names = tuple(sorted({label for label in labels if label}))
+    rows = [row for row, split in enumerate(splits) if split in ("train", "training")]
+    test = next((found for wanted in _TESTS if (found := [r for r, s in enumerate(splits) if s in wanted])), None)
+    if not rows:
+        raise DataError(f"{path}: no image whose {SPLIT_COLUMN} is train; call them so, or leave the column out")
+    train = _source(path, table, files, labels, names, rows)
+    return train, None if test is None else _source(path, table, files, labels, names, test)
+
+
+def _read(path: Path) -> dict[str, list[Any]]:
+    """The columns of a list; every cell of CSV and TSV is text, so that 007 stays 007."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.json
+
+    with reading(str(path), "give UTF-8 with one line for each image and, in CSV and TSV, a first line of names"):
+        if path.suffix.lower() == ".jsonl":
+            found = pyarrow.json.read_json(path)
+        else:
+            parsed = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            with pyarrow.csv.open_csv(path, parse_options=parsed) as stream:
+                names = stream.schema.names
+            kinds = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names})
+            found = pyarrow.csv.read_csv(path, parse_options=parsed, convert_options=kinds)
+        if len({*found.column_names}) < len(found.column_names):
+            raise DataError(f"{path}: two columns of one name; rename one")
+        return {name.strip().lower(): found.column(name).to_pylist() for name in found.column_names}
+
+
+def _texts(path: Path, table: dict[str, list[Any]], wanted: Sequence[str]) -> list[str]:
+    """The column of one of the wanted names, as text. Raises DataError where none is there, or one holds lists."""
+    for name in wanted:
+        if name in table:
+            if many := next((cell for cell in table[name] if isinstance(cell, (list, dict))), None):
+                raise DataError(
+                    f"{path}: column {name} holds {many}: several labels for an image are not learned here; give each "
+                    "image one class"
+                )
+            return ["" if cell is None else str(cell).strip() for cell in table[name]]
+    raise DataError(f"{path}: no column {' or '.join(wanted)} among {', '.join(table)}; rename the one you want")
+
+
+def _source(
+    path: Path,
+    table: dict[str, list[Any]],
+    files: Sequence[str],
+    labels: Sequence[str],
+    names: tuple[str, ...],
+    rows: Sequence[int],
+) -> Source:
+    base = path.parent.resolve()
+    problems, kept, seen = [], [], set[str]()
+    for row in rows:
+        problem = _fault(base, files[row], labels[row], files[row] in seen)
+        seen.add(files[row])
+        if problem is None:
+            kept.append(row)
+        else:
+            problems.append(Problem(files[row] or f"line {row + 2}", *problem, fatal=True))
+    ids, numbers = tuple(files[row] for row in kept), tuple(names.index(labels[row]) for row in kept)
+    return Source(
+        path.stem,
+        ids,
+        numbers,
+        names,
+        lambda row: open_image(base / ids[row]),
+        (*problems, *unused_classes(path.name, numbers, names)),
+        columns=lambda: {name: partial(_of_rows, cells, kept) for name, cells in table.items()},
+    )
+
+
+def _of_rows(cells: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    return [cells[row] for row in rows]
+
+
+def _fault(base: Path, file: str, label: str, again: bool) -> tuple[str, str] | None:
+    """Cause and remedy for a line that cannot be used. Files outside the list's folder are not the data set's."""
+    if not file:
+        return "the line names no file", "name one, or remove the line"
+    if not label:
+        return "no label", "label the image, or remove its line"
+    if again:
+        return "named by two lines", "keep one of them"
+    if not (base / file).resolve().is_relative_to(base):
+        return "lies outside the folder of the list", "put the list above its images"
+    return None

@@ -1,0 +1,268 @@
+"""Data as people have it beside class folders: lists of files, boxes of COCO and YOLO, WebDataset shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_inversion.data.datasets import load_images, load_splits
+from diffusion_inversion.data.sources import open_data
+from diffusion_inversion.errors import DataError, DinvError, UsageError
+
+COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
+
+
+def picture(path: Path, colour: tuple[int, int, int], side: int = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (side, side), colour).save(path)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Two images of each colour, in one flat folder, none like another."""
+    for name, colour in COLOURS.items():
+        for number in range(2):
+            value = tuple(min(255, channel + 40 * number) for channel in colour)
+            picture(tmp_path / "images" / f"{name}{number}.png", value)  # type: ignore[arg-type]
+    return tmp_path
+
+
+def rows(files: Path) -> list[tuple[str, str]]:
+    return [(f"images/{path.name}", path.stem[:-1]) for path in sorted((files / "images").iterdir())]
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        comma = "\t" if path.suffix == ".tsv" else ","
+        path.write_text("\n".join([comma.join(lines[0]), *(comma.join(line.values()) for line in lines)]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_list_of_files_gives_each_its_class(files: Path, suffix: str) -> None:
+    data = write(files / f"data{suffix}", [{"path": name, "label": label} for name, label in rows(files)])
+    images = load_images(data)
+    assert images.class_names == ("blue", "green", "red")
+    assert images.ids == tuple(name for name, _ in rows(files))
+    for id_, label, pixels in zip(images.ids, images.labels.tolist(), images.images, strict=True):
+        assert images.class_names[label] in id_
+        assert int(pixels[:, 0, 0].argmax()) == ["red", "green", "blue"].index(images.class_names[label])
+
+
+def test_labels_of_a_csv_stay_text_and_a_split_is_its_own_test(files: Path) -> None:
+    lines = [
+        {"file_name": name, "class": "007" if label == "red" else "7", "split": "test" if "1" in name else "train"}
+        for name, label in rows(files)
+    ]
+    splits = load_splits(write(files / "data.csv", lines))
+    assert splits.how == "own" and splits.train.class_names == ("007", "7")
+    assert len(splits.train) == len(splits.test) == 3
+    assert all(name.endswith("0.png") for name in splits.train.ids)
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        ([{"path": "images/red0.png", "label": ""}], "no label"),
+        ([{"path": "", "label": "red"}], "names no file"),
+        ([{"path": "../elsewhere.png", "label": "red"}], "outside the folder"),
+        ([{"path": "images/red0.png", "label": "red"}] * 2, "named by two lines"),
+        ([{"path": "images/gone.png", "label": "red"}], "the file is gone"),
+        ([{"picture": "images/red0.png", "label": "red"}], "no column file_name or path"),
+        ([{"path": "images/red0.png", "note": "red"}], "no column label or class"),
+        ([{"path": "images/red0.png", "label": "red", "split": "test"}], "no image whose split is train"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named(files: Path, lines: list[dict[str, str]], cause: str) -> None:
+    with pytest.raises(DataError, match=cause):
+        load_images(write(files / "data.csv", lines))
+
+
+def test_several_labels_for_an_image_are_refused_by_name(files: Path) -> None:
+    data = write(files / "data.jsonl", [{"path": "images/red0.png", "label": ["red", "round"]}])
+    with pytest.raises(DataError, match="several labels for an image are not learned here"):
+        load_images(data)
+
+
+def coco(files: Path, **changes: Any) -> Path:
+    """Two pictures with a red and a green object each, at known places."""
+    for number in range(2):
+        image = Image.new("RGB", (40, 30), (10 * number, 10, 10))
+        image.paste(COLOURS["red"], (2, 3, 12, 13))
+        image.paste(COLOURS["green"], (20, 5, 32, 21))
+        (files / "photos").mkdir(exist_ok=True)
+        image.save(files / "photos" / f"{number}.png")
+    content: dict[str, Any] = {
+        "images": [{"id": 7 + n, "file_name": f"photos/{n}.png", "width": 40, "height": 30} for n in range(2)],
+        "categories": [{"id": 9, "name": "green"}, {"id": 3, "name": "red"}],
+        "annotations": [
+            {"id": 10 * n + k, "image_id": 7 + n, "category_id": category, "bbox": bbox, "iscrowd": 0}
+            for n in range(2)
+            for k, (category, bbox) in enumerate([(3, [2, 3, 10, 10]), (9, [20, 5, 12, 16])])
+        ],
+    }
+    path = files / "coco.json"
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+def test_objects_of_coco_are_cropped_to_their_boxes(files: Path) -> None:
+    source, test = open_data(coco(files), files)
+    assert test is None and source.class_names == ("red", "green"), "in the order of the categories' numbers"
+    assert source.ids == ("photos/0.png#0", "photos/0.png#1", "photos/1.png#10", "photos/1.png#11")
+    for row, label in enumerate(source.labels):
+        with source.open(row) as crop:
+            name = source.class_names[label]
+            assert crop.size == ((10, 10) if name == "red" else (12, 16))
+            assert crop.getcolors() == [(crop.width * crop.height, COLOURS[name])], "nothing of what is around it"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "cause"),
+    [
+        ({"bbox": [1, 1, 0, 5]}, "a box of 0 x 5"),
+        ({"bbox": [38, 3, 10, 10]}, "a box with 2 x 10 px of its picture"),
+        ({"category_id": 4}, "its image or category is not in the file"),
+        ({"image_id": 4}, "its image or category is not in the file"),
+        ({"bbox": [1, 1, 5]}, "no COCO annotations of boxes"),
+        ({"bbox": [1, 1, 5, float("inf")]}, "no COCO annotations of boxes"),
+    ],
+)
+def test_a_box_that_is_none_is_named(files: Path, annotation: dict[str, Any], cause: str) -> None:
+    whole = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [2, 3, 10, 10]}
+    with pytest.raises(DataError, match=cause):
+        load_images(coco(files, annotations=[whole | annotation]))
+
+
+def test_a_crowd_is_left_out_and_said(files: Path) -> None:
+    crowd = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [2, 3, 10, 10], "iscrowd": 1}
+    source, _ = open_data(coco(files, annotations=[crowd]), files)
+    assert source.ids == () and "iscrowd" in source.problems[0].cause and not source.problems[0].fatal
+
+
+def test_a_picture_that_leads_out_of_the_data_set_is_refused(files: Path) -> None:
+    picture(files / "secret.png", (1, 2, 3), side=40)
+    (files / "set").mkdir()
+    data = coco(files / "set", images=[{"id": 7, "file_name": "../secret.png"}])
+    with pytest.raises(DataError, match="outside the data set"):
+        load_images(data)
+
+
+def yolo(files: Path, names: Any = ("red", "green")) -> Path:
+    coco(files)
+    for split, number in (("train", 0), ("val", 1)):
+        folder = files / split / "images"
+        folder.mkdir(parents=True)
+        (files / "photos" / f"{number}.png").rename(folder / f"{number}.png")
+        (files / split / "labels").mkdir()
+        # Centre and sides as shares: (2, 3) to (12, 13), and (20, 5) to (32, 21), of 40 x 30 px.
+        lines = [f"0 {7 / 40} {8 / 30} {10 / 40} {10 / 30}", "", f"1 {26 / 40} {13 / 30} {12 / 40} {16 / 30}"]
+        (files / split / "labels" / f"{number}.txt").write_text("\n".join(lines) + "\n")
+    path = files / "data.yaml"
+    listed = list(names) if isinstance(names, tuple) else names
+    path.write_text(json.dumps({"train": "../train/images", "val": "val/images", "names": listed}))  # JSON is YAML
+    return path
+
+
+@pytest.mark.parametrize("names", [("red", "green"), {"0": "red", "1": "green"}])
+def test_objects_of_yolo_are_the_same_as_those_of_coco(files: Path, names: Any) -> None:
+    path = yolo(files)
+    if isinstance(names, dict):
+        path.write_text("train: train/images\nval: val/images\nnames:\n  0: red\n  1: green\n")
+    train, test = open_data(path, files)
+    assert test is not None and train.class_names == test.class_names == ("red", "green")
+    assert train.ids == ("train/images/0.png#1", "train/images/0.png#3")
+    for source in (train, test):
+        for row, label in enumerate(source.labels):
+            name = source.class_names[label]
+            with source.open(row) as crop:
+                assert crop.size == ((10, 10) if name == "red" else (12, 16))
+                assert crop.getcolors() == [(crop.width * crop.height, COLOURS[name])]
+
+
+@pytest.mark.parametrize(
+    "line", ["2 .5 .5 .2 .2", "0 .5 .5 .2", "red .5 .5 .2 .2", "0 .5 .5 inf .2", "0.5 .5 .5 .2 .2"]
+)
+def test_a_line_of_yolo_that_is_no_box_is_named(files: Path, line: str) -> None:
+    path = yolo(files)
+    (files / "train" / "labels" / "0.txt").write_text(line)
+    train, _ = open_data(path, files)
+    assert train.ids == () and train.problems[0].fatal and line in train.problems[0].cause
+
+
+@pytest.mark.parametrize(
+    "text", ["train: [", "names: [a]\n", "train: nowhere\nnames: [a, b]\n", "- a\n", "train: .\nnames: [a, a]\n"]
+)
+def test_a_yaml_that_is_no_data_set_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"data\.yaml"):
+        open_data(tmp_path / "data.yaml", tmp_path)
+
+
+def shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def png(files: Path, name: str) -> bytes:
+    return (files / "images" / f"{name}.png").read_bytes()
+
+
+def test_shards_give_the_images_beside_their_classes(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(2):
+        members = []
+        for label, name in enumerate(("red", "green", "blue")):
+            key = f"some/{name}{number}"
+            kind = [(".cls", str(10 * label).encode()), (".json", json.dumps({"label": 10 * label}).encode())][number]
+            members += [(f"{key}{kind[0]}", kind[1]), (f"{key}.png", png(files, f"{name}{number}"))]
+        shard(folder / f"s-{number}.tar", members)
+    images = load_images(folder)
+    assert images.class_names == ("0", "10", "20"), "numbers in their order"
+    assert images.ids[0] == "s-0/some/red0" and len(images) == 6
+    by_files = {path.stem: path for path in (files / "images").iterdir()}
+    for id_, pixels in zip(images.ids, images.images, strict=True):
+        with Image.open(by_files[id_.rpartition("/")[2]]) as original:
+            assert tuple(pixels[:, 0, 0].tolist()) == original.getpixel((0, 0))
+    assert torch.equal(load_images(folder / "s-0.tar").images, images.images[:3])
+
+
+@pytest.mark.parametrize(
+    ("members", "cause"),
+    [
+        ([("a.png", b"x")], "a sample without a class"),
+        ([("a.cls", b"1")], "a sample without an image"),
+        ([("a.png", b"x"), ("a.json", b"[")], "a sample without a class"),
+        ([("a.png", b"x"), ("a.cls", b"1")], "unreadable"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_named(tmp_path: Path, members: list[tuple[str, bytes]], cause: str) -> None:
+    with pytest.raises(DataError, match=cause):
+        load_images(shard(tmp_path / "s.tar", members))
+
+
+@pytest.mark.parametrize(
+    "name", ["data.tar", "data.json", "data.csv", "data.jsonl", "data.yaml", "data.txt", "data.tsv"]
+)
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe", b"[" * 100_000, b"a,b\n1\n", b"\x1f\x8b\x08\x00"])
+def test_any_bytes_are_refused_with_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DinvError) as refused:
+        open_data(tmp_path / name, tmp_path)
+    assert name in str(refused.value) and "\n" not in str(refused.value)
+    assert isinstance(refused.value, UsageError) == (name == "data.txt")
