@@ -111,8 +111,8 @@ class DataSettings(Settings):
         None,
         "what each image is of (patient, part, camera, scene): no hold-out and no fold splits a group; limits take "
         "images of the parts that were made. An existing CSV file of image and group; else a column of DATA's table "
-        "(parquet, hub, list of files, metadata.csv beside class folders); else a regular expression on file names, whose "
-        "first capture group, or else whole match, is the group",
+        "(parquet, hub, list of files, metadata.csv beside class folders); else a regular expression on file names, "
+        "whose first capture group, or else whole match, is the group",
         unset="each image alone",
     )
 
