@@ -51,7 +51,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "DataSettings": {
         "data": "copy", "test": "test-copy", "size": 8, "limit": 6, "test_limit": 3, "holdout": 0.4, "seed": 1,
         "root": "elsewhere", "drop_test_duplicates": True, "allow_near_duplicates": True, "balanced": True,
-        "per_class": 3,
+        "per_class": 3, "groups": r"\d+",
     },
 }  # fmt: skip
 # What may change: more or fewer results of the same kind, where files lie, and what makes no difference to the images.

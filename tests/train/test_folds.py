@@ -89,6 +89,39 @@ def test_a_class_of_copies_of_one_picture_is_never_held_out() -> None:
     assert (folds[images.labels == 0] == NEVER).all() and (folds[images.labels == 1] != NEVER).all()
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 8)), min_size=2, max_size=40), st.integers(2, 5))
+def test_groups_share_a_fold_and_classes_are_spread(images: list[tuple[int, int]], count: int) -> None:
+    plain = noise(len(images), 3)
+    grouped = replace(
+        plain, labels=torch.tensor([label for label, _ in images]), groups=tuple(f"g{group}" for _, group in images)
+    )
+    folds = fold_of(grouped, count)
+    assert {*folds} <= {NEVER, *range(count)}
+    fold_of_group = {}
+    for (_, group), fold in zip(images, folds, strict=True):
+        assert fold_of_group.setdefault(group, fold) == fold
+    for label in {label for label, _ in images}:
+        in_folds = {fold for (own, _), fold in zip(images, folds, strict=True) if own == label}
+        assert len(in_folds) > 1 or in_folds == {NEVER}, "some of the class is in every training"
+    turned = list(reversed(range(len(images))))
+    assert fold_of(grouped.subset(turned), count) == tuple(reversed(folds))
+
+
+def test_groups_of_one_image_each_are_dealt_evenly() -> None:
+    images = noise(60, 2)
+    folds = torch.tensor(fold_of(replace(images, groups=images.ids)))
+    for label in (0, 1):
+        assert folds[images.labels == label].bincount().tolist() == [6] * FOLDS
+
+
+def test_a_copy_in_another_group_takes_its_group_along() -> None:
+    images = noise(40, 2)
+    groups = tuple(f"g{row // 4}" for row in range(40))
+    copied = replace(images, hashes=(*images.hashes[:39], images.hashes[0]), groups=groups)
+    folds = fold_of(copied)
+    assert folds[:4] == folds[36:] and len({*folds}) == FOLDS
+
+
 @pytest.mark.parametrize("number", range(FOLDS))
 def test_without_synthetic_images_a_fold_has_none(number: int) -> None:
     images = toy(15, 0)

@@ -193,7 +193,14 @@ def data_settings(given: Given[DataSettings]) -> DataSettings:
     from ..data.sources import absolute
 
     paths = {name: absolute(given.values[name]) for name in ("data", "test") if name in given.values}
+    if "groups" in given.values:
+        paths["groups"] = absolute_file(given.values["groups"])
     return replace(given, values={**given.values, **paths}).settings()
+
+
+def absolute_file(given: str | None) -> str | None:
+    """A file by its whole path; what names none, a column or a pattern, as it is."""
+    return os.path.abspath(given) if given is not None and os.path.isfile(given) else given
 
 
 def notes_on(count: int, data: str, test: str | None) -> list[str]:

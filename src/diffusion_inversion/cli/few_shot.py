@@ -21,7 +21,7 @@ Source = Annotated[
     Fields(
         only=(
             "data", "test", "size", "per_class", "test_limit", "holdout", "seed", "root", "drop_test_duplicates",
-            "allow_near_duplicates",
+            "allow_near_duplicates", "groups",
         )
     ),
 ]  # fmt: skip
@@ -78,7 +78,7 @@ def few_shot(
     splits = load_splits(
         data.data, test=data.test, size=data.size, test_limit=data.test_limit, holdout=data.holdout, seed=data.seed,
         root=data.root, drop_duplicates=data.drop_test_duplicates, allow_near_duplicates=data.allow_near_duplicates,
-        chosen=Chosen(per_class=data.per_class),
+        chosen=Chosen(per_class=data.per_class), groups=data.groups,
     )  # fmt: skip
     with hold(folder, join):
         found = run_few_shot(

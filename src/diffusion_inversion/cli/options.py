@@ -55,6 +55,15 @@ OwnSize = Annotated[
         show_default=False,
     ),
 ]
+AttributesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--attributes",
+        help="An attribute of the test images (sex, scanner, site): what every arm does on those of each value, in "
+        "report and --json, and whether the worst subgroup is lowered. An existing CSV file of image and value; else a "
+        "column of the test images' table; else a regular expression on file names. [default: none]",
+    ),
+]
 Join = Annotated[
     bool, typer.Option("--join", help="Share the work with other processes that were started with --join on this run.")
 ]

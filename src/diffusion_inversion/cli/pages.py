@@ -33,6 +33,7 @@ EXAMPLES = {
     "run": (
         "dinv run photos --out runs/photos",
         "dinv run photos --test photos-test --per-class 20 --replicates 5",
+        "dinv run scans --groups patient --attributes sex",
         "dinv run photos --tune interpolation=0.1,0.4 --tune-seconds 3600",
         "dinv run hf:user/name --preset paper --generator models/stable-diffusion --device cuda",
     ),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .command import command_line, data_settings, hold, load, notes_on
+from .command import absolute_file, command_line, data_settings, hold, load, notes_on
 from .given import Fields, Given
-from .options import Device, Join, OwnSize, Preset, Replicates, Restart, Run, Tune, TuneSeconds
+from .options import AttributesOption, Device, Join, OwnSize, Preset, Replicates, Restart, Run, Tune, TuneSeconds
 from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
 
@@ -106,10 +106,12 @@ def train(
     preset: Preset = None,
     training: Given[TrainSettings],
     own_size: OwnSize = True,
+    attributes: AttributesOption = None,
     restart: Restart = False,
     join: Join = False,
 ) -> dict[str, Any]:
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
+    from ..run.attributes import attributes_of
     from ..run.images import open_splits, recorded_data
     from ..run.reporting import read_config, report_stage
     from ..run.stages import forewarn, train_stage
@@ -118,10 +120,11 @@ def train(
     device = where.settings().device
     with hold(run, join, restart):
         splits = open_splits(run)
+        tested_by = attributes_of(run, splits, absolute_file(attributes))
         if used := ((read_config(run, "sample") or {}).get("settings") or {}).get("image_size"):
             forewarn(splits, settings, used, own_size=own_size)
         results = train_stage(run, splits, settings, device, anew=restart, own_size=own_size)
-        record = report_stage(run, splits, results, settings, command_line())
+        record = report_stage(run, splits, results, settings, command_line(), attributes=tested_by)
     return summarise(run, record)
 
 
@@ -137,6 +140,7 @@ def run(
     tune: Tune = None,
     tune_seconds: TuneSeconds = None,
     own_size: OwnSize = True,
+    attributes: AttributesOption = None,
     replicates: Replicates = 1,
     join: Join = False,
 ) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def run(
     with hold(folder, join):
         record = run_all(
             folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
-            replicates=replicates, own_size=own_size, tuning=tuning,
+            replicates=replicates, own_size=own_size, tuning=tuning, attributes=absolute_file(attributes),
         )  # fmt: skip
     return summarise(folder, record, data, source.values.get("test"))
 

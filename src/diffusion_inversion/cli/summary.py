@@ -10,6 +10,7 @@ from .command import notes_on
 
 if TYPE_CHECKING:
     from ..run.report import RunRecord
+    from ..run.report.record import SubgroupsRecord
 
 MOST_CLASSES = 10  # whose recall is listed
 
@@ -25,6 +26,9 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     if "replicates" in record:
         summary |= {"replicates": record["replicates"], "components": record["components"]}
         lines += _replicates(record)
+    if "subgroups" in record:
+        summary["subgroups"] = record["subgroups"]
+        lines += _subgroups(record["subgroups"])
     lines.append(f"verdict: {verdict.get('headline', verdict['outcome'])} ({verdict['sentence']})")
     lines += [verdict["scope"]] if "scope" in verdict else []
     if "chosen" in record:
@@ -56,6 +60,14 @@ def _arms(record: RunRecord) -> Iterator[str]:
             rates = zip(class_names, result["recall"], strict=True)
             parts = (f"{name} {'no test images' if rate is None else _percent(rate, None)}" for name, rate in rates)
             yield f"{arm:>15}  {', '.join(parts)}"
+
+
+def _subgroups(found: SubgroupsRecord) -> Iterator[str]:
+    yield f"of each {found['attribute']} found:"
+    for part in found["parts"]:
+        rates = ", ".join(f"{arm} {_percent(one['mean'], None)}" for arm, one in part["accuracy"].items())
+        worst = ", the worst" if part["value"] == found["worst"] else ""
+        yield f"{part['value']:>15}  {rates} ({part['images']} test images{worst})"
 
 
 def _shrunk(record: RunRecord) -> Iterator[str]:

@@ -107,6 +107,18 @@ class DataSettings(Settings):
     per_class: int | None = setting(
         None, "at most so many training images of each class", "ours; text: 500 for MedMNIST", ge=1
     )
+    groups: str | None = setting(
+        None,
+        "what each image is of (patient, part, camera, scene): no hold-out and no fold splits a group; limits take "
+        "images of the parts that were made. An existing CSV file of image and group; else a column of DATA's table "
+        "(parquet, hub, list of files, metadata.csv beside class folders); else a regular expression on file names, "
+        "whose first capture group, or else whole match, is the group",
+        unset="each image alone",
+    )
+
+    def described(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """As `Settings` has it; without `groups` where none are, by which names of older work would differ."""
+        return super().described({*leave_out, *(("groups",) if self.groups is None else ())})
 
 
 class GeneratorSettings(Settings):

@@ -18,7 +18,17 @@ from .listed import Source
 from .near_duplicates import thumbnail
 from .problems import Problem, raise_fatal
 from .reading import common_side, read_headers, read_pixels
-from .selection import HOLDOUT, Chosen, check_arguments, check_classes, hold_out, select, stratified, with_classes
+from .selection import (
+    HOLDOUT,
+    Chosen,
+    check_arguments,
+    check_classes,
+    hold_out,
+    refuse_shared_groups,
+    select,
+    stratified,
+    with_classes,
+)
 from .sources import BUILTINS, Role, default_root, open_data
 
 
@@ -89,6 +99,7 @@ def load_splits(
     drop_duplicates: bool = False,
     allow_near_duplicates: bool = False,
     chosen: Chosen | None = None,
+    groups: str | None = None,
 ) -> Splits:
     """Load training and test images, both at one size, with the same classes and no image in common.
 
@@ -107,16 +118,20 @@ def load_splits(
             brightened or cropped anew), each with a problem. So it is too for the split of a published data set
             (built-in, or a hub data set's own), whose figures others report with them.
         chosen: Ids that an earlier call trained and tested on: they keep their part where DATA grew since.
+        groups: What says of which patient, part or scene an image is, as `groups.with_groups` reads it. A group is held
+            out whole; limits then take images of either part, whole groups or not.
 
-    Raises DataError where an image is in both parts (names the files), where class names differ, or for one class.
+    Raises DataError where an image or a group is in both parts (names it), where class names differ, or for one class.
     """
     check_arguments(size, holdout, limit=limit, test_limit=test_limit)
     folder = default_root() if root is None else Path(root)
     selected = select(
-        data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder, chosen=chosen
-    )
+        data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder, chosen=chosen,
+        groups=groups,
+    )  # fmt: skip
     train_source, test_source = selected.train, with_classes(selected.test, selected.train)
     check_classes(train_source)
+    refuse_shared_groups(selected)
     trained = _decode(train_source, selected.train_rows, size)
     tested = _decode(test_source, selected.test_rows, trained.side)
     test_problems = tested.problems
@@ -150,6 +165,7 @@ def data_record(splits: Splits) -> dict[str, Any]:
             "ids": list(images.ids),
             "hashes": list(images.hashes),
             "labels": images.labels.tolist(),
+            **({"groups": list(images.groups)} if images.groups else {}),
             "problems": [asdict(problem) for problem in images.problems],
         }
 
@@ -216,6 +232,7 @@ def _collected(source: Source, decoded: _Decoded) -> LabelledImages:
         native_size=decoded.native,
         problems=tuple(decoded.problems),
         licence=source.licence,
+        groups=tuple(source.groups[row] for row in decoded.rows) if source.groups else (),
     )
 
 

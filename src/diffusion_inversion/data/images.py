@@ -34,6 +34,7 @@ class LabelledImages:
         problems: What was found about single files, short of an error.
         licence: Set where it restricts use.
         soft: A second class for each image, or a classifier's answers, where some have one; None: every label is hard.
+        groups: What each image is of (a patient, a scene), where it was said: no split parts a group. Else empty.
 
     Raises DataError where shapes, types, ids or labels do not fit together.
     """
@@ -48,6 +49,7 @@ class LabelledImages:
     problems: tuple[Problem, ...] = ()
     licence: str = ""
     soft: SoftLabels | None = None
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -57,6 +59,8 @@ class LabelledImages:
             )
         if len(self.hashes) != n or self.labels.shape != (n,) or self.labels.dtype != torch.int64:
             raise DataError(f"{self.name}: {n} ids need {n} hashes and ({n},) int64 labels")
+        if len(self.groups) not in (0, n):
+            raise DataError(f"{self.name}: {n} ids need {n} groups, or none")
         if len(set(self.ids)) != n:
             raise DataError(f"{self.name}: an id occurs twice; give every image its own")
         if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
@@ -127,6 +131,7 @@ class LabelledImages:
             labels=self.labels[index],
             images=self.images[index],
             soft=None if self.soft is None else self.soft.rows(index),
+            groups=tuple(self.groups[row] for row in rows) if self.groups else (),
         )
 
 

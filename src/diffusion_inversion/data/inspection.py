@@ -18,12 +18,23 @@ from ..engine.store import commit_bytes
 from ..engine.text import shown
 from ..errors import DataError
 from .duplicates import Part, find_duplicates, shared_problems
+from .groups import suggested
 from .images import content_hash, square
 from .listed import Source
 from .near_duplicates import SIDE, thumbnail
 from .problems import Problem, aligned, csv_cell
 from .reading import common_side, read_headers, read_pixels
-from .selection import HOLDOUT, Chosen, How, check_arguments, check_classes, select, with_classes
+from .selection import (
+    HOLDOUT,
+    Chosen,
+    How,
+    Selection,
+    check_arguments,
+    check_classes,
+    refuse_shared_groups,
+    select,
+    with_classes,
+)
 from .sources import default_root
 
 _SPLITS: dict[How, str] = {
@@ -45,6 +56,7 @@ class PartInspection:
     classes: dict[str, int]  # images of each class, class names in their order
     sides: tuple[int, int, int]  # px: smallest, median and largest shorter side; zeros where no image is readable
     formats: dict[str, int]  # "PNG RGB" and so on, the most frequent first
+    groups: int  # that the images are of; 0 where none were given
     problems: tuple[Problem, ...]
 
 
@@ -84,6 +96,7 @@ class Inspection:
                 ("  classes", f"{len(part.classes)}: {classes}"),
                 ("  shorter side", f"{low} / {median} / {high} px (min / median / max)"),
                 ("  formats", formats),
+                *([("  groups", f"{part.groups}")] if part.groups else []),
                 *([("  licence", part.licence)] if part.licence else []),
             ]
         lines += aligned(rows)
@@ -128,17 +141,18 @@ def inspect(
     allow_near_duplicates: bool = False,
     balanced: bool = False,
     per_class: int | None = None,
+    groups: str | None = None,
 ) -> Inspection:
     """Check all that `load_splits` checks, with its arguments, and collect every problem instead of the first.
 
-    Images are decoded one at a time; 3 KB of each are kept. Raises UsageError for what names no data or means
-    nothing, and DataError where DATA cannot be opened at all.
+    Without `groups` it says where file names suggest some. Images are decoded one at a time; 3 KB of each are kept.
+    Raises UsageError for what names no data or means nothing, and DataError where DATA cannot be opened or parted.
     """
     check_arguments(size, holdout, limit=limit, test_limit=test_limit)
     folder = default_root() if root is None else Path(root)
     chosen = select(
         data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder,
-        chosen=Chosen(balanced=balanced, per_class=per_class),
+        chosen=Chosen(balanced=balanced, per_class=per_class), groups=groups,
     )  # fmt: skip
     general: list[Problem] = []  # of no single file
     test_source = chosen.test
@@ -152,6 +166,9 @@ def inspect(
 
     check(lambda: check_classes(chosen.train))
     test_source = check(lambda: with_classes(chosen.test, chosen.train)) or test_source
+    check(lambda: refuse_shared_groups(chosen))
+    if groups is None:
+        general += _suggested_groups(chosen)
     agree = test_source.class_names == chosen.train.class_names
     side, train, part = _look("train", chosen.train, chosen.train_rows, size)
     _, tested, test_part = _look("test", test_source, chosen.test_rows, side)
@@ -169,6 +186,16 @@ def inspect(
         replace(train, problems=(*general, *train.problems, *found.train)),
         replace(tested, problems=(*tested.problems, *found.test, *shared)),
     )
+
+
+def _suggested_groups(chosen: Selection) -> list[Problem]:
+    """What `--groups` may be, where file names suggest it."""
+    found = suggested(chosen.train, chosen.train_rows, chosen.test, chosen.test_rows)
+    if found is None:
+        return []
+    cause = f"file names suggest {found.groups} groups, {found.across} of them in train and test"
+    remedy = f"give --groups '{found.pattern}' if each is one patient, part, camera or scene"
+    return [Problem(chosen.train.name, cause, remedy, fatal=False)]
 
 
 def _look(split: str, source: Source, rows: Sequence[int], size: int | None) -> tuple[int, PartInspection, Part]:
@@ -202,6 +229,7 @@ def _look(split: str, source: Source, rows: Sequence[int], size: int | None) -> 
         classes={name: counts[label] for label, name in enumerate(source.class_names)},
         sides=(sides[0], round(statistics.median(sides)), sides[-1]),
         formats=dict(formats.most_common()),
+        groups=len({source.groups[row] for row in rows}) if source.groups else 0,
         problems=tuple(problems),
     )
     return side, found, Part([source.ids[row] for row in used], hashes, labels, thumbnails[: len(used)])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -15,11 +16,16 @@ from ..errors import DataError, DinvError, DiskError
 from .problems import Problem
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+Columns = Mapping[str, Callable[[], Sequence[Any]]]  # of a table, and what reads the values of each
 
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images that are listed but not decoded: `open(row)` reads one header."""
+    """Labelled images that are listed but not decoded: `open(row)` reads one header.
+
+    columns: those that a table of the images has beside them, once they are asked for.
+    groups: what each image is of (a patient, a scene), where that was asked for: groups.py.
+    """
 
     name: str
     ids: tuple[str, ...]
@@ -28,6 +34,8 @@ class Source:
     open: Callable[[int], Image.Image]
     problems: tuple[Problem, ...] = ()
     licence: str = ""
+    columns: Callable[[], Columns] = dict
+    groups: tuple[str, ...] = ()
 
 
 def numbered(prefix: str, count: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def listing(path: Path) -> tuple[Source, Source | None]:
     test = next((found for wanted in _TESTS if (found := [r for r, s in enumerate(splits) if s in wanted])), None)
     if not rows:
         raise DataError(f"{path}: no image whose {SPLIT_COLUMN} is train; call them so, or leave the column out")
-    train = _source(path, files, labels, names, rows)
-    return train, None if test is None else _source(path, files, labels, names, test)
+    train = _source(path, table, files, labels, names, rows)
+    return train, None if test is None else _source(path, table, files, labels, names, test)
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -70,7 +71,12 @@ def _texts(path: Path, table: dict[str, list[Any]], wanted: Sequence[str]) -> li
 
 
 def _source(
-    path: Path, files: Sequence[str], labels: Sequence[str], names: tuple[str, ...], rows: Sequence[int]
+    path: Path,
+    table: dict[str, list[Any]],
+    files: Sequence[str],
+    labels: Sequence[str],
+    names: tuple[str, ...],
+    rows: Sequence[int],
 ) -> Source:
     base = path.parent.resolve()
     problems, kept, seen = [], [], set[str]()
@@ -89,7 +95,12 @@ def _source(
         names,
         lambda row: open_image(base / ids[row]),
         (*problems, *unused_classes(path.name, numbers, names)),
+        columns=lambda: {name: partial(_of_rows, cells, kept) for name, cells in table.items()},
     )
+
+
+def _of_rows(cells: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    return [cells[row] for row in rows]
 
 
 def _fault(base: Path, file: str, label: str, again: bool) -> tuple[str, str] | None:

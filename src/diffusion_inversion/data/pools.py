@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -15,15 +14,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import DataError, UsageError
+from .beside import TABLES_BESIDE, columns_beside
 from .decode import open_image
-from .listed import Source, numbered, reading
-from .naming import METADATA
+from .listed import Source, numbered
 from .problems import Problem
 from .scan import IMAGE_SUFFIXES, is_ignored
 from .sources import BUILTINS, open_data
 from .tables import LICENCE_COLUMNS, Unlabelled, unlabelled_hub, unlabelled_parquet
-
-_TABLES = ("metadata.csv", METADATA)  # of a folder: file_name and a licence, as `imagefolder` has them
 
 
 @dataclass(frozen=True)
@@ -73,17 +70,17 @@ def open_pool(pool: str | Path, root: Path) -> Pool:
     problems: list[Problem] = []
     found = sorted(_files(folder, folder, problems))
     images = [name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    tables = [name for name in found if Path(name).suffix.lower() == ".parquet" and name not in _TABLES]
+    tables = [name for name in found if Path(name).suffix.lower() == ".parquet" and name not in TABLES_BESIDE]
     if not images and tables:
         return _of_tables(folder.name, {name: unlabelled_parquet(folder / name) for name in tables})
     if not images:
         raise DataError(f"--pool {text}: no images by their suffix; give a folder that holds some, at any depth")
-    licences = _licences(folder)
+    licences = _licences(folder, images)
     source = Source(
         folder.name, tuple(images), (0,) * len(images), ("pool",), lambda row: open_image(folder / images[row]),
         tuple(problems),
     )  # fmt: skip
-    return Pool(source, lambda row: licences.get(images[row], ""))
+    return Pool(source, licences.__getitem__)
 
 
 def _files(folder: Path, base: Path, problems: list[Problem]) -> Iterator[str]:
@@ -132,35 +129,8 @@ def _of_tables(name: str, tables: Mapping[str, Unlabelled]) -> Pool:
     return Pool(Source(name, ids, (0,) * len(ids), ("pool",), open_row), licence_of)
 
 
-def _licences(folder: Path) -> dict[str, str]:
-    """Licence by file name, as a table of the folder has it; empty where there is none."""
-    for name in _TABLES:
-        path = folder / name
-        if path.is_file():
-            with reading(str(path), "give a table with columns file_name and licence, or move it away"):
-                return _from_csv(path) if path.suffix == ".csv" else _from_parquet(path)
-    return {}
-
-
-def _from_csv(path: Path) -> dict[str, str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        column = _licence_column(rows.fieldnames or ())
-        return {row["file_name"]: row[column] or "" for row in rows} if column is not None else {}
-
-
-def _from_parquet(path: Path) -> dict[str, str]:
-    import pyarrow.parquet as pq
-
-    column = _licence_column(pq.read_schema(path).names)
-    if column is None:
-        return {}
-    table = pq.read_table(path, columns=["file_name", column])
-    pairs = zip(*(table.column(name).to_pylist() for name in ("file_name", column)), strict=True)
-    return {str(name): str(licence or "") for name, licence in pairs}
-
-
-def _licence_column(names: Iterable[str]) -> str | None:
-    """The column that has licences; None where the table does not say which files they are of, or has none."""
-    known = list(names)
-    return next((name for name in LICENCE_COLUMNS if name in known), None) if "file_name" in known else None
+def _licences(folder: Path, names: Sequence[str]) -> list[str]:
+    """The licence of each file, as a table of the folder has it; "" where there is none."""
+    columns = columns_beside(folder, names)
+    column = next((name for name in LICENCE_COLUMNS if name in columns), None)
+    return [str(value or "") for value in columns[column]()] if column is not None else [""] * len(names)

@@ -9,7 +9,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from ..errors import DataError, UsageError
+from .dealing import FREE, deal
+from .groups import refuse_one_group, with_groups
 from .listed import Source
 from .naming import class_folder
 from .sources import BUILTINS, open_data
@@ -54,6 +58,7 @@ def select(
     seed: int,
     root: Path,
     chosen: Chosen | None = None,
+    groups: str | None = None,
 ) -> Selection:
     """Open DATA and the test DATA and choose their rows, as `datasets.load_splits` describes.
 
@@ -63,6 +68,9 @@ def select(
     chosen = chosen or Chosen()
     check_arguments(None, holdout, limit=limit, test_limit=test_limit, per_class=chosen.per_class)
     train, own_test = open_data(data, root)
+    if groups is not None:
+        train = with_groups(train, groups)
+        refuse_one_group(train)
     train_rows: Sequence[int] = range(len(train.ids))
     how: How
     if test is not None:
@@ -76,6 +84,8 @@ def select(
     else:
         train_rows, test_rows = hold_out(train, holdout, seed, chosen)
         how, tested = "holdout", replace(train, problems=())  # they ride with the training images
+    if groups is not None and how != "holdout":
+        tested = with_groups(tested, groups)
     train_rows = first_of_classes(train, chosen.per_class, seed, train_rows, chosen.train)
     published = how != "given" and (data in BUILTINS or (how == "own" and str(data).startswith("hf:")))
     return Selection(
@@ -173,9 +183,12 @@ def first_of_classes(
 def hold_out(source: Source, share: float, seed: int, chosen: Chosen | None = None) -> tuple[list[int], list[int]]:
     """Rows to train and to test on. Every class with two images or more is in both, one with one image in train.
 
-    Rows that were `chosen` before stay where they were.
+    Rows that were `chosen` before stay where they were. Groups are held out whole, and then every class of two groups
+    or more is in both. Raises DataError where no such hold-out is found.
     """
     chosen = chosen or Chosen()
+    if source.groups:
+        return _hold_out_groups(source, share, seed, chosen)
     test: set[int] = set()
     for members in _ranked_by_class(source, range(len(source.ids)), seed, "holdout", chosen.test):
         count = min(max(round(share * len(members)), 1), len(members) - 1)
@@ -184,10 +197,60 @@ def hold_out(source: Source, share: float, seed: int, chosen: Chosen | None = No
     return [row for row in range(len(source.ids)) if row not in test], sorted(test)
 
 
+def _hold_out_groups(source: Source, share: float, seed: int, chosen: Chosen) -> tuple[list[int], list[int]]:
+    groups = sorted({*source.groups}, key=lambda group: _rank(seed, "holdout group", group))
+    number = {group: place for place, group in enumerate(groups)}
+    counts = np.zeros((len(groups), len(source.class_names)), np.int64)
+    kept = np.full(len(groups), FREE)
+    parted = set()  # classes of which images were chosen before
+    for image_id, label, group in zip(source.ids, source.labels, source.groups, strict=True):
+        counts[number[group], label] += 1
+        if image_id in chosen.train or image_id in chosen.test:
+            kept[number[group]] = image_id in chosen.test
+            parted.add(label)
+    part = deal(counts, (1 - share, share))
+    if ((kept != FREE) & (kept != part)).any():  # DATA grew, else what was chosen is dealt again as it was
+        part = deal(counts, (1 - share, share), kept)
+    for label, name in enumerate(source.class_names):
+        having = np.flatnonzero(counts[:, label])
+        if label not in parted and len({*part[having].tolist()}) == 1:
+            of = f"one group, {groups[having[0]]}" if len(having) == 1 else f"{len(having)} groups that stay together"
+            raise DataError(
+                f"{source.name}: class {name}: its {counts[:, label].sum()} images are of {of}, so none can be held "
+                "out to test on; give images of other groups, test images apart (--test), or leave the class out"
+            )
+    tested = [
+        image_id in chosen.test or (image_id not in chosen.train and part[number[group]] == 1)
+        for image_id, group in zip(source.ids, source.groups, strict=True)
+    ]
+    return [row for row, test in enumerate(tested) if not test], [row for row, test in enumerate(tested) if test]
+
+
 def check_classes(train: Source) -> None:
     """Raise DataError for one class: nothing can be told apart."""
     if len(train.class_names) == 1:
         raise DataError(f"{train.name}: one class, {train.class_names[0]}; a classifier needs two")
+
+
+def refuse_shared_groups(chosen: Selection) -> None:
+    """Raise DataError, with a name, for groups that are in train and test."""
+    train, test = chosen.train, chosen.test
+    if not train.groups:
+        return
+    tested = {test.groups[row]: test.ids[row] for row in reversed(chosen.test_rows)}
+    shared = {g: train.ids[row] for row in reversed(chosen.train_rows) if (g := train.groups[row]) in tested}
+    if not shared:
+        return
+    group = min(shared)
+    remedy = (
+        "the run was parted by other groups: restore those, or choose another run folder"
+        if chosen.how == "holdout"
+        else "leave its images out of one of them, or give all images as DATA, of which whole groups are held out"
+    )
+    raise DataError(
+        f"{len(shared)} group(s) in train and test, such as {group} ({train.name}: {shared[group]}; {test.name}: "
+        f"{tested[group]}): the test would measure what was learned of it by heart; {remedy}"
+    )
 
 
 def with_classes(test: Source, train: Source) -> Source:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError, UsageError
+from .beside import columns_beside
 from .boxes import coco_file, yolo_file
 from .decode import open_image
 from .listed import Source, numbered, reading, unused_classes
@@ -137,7 +138,11 @@ def _holds_folders(folder: Path) -> bool:
 
 def _from_scan(name: str, folder: Path, base: Path | None = None) -> Source:
     scan = scan_folder(folder, base)
-    return Source(name, scan.ids, scan.labels, scan.class_names, lambda row: open_image(scan.files[row]), scan.problems)
+    names = [file.relative_to(folder).as_posix() for file in scan.files]
+    return Source(
+        name, scan.ids, scan.labels, scan.class_names, lambda row: open_image(scan.files[row]), scan.problems,
+        columns=partial(columns_beside, folder, names),
+    )  # fmt: skip
 
 
 # Built-in data sets, through their own libraries

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from ..engine.untrusted import LFS_CAUSE, LFS_POINTER, LFS_REMEDY, parse_json
 from ..errors import DataError, UsageError
 from .decode import UnusableImageError, open_image
-from .listed import Source, numbered, reading, unused_classes
+from .listed import Columns, Source, numbered, reading, unused_classes
 from .problems import Problem
 
 _IMAGE_COLUMNS = ("image", "img")
@@ -37,9 +38,14 @@ def parquet_file(path: Path, role: str) -> Source:
     with reading(str(path), "give a whole, readable parquet file with columns image and label"):
         file, open_row, info = _open_parquet(path)
         label_column = _column(path.name, file.schema_arrow.names, _LABEL_COLUMNS)
-        values: list[Any] = file.read([label_column]).column(label_column).to_pylist()
+        columns: Columns = {
+            name: partial(lambda name: file.read([name]).column(name).to_pylist(), name)
+            for name in file.schema_arrow.names
+            if name not in _IMAGE_COLUMNS
+        }
+        values = columns[label_column]()
         names = _class_names(path, label_column, info)
-    return _source(path.stem, role, values, names, label_column, open_row, str(info.get("license") or ""))
+    return _source(path.stem, role, values, names, label_column, open_row, str(info.get("license") or ""), columns)
 
 
 def _open_parquet(path: Path) -> tuple[Any, Callable[[int], Image.Image], dict[str, Any]]:
@@ -209,7 +215,12 @@ def _from_hub(name: str, prefix: str, table: Any, places: Sequence[Path]) -> Sou
     feature = table.features[label_column]
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     open_row = _hub_images(table, image_column, places)
-    return _source(name, prefix, values, names, label_column, open_row, table.info.license or "")
+    columns: Columns = {
+        name: partial(lambda name: table.select_columns([name])[:][name], name)
+        for name in table.column_names
+        if name not in _IMAGE_COLUMNS
+    }
+    return _source(name, prefix, values, names, label_column, open_row, table.info.license or "", columns)
 
 
 def _hub_images(table: Any, column: str, places: Sequence[Path]) -> Callable[[int], Image.Image]:
@@ -228,6 +239,7 @@ def _source(
     column: str,
     open_row: Callable[[int], Image.Image],
     licence: str,
+    columns: Columns,
 ) -> Source:
     """The rows that have a label. Without `names` the integers or texts of the column become sorted classes.
 
@@ -260,7 +272,13 @@ def _source(
         lambda row: open_row(rows[row]),
         (*unlabelled, *unused_classes(prefix, labels, names)),
         licence,
+        lambda: {key: partial(_of_rows, read, rows) for key, read in columns.items()},
     )
+
+
+def _of_rows(read: Callable[[], Sequence[Any]], rows: Sequence[int]) -> list[Any]:
+    values = read()
+    return [values[row] for row in rows]
 
 
 def _open_cell(cell: Any, folder: Path | None, places: Sequence[Path]) -> Image.Image:

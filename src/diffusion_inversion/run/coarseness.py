@@ -181,12 +181,13 @@ def affordable(generator: Generator, resolution: int) -> int:
 
 
 def folds(images: LabelledImages) -> NDArray[np.int64]:
-    """The fold of each image (N,), classes spread evenly; images of equal or nearly equal pixels are in one fold."""
+    """The fold of each image (N,), classes spread evenly; images of a group or of nearly equal pixels share one."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     group = np.arange(len(images))
     first: dict[str, int] = {}
     alike = [(first.setdefault(digest, row), row) for row, digest in enumerate(images.hashes)]
+    alike += [(first.setdefault(f"group {name}", row), row) for row, name in enumerate(images.groups)]
     alike += [(pair.first, pair.second) for pair in near_pairs(thumbnail(images.images))]
     for one, other in alike:
         group[group == group[other]] = group[one]

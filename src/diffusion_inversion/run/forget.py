@@ -199,7 +199,7 @@ def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:
     for name in ("train", "test"):
         part = record[name]
         rows = [row for row, image_id in enumerate(part["ids"]) if hashed(image_id) not in gone]
-        lists = {key: [part[key][row] for row in rows] for key in ("ids", "hashes", "labels")}
+        lists = {key: [part[key][row] for row in rows] for key in ("ids", "hashes", "labels", "groups") if key in part}
         problems = without_mention([Problem(**problem) for problem in part["problems"]], names)
         parts[name] = {**part, **lists, "problems": [asdict(problem) for problem in problems]}
     return {**record, **parts}

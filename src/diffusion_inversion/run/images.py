@@ -42,6 +42,9 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
         settings = recorded_settings(note["source"])
     made = EmbeddingStore(run).begun() or SyntheticStore(run, ()).manifest.last("commit") is not None
     begun = recorded is not None and (is_shared(run) or made)
+    if begun and recorded is not None and (settings.groups is None) != ("groups" not in recorded["train"]):
+        was = recorded_settings(recorded["source"]).groups
+        raise _other_images(run, [f"groups: was {was}, now {settings.groups}"])
     splits = load(run, settings, recorded if begun else None)
     record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
     if begun and recorded is not None:
@@ -56,18 +59,27 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
             for part in ("train", "test")
             for image_id, what in changed_images(recorded[part], record[part])
         ]
+        lines += [
+            f"{part}: {image_id}: group was {was}, now {now}"
+            for part in ("train", "test")
+            for image_id, was, now in _changed_groups(recorded[part], record[part])
+        ]
         if recorded["size"] != record["size"]:
             lines.append(f"size: was {recorded['size']}, now {record['size']}")
         if lines:
-            raise ConfigMismatchError(
-                f"{run}: the images are not those this run began with:\n{listed(lines)}\n"
-                "Restore the data and the options that select it, or choose another run folder. Or take the images out "
-                f"with all that was made from them: `dinv forget {run} --source ID` for one, `--changed` for all."
-            )
+            raise _other_images(run, lines)
     with run_lock(run):
         text = json.dumps(record, indent=1) + "\n"
         Ledger(run).commit(DATA_FILE, text.encode(), note={"source": record["source"]})
     return splits
+
+
+def _other_images(run: Path, lines: list[str]) -> ConfigMismatchError:
+    return ConfigMismatchError(
+        f"{run}: the images are not those this run began with:\n{listed(lines)}\n"
+        "Restore the data and the options that select it, or choose another run folder. Or take the images out "
+        f"with all that was made from them: `dinv forget {run} --source ID` for one, `--changed` for all."
+    )
 
 
 def adopt_record(run: Path, folder: Path) -> None:
@@ -135,3 +147,11 @@ def changed_images(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[tu
     """Id of every recorded image of a part of data.json that changed, and how."""
     before, after = (contents(part["ids"], part["hashes"], part["labels"]) for part in (recorded, now))
     return changed(before, after)
+
+
+def _changed_groups(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Id of every image that a part of data.json had in another group, that group, and the one it has now."""
+    has = dict(zip(now["ids"], now.get("groups", ()), strict=False))
+    for image_id, group in zip(recorded["ids"], recorded.get("groups", ()), strict=False):
+        if has.get(image_id, group) != group:
+            yield image_id, group, has[image_id]

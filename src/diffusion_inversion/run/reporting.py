@@ -27,6 +27,7 @@ from ..train.own_size import OWN_SIZE_LIMIT, Sides, own_side
 from ..train.recipes import resolved
 from ..train.replicated import Replicated, sides_of, spread
 from ..train.store import ClassifierStore
+from .attributes import Attributes, add_subgroups
 from .coarseness import Coarseness, read_coarseness
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
@@ -48,10 +49,12 @@ def report_stage(
     settings: TrainSettings,
     command: str,
     others: Sequence[Replicated] = (),
+    attributes: Attributes | None = None,
 ) -> RunRecord:
     """Write run.json and report.html: what was done, measured and concluded, with pictures.
 
-    `others` are the replicates beside this run: accuracies, times and verdict are then those of all.
+    `others` are the replicates beside this run: accuracies, times and verdict are then those of all. With `attributes`
+    it has what the arms do on subgroups of the test images.
     """
     replicates = [replicated(run, splits, results), *others]
     made = _made_from_vectors(run, replicates) if method_of(run) == INVERSION else _made_otherwise(run)
@@ -91,6 +94,8 @@ def report_stage(
     record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(replicates))
     if (few := too_few(splits.test.labels, settings, len(replicates))) is not None:
         record["verdict"]["too_few"] = few
+    if attributes is not None:
+        add_subgroups(record, replicates, attributes)
     if made.called is not None:
         record["images"] = made.called
     if made.found is not None:
@@ -125,6 +130,8 @@ def report_stage(
     chosen: dict[str, Any] = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(replicates)}
     if OWN_SIZE in record["arms"]:
         chosen["own_size"] = True
+    if attributes is not None:
+        chosen["attributes"] = attributes.given
     ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
     pictures = (
         images_of_classes(run, splits.train)

@@ -37,6 +37,7 @@ from ..train.evaluation import OWN_SIZE
 from ..train.own_size import at_own_size, own_side
 from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
+from .attributes import attributes_of
 from .coarseness import again as coarseness_again
 from .coarseness import coarseness
 from .foresight import forewarnings
@@ -163,7 +164,8 @@ class Redone:
         beside = [
             one for one in others[: self.note.get("replicates", 1) - 1] if one.results.accuracies().keys() >= arms
         ]
-        report_stage(run, self.splits, self.results, self.settings, self.note["command"], beside)
+        attributes = attributes_of(run, self.splits, self.note.get("attributes"))
+        report_stage(run, self.splits, self.results, self.settings, self.note["command"], beside, attributes)
 
 
 def resume(run: Path, device: str = "auto") -> list[str]:
@@ -322,6 +324,7 @@ def run_all(
     replicates: int = 1,
     own_size: bool = True,
     tuning: Tuning | None = None,
+    attributes: str | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
@@ -331,6 +334,7 @@ def run_all(
     tuning = prepared(tuning, sample, train)
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
     splits = open_splits(run, data)
+    tested_by = attributes_of(run, splits, attributes)
     images = splits.train
     for settings in (*tuning.candidates("sample", sample), sample):
         side = check_settings(
@@ -361,7 +365,7 @@ def run_all(
             found = _all_stages(plan, theirs, generator, own_size, tuning)
             report_stage(plan.folder, theirs, found, plan.train, command)
             others.append(replicated(plan.folder, theirs, found))
-    return report_stage(run, splits, results, train, command, others)
+    return report_stage(run, splits, results, train, command, others, tested_by)
 
 
 def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: int = 1, own_size: bool = True) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..train.evaluation import Comparison
+from ..train.evaluation import SMALLEST_EFFECT, Comparison
 from ..train.replicated import Replicated, by_replicate, correct_of, scope, true_labels, verdict_over
 from ..train.verdict import Fall, majority, recalls
 from .report.record import ArmRecord, ComparisonRecord, FallRecord, MeasureRecord, VerdictRecord
@@ -65,7 +65,7 @@ def verdict_of(replicates: Sequence[Replicated]) -> VerdictRecord:
         "headline": found.headline,
         "sentence": found.reason,
         "measure": found.measure,
-        "comparisons": [_comparison(c, found.smallest_effect) for c in found.comparisons],
+        "comparisons": [comparison_record(c, found.smallest_effect) for c in found.comparisons],
         "falls": [_fall(fall) for fall in found.falls],
         "majority": {
             "class_name": class_names[line.label],
@@ -75,14 +75,15 @@ def verdict_of(replicates: Sequence[Replicated]) -> VerdictRecord:
         "scope": scope(replicates),
     }
     if found.beside:
-        record["beside"] = [_comparison(c, found.smallest_effect) for c in found.beside]
+        record["beside"] = [comparison_record(c, found.smallest_effect) for c in found.beside]
     if found.shrinking is not None:
-        record["shrinking"] = _comparison(found.shrinking, found.smallest_effect)
+        record["shrinking"] = comparison_record(found.shrinking, found.smallest_effect)
         record["too_coarse"] = found.too_coarse
     return record
 
 
-def _comparison(compared: Comparison, smallest_effect: float) -> ComparisonRecord:
+def comparison_record(compared: Comparison, smallest_effect: float = SMALLEST_EFFECT) -> ComparisonRecord:
+    """A comparison as run.json has it."""
     low, high = compared.interval or (None, None)
     return {
         "arm": compared.arm,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..data.dealing import deal
 from ..data.images import LabelledImages
 from ..data.near_duplicates import near_pairs, thumbnail
 
@@ -25,12 +29,13 @@ class Split:
 def fold_of(images: LabelledImages, count: int = FOLDS) -> tuple[int, ...]:
     """The fold of each image (N), 0 to count - 1, or `NEVER`; it depends on ids, pixels and labels, not on the order.
 
-    Images of equal or nearly equal pixels share a fold. Each class is dealt out evenly in the order of the hashes of
-    its ids. A class that would lie in one fold as a whole stays in training, so every fold's training has all classes.
+    Images of equal or nearly equal pixels share a fold, and so do those of a group. Each class is dealt out evenly in
+    the order of the hashes of its ids; groups are dealt by `data.dealing.deal`. A class that would lie in one fold as
+    a whole stays in training, so every fold's training has all classes.
     """
     group = _alike(images)
     labels = images.labels.tolist()
-    number: dict[int, int] = {}
+    number = _dealt(images, group, count) if images.groups else dict[int, int]()
     for row in sorted(range(len(images)), key=lambda row: (labels[row], _hash(images.ids[row]))):
         number.setdefault(group[row], len(number) % count)
     members: dict[int, set[int]] = {}
@@ -40,6 +45,18 @@ def fold_of(images: LabelledImages, count: int = FOLDS) -> tuple[int, ...]:
         if len({number[one] for one in members[label]}) == 1:
             number.update(dict.fromkeys(members[label], NEVER))
     return tuple(number[one] for one in group)
+
+
+def _dealt(images: LabelledImages, group: Sequence[int], count: int) -> dict[int, int]:
+    """The fold of each group, the largest dealt first, those of one size in the order of the hashes of their ids."""
+    size = Counter(group)
+    places = {
+        one: place for place, one in enumerate(sorted(size, key=lambda one: (-size[one], _hash(images.ids[one]))))
+    }
+    counts = np.zeros((len(places), len(images.class_names)), np.int64)
+    for label, one in zip(images.labels.tolist(), group, strict=True):
+        counts[places[one], label] += 1
+    return dict(zip(places, deal(counts, [1 / count] * count).tolist(), strict=True))
 
 
 def split(images: LabelledImages, folds: Sequence[int], sources: Sequence[Collection[str]], number: int) -> Split:
@@ -57,11 +74,15 @@ def split(images: LabelledImages, folds: Sequence[int], sources: Sequence[Collec
 
 
 def _alike(images: LabelledImages) -> list[int]:
-    """The group of each image: the first row, in the order of the ids, of those that show the same picture."""
+    """The group of each image: the first row, in the order of the ids, of those that go together.
+
+    Images go together that show the same picture, or are of one of the groups that were given.
+    """
     order = sorted(range(len(images)), key=lambda row: images.ids[row])
     place = {row: rank for rank, row in enumerate(order)}
     first: dict[str, int] = {}
     pairs = [(first.setdefault(images.hashes[row], row), row) for row in order]
+    pairs += [(first.setdefault(f"group {images.groups[row]}", row), row) for row in order if images.groups]
     pairs += [(pair.first, pair.second) for pair in near_pairs(thumbnail(images.images))]
     above = list(range(len(images)))
 

@@ -92,6 +92,11 @@ def _columns(ids: Sequence[Sequence[str]]) -> dict[str, int]:
     return {image_id: column for column, image_id in enumerate(dict.fromkeys(i for own in ids for i in own))}
 
 
+def tested_ids(replicates: Sequence[Replicated]) -> tuple[str, ...]:
+    """The test images of any replicate, in the order of the columns of `correct_of`."""
+    return tuple(_columns([replicate.test_ids for replicate in replicates]))
+
+
 def true_labels(replicates: Sequence[Replicated]) -> Tensor:
     """The true class of each test image of any replicate (n,), in the order of `recognised`'s columns."""
     place = _columns([replicate.test_ids for replicate in replicates])

@@ -29,6 +29,12 @@ def area(measure: Mapping[str, Any]) -> str:
     return f"{measure['mean']:.3f}{spread}"
 
 
+def estimate(found: Mapping[str, Any]) -> str:
+    """Format a rate in [0, 1] with its interval (`EstimateRecord`) as `33.1 % (28.0 to 38.2)`."""
+    interval = "" if found["low"] is None else f" ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
+    return f"{100 * found['mean']:.1f} %{interval}"
+
+
 def points(difference: float | None) -> str:
     """Format a difference of accuracies as `+2.2 points`; None was not measured."""
     return "not measured" if difference is None else f"{100 * difference:+.1f} points"
@@ -117,7 +123,7 @@ def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants:
     """
     templates = environment("diffusion_inversion.run.report")
     templates.filters |= {"points": points, "deviation": deviation, "duration": duration, "setting": setting}
-    templates.globals |= {"accuracy": accuracy, "area": area}
+    templates.globals |= {"accuracy": accuracy, "area": area, "estimate": estimate}
     shown = visible_values(run)
     confused = {}
     if "confusion" not in pictures:

@@ -222,6 +222,32 @@ class ComponentsRecord(TypedDict):
     within: float | None
 
 
+class EstimateRecord(TypedDict):
+    """A mean in [0, 1] over seeds or replicates, and its 95 % interval; None with one of them."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class SubgroupRecord(TypedDict):
+    """What each arm does on the test images with one value of an attribute."""
+
+    value: str
+    images: int
+    accuracy: dict[str, EstimateRecord]  # of each arm
+    ece: dict[str, EstimateRecord]  # expected calibration error, of the arms where it was measured
+    comparisons: list[ComparisonRecord]  # of other arms with the baseline, in accuracy; all parts hold together
+
+
+class SubgroupsRecord(TypedDict):
+    attribute: str
+    baseline: str | None  # arm of real images alone
+    worst: str | None  # value of the part of which the baseline recognises least
+    lowered_by: list[str]  # arms that recognise less of that part, beyond the interval
+    parts: list[SubgroupRecord]
+
+
 class RunRecord(TypedDict):
     """All of `run.json`."""
 
@@ -240,6 +266,7 @@ class RunRecord(TypedDict):
     # By arm, over all seeds and replicates: (classes, classes) test images, row = true, column = predicted class.
     confusion: NotRequired[dict[str, list[list[int]]]]
     verdict: VerdictRecord
+    subgroups: NotRequired[SubgroupsRecord]  # where an attribute of the test images was given
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order

@@ -1,0 +1,110 @@
+"""Subgroups of the test images in the report of a run: `dinv run --attributes`, `dinv train --attributes`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.settings import DataSettings
+from ..data.datasets import Splits
+from ..data.groups import values_of
+from ..data.images import LabelledImages
+from ..data.sources import default_root, open_data
+from ..errors import DataError
+from ..train.replicated import Replicated, verdict_over
+from ..train.subgroups import Estimate, Subgroups, subgroups
+from .images import read_record, recorded_settings
+from .report.record import EstimateRecord, RunRecord, SubgroupRecord
+from .verdict_record import comparison_record
+
+MOST_VALUES = 50  # that a table can show
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What an attribute says of each image that may be tested on, by id."""
+
+    given: str  # a file by its whole path
+    value_of: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """What it is called: a column or an expression as it is, a file by its stem."""
+        return Path(self.given).stem if Path(self.given).is_absolute() else self.given
+
+
+def read_attributes(data: DataSettings, given: str, test: LabelledImages) -> Attributes:
+    """The attribute of the images that DATA names to test on. Nothing is decoded.
+
+    Raises UsageError for what is no file, column or expression, DataError for images without a value, and for an
+    attribute of which the images of `test` have one value alone, or too many.
+    """
+    root = default_root() if data.root is None else Path(data.root)
+    whole, part = open_data(
+        data.data if data.test is None else data.test, root, "train" if data.test is None else "test"
+    )
+    tested = part or whole
+    found = Attributes(given, dict(zip(tested.ids, values_of(tested, given, "attributes"), strict=True)))
+    values = {found.value_of[image_id] for image_id in test.ids}
+    if len(values) == 1:
+        raise DataError(
+            f"--attributes {given}: all {len(test)} test images have one value, {min(values)}; give an attribute that "
+            "tells test images apart, or leave it out"
+        )
+    if len(values) > MOST_VALUES:
+        raise DataError(
+            f"--attributes {given}: {len(values)} values among {len(test)} test images, more than {MOST_VALUES}; give "
+            "a coarser attribute"
+        )
+    return found
+
+
+def attributes_of(run: Path, splits: Splits, given: str | None) -> Attributes | None:
+    """The same of a run whose images were opened; None where none is given."""
+    if given is None:
+        return None
+    record = read_record(run)
+    assert record is not None  # they were recorded when they were opened
+    return read_attributes(recorded_settings(record["source"]), given, splits.test)
+
+
+def add_subgroups(record: RunRecord, replicates: Sequence[Replicated], attributes: Attributes) -> None:
+    """Put what each arm recognises of every subgroup into the record, and into the verdict what happened to the worst.
+
+    The headline has it where the arm that the verdict rests on lowers the worst subgroup.
+    """
+    found = subgroups(replicates, attributes.value_of)
+    worst = found.worst
+    record["subgroups"] = {
+        "attribute": attributes.name,
+        "baseline": found.baseline,
+        "worst": None if worst is None else worst.value,
+        "lowered_by": [one.arm for one in found.lowered],
+        "parts": _parts(found),
+    }
+    if worst is None or not found.lowered:
+        return
+    named = f"lowers the worst subgroup, {attributes.name} = {worst.value}"
+    verdict = record["verdict"]
+    verdict["sentence"] += "".join(f"; {one.arm} {named} ({one.summary})" for one in found.lowered)
+    if verdict_over(replicates).arm in record["subgroups"]["lowered_by"]:
+        headline = verdict.get("headline", verdict["outcome"])
+        verdict["headline"] = f"{headline}, {'but' if headline == 'helps' else 'and'} {named}"
+
+
+def _parts(found: Subgroups) -> list[SubgroupRecord]:
+    return [
+        {
+            "value": part.value,
+            "images": part.images,
+            "accuracy": {arm: _estimate(one) for arm, one in part.accuracy.items()},
+            "ece": {arm: _estimate(one) for arm, one in part.ece.items()},
+            "comparisons": [comparison_record(one) for one in part.comparisons],
+        }
+        for part in found.parts
+    ]
+
+
+def _estimate(found: Estimate) -> EstimateRecord:
+    return {"mean": found.mean, "low": found.low, "high": found.high}
