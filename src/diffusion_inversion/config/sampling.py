@@ -146,7 +146,7 @@ class SampleSettings(Settings):
         if self.rival_weight and set(self.guidance_scales) == {1.0}:
             raise ValueError(
                 f"rival_weight={self.rival_weight:g}: guidance_scales=1 leads away from nothing; leave it out or give "
-                "scales above 1"
+                "other scales"
             )
         return self
 
