@@ -47,7 +47,7 @@ def parents_of(row: dict[str, Any]) -> set[str]:
 
 def test_metadata_names_every_partner(mixed: Path) -> None:
     rows = pq.read_table(mixed / "synthetic" / "metadata.parquet").to_pylist()
-    assert len(rows) == 24 and all(len(parents_of(row)) == len(row["weights"]) == 4 for row in rows)
+    assert len(rows) == 24 and all(len(parents_of(row)) == len(row["mixture_weights"]) == 4 for row in rows)
     assert {row["interpolation_kind"] for row in rows} == {"dirichlet"}
     assert verify(mixed).findings == ()
 

@@ -212,17 +212,17 @@ def test_a_dirichlet_mixture_and_its_record(generator: Generator, embeddings: Em
     for plan in plans(embeddings, generator, 6, **settings.model_dump(exclude_unset=True)):
         row = metadata_row(embeddings, generator, settings, plan)
         ids = [row["source_id"], row["partner_id"], *(row["further_ids"] or ())]
-        assert len(ids) == len(row["weights"]) == max(min(sizes[LABELS[plan.source]], 3), 2)
+        assert len(ids) == len(row["mixture_weights"]) == max(min(sizes[LABELS[plan.source]], 3), 2)
         assert len(set(ids)) == min(sizes[LABELS[plan.source]], 3)
         assert {LABELS[row_of[one]] for one in ids} == {LABELS[plan.source]}
         assert [embeddings.versions[row_of[one]] for one in ids[2:]] == (row["further_versions"] or [])
-        expected = sum(w * embeddings.at()[row_of[one]] for w, one in zip(row["weights"], ids, strict=True))
+        expected = sum(w * embeddings.at()[row_of[one]] for w, one in zip(row["mixture_weights"], ids, strict=True))
         torch.testing.assert_close(plan.embedding, expected)
     whole = plans(embeddings, generator, 6, interpolation_kind="dirichlet", mixture_size=9)
     assert {len(plan.weights) for plan in whole if plan.source == 0} == {4}
     plain = SampleSettings()
     row = metadata_row(embeddings, generator, plain, plan_variant(embeddings, generator, plain, 0, 0))
-    assert row["further_ids"] is row["further_versions"] is row["weights"] is row["rival_label"] is None
+    assert row["further_ids"] is row["further_versions"] is row["mixture_weights"] is row["rival_label"] is None
 
 
 def test_shared_start_noise_is_standard_normal_and_alike_within_a_source(
@@ -230,7 +230,7 @@ def test_shared_start_noise_is_standard_normal_and_alike_within_a_source(
 ) -> None:
     """At 1/3 of the quarter circle the weights are cos 30 and sin 30 degrees: variants correlate by sin^2 = 1/4."""
     big = replace(embeddings, resolution=128)
-    noise = {row: [] for row in (0, 1)}  # type: dict[int, list[Tensor]]
+    noise: dict[int, list[Tensor]] = {}
     for plan in plans(big, generator, 6, shared_noise=1 / 3):
         noise.setdefault(plan.source, []).append(plan.initial_noise.flatten())
     count = noise[0][0].numel()

@@ -26,7 +26,7 @@ VARIANTS = 3
 MIXED = {
     "further_ids": ["train/08.png", "train/09.png"],
     "further_versions": ["8", "9"],
-    "weights": [0.4, 0.3, 0.2, 0.1],
+    "mixture_weights": [0.4, 0.3, 0.2, 0.1],
 }
 
 
@@ -126,6 +126,21 @@ def test_columns_that_do_not_fit_together_are_refused(store: SyntheticStore) -> 
     store.manifest.rewrite([{**records[0], "shared": first}, *records[1:]])
     with pytest.raises(DataError, match=r"seed of the units"):
         SyntheticStore(store.run, CLASSES).table()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"further_versions": [["8"] for _ in range(6)]}, {"further_ids": [None] * 6}, {"rival_label": [2, *[None] * 5]},
+    ],
+)  # fmt: skip
+def test_partners_without_versions_and_rivals_of_no_class_are_refused(
+    store: SyntheticStore, columns: dict[str, Any]
+) -> None:
+    first, second, *rest = store.manifest.records()
+    store.manifest.rewrite([first, {**second, "columns": second["columns"] | columns}, *rest])
+    with pytest.raises(DataError, match="lists of different lengths, an unknown label"):
+        SyntheticStore(store.run, CLASSES).table("further_ids")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

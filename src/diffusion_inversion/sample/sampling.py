@@ -33,9 +33,9 @@ def sample(
 ) -> LabelledImages:
     """Draw `settings.variants` images per learned vector, store them below `out`/synthetic and return them.
 
-    Each is eps = u + s (c_hat - u) with u from `settings.unconditional` and c_hat the perturbed vector. Images already
-    there are not drawn again, so a killed call goes on, and a call with more variants or more vectors adds the missing
-    ones.
+    Each is eps = u + s (c_hat - u) with u from `settings.unconditional` and `settings.rival_weight`, and c_hat the
+    perturbed vector. Images already there are not drawn again, so a killed call goes on, and a call with more variants
+    or more vectors adds the missing ones.
 
     Raises UsageError (an option does not fit the generator), ConfigMismatchError (`out` or the vectors were made
     with another generator or settings), DataError (a step was not kept), LockedError, DiskError.
@@ -268,5 +268,5 @@ def metadata_row(
         "rival_label": rival_of(embeddings, plan) if settings.rival_weight else None,
         "further_ids": [embeddings.ids[row] for row in plan.further] or None,
         "further_versions": [embeddings.versions[row] for row in plan.further] or None,
-        "weights": list(plan.weights) or None,
+        "mixture_weights": list(plan.weights) or None,
     }

@@ -39,8 +39,8 @@ COLUMNS = (
     "guidance_scale", "inversion_step", "scheduler", "inference_steps", "seed", "generator", "generator_hash",
     "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
     "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
-    "clip", "clip_hash", "confidence", "answers", "further_ids", "further_versions", "weights", "shared_noise",
-    "rival_weight", "rival_label",
+    "clip", "clip_hash", "confidence", "answers", "further_ids", "further_versions", "mixture_weights",
+    "shared_noise", "rival_weight", "rival_label",
 )  # fmt: skip
 # The real images that one was made from, and the versions of their vectors; what `parents` takes.
 PARENTS = ("source_id", "partner_id", "further_ids")
@@ -49,14 +49,14 @@ PARENT_VERSIONS = ("source_version", "partner_version", "further_versions")
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
     "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "further_ids",
-    "further_versions", "weights", "rival_label",
+    "further_versions", "mixture_weights", "rival_label",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
     "label_weight": 1.0, "interpolation_kind": "lerp", "partner": "same-class", "unconditional": "mean",
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
     "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
-    "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "weights": None,
+    "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "mixture_weights": None,
     "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None,
 }  # fmt: skip
 Row = dict[str, Any]
@@ -100,7 +100,7 @@ class Columns(TypedDict):
     answers: NotRequired[list[list[float] | None]]  # CLIP's, over all classes: what has the rest of label_weight
     further_ids: NotRequired[list[list[str] | None]]  # partners beside partner_id, of a mixture of several vectors
     further_versions: NotRequired[list[list[str] | None]]
-    weights: NotRequired[list[list[float] | None]]  # in a mixture, of source, partner and the further ones
+    mixture_weights: NotRequired[list[list[float] | None]]  # in a mixture, of source, partner and the further ones
     rival_label: NotRequired[list[int | None]]  # the class that rival_weight is of
 
 
@@ -151,9 +151,18 @@ class SyntheticStore:
         lengths = {len(record["files"]), len(record["ids"]), *map(len, record["columns"].values())}
         answers = [len(one) for one in record["columns"].get("answers", ()) if one is not None]
         labels = {*record["columns"]["label"], *record["columns"].get("partner_label", ())}
+        labels |= {*record["columns"].get("rival_label", ())} - {None}
         weighed = all(0 <= weight <= 1 for weight in record["columns"].get("label_weight", ()))
         answered = set(answers) <= {len(self.class_names)}
-        if len(lengths) > 1 or not labels <= set(range(len(self.class_names))) or not weighed or not answered:
+        further = [record["columns"].get(name, ()) for name in ("further_ids", "further_versions")]
+        ids, versions = ([len(one or ()) for one in column] for column in further)
+        if (
+            len(lengths) > 1
+            or ids != versions
+            or not labels <= set(range(len(self.class_names)))
+            or not weighed
+            or not answered
+        ):
             raise DataError(
                 f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, an unknown label, a weight "
                 "of a label outside 0..1, or answers over other classes"
