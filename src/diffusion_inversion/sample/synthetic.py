@@ -156,13 +156,8 @@ class SyntheticStore:
         answered = set(answers) <= {len(self.class_names)}
         further = [record["columns"].get(name, ()) for name in ("further_ids", "further_versions")]
         ids, versions = ([len(one or ()) for one in column] for column in further)
-        if (
-            len(lengths) > 1
-            or ids != versions
-            or not labels <= set(range(len(self.class_names)))
-            or not weighed
-            or not answered
-        ):
+        uneven, known = len(lengths) > 1 or ids != versions, labels <= set(range(len(self.class_names)))
+        if uneven or not known or not weighed or not answered:
             raise DataError(
                 f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, an unknown label, a weight "
                 "of a label outside 0..1, or answers over other classes"
