@@ -27,12 +27,12 @@ from diffusion_inversion.sample.denoising import denoise
 from diffusion_inversion.sample.guidance import add_rival, classifier_free_guidance
 from diffusion_inversion.sample.perturb import (
     choose_several,
+    circle,
     dirichlet_weights,
     interpolate,
     mix,
     move_to_class,
     slerp,
-    turn,
 )
 from diffusion_inversion.sample.sampling import check_settings, in_batches, metadata_row
 from diffusion_inversion.sample.variants import VariantPlan, draw_images, plan_variant, unconditional_tokens
@@ -59,19 +59,19 @@ def means_of(vectors: Tensor) -> dict[int, Tensor]:
 # --- closed forms -----------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_has_cosine_and_sine_for_weights_about_the_centre() -> None:
+def test_a_circle_has_cosine_and_sine_for_weights_about_the_centre() -> None:
     own, partner, centre = torch.eye(3, dtype=torch.float64)
     for alpha, weights in ((0.0, (1, 0)), (1.0, (0, 1)), (-1.0, (0, -1)), (1 / 3, (3**0.5 / 2, 0.5))):
-        found = turn(centre + own, centre + partner, centre, alpha)
+        found = circle(centre + own, centre + partner, centre, alpha)
         torch.testing.assert_close(found, weights[0] * own + weights[1] * partner + centre)
 
 
 @given(st.floats(-1, 1), st.integers(2, 9))
-def test_a_turn_keeps_the_spread_of_a_class(alpha: float, count: int) -> None:
+def test_a_circle_keeps_the_spread_of_a_class(alpha: float, count: int) -> None:
     """Over all pairs of a class: its mean square, but for what two of few have in common, 1 / (count - 1)."""
     vectors = torch.randn(count, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
     mean = vectors.mean(0)
-    pairs = [turn(a, b, mean, alpha) - mean for a, b in itertools.permutations(vectors, 2)]
+    pairs = [circle(a, b, mean, alpha) - mean for a, b in itertools.permutations(vectors, 2)]
     kept = torch.stack(pairs).square().sum(1).mean() / (vectors - mean).square().sum(1).mean()
     assert float(kept) == pytest.approx(1 - math.sin(alpha * math.pi) / (count - 1), abs=1e-9)
 
@@ -114,7 +114,7 @@ def test_a_class_that_is_moved_has_the_new_mean_and_keeps_its_differences() -> N
     torch.testing.assert_close(moved[0] - moved[4], vectors[0] - vectors[4])
 
 
-@pytest.mark.parametrize("blend", [interpolate, slerp, lambda c, p, alpha: turn(c, p, 0.0, alpha)])
+@pytest.mark.parametrize("blend", [interpolate, slerp, lambda c, p, alpha: circle(c, p, 0.0, alpha)])
 def test_below_zero_is_away_from_the_partner(blend: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """On a line between two axes: towards the partner there is more of it, away from it less than none."""
     own, partner = torch.eye(2, dtype=torch.float64)

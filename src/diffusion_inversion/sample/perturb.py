@@ -44,7 +44,7 @@ def slerp(
     return blended
 
 
-def turn(
+def circle(
     embedding: Float[Tensor, "*shape"],
     partner: Float[Tensor, "*shape"],
     centre: Float[Tensor, "*shape"] | float,

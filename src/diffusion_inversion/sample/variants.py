@@ -21,12 +21,12 @@ from .perturb import (
     choose_outside,
     choose_partner,
     choose_several,
+    circle,
     dirichlet_weights,
     interpolate,
     mix,
     move_to_class,
     slerp,
-    turn,
 )
 
 
@@ -72,7 +72,7 @@ def plan_variant(
     initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
     if settings.shared_noise:
         own = torch.randn(initial_noise.shape, generator=generator_for(settings.seed, "start", embeddings.ids[row]))
-        initial_noise = turn(initial_noise, own, 0.0, settings.shared_noise)
+        initial_noise = circle(initial_noise, own, 0.0, settings.shared_noise)
     return VariantPlan(
         row, variant, partners[0], step, guidance_scale, embedding, initial_noise, attempt, partners[1:], weights
     )
@@ -93,7 +93,7 @@ def blend(
         case "slerp":
             return slerp(own, other, settings.interpolation)
         case "circle":
-            return turn(own, other, mean(row), settings.interpolation)
+            return circle(own, other, mean(row), settings.interpolation)
     return interpolate(own, other, settings.interpolation)
 
 
