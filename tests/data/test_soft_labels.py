@@ -229,7 +229,10 @@ def test_guided_away_from_no_average_an_image_descends_from_its_parents_alone(be
 def test_records_of_earlier_versions_are_read_and_gone_on_with(bench: Bench, finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     manifest = Manifest(run / "synthetic" / "manifest.jsonl")
-    new = ("interpolation_kind", "partner", "unconditional", "group_size", "guidance_interval", "eta", "resolution")
+    new = (
+        "interpolation_kind", "partner", "unconditional", "group_size", "guidance_interval", "eta", "resolution",
+        "shared_noise", "rival_weight",
+    )  # fmt: skip
     records = []
     for record in manifest.records():
         if record["event"] == "commit":

@@ -23,6 +23,11 @@ from diffusion_inversion.sample.synthetic import COLUMNS, EARLIER, SyntheticStor
 
 CLASSES = ("cat", "dog")
 VARIANTS = 3
+MIXED = {
+    "further_ids": ["train/08.png", "train/09.png"],
+    "further_versions": ["8", "9"],
+    "mixture_weights": [0.4, 0.3, 0.2, 0.1],
+}
 
 
 def pictures(count: int, size: int = 8) -> Tensor:
@@ -46,7 +51,7 @@ def store(tmp_path: Path) -> SyntheticStore:
     plain = [row(source, variant) for source in (4, 5) for variant in range(VARIANTS)]
     soft = {"partner": "other-class", "group_size": 16, "resolution": 64, "guidance_interval": [0.25, 1.0]}
     blended = [
-        row(source, variant, **soft, partner_label=1 - source % 2, label_weight=0.7)
+        row(source, variant, **soft, partner_label=1 - source % 2, label_weight=0.7, **(MIXED if variant else {}))
         for source in (0, 1) for variant in range(VARIANTS)
     ]  # fmt: skip
     for rows, images in ((plain, pictures(12)[:6]), (blended, pictures(12)[6:])):
@@ -88,7 +93,9 @@ def test_read_is_in_the_order_of_the_names_and_of_the_first_variants(store: Synt
         assert found.soft is not None
         assert found.soft.second.tolist() == [entry["partner_label"] for entry, _ in kept]
         assert found.soft.weight.tolist() == pytest.approx([entry["label_weight"] for entry, _ in kept])
-        assert store.sources(wanted) == [(entry["source_id"], entry["partner_id"]) for entry, _ in kept]
+        assert store.sources(wanted) == [
+            (entry["source_id"], entry["partner_id"], *(entry["further_ids"] or ())) for entry, _ in kept
+        ]
 
 
 def test_remove_leaves_the_others_as_they_were(store: SyntheticStore) -> None:
@@ -119,6 +126,21 @@ def test_columns_that_do_not_fit_together_are_refused(store: SyntheticStore) -> 
     store.manifest.rewrite([{**records[0], "shared": first}, *records[1:]])
     with pytest.raises(DataError, match=r"seed of the units"):
         SyntheticStore(store.run, CLASSES).table()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"further_versions": [["8"] for _ in range(6)]}, {"further_ids": [None] * 6}, {"rival_label": [2, *[None] * 5]},
+    ],
+)  # fmt: skip
+def test_partners_without_versions_and_rivals_of_no_class_are_refused(
+    store: SyntheticStore, columns: dict[str, Any]
+) -> None:
+    first, second, *rest = store.manifest.records()
+    store.manifest.rewrite([first, {**second, "columns": second["columns"] | columns}, *rest])
+    with pytest.raises(DataError, match="lists of different lengths, an unknown label"):
+        SyntheticStore(store.run, CLASSES).table("further_ids")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from made_up import made_up
 from pydantic import ValidationError
 from torch import Tensor
-from toy import CLASSES, RESOLUTION, WIDTH
+from toy import RESOLUTION, WIDTH
 
 from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.errors import UsageError
@@ -31,24 +32,6 @@ from diffusion_inversion.sample.variants import (
 )
 
 QUICK = {"variants": 1, "inference_steps": 2, "guidance_scales": (2.0,)}
-
-
-def made_up(generator: Generator, vectors: Tensor, labels: list[int]) -> Embeddings:
-    """Embeddings with these vectors (steps, images, tokens, width), kept at steps 1, 2, ..."""
-    steps, count = vectors.shape[:2]
-    return Embeddings(
-        ids=tuple(f"{row:03d}" for row in range(count)),
-        labels=torch.tensor(labels),
-        class_names=CLASSES,
-        steps=tuple(range(1, steps + 1)),
-        vectors=vectors,
-        curve_steps=(0,),
-        losses=torch.zeros(1, count),
-        null_losses=torch.zeros(count),
-        generator_hash=generator.hash,
-        resolution=RESOLUTION,
-        image_size=RESOLUTION,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +322,7 @@ def test_refusals(generator: Generator, embeddings: Embeddings, tmp_path: Path) 
         ({"guidance_interval": (0.0, 1.1)}, "in 0..1"),
         ({"guidance_interval": (0.5,)}, "Field required"),
         ({"group_size": 50}, "group_size=50: unconditional=mean and partner=same-class have no groups"),
-        ({"partner": "stranger"}, "'same-class', 'nearest', 'other-class' or 'reference'"),
+        ({"partner": "stranger"}, "'other-class', 'context' or 'reference'"),
         ({"scheduler": "heun"}, "'ddim', 'pndm'"),
     ],
 )

@@ -11,7 +11,8 @@ from .settings import Settings, setting
 
 SchedulerName = Literal["ddim", "pndm", "dpm++", "unipc", "euler"]
 Unconditional = Literal["mean", "class-mean", "group-mean", "empty", "zero"]
-PartnerPolicy = Literal["same-class", "nearest", "other-class", "reference"]
+InterpolationKind = Literal["lerp", "slerp", "circle", "dirichlet"]
+PartnerPolicy = Literal["same-class", "nearest", "farthest", "other-class", "context", "reference"]
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -32,19 +33,40 @@ class SampleSettings(Settings):
         "random: text, of guidance; grid: code, 3 x 3 with 5 variants each",
     )
     noise_strength: float = setting(0.1, "lambda, standard deviation of the noise added to c", "text", ge=0, le=10)
-    interpolation: float = setting(0.1, "alpha, weight of a partner's vector", "text", ge=0, le=1)
-    interpolation_kind: Literal["lerp", "slerp"] = setting(
-        "lerp", "along the straight line, or along the great circle of the flattened vectors", "text; slerp: ours"
+    interpolation: float = setting(
+        0.1, "alpha, weight of a partner's vector; below 0 away from it", "text; below 0: ours", ge=-1, le=1
     )
+    interpolation_kind: InterpolationKind = setting(
+        "lerp",
+        "along the straight line, the great circle of the flattened vectors, a circle about the class mean (keeps the "
+        "variance), or a random mixture of several vectors of the class",
+        "text; others: ours",
+    )
+    mixture_size: int = setting(3, "dirichlet: vectors in a mixture, the source's among them", "ours", ge=2)
     partner: PartnerPolicy = setting(
         "same-class",
-        "any of its class, the nearest of it, any of another class (soft label), or one of the group, as the code",
+        "any of its class, the nearest or the farthest of it, any of another class (soft label), one of another class "
+        "moved by the difference of the class means (own label), or one of the group, as the code",
         "ours; text: two vectors, not which",
+    )
+    shared_noise: float = setting(
+        0.0,
+        "how far start noises are turned to one that all variants of a source share, 1 = all start there",
+        "ours",
+        ge=0,
+        le=1,
     )
     unconditional: Unconditional = setting(
         "mean",
         "what guidance leads away from, the mean of all vectors, of the class or the group, the empty prompt, or zeros",
         "text; group-mean: code",
+    )
+    rival_weight: float = setting(
+        0.0,
+        "n, weight of the nearest other class's mean in what guidance leads away from, 1 - n that of --unconditional",
+        "ours",
+        ge=0,
+        le=1,
     )
     group_size: int = setting(
         100, "group of group-mean and partner reference, where stage 1 has no groups of its own", "code", ge=1
@@ -99,6 +121,32 @@ class SampleSettings(Settings):
             raise ValueError(
                 f"group_size={self.group_size}: unconditional={self.unconditional} and partner={self.partner} have no "
                 "groups; leave it out or use unconditional group-mean or partner reference"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kinds_have_their_partners(self) -> SampleSettings:
+        kind, partner = f"interpolation_kind={self.interpolation_kind}", f"partner={self.partner}"
+        if self.interpolation_kind == "dirichlet" and self.partner != "same-class":
+            raise ValueError(f"{kind}: mixes any vectors of the class, but {partner}; use same-class")
+        if self.interpolation_kind == "dirichlet" and self.interpolation < 0:
+            raise ValueError(f"{kind}: interpolation={self.interpolation:g} is no weight; give 0 to 1")
+        if self.interpolation_kind == "circle" and self.partner in ("other-class", "reference"):
+            raise ValueError(
+                f"{kind}: goes about the mean of one class, but {partner} takes others; use same-class, nearest, "
+                "farthest or context"
+            )
+        size = self.mixture_size
+        if size != type(self).model_fields["mixture_size"].default and self.interpolation_kind != "dirichlet":
+            raise ValueError(f"mixture_size={size}: {kind} mixes two; leave it out or use interpolation_kind dirichlet")
+        return self
+
+    @model_validator(mode="after")
+    def _rivals_have_their_guidance(self) -> SampleSettings:
+        if self.rival_weight and set(self.guidance_scales) == {1.0}:
+            raise ValueError(
+                f"rival_weight={self.rival_weight:g}: guidance_scales=1 leads away from nothing; leave it out or give "
+                "other scales"
             )
         return self
 

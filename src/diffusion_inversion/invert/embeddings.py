@@ -26,7 +26,7 @@ from ..engine.units import unit_name
 from ..engine.untrusted import TensorSpec, check_record, inside, parse_json, read_tensors
 from ..errors import DataError, UsageError
 from ..randomness import shuffled
-from .peers import Peers, nearest_rows, peers_in_groups, peers_of
+from .peers import Peers, nearest_classes, nearest_rows, peers_in_groups, peers_of
 
 FOLDER, CONFIG_FILE = "embeddings", settings_file("invert")
 SCHEMA = 2
@@ -96,13 +96,12 @@ class Embeddings:
 
     def at(self, step: int | None = None) -> Float32[Tensor, "images tokens features"]:
         """Vectors (N, tokens, width) at a kept step, by default the last; DataError for a step that was not kept."""
-        if step is None:
-            return self.vectors[-1]
-        if step not in self.steps:
-            raise DataError(
-                f"step {step}: its vectors were not kept (kept: {self.steps}). Invert with --keep-steps {step}."
-            )
-        return self.vectors[self.steps.index(step)]
+        return self.vectors[self._place(step)]
+
+    def _place(self, step: int | None) -> int:
+        if step not in (None, *self.steps):
+            raise DataError(f"step {step}: not kept (kept: {self.steps}). Invert with --keep-steps {step}.")
+        return -1 if step is None else self.steps.index(step)
 
     @cached_property
     def digest(self) -> str:
@@ -137,8 +136,7 @@ class Embeddings:
 
     def class_mean(self, label: int, step: int | None = None) -> Float32[Tensor, "tokens features"]:
         """Mean over the images of one class (tokens, width); NaN where it has none."""
-        self.at(step)
-        return self._class_means[-1 if step is None else self.steps.index(step), label]
+        return self._class_means[self._place(step), label]
 
     def group(self, row: int, size: int, seed: int) -> tuple[int, ...]:
         """Rows of the group of a row, in an order shuffled by seed and id.
@@ -165,21 +163,25 @@ class Embeddings:
     def _groups(self) -> dict[tuple[int, int], dict[int, tuple[tuple[int, ...], Peers]]]:
         return {}
 
-    def nearest(self, row: int, step: int | None = None) -> int:
-        """The row of the same class whose vector is nearest (L2) at a step; the row itself where it is alone."""
-        self.at(step)
-        label = int(self.labels[row])
-        own, key = self.class_rows[label], (label, self.steps[-1] if step is None else step)
+    def nearest(self, row: int, step: int | None = None, *, farthest: bool = False) -> int:
+        """The row of the same class whose vector is nearest (L2) at a step, or farthest; the row itself if alone."""
+        label, place = int(self.labels[row]), self._place(step)
+        own, key = self.class_rows[label], (label, place, farthest)
         if len(own) == 1:
             return row
         if key not in self._nearest:
-            places = nearest_rows(self.at(step)[list(own)].flatten(1)).tolist()
-            self._nearest[key] = {mine: own[place] for mine, place in zip(own, places, strict=True)}
+            places = nearest_rows(self.vectors[place][list(own)].flatten(1), farthest=farthest).tolist()
+            self._nearest[key] = {mine: own[other] for mine, other in zip(own, places, strict=True)}
         return self._nearest[key][row]
 
     @cached_property
-    def _nearest(self) -> dict[tuple[int, int], dict[int, int]]:
+    def _nearest(self) -> dict[tuple[int, int, bool], dict[int, int]]:
         return {}
+
+    @cached_property
+    def rivals(self) -> dict[int, dict[int, int]]:
+        """Kept step => class => the other class whose mean is nearest there (L2); of classes that have images."""
+        return dict(zip(self.steps, map(nearest_classes, self._class_means.flatten(2)), strict=True))
 
     @cached_property
     def _class_means(self) -> Float32[Tensor, "steps classes tokens features"]:
@@ -187,8 +189,7 @@ class Embeddings:
 
     def mean(self, step: int | None = None) -> Float32[Tensor, "tokens features"]:
         """Mean over ALL images (tokens, width): the paper's unconditional vector (section 3.2)."""
-        self.at(step)
-        return self._means[-1 if step is None else self.steps.index(step)]
+        return self._means[self._place(step)]
 
     @cached_property
     def _means(self) -> Float32[Tensor, "steps tokens features"]:

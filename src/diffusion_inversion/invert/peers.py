@@ -48,8 +48,10 @@ def peers_in_groups(
     return found
 
 
-def nearest_rows(vectors: Float[Tensor, "rows features"], block: int = 1024) -> Int64[Tensor, " rows"]:
-    """For every vector the row of the nearest other one (L2), of equals the first; at least two rows.
+def nearest_rows(
+    vectors: Float[Tensor, "rows features"], block: int = 1024, *, farthest: bool = False
+) -> Int64[Tensor, " rows"]:
+    """For every vector the row of the nearest other one (L2), or the farthest, of equals the first; at least two rows.
 
     Computed in float64 about the mean, `block` rows at a time.
     """
@@ -60,7 +62,15 @@ def nearest_rows(vectors: Float[Tensor, "rows features"], block: int = 1024) -> 
     for start in range(0, len(points), block):
         part = points[start : start + block]
         distances = squares - 2 * part @ points.T  # less |part|^2, which does not change the order
+        if farthest:
+            distances.neg_()
         own = torch.arange(len(part))
         distances[own, start + own] = torch.inf
         found.append(distances.argmin(1))
     return torch.cat(found)
+
+
+def nearest_classes(means: Float[Tensor, "classes features"]) -> dict[int, int]:
+    """Class => the other class whose mean is nearest (L2); of those with a mean (no NaN), which are two at least."""
+    there = means.isfinite().all(1).nonzero().flatten().tolist()
+    return {label: there[place] for label, place in zip(there, nearest_rows(means[there]).tolist(), strict=True)}

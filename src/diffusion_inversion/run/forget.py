@@ -22,6 +22,7 @@ from ..engine.manifest import Manifest
 from ..engine.store import sync_folder
 from ..errors import UsageError
 from ..invert.embeddings import EmbeddingStore
+from ..sample.synthetic import PARENTS, parents
 from ..train.choosing import FOLDER as TUNING
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
@@ -31,6 +32,7 @@ from .methods import images_store, method_of
 from .replicates import replicate_folders
 
 POSITION = re.compile(r".+/\d{6}")
+_AVERAGING = ("guidance_scale", "unconditional", "rival_weight", "interpolation_kind", "partner")
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Forgotten:
 def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_averages: bool = False) -> Forgotten:
     """Delete images of a run and its replicates by id, their vectors, what was drawn from these, and the classifiers.
 
-    An image descends from a vector where it is its source or its partner. With guidance every image also descends
-    from all vectors, since the unconditional vector is their mean, and with class-mean starts every vector of a class
-    descends from all its images: these go too, unless `keep_averages`. Test images are forgotten in the same way.
+    An image descends from a vector where it is its source or one of its partners. Where a mean of vectors went into
+    it, of guidance or of a class, it also descends from all vectors, and with class-mean starts every vector of a
+    class descends from all its images: these go too, unless `keep_averages`. Test images are forgotten in the same way.
     Reports and reconstructions are deleted; the stages make them again. `never_again` keeps the images out of this run
     for good, also where DATA still holds them or the same pixels under another name; only hashes of their ids and
     pixels stay in the run, in forgotten.json. DATA itself, caches of it and copies elsewhere are not touched.
@@ -173,13 +175,13 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     if header is not None or (record is not None and method_of(run).again is not None):
         store = images_store(run, tuple((header or record or {})["class_names"]))
 
-        columns = ("file_name", "source_id", "partner_id", "guidance_scale", "unconditional")
-        each = list(zip(*(column.to_pylist() for column in store.table(*columns).columns), strict=True))
-        parents = {image_id for _, *ids, _, _ in each for image_id in ids}
-        taken = learned | {image_id for image_id in parents if hashed(image_id) in gone}
-        averages = {name for name, _, _, scale, away_from in each if _guided(scale, away_from)}
+        names, *columns = (column.to_pylist() for column in store.table("file_name", *PARENTS, *_AVERAGING).columns)
+        made = dict(zip(names, parents(*columns[: len(PARENTS)]), strict=True))
+        taken = learned | {image_id for ids in made.values() for image_id in ids if hashed(image_id) in gone}
+        how = zip(names, *columns[len(PARENTS) :], strict=True)
+        averages = {name for name, *settings in how if _averaged(*settings)}
         averaged = len(averages) if keep_averages else 0
-        descended = {name for name, *ids, _, _ in each if not taken.isdisjoint(ids)}
+        descended = {name for name, ids in made.items() if not taken.isdisjoint(ids)}
         drawn = store.remove(descended | averages if learned and not keep_averages else descended)
         if header is not None:
             vectors.remove(learned)
@@ -187,9 +189,10 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     return Forgotten(len(gone), len(learned), drawn, trained, averaged)
 
 
-def _guided(scale: float, unconditional: str) -> bool:
-    """Whether an average of vectors went into an image. Those of a class or group count as those of all."""
-    return scale != 1.0 and unconditional not in ("empty", "zero")
+def _averaged(scale: float, unconditional: str, rival_weight: float, kind: str, partner: str) -> bool:
+    """Whether a mean of vectors went into an image (`_AVERAGING`). Those of a class or group count as those of all."""
+    guided = scale != 1.0 and (unconditional not in ("empty", "zero") or rival_weight > 0)
+    return guided or kind == "circle" or partner == "context"
 
 
 def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598)."""
+"""Classifier-free guidance (arXiv 2207.12598), and what it leads away from."""
 
 from __future__ import annotations
 
@@ -19,3 +19,14 @@ def classifier_free_guidance(
     if isinstance(guidance_scale, Tensor):
         guidance_scale = guidance_scale.view(-1, *[1] * (conditional.ndim - 1))
     return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def add_rival(
+    unconditional: Float[Tensor, " batch *rest"], rival: Float[Tensor, " batch *rest"], rival_weight: float
+) -> Float[Tensor, " batch *rest"]:
+    """u' = (1 - n) u + n r: vectors (B, ...) that guidance leads away from, n in [0, 1] of it the rivals'; ours.
+
+    In `classifier_free_guidance` u' takes the place of u: where r = u, nothing changes. Vectors are mixed, not the
+    predictions under them: these would need a third pass through the network, and u is a mean of vectors already.
+    """
+    return unconditional + rival_weight * (rival - unconditional)

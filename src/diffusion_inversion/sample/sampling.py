@@ -24,8 +24,8 @@ from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely,
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
 from .drawing import draw_missing, in_parts
-from .synthetic import SCHEMA, SyntheticStore
-from .variants import VariantPlan, draw_images, plan_variant, resolution_of
+from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, SyntheticStore, parents
+from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of
 
 
 def sample(
@@ -33,9 +33,9 @@ def sample(
 ) -> LabelledImages:
     """Draw `settings.variants` images per learned vector, store them below `out`/synthetic and return them.
 
-    Each is eps = u + s (c_hat - u) with u from `settings.unconditional` and c_hat the perturbed vector. Images already
-    there are not drawn again, so a killed call goes on, and a call with more variants or more vectors adds the missing
-    ones.
+    Each is eps = u + s (c_hat - u) with u from `settings.unconditional` and `settings.rival_weight`, and c_hat the
+    perturbed vector. Images already there are not drawn again, so a killed call goes on, and a call with more variants
+    or more vectors adds the missing ones.
 
     Raises UsageError (an option does not fit the generator), ConfigMismatchError (`out` or the vectors were made
     with another generator or settings), DataError (a step was not kept), LockedError, DiskError.
@@ -119,8 +119,10 @@ def check_settings(
     side = image_side(settings, drawn_at, image_size)
     if side > drawn_at:
         raise UsageError(f"image_size={side}: larger than the {drawn_at} px that are generated.")
-    if settings.partner == "other-class" and classes == 1:
-        raise UsageError("partner=other-class: the vectors are of one class. Use same-class or nearest.")
+    if settings.partner in ("other-class", "context") and classes == 1:
+        raise UsageError(f"partner={settings.partner}: the vectors are of one class. Use same-class or nearest.")
+    if settings.rival_weight and classes == 1:
+        raise UsageError(f"rival_weight={settings.rival_weight:g}: the vectors are of one class. Leave it out.")
     if lacking := [step for step in settings.kept_steps if step not in steps]:
         raise DataError(
             f"kept_steps={lacking}: vectors of these steps are not kept (kept: {list(steps)}). "
@@ -148,9 +150,9 @@ def elsewhere(learned: int) -> str:
 def stale_files(embeddings: Embeddings, store: SyntheticStore) -> list[str]:
     """Names of the images that were drawn from other vectors than those that are there."""
     version = dict(zip(embeddings.ids, embeddings.versions, strict=True))
-    rows = store.table("file_name", "source_id", "source_version", "partner_id", "partner_version")
-    each = zip(*(column.to_pylist() for column in rows.columns), strict=True)
-    return [name for name, *made in each if any(version.get(i) != v for i, v in (made[:2], made[2:]))]
+    names, *columns = (column.to_pylist() for column in store.table("file_name", *PARENTS, *PARENT_VERSIONS).columns)
+    made = zip(names, parents(*columns[:3]), parents(*columns[3:]), strict=True)
+    return [name for name, ids, drawn in made if any(version.get(i) != v for i, v in zip(ids, drawn, strict=True))]
 
 
 def require_same_vectors(embeddings: Embeddings, store: SyntheticStore) -> None:
@@ -171,6 +173,8 @@ def reconstruct(
 ) -> UInt8[Tensor, "images 3 side side"]:
     """One image per learned vector, or per vector of `rows`, without perturbation (lambda = alpha = 0).
 
+    Where variants share start noise, it starts at what they share.
+
     Returns uint8 (N, 3, R, R) at the side R at which images are drawn; white where the safety checker blanks every
     attempt.
     """
@@ -185,7 +189,8 @@ def in_batches(
     """What `reconstruct` returns, of one batch of rows after the other."""
     if not batches:
         return
-    plain = settings.model_copy(update={"noise_strength": 0.0, "interpolation": 0.0, "variants": 1})
+    unperturbed = {"noise_strength": 0.0, "interpolation": 0.0, "shared_noise": 1.0 if settings.shared_noise else 0.0}
+    plain = settings.model_copy(update={**unperturbed, "variants": 1})
     checker = load_safety_checker(generator) if settings.safety_checker else None
     draw = partial(draw_images, embeddings, generator, settings=plain)
 
@@ -248,7 +253,8 @@ def metadata_row(
         "source_version": embeddings.versions[plan.source],
         "partner_version": embeddings.versions[plan.partner],
         "partner_label": int(embeddings.labels[plan.partner]),
-        "label_weight": 1 - settings.interpolation if settings.partner == "other-class" else 1.0,
+        # Away from another class, or moved by the difference of the means, an image is of its source's class alone.
+        "label_weight": 1 - max(settings.interpolation, 0.0) if settings.partner == "other-class" else 1.0,
         "interpolation_kind": settings.interpolation_kind,
         "partner": settings.partner,
         "unconditional": settings.unconditional,
@@ -257,4 +263,10 @@ def metadata_row(
         "guidance_interval": list(settings.guidance_interval),
         "eta": settings.eta,
         "resolution": resolution_of(embeddings, settings),
+        "shared_noise": settings.shared_noise,
+        "rival_weight": settings.rival_weight,
+        "rival_label": rival_of(embeddings, plan) if settings.rival_weight else None,
+        "further_ids": [embeddings.ids[row] for row in plan.further] or None,
+        "further_versions": [embeddings.versions[row] for row in plan.further] or None,
+        "mixture_weights": list(plan.weights) or None,
     }

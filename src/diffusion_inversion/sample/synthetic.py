@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import compress
@@ -39,19 +39,25 @@ COLUMNS = (
     "guidance_scale", "inversion_step", "scheduler", "inference_steps", "seed", "generator", "generator_hash",
     "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
     "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
-    "clip", "clip_hash", "confidence", "answers",
+    "clip", "clip_hash", "confidence", "answers", "further_ids", "further_versions", "mixture_weights",
+    "shared_noise", "rival_weight", "rival_label",
 )  # fmt: skip
+# The real images that one was made from, and the versions of their vectors; what `parents` takes.
+PARENTS = ("source_id", "partner_id", "further_ids")
+PARENT_VERSIONS = ("source_version", "partner_version", "further_versions")
 # Columns that differ between the images of a unit; the others are stored once for the unit.
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
-    "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers",
+    "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "further_ids",
+    "further_versions", "mixture_weights", "rival_label",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
     "label_weight": 1.0, "interpolation_kind": "lerp", "partner": "same-class", "unconditional": "mean",
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
     "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
-    "confidence": None, "answers": None,
+    "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "mixture_weights": None,
+    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None,
 }  # fmt: skip
 Row = dict[str, Any]
 
@@ -59,6 +65,14 @@ Row = dict[str, Any]
 def job_name(source_id: str, variant: int) -> str:
     """What identifies one synthetic image in the manifest."""
     return f"{source_id}#{variant}"
+
+
+def parents(
+    sources: Sequence[str], partners: Sequence[str], further: Sequence[Sequence[str] | None]
+) -> Iterator[tuple[str, ...]]:
+    """For each image all that it was made from, the source first: ids of columns `PARENTS`, or their versions."""
+    for source, partner, others in zip(sources, partners, further, strict=True):
+        yield (source, partner, *(others or ()))
 
 
 def parse_job(job: str) -> tuple[str, int]:
@@ -84,6 +98,10 @@ class Columns(TypedDict):
     licence: NotRequired[list[str]]
     confidence: NotRequired[list[float | None]]  # CLIP's, in the label
     answers: NotRequired[list[list[float] | None]]  # CLIP's, over all classes: what has the rest of label_weight
+    further_ids: NotRequired[list[list[str] | None]]  # partners beside partner_id, of a mixture of several vectors
+    further_versions: NotRequired[list[list[str] | None]]
+    mixture_weights: NotRequired[list[list[float] | None]]  # in a mixture, of source, partner and the further ones
+    rival_label: NotRequired[list[int | None]]  # the class that rival_weight is of
 
 
 class DrawnUnit(Unit):
@@ -133,9 +151,13 @@ class SyntheticStore:
         lengths = {len(record["files"]), len(record["ids"]), *map(len, record["columns"].values())}
         answers = [len(one) for one in record["columns"].get("answers", ()) if one is not None]
         labels = {*record["columns"]["label"], *record["columns"].get("partner_label", ())}
+        labels |= {*record["columns"].get("rival_label", ())} - {None}
         weighed = all(0 <= weight <= 1 for weight in record["columns"].get("label_weight", ()))
         answered = set(answers) <= {len(self.class_names)}
-        if len(lengths) > 1 or not labels <= set(range(len(self.class_names))) or not weighed or not answered:
+        further = [record["columns"].get(name, ()) for name in ("further_ids", "further_versions")]
+        ids, versions = ([len(one or ()) for one in column] for column in further)
+        uneven, known = len(lengths) > 1 or ids != versions, labels <= set(range(len(self.class_names)))
+        if uneven or not known or not weighed or not answered:
             raise DataError(
                 f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, an unknown label, a weight "
                 "of a label outside 0..1, or answers over other classes"
@@ -238,10 +260,10 @@ class SyntheticStore:
         found = read_images(self.folder, self.class_names, *(column.to_pylist() for column in rows.columns[:3]))
         return replace(found, soft=soft_labels(rows))
 
-    def sources(self, variants: int | None = None) -> list[tuple[str, str]]:
-        """Ids of the two real images, source and partner, that each image of `read` was made from, in its order."""
-        rows = self._drawn(variants, "source_id", "partner_id", "file_name")
-        return list(zip(rows["source_id"].to_pylist(), rows["partner_id"].to_pylist(), strict=True))
+    def sources(self, variants: int | None = None) -> list[tuple[str, ...]]:
+        """Ids of the real images, source and partners, that each image of `read` was made from, in its order."""
+        rows = self._drawn(variants, *PARENTS, "file_name")
+        return list(parents(*(rows[name].to_pylist() for name in PARENTS)))
 
     def _drawn(self, wanted: int | None, *columns: str) -> pa.Table:
         """Columns of the images of `read`, in its order; the file names are one of them."""

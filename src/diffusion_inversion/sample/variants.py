@@ -14,7 +14,20 @@ from ..generator.safety import attempt_identity
 from ..invert.embeddings import Embeddings
 from ..randomness import generator_for
 from .denoising import denoise
-from .perturb import add_gaussian_noise, choose_in_group, choose_outside, choose_partner, interpolate, slerp
+from .guidance import add_rival
+from .perturb import (
+    add_gaussian_noise,
+    choose_in_group,
+    choose_outside,
+    choose_partner,
+    choose_several,
+    circle,
+    dirichlet_weights,
+    interpolate,
+    mix,
+    move_to_class,
+    slerp,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,8 @@ class VariantPlan:
     embedding: Float[Tensor, "tokens features"]
     initial_noise: Float[Tensor, "channels height width"]
     attempt: int  # from 0: how many drawings of it the safety checker refused
+    further: tuple[int, ...] = ()  # partners beside `partner`, of a mixture
+    weights: tuple[float, ...] = ()  # of source, partner and further ones in a mixture; elsewhere alpha says it
 
 
 def resolution_of(embeddings: Embeddings, settings: SampleSettings) -> int:
@@ -42,14 +57,44 @@ def plan_variant(
     """Decide everything random about one variant, from its own stream; another attempt has another stream."""
     stream = generator_for(settings.seed, "sample", embeddings.ids[row], variant, *attempt_identity(attempt))
     step, guidance_scale = combination(settings, embeddings.steps, variant, stream)
-    partner = pick_partner(embeddings, settings, row, step, stream)
-    vectors = embeddings.at(step)
-    blend = slerp if settings.interpolation_kind == "slerp" else interpolate
-    embedding = blend(vectors[row], vectors[partner], settings.interpolation)
+    partners: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+    if settings.interpolation_kind == "dirichlet":
+        near = embeddings.peers[row]
+        partners = choose_several(near.rows, near.place, near.own, settings.mixture_size - 1, stream)
+        weights = dirichlet_weights(settings.interpolation, 1 + len(partners), stream)
+        embedding = mix(embeddings.at(step)[[row, *partners]], weights)
+    else:
+        partners = (pick_partner(embeddings, settings, row, step, stream),)
+        embedding = blend(embeddings, settings, row, partners[0], step)
     embedding = add_gaussian_noise(embedding, settings.noise_strength, stream)
     side = resolution_of(embeddings, settings) // generator.vae_factor
     initial_noise = torch.randn(generator.latent_channels, side, side, generator=stream)
-    return VariantPlan(row, variant, partner, step, guidance_scale, embedding, initial_noise, attempt)
+    if settings.shared_noise:
+        own = torch.randn(initial_noise.shape, generator=generator_for(settings.seed, "start", embeddings.ids[row]))
+        initial_noise = circle(initial_noise, own, 0.0, settings.shared_noise)
+    return VariantPlan(
+        row, variant, partners[0], step, guidance_scale, embedding, initial_noise, attempt, partners[1:], weights
+    )
+
+
+def blend(
+    embeddings: Embeddings, settings: SampleSettings, row: int, partner: int, step: int
+) -> Float[Tensor, "tokens features"]:
+    """The vector of a row with that of its partner mixed in."""
+    own, other = embeddings.at(step)[[row, partner]]
+
+    def mean(one: int) -> Float[Tensor, "tokens features"]:
+        return embeddings.class_mean(int(embeddings.labels[one]), step)
+
+    if settings.partner == "context":
+        other = move_to_class(other, mean(partner), mean(row))
+    match settings.interpolation_kind:
+        case "slerp":
+            return slerp(own, other, settings.interpolation)
+        case "circle":
+            return circle(own, other, mean(row), settings.interpolation)
+    return interpolate(own, other, settings.interpolation)
 
 
 def combination(
@@ -68,13 +113,13 @@ def combination(
 
 def pick_partner(embeddings: Embeddings, settings: SampleSettings, row: int, step: int, stream: torch.Generator) -> int:
     """The row whose vector at `step` is mixed in; the row itself where the policy finds no other."""
-    if settings.partner == "nearest":
-        return embeddings.nearest(row, step)
+    if settings.partner in ("nearest", "farthest"):
+        return embeddings.nearest(row, step, farthest=settings.partner == "farthest")
     if settings.partner == "reference":
         near = embeddings.group_peers(row, settings.group_size, settings.seed)
         return choose_in_group(near.rows, near.place, near.own, stream)
     peers = embeddings.peers[row]
-    if settings.partner == "other-class":
+    if settings.partner in ("other-class", "context"):
         return choose_outside(peers.rows, peers.own, stream)
     return choose_partner(peers.rows, peers.place, peers.own, stream)
 
@@ -83,6 +128,21 @@ def unconditional_tokens(
     embeddings: Embeddings, generator: Generator, plans: list[VariantPlan], settings: SampleSettings
 ) -> Tokens:
     """What guidance leads away from, for each plan: (B, tokens, width)."""
+    found = _plain_unconditional(embeddings, generator, plans, settings)
+    if not settings.rival_weight:
+        return found
+    rivals = [embeddings.class_mean(rival_of(embeddings, plan), plan.step) for plan in plans]
+    return add_rival(found, torch.stack(rivals), settings.rival_weight)
+
+
+def rival_of(embeddings: Embeddings, plan: VariantPlan) -> int:
+    """The class that the source's is most easily taken for: its mean is nearest, at the step that was drawn."""
+    return embeddings.rivals[plan.step][int(embeddings.labels[plan.source])]
+
+
+def _plain_unconditional(
+    embeddings: Embeddings, generator: Generator, plans: list[VariantPlan], settings: SampleSettings
+) -> Tokens:
     match settings.unconditional:
         case "mean":
             return torch.stack([embeddings.mean(plan.step) for plan in plans])

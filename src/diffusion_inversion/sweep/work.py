@@ -316,7 +316,7 @@ class Workshop:
             real = self._part(cell, wanted.against).resized(synthetic.size)
             return compare_images(
                 real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device,
-                generated_groups=[source for source, _ in store.sources(cell.variants)],
+                generated_groups=[source for source, *_ in store.sources(cell.variants)],
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.

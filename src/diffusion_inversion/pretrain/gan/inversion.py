@@ -175,7 +175,7 @@ def invert_gan(gan: Gan, images: LabelledImages, extractor: Extractor, out: Path
         )  # fmt: skip
         clear_states(store.folder)
         made, sources = store.read(), store.sources()
-    real = seen.images[[row_of[source] for source, _ in sources]]
+    real = seen.images[[row_of[source] for source, *_ in sources]]
     return psnr(made.images, real)
 
 

@@ -134,7 +134,7 @@ def _sources(row: Row, content: Mapping[str, str]) -> frozenset[str]:
 
     A source that is none of these stays what it is, which no shot is equal to.
     """
-    sources = {row["source_id"], row["partner_id"]}
+    sources = {row["source_id"], row["partner_id"], *(row["further_ids"] or ())}
     if str(row["source_id"]).startswith(f"{row['class_name']}: "):  # its partner is itself or a real image
         sources.discard(row["source_id"])
     return frozenset(str(content.get(one, one)) for one in sources)
