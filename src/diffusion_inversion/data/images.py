@@ -34,6 +34,8 @@ class LabelledImages:
         problems: What was found about single files, short of an error.
         licence: Set where it restricts use.
         soft: A second class for each image, or a classifier's answers, where some have one; None: every label is hard.
+        source_ids: Of images that were made from others, the id of each one's source; else empty.
+        confidence: (N,) float32 in [0, 1]: a judge's in each label; None where not every image has one.
 
     Raises DataError where shapes, types, ids or labels do not fit together.
     """
@@ -48,6 +50,8 @@ class LabelledImages:
     problems: tuple[Problem, ...] = ()
     licence: str = ""
     soft: SoftLabels | None = None
+    source_ids: tuple[str, ...] = ()
+    confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -74,6 +78,11 @@ class LabelledImages:
                     raise DataError(f"{self.name}: {n} ids need as many answers over {len(self.class_names)} classes")
                 if not (answers >= 0).all() or not ((answers.sum(1) - 1).abs() < 1e-3).all():
                     raise DataError(f"{self.name}: the answers of an image are negative, or do not sum to 1")
+        if len(self.source_ids) not in (0, n):
+            raise DataError(f"{self.name}: {n} ids need as many ids of sources, not {len(self.source_ids)}")
+        sure = self.confidence
+        if sure is not None and (sure.shape != (n,) or not ((sure >= 0) & (sure <= 1)).all()):
+            raise DataError(f"{self.name}: {n} ids need as many confidences, each in 0..1")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -127,6 +136,8 @@ class LabelledImages:
             labels=self.labels[index],
             images=self.images[index],
             soft=None if self.soft is None else self.soft.rows(index),
+            source_ids=tuple(self.source_ids[row] for row in rows) if self.source_ids else (),
+            confidence=None if self.confidence is None else self.confidence[index],
         )
 
 
