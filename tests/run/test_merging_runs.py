@@ -46,7 +46,7 @@ def judge(run: Path) -> None:
     manifest.rewrite(records)
 
 
-@pytest.mark.parametrize("mixing", ["real-last", "curriculum", "two-losses"])
+@pytest.mark.parametrize("mixing", ["real-last", "curriculum", "queue", "two-losses"])
 def test_a_run_is_trained_with_it(run: Path, mixing: str) -> None:
     done = dinv("train", run, "--restart", "--mixing", mixing, *SHORT)
     assert done.exit_code == 0, done.output

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training_toys import batches_seen, equal, toy
+from training_toys import batches_seen, equal, pair, toy
 
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.images import LabelledImages
@@ -26,7 +26,6 @@ from diffusion_inversion.train.classifiers import Classifier
 from diffusion_inversion.train.mixing import (
     batches_at,
     counts_at,
-    far_to_near,
     make_pools,
     measure,
     shares_of,
@@ -35,25 +34,7 @@ from diffusion_inversion.train.mixing import (
 from diffusion_inversion.train.training import train
 
 PLAIN: dict[str, Any] = {"architecture": "resnet20", "augmentations": ("none",), "batch_size": 8}
-NEW = ("real-last", "curriculum", "two-losses", "confidence")
-
-
-def pair() -> tuple[LabelledImages, LabelledImages]:
-    """12 real images whose first pixel is 1, and 36 synthetic ones with 0 there, three of each source.
-
-    The variants of a source are ever farther from it, and a judge is ever less sure of them.
-    """
-    real = toy(12, 0)
-    real.images[:, 0, 0, 0] = 1
-    source = torch.arange(36) % 12
-    strength = torch.arange(36)
-    images = (real.images[source].int() + strength[:, None, None, None]).to(torch.uint8)
-    images[:, 0, 0, 0] = 0
-    ids = tuple(f"synthetic/{row:02d}" for row in range(36))
-    return real, LabelledImages(
-        "synthetic", ids, ids, real.labels[source], real.class_names, images, 8,
-        source_ids=tuple(real.ids[row] for row in source), confidence=1 - strength / 40,
-    )  # fmt: skip
+NEW = ("real-last", "curriculum", "queue", "two-losses", "confidence")
 
 
 def real_in(batches: list[Tensor]) -> list[int]:
@@ -98,72 +79,6 @@ def test_one_set_alone_is_not_mixed(mixing: Any) -> None:
     plain = TrainSettings(**PLAIN, steps=3)
     other = plain.model_copy(update={"mixing": mixing})
     assert torch.equal(torch.cat(batches_seen(plain, real)), torch.cat(batches_seen(other, real)))
-
-
-# --- curriculum -------------------------------------------------------------------------------------------------------
-
-
-def test_distance_is_the_root_mean_square_of_the_pixels() -> None:
-    real, synthetic = pair()
-    even = replace(synthetic, images=(real.images[torch.arange(36) % 12].int() - 7).clamp(min=0).to(torch.uint8))
-    expected = []
-    for row in range(36):
-        gap = even.images[row].double() - real.images[row % 12].double()
-        expected.append((gap**2).mean().sqrt().item())
-    found = measure(real, even, "curriculum")
-    assert found is not None and found.tolist() == pytest.approx(expected, rel=1e-5)
-    stronger = measure(real, synthetic, "curriculum")
-    assert stronger is not None and (stronger.diff() > 0).all()
-
-
-def test_the_curriculum_goes_from_far_to_near() -> None:
-    """At every step half of the variants can be drawn: the farther half first, the nearer half last, by rank."""
-    settings = TrainSettings(**PLAIN, steps=400, mixing="curriculum")
-    real, synthetic = pair()
-    distance = measure(real, synthetic, "curriculum")
-    assert distance is not None
-    pools = make_pools(real, synthetic, settings, 0, distance)
-    drawn: list[set[int]] = []
-    for step in range(1, 401):
-        ((images, labels),) = batches_at(step, settings, pools)
-        rows = [int((synthetic.images == image).flatten(1).all(1).nonzero()[0, 0]) for image in images[4:]]
-        assert labels[4:].tolist() == synthetic.labels[rows].tolist()
-        drawn.append(set(rows))
-    # The variants get farther with their row, alike in all three classes.
-    assert set().union(*drawn[:20]) <= set(range(15, 36)) and set().union(*drawn[-20:]) <= set(range(21))
-    means = [
-        torch.tensor([float(row) for rows in drawn[k : k + 100] for row in rows]).mean() for k in range(0, 400, 100)
-    ]
-    assert means == sorted(means, reverse=True) and means[0] - means[-1] > 10
-    assert set().union(*drawn) == set(range(36)), "every variant has its time"
-
-
-def test_the_window_moves_one_way_and_ends_at_the_nearest() -> None:
-    real, synthetic = pair()
-    settings = TrainSettings(**PLAIN, steps=9, mixing="curriculum")
-    first: list[set[int]] = []
-    for step in range(1, 10):
-        pools = make_pools(real, synthetic, settings, 0, torch.arange(36.0))
-        images, _ = pools[1].draw(18, (step - 1) / 8)
-        first.append({int(image[1, 0, 0]) for image in images})
-        assert len(images) == 18
-    ranks = far_to_near(torch.arange(36.0), synthetic.labels)
-    for step, seen in enumerate(first):
-        start = round(step / 8 * 18)
-        assert seen == {int(synthetic.images[row, 1, 0, 0]) for row in ranks[start : start + 18]}
-
-
-def test_every_stretch_of_the_order_has_the_classes_in_their_proportions() -> None:
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
-    distance = torch.rand(100, generator=generator) + 5 * (labels == 2)
-    order = far_to_near(distance, labels)
-    assert sorted(order.tolist()) == list(range(100))
-    for label, share in ((0, 0.6), (1, 0.3), (2, 0.1)):
-        of_class = order[labels[order] == label]
-        assert (distance[of_class].diff() <= 0).all()
-        for start in range(0, 60, 10):
-            assert abs(int((labels[order[start : start + 40]] == label).sum()) - 40 * share) <= 2
 
 
 # --- two losses -------------------------------------------------------------------------------------------------------
@@ -301,7 +216,8 @@ def test_images_without_what_a_mixing_reads_are_refused_before_the_work() -> Non
     foreign = replace(synthetic, source_ids=("elsewhere", *synthetic.source_ids[1:]))
     for images, mixing, said in (
         (bare, "confidence", "not every image has a confidence"),
-        (bare, "curriculum", "36 of 36 images have no source"),
+        (bare, "curriculum", "no image has a source on record"),
+        (bare, "queue", "no image has a source on record"),
         (foreign, "curriculum", "1 of 36 images have no source among the real ones, as elsewhere"),
     ):
         settings = TrainSettings(**PLAIN, steps=1, mixing=mixing)
@@ -322,7 +238,7 @@ def test_impossible_measures_are_refused(values: list[float]) -> None:
 
 
 def test_settings_that_cannot_go_together_are_refused() -> None:
-    for mixing in ("curriculum", "confidence"):
+    for mixing in ("curriculum", "queue", "confidence"):
         with pytest.raises(ValueError, match=f"with mixing={mixing} adversarial copies would need"):
             TrainSettings(mixing=mixing, me_ada_every=2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="two images of each kind; give at least 4"):
@@ -342,11 +258,12 @@ def test_a_subset_keeps_what_belongs_to_its_images() -> None:
         {"mixing": "real-last"},
         {"mixing": "real-last", "me_ada_every": 2, "me_ada_share": 0.5, "me_ada_steps": 1},
         {"mixing": "curriculum"},
+        {"mixing": "queue"},
         {"mixing": "two-losses", "augmentations": ("default", "mixup"), "real_fraction": 0.3},
         {"mixing": "two-losses", "me_ada_every": 2, "me_ada_share": 0.5, "me_ada_steps": 1},
         {"mixing": "confidence", "recipe": "fast", "augmentations": ("default", "cutmix")},
     ],
-    ids=["real-last", "real-last-ada", "curriculum", "two-losses", "two-losses-ada", "confidence"],
+    ids=["real-last", "real-last-ada", "curriculum", "queue", "two-losses", "two-losses-ada", "confidence"],
 )
 def test_a_kill_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
     real, synthetic = pair()

@@ -18,7 +18,7 @@ AugmentationName = Literal[
     "none", "default", "autoaugment", "randaugment", "cutout", "mixup", "cutmix", "augmix"
 ]  # fmt: skip
 
-Mixing = Literal["batch", "concatenate", "sequential", "real-last", "curriculum", "two-losses", "confidence"]
+Mixing = Literal["batch", "concatenate", "sequential", "real-last", "curriculum", "queue", "two-losses", "confidence"]
 
 
 def known_architecture(name: str) -> str:
@@ -47,8 +47,8 @@ class TrainSettings(Settings):
     mixing: Mixing = setting(
         "batch",
         "of real+synthetic: shares of every batch, one pool of all, synthetic first and then real, shares but real "
-        "alone in the last tenth of the steps, shares with variants far from their source first, half a batch of each "
-        "with its own loss, or shares with losses weighed by a judge's confidence in each label",
+        "alone in the last tenth of the steps, shares with variants far from their source first, shares with ever new "
+        "variants, half a batch of each with its own loss, or losses weighed by a judge's confidence in each label",
         "text; the others: ours",
     )
     me_ada_every: int = setting(
@@ -125,10 +125,10 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _the_mixing_has_what_it_needs(self) -> TrainSettings:
-        if self.me_ada_every and self.mixing in ("curriculum", "confidence"):
+        if self.me_ada_every and self.mixing in ("curriculum", "queue", "confidence"):
             raise ValueError(
-                f"me_ada_every={self.me_ada_every}: with mixing={self.mixing} adversarial copies would need a distance "
-                "or a confidence of their own; leave one of the two out"
+                f"me_ada_every={self.me_ada_every}: with mixing={self.mixing} adversarial copies would need a place in "
+                "the order, or a confidence, of their own; leave one of the two out"
             )
         if self.mixing == "two-losses" and self.batch_size is not None and self.batch_size < 4:
             raise ValueError(

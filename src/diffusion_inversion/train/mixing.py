@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +38,29 @@ class RowOrder:
         return rows
 
 
+@dataclass(frozen=True)
+class Window:
+    """Which images of a pool can be drawn at a step: some of them, which those next in order replace, up to the last.
+
+    It depends on the step alone. What is replaced leaves its slot to what comes, the others keep theirs.
+    """
+
+    order: Tensor  # all rows (N,) int64, as they come
+    slots: int  # images at a time
+    at_once: int = 1  # images that are replaced together
+
+    def rows(self, slots: Tensor, step: int, steps: int) -> Tensor:
+        """The rows (M,) int64 in these slots (M,), 0 to `self.slots` - 1, at step `step` of 1 to `steps`.
+
+        The first begins with the first `self.slots` rows of the order; from there the changes are evenly spread.
+        """
+        to_come = len(self.order) - self.slots
+        changes = math.ceil(to_come / self.at_once)
+        gone = min((step - 1) * (changes + 1) // steps * self.at_once, to_come)
+        turns = (gone - slots + self.slots - 1) // self.slots  # how often a slot has changed its image
+        return self.order[slots + turns * self.slots]
+
+
 class Pool:
     """Images that a training draws from, in the order that its generator gives. Copies of them may join."""
 
@@ -47,25 +73,24 @@ class Pool:
         classes: int = 0,
         *,
         weights: Tensor | None = None,
-        ranking: Tensor | None = None,
+        window: Window | None = None,
     ) -> None:
         """With `soft` the labels that are drawn are targets of so many classes.
 
         weights: (N,) float32, of each image in the loss, beside `soft`: its targets sum to its weight.
-        ranking: all rows (N,) int64, of which half can be drawn at a time: at the start of the training the first half,
-            at its end the second. Nothing can be added then.
+        window: which images can be drawn when; nothing can be added then.
         """
         self.images, self.labels = images, labels  # (N, 3, S, S) uint8 and (N,) int64; those given, then copies
         self.soft, self.classes = soft, classes
-        self.weights, self.ranking = weights, ranking
+        self.weights, self.window = weights, window
         self.given = len(labels)
-        self.order = RowOrder(self.given if ranking is None else (self.given + 1) // 2, generator)
+        self.order = RowOrder(self.given if window is None else window.slots, generator)
 
-    def draw(self, count: int, progress: float = 0.0) -> tuple[Tensor, Tensor]:
-        """The next images (count, 3, S, S) uint8 and their labels, see `targets`; training's `progress` in [0, 1]."""
+    def draw(self, count: int, step: int = 1, steps: int = 1) -> tuple[Tensor, Tensor]:
+        """The next images (count, 3, S, S) uint8 and their labels, see `targets`, at step `step` of 1 to `steps`."""
         rows = self.order.draw(count)
-        if self.ranking is not None:
-            rows = self.ranking[rows + round(progress * (self.given - self.order.population))]
+        if self.window is not None:
+            rows = self.window.rows(rows, step, steps)
         return self.images[rows], self.targets(rows)
 
     def targets(self, rows: Tensor) -> Tensor:
@@ -121,11 +146,14 @@ def make_pools(
     parts = [images] if synthetic is None else [images, synthetic]
     pixels, labels = [part.images for part in parts], [part.labels for part in parts]
     weights: tuple[Tensor | None, ...] = (None, None)
-    rankings: tuple[Tensor | None, ...] = (None, None)
+    windows: tuple[Window | None, ...] = (None, None)
     if measured is not None and settings.mixing == "confidence":
         weights = (torch.ones(len(images)), measured)
+    elif measured is not None and settings.mixing == "curriculum":
+        windows = (None, Window(far_to_near(measured, labels[1]), math.ceil(len(measured) / 2)))
     elif measured is not None:
-        rankings = (None, far_to_near(measured, labels[1]))
+        epoch = int((measured == 0).sum())
+        windows = (None, Window(measured.argsort(stable=True), epoch, math.ceil(epoch / 10)))
     soft: list[SoftLabels] = []
     if weights[0] is not None or any(part.soft is not None for part in parts):
         soft = [part.soft or SoftLabels.hard(part.labels) for part in parts]
@@ -139,7 +167,7 @@ def make_pools(
             soft[place] if soft else None,
             len(images.class_names),
             weights=weights[place],
-            ranking=rankings[place],
+            window=windows[place],
         )
         for place, (own, theirs) in enumerate(zip(pixels, labels, strict=True))
     ]
@@ -149,9 +177,9 @@ def measure(real: LabelledImages, synthetic: LabelledImages, mixing: Mixing) -> 
     """What a mixing reads of each synthetic image, (N,) float32; None where it reads nothing.
 
     confidence: the judge's in the image's label, in [0, 1]. curriculum: the image's distance to its source, the root
-    mean square of the differences of their pixels, in [0, 255].
+    mean square of the differences of their pixels, in [0, 255]. queue: how many images of its source come before it.
 
-    Raises DataError for images without a confidence, or whose source is not among the real ones.
+    Raises DataError for images without a confidence or a source, and where a distance is asked for to no real image.
     """
     if mixing == "confidence":
         if synthetic.confidence is None:
@@ -160,19 +188,25 @@ def measure(real: LabelledImages, synthetic: LabelledImages, mixing: Mixing) -> 
                 "one judge them, or give another mixing."
             )
         return synthetic.confidence
-    if mixing != "curriculum":
+    if mixing not in ("curriculum", "queue"):
         return None
+    if not synthetic.source_ids:
+        raise DataError(f"mixing={mixing}: {synthetic.name}: no image has a source on record. Give another mixing.")
+    if mixing == "queue":
+        before: Counter[str] = Counter()
+        places = []
+        for source in synthetic.source_ids:
+            places.append(float(before[source]))
+            before[source] += 1
+        return torch.tensor(places)
     row_of = {image_id: row for row, image_id in enumerate(real.ids)}
-    lost = [source for source in synthetic.source_ids if source not in row_of]
-    if lost or not synthetic.source_ids:
+    if lost := [source for source in synthetic.source_ids if source not in row_of]:
         raise DataError(
-            f"mixing=curriculum: {synthetic.name}: {len(lost) or len(synthetic)} of {len(synthetic)} images have no "
-            f"source among the real ones{f', as {lost[0]}' if lost else ''}. Give another mixing."
+            f"mixing=curriculum: {synthetic.name}: {len(lost)} of {len(synthetic)} images have no source among the "
+            f"real ones, as {lost[0]}. Give another mixing."
         )
-    found = []
-    for image, source in zip(synthetic.images, synthetic.source_ids, strict=True):
-        found.append((image.float() - real.images[row_of[source]].float()).square().mean().sqrt())
-    return torch.stack(found)
+    pairs = zip(synthetic.images, (real.images[row_of[source]] for source in synthetic.source_ids), strict=True)
+    return torch.stack([(image.float() - source.float()).square().mean().sqrt() for image, source in pairs])
 
 
 def refuse_unjudged(settings: TrainSettings) -> None:
@@ -207,9 +241,8 @@ def check_images(images: LabelledImages, synthetic: LabelledImages | None) -> No
 
 def batches_at(step: int, settings: TrainSettings, pools: list[Pool]) -> list[tuple[Tensor, Tensor]]:
     """Images and labels of step `step` (from 1): one batch of all pools, or with mixing="two-losses" one of each."""
-    progress = (step - 1) / max(settings.steps - 1, 1)
     counts = counts_at(step, settings, len(pools))
-    drawn = [pool.draw(count, progress) for pool, count in zip(pools, counts, strict=True)]
+    drawn = [pool.draw(count, step, settings.steps) for pool, count in zip(pools, counts, strict=True)]
     if settings.mixing == "two-losses":
         return drawn
     images, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
