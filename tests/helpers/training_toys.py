@@ -28,6 +28,24 @@ def toy(n: int, seed: int, *, size: int = 8, name: str = "toy") -> LabelledImage
     return LabelledImages(name, ids, ids, labels, ("red", "green", "blue"), images.to(torch.uint8), size)
 
 
+def pair() -> tuple[LabelledImages, LabelledImages]:
+    """12 real images whose first pixel is 1, and 36 synthetic ones with 0 there, three of each source.
+
+    The variants of a source are ever farther from it, and a judge is ever less sure of them.
+    """
+    real = toy(12, 0)
+    real.images[:, 0, 0, 0] = 1
+    source = torch.arange(36) % 12
+    strength = torch.arange(36)
+    images = (real.images[source].int() + strength[:, None, None, None]).to(torch.uint8)
+    images[:, 0, 0, 0] = 0
+    ids = tuple(f"synthetic/{row:02d}" for row in range(36))
+    return real, LabelledImages(
+        "synthetic", ids, ids, real.labels[source], real.class_names, images, 8,
+        source_ids=tuple(real.ids[row] for row in source), confidence=1 - strength / 40,
+    )  # fmt: skip
+
+
 def equal(one: Classifier, other: Classifier) -> bool:
     states = one.state_dict(), other.state_dict()
     return all(torch.equal(states[0][key], states[1][key]) for key in states[0])

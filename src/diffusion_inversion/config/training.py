@@ -18,6 +18,8 @@ AugmentationName = Literal[
     "none", "default", "autoaugment", "randaugment", "cutout", "mixup", "cutmix", "augmix"
 ]  # fmt: skip
 
+Mixing = Literal["batch", "concatenate", "sequential", "real-last", "curriculum", "queue", "two-losses", "confidence"]
+
 
 def known_architecture(name: str) -> str:
     """The name of an architecture as it is. Raises ValueError for one that is neither ours nor timm:<name>."""
@@ -42,9 +44,11 @@ class TrainSettings(Settings):
     augmentations: tuple[AugmentationName, ...] = setting(
         ("default",), "what happens to the images of each batch", "text", min_length=1
     )
-    mixing: Literal["batch", "concatenate", "sequential"] = setting(
+    mixing: Mixing = setting(
         "batch",
-        "of real+synthetic, shares of every batch, one pool of all, or synthetic first and then real",
+        "of real+synthetic: shares of every batch, one pool of all, synthetic first and then real, shares but real "
+        "alone in the last tenth of the steps, shares with variants far from their source first, shares with ever new "
+        "variants, half a batch of each with its own loss, or losses weighed by a judge's confidence in each label",
         "text; the others: ours",
     )
     me_ada_every: int = setting(
@@ -89,8 +93,8 @@ class TrainSettings(Settings):
     )
     real_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = setting(
         0.5,
-        "real share of each batch of real+synthetic, of the steps where sequential; auto: one of 1/8, 1/4, 1/2, 3/4 "
-        "and 7/8 that beats 1/2 on folds of the training images, else 1/2",
+        "real share of each batch of real+synthetic, of the steps where sequential, of the loss where two-losses; "
+        "auto: one of 1/8, 1/4, 1/2, 3/4 and 7/8 that beats 1/2 on folds of the training images, else 1/2",
         "ours; text: the best of the five",
     )
     arms: tuple[Arm, ...] = setting(ARMS, "what to train on", "text", min_length=1)
@@ -117,4 +121,18 @@ class TrainSettings(Settings):
     def _a_fraction_can_be_chosen(self) -> TrainSettings:
         if self.real_fraction == "auto" and self.mixing == "concatenate":
             raise ValueError("real_fraction=auto: with mixing=concatenate the sizes of the sets decide, not a fraction")
+        return self
+
+    @model_validator(mode="after")
+    def _the_mixing_has_what_it_needs(self) -> TrainSettings:
+        if self.me_ada_every and self.mixing in ("curriculum", "queue", "confidence"):
+            raise ValueError(
+                f"me_ada_every={self.me_ada_every}: with mixing={self.mixing} adversarial copies would need a place in "
+                "the order, or a confidence, of their own; leave one of the two out"
+            )
+        if self.mixing == "two-losses" and self.batch_size is not None and self.batch_size < 4:
+            raise ValueError(
+                f"batch_size={self.batch_size}: with mixing=two-losses batch normalisation needs two images of each "
+                "kind; give at least 4"
+            )
         return self

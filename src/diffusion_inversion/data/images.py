@@ -35,6 +35,8 @@ class LabelledImages:
         licence: Set where it restricts use.
         soft: A second class for each image, or a classifier's answers, where some have one; None: every label is hard.
         groups: What each image is of (a patient, a scene), where it was said: no split parts a group. Else empty.
+        source_ids: Of images that were made from others, the id of each one's source; else empty.
+        confidence: (N,) float32 in [0, 1]: a judge's in each label; None where not every image has one.
 
     Raises DataError where shapes, types, ids or labels do not fit together.
     """
@@ -50,6 +52,8 @@ class LabelledImages:
     licence: str = ""
     soft: SoftLabels | None = None
     groups: tuple[str, ...] = ()
+    source_ids: tuple[str, ...] = ()
+    confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -78,6 +82,11 @@ class LabelledImages:
                     raise DataError(f"{self.name}: {n} ids need as many answers over {len(self.class_names)} classes")
                 if not (answers >= 0).all() or not ((answers.sum(1) - 1).abs() < 1e-3).all():
                     raise DataError(f"{self.name}: the answers of an image are negative, or do not sum to 1")
+        if len(self.source_ids) not in (0, n):
+            raise DataError(f"{self.name}: {n} ids need as many ids of sources, not {len(self.source_ids)}")
+        sure = self.confidence
+        if sure is not None and (sure.shape != (n,) or not ((sure >= 0) & (sure <= 1)).all()):
+            raise DataError(f"{self.name}: {n} ids need as many confidences, each in 0..1")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,6 +141,8 @@ class LabelledImages:
             images=self.images[index],
             soft=None if self.soft is None else self.soft.rows(index),
             groups=tuple(self.groups[row] for row in rows) if self.groups else (),
+            source_ids=tuple(self.source_ids[row] for row in rows) if self.source_ids else (),
+            confidence=None if self.confidence is None else self.confidence[index],
         )
 
 

@@ -34,6 +34,7 @@ from ..train.arms import check_settings as check_training
 from ..train.choosing import Folds, Material
 from ..train.classifiers import choose_architecture
 from ..train.evaluation import OWN_SIZE
+from ..train.mixing import refuse_unjudged
 from ..train.own_size import at_own_size, own_side
 from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
@@ -347,6 +348,7 @@ def run_all(
         )
     for chosen in (*tuning.candidates("train", plain(train)), train):
         check_training(chosen, images.class_names, side)
+        refuse_unjudged(chosen)
     if tuning.axes:
         Folds(run, images, str(generator.device))
     if own_size and "real" in train.arms and (own := own_side(images, side)) is not None:

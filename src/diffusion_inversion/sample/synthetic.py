@@ -256,9 +256,12 @@ class SyntheticStore:
 
         The first of many are those that a call for fewer draws. Raises UsageError where there are not as many.
         """
-        rows = self._drawn(variants, "file_name", "sha256", "label", "partner_label", "label_weight", "answers")
-        found = read_images(self.folder, self.class_names, *(column.to_pylist() for column in rows.columns[:3]))
-        return replace(found, soft=soft_labels(rows))
+        own = ("file_name", "sha256", "label")
+        rows = self._drawn(variants, *own, "partner_label", "label_weight", "answers", "source_id", "confidence")
+        found = read_images(self.folder, self.class_names, *(rows[name].to_pylist() for name in own))
+        sources, judged = rows["source_id"].to_pylist(), rows["confidence"].to_pylist()
+        confidence = None if None in judged else torch.tensor(judged, dtype=torch.float32)
+        return replace(found, soft=soft_labels(rows), source_ids=tuple(sources), confidence=confidence)
 
     def sources(self, variants: int | None = None) -> list[tuple[str, ...]]:
         """Ids of the real images, source and partners, that each image of `read` was made from, in its order."""

@@ -36,6 +36,7 @@ from ..train.arms import train_arms
 from ..train.choosing import Material
 from ..train.classifiers import Classifier, require_form
 from ..train.evaluation import OWN_SIZE, Evaluation, evaluate
+from ..train.mixing import refuse_unjudged
 from ..train.own_size import own_side
 from ..train.training import fingerprint
 from .elsewhere import check_cell, fill
@@ -90,6 +91,7 @@ class Workshop:
                 self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
                 image_size=cell.data.size or learned_at, classes=2,
             )  # fmt: skip
+            refuse_unjudged(cell.train)
         else:
             splits = None if cell.lecf is None else self.splits(cell.data)
             check_cell(cell, splits, self.folder / self._images_folder(cell), self.generator, self.device)

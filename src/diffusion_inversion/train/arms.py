@@ -24,9 +24,9 @@ from ..generator.device import resolve_device
 from .augment import make_augmentation
 from .classifiers import Classifier, choose_architecture
 from .evaluation import OWN_SIZE, SMALLEST_EFFECT, Evaluation, evaluate, score
-from .mixing import check_images
+from .mixing import check_images, measure
 from .store import ClassifierStore
-from .training import fingerprint, recipe, train
+from .training import digest_of, fingerprint, recipe, train
 from .verdict import Verdict, verdict
 
 
@@ -115,7 +115,7 @@ def train_arms(
     settings = settings or TrainSettings()
     where = resolve_device(device)
     sources = check_arms(real, synthetic, test, settings, own_size)
-    data = dict.fromkeys(sources, data_version(real, synthetic, test))
+    data = {arm: data_version(real, synthetic, test, source.measured) for arm, source in sources.items()}
     if OWN_SIZE in sources:  # synthetic images that come or go make no difference to it
         data[OWN_SIZE] = data_version(sources[OWN_SIZE].images, None, sources[OWN_SIZE].test)
     # Seeds outside, arms inside: whatever a killed run has finished can be compared.
@@ -193,9 +193,13 @@ def unit_of(arm: str, seed: int, data: str) -> str:
     return f"{'real-own-size' if arm == OWN_SIZE else arm}-seed{seed}-{data[:8]}"
 
 
-def data_version(real: LabelledImages, synthetic: LabelledImages | None, test: LabelledImages) -> str:
-    """sha256 hex of all images that a classifier of a run may see."""
+def data_version(
+    real: LabelledImages, synthetic: LabelledImages | None, test: LabelledImages, measured: Tensor | None = None
+) -> str:
+    """sha256 hex of all images that a classifier of a run may see, and of what its mixing reads of them (`measure`)."""
     parts = [None if part is None else fingerprint(part) for part in (real, synthetic, test)]
+    if measured is not None:
+        parts.append(digest_of(measured))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -206,6 +210,7 @@ class Ingredients:
     images: LabelledImages
     mixed_with: LabelledImages | None
     test: LabelledImages
+    measured: Tensor | None = None  # what the mixing reads of each synthetic image, see `measure`
 
 
 def check_arms(
@@ -245,10 +250,10 @@ def check_arms(
                     )
                 check_settings(settings, real.class_names, own_size[0].size)
                 found[OWN_SIZE] = Ingredients(own_size[0], None, own_size[1])
+        elif arm == "synthetic" and synthetic is not None:
+            found[arm] = Ingredients(synthetic, None, test)
         elif synthetic is not None:
-            found[arm] = (
-                Ingredients(synthetic, None, test) if arm == "synthetic" else Ingredients(real, synthetic, test)
-            )
+            found[arm] = Ingredients(real, synthetic, test, measure(real, synthetic, settings.mixing))
     return found
 
 

@@ -74,8 +74,10 @@ class Material:
     @cached_property
     def key(self) -> str:
         """sha256 hex of both."""
-        made = json.dumps([fingerprint(self.synthetic), [list(one) for one in self.sources]])
-        return hashlib.sha256(made.encode()).hexdigest()
+        made = [fingerprint(self.synthetic), [list(one) for one in self.sources]]
+        if self.synthetic.confidence is not None:
+            made.append(self.synthetic.confidence.tolist())
+        return hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from ..config.training import TrainSettings
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..config.training import Mixing, TrainSettings
 from ..data.images import LabelledImages
 from ..data.soft_labels import SoftLabels
 from ..errors import DataError, UsageError
 from ..randomness import generator_for
 from .recipes import resolve
+
+LAST = 0.1  # share of the steps that see real images alone with mixing="real-last"
 
 
 class RowOrder:
@@ -28,6 +38,29 @@ class RowOrder:
         return rows
 
 
+@dataclass(frozen=True)
+class Window:
+    """Which images of a pool can be drawn at a step: some of them, which those next in order replace, up to the last.
+
+    It depends on the step alone. What is replaced leaves its slot to what comes, the others keep theirs.
+    """
+
+    order: Tensor  # all rows (N,) int64, as they come
+    slots: int  # images at a time
+    at_once: int = 1  # images that are replaced together
+
+    def rows(self, slots: Tensor, step: int, steps: int) -> Tensor:
+        """The rows (M,) int64 in these slots (M,), 0 to `self.slots` - 1, at step `step` of 1 to `steps`.
+
+        The first begins with the first `self.slots` rows of the order; from there the changes are evenly spread.
+        """
+        to_come = len(self.order) - self.slots
+        changes = math.ceil(to_come / self.at_once)
+        gone = min((step - 1) * (changes + 1) // steps * self.at_once, to_come)
+        turns = (gone - slots + self.slots - 1) // self.slots  # how often a slot has changed its image
+        return self.order[slots + turns * self.slots]
+
+
 class Pool:
     """Images that a training draws from, in the order that its generator gives. Copies of them may join."""
 
@@ -38,21 +71,34 @@ class Pool:
         generator: torch.Generator,
         soft: SoftLabels | None = None,
         classes: int = 0,
+        *,
+        weights: Tensor | None = None,
+        window: Window | None = None,
     ) -> None:
-        """With `soft` the labels that are drawn are targets of so many classes."""
+        """With `soft` the labels that are drawn are targets of so many classes.
+
+        weights: (N,) float32, of each image in the loss, beside `soft`: its targets sum to its weight.
+        window: which images can be drawn when; nothing can be added then.
+        """
         self.images, self.labels = images, labels  # (N, 3, S, S) uint8 and (N,) int64; those given, then copies
         self.soft, self.classes = soft, classes
+        self.weights, self.window = weights, window
         self.given = len(labels)
-        self.order = RowOrder(self.given, generator)
+        self.order = RowOrder(self.given if window is None else window.slots, generator)
 
-    def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next images (count, 3, S, S) uint8 and their labels, see `targets`."""
+    def draw(self, count: int, step: int = 1, steps: int = 1) -> tuple[Tensor, Tensor]:
+        """The next images (count, 3, S, S) uint8 and their labels, see `targets`, at step `step` of 1 to `steps`."""
         rows = self.order.draw(count)
+        if self.window is not None:
+            rows = self.window.rows(rows, step, steps)
         return self.images[rows], self.targets(rows)
 
     def targets(self, rows: Tensor) -> Tensor:
-        """Labels of rows (M,): (M,) int64, or (M, classes) float32 where there are soft ones."""
-        return self.labels[rows] if self.soft is None else self.soft.rows(rows).targets(self.labels[rows], self.classes)
+        """Labels of rows (M,): (M,) int64, or (M, classes) float32 where there are soft ones or weights."""
+        if self.soft is None:
+            return self.labels[rows]
+        found = self.soft.rows(rows).targets(self.labels[rows], self.classes)
+        return found if self.weights is None else self.weights[rows, None] * found
 
     def add(self, copies: Tensor, labels: Tensor, soft: SoftLabels | None = None) -> None:
         """Let copies (M, 3, S, S) uint8 with labels (M,) take part from the next epoch on."""
@@ -60,7 +106,7 @@ class Pool:
         self.labels = torch.cat([self.labels, labels])
         if self.soft is not None:
             self.soft = SoftLabels.cat([self.soft, soft or SoftLabels.hard(labels)])
-        self.order.population = len(self.labels)
+        self.order.population += len(labels)
 
     def state(self) -> dict[str, Tensor]:
         """All that changes while a training draws."""
@@ -86,18 +132,30 @@ class Pool:
 
 
 def make_pools(
-    images: LabelledImages, synthetic: LabelledImages | None, settings: TrainSettings, seed: int
+    images: LabelledImages,
+    synthetic: LabelledImages | None,
+    settings: TrainSettings,
+    seed: int,
+    measured: Tensor | None = None,
 ) -> list[Pool]:
     """The pools of a training, after `check_images`. One order per pool: real images come alike in every arm of a seed.
 
-    With `synthetic` there are two, `images` first; with mixing="concatenate" one that holds all images. Where some
-    images have soft labels, all pools draw targets of all classes.
+    With `synthetic` there are two, `images` first; with mixing="concatenate" one that holds all images. `measured` is
+    what `measure` says. Where some images have soft labels or weights, all pools draw targets of all classes.
     """
-    check_images(images, synthetic)
     parts = [images] if synthetic is None else [images, synthetic]
     pixels, labels = [part.images for part in parts], [part.labels for part in parts]
+    weights: tuple[Tensor | None, ...] = (None, None)
+    windows: tuple[Window | None, ...] = (None, None)
+    if measured is not None and settings.mixing == "confidence":
+        weights = (torch.ones(len(images)), measured)
+    elif measured is not None and settings.mixing == "curriculum":
+        windows = (None, Window(far_to_near(measured, labels[1]), math.ceil(len(measured) / 2)))
+    elif measured is not None:
+        epoch = int((measured == 0).sum())
+        windows = (None, Window(measured.argsort(stable=True), epoch, math.ceil(epoch / 10)))
     soft: list[SoftLabels] = []
-    if any(part.soft is not None for part in parts):
+    if weights[0] is not None or any(part.soft is not None for part in parts):
         soft = [part.soft or SoftLabels.hard(part.labels) for part in parts]
     if settings.mixing == "concatenate":
         pixels, labels, soft = [torch.cat(pixels)], [torch.cat(labels)], [SoftLabels.cat(soft)] if soft else []
@@ -108,9 +166,65 @@ def make_pools(
             generator_for("train", seed, "order", place),
             soft[place] if soft else None,
             len(images.class_names),
+            weights=weights[place],
+            window=windows[place],
         )
         for place, (own, theirs) in enumerate(zip(pixels, labels, strict=True))
     ]
+
+
+def measure(real: LabelledImages, synthetic: LabelledImages, mixing: Mixing) -> Tensor | None:
+    """What a mixing reads of each synthetic image, (N,) float32; None where it reads nothing.
+
+    confidence: the judge's in the image's label, in [0, 1]. curriculum: the image's distance to its source, the root
+    mean square of the differences of their pixels, in [0, 255]. queue: how many images of its source come before it.
+
+    Raises DataError for images without a confidence or a source, and where a distance is asked for to no real image.
+    """
+    if mixing == "confidence":
+        if synthetic.confidence is None:
+            raise DataError(
+                f"mixing=confidence: {synthetic.name}: not every image has a confidence of a judge in its label. Let "
+                "one judge them, or give another mixing."
+            )
+        return synthetic.confidence
+    if mixing not in ("curriculum", "queue"):
+        return None
+    if not synthetic.source_ids:
+        raise DataError(f"mixing={mixing}: {synthetic.name}: no image has a source on record. Give another mixing.")
+    if mixing == "queue":
+        before: Counter[str] = Counter()
+        places = []
+        for source in synthetic.source_ids:
+            places.append(float(before[source]))
+            before[source] += 1
+        return torch.tensor(places)
+    row_of = {image_id: row for row, image_id in enumerate(real.ids)}
+    if lost := [source for source in synthetic.source_ids if source not in row_of]:
+        raise DataError(
+            f"mixing=curriculum: {synthetic.name}: {len(lost)} of {len(synthetic)} images have no source among the "
+            f"real ones, as {lost[0]}. Give another mixing."
+        )
+    pairs = zip(synthetic.images, (real.images[row_of[source]] for source in synthetic.source_ids), strict=True)
+    return torch.stack([(image.float() - source.float()).square().mean().sqrt() for image, source in pairs])
+
+
+def refuse_unjudged(settings: TrainSettings) -> None:
+    """Raise UsageError, before images are drawn, for a mixing that reads a judge's confidence: drawings have none."""
+    if settings.mixing == "confidence" and "real+synthetic" in settings.arms:
+        raise UsageError(
+            "mixing=confidence: images are drawn without a judge's confidence in their labels. Give another mixing."
+        )
+
+
+def far_to_near(distance: Tensor, labels: Tensor) -> Tensor:
+    """Rows (N,) int64 by falling distance (N,), each stretch of them with the classes (N,) in their proportions."""
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        falling = rows[distance[rows].argsort(descending=True, stable=True)]
+        place[falling] = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
+    return place.argsort(stable=True)
 
 
 def check_images(images: LabelledImages, synthetic: LabelledImages | None) -> None:
@@ -125,13 +239,34 @@ def check_images(images: LabelledImages, synthetic: LabelledImages | None) -> No
         )
 
 
+def batches_at(step: int, settings: TrainSettings, pools: list[Pool]) -> list[tuple[Tensor, Tensor]]:
+    """Images and labels of step `step` (from 1): one batch of all pools, or with mixing="two-losses" one of each."""
+    counts = counts_at(step, settings, len(pools))
+    drawn = [pool.draw(count, step, settings.steps) for pool, count in zip(pools, counts, strict=True)]
+    if settings.mixing == "two-losses":
+        return drawn
+    images, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    return [(images, labels)]
+
+
+def shares_of(settings: TrainSettings, pools: int) -> list[float]:
+    """Share of each batch of `batches_at` in the loss of a step; they sum to 1."""
+    if settings.mixing == "two-losses" and pools == 2:
+        return [_share(settings), 1 - _share(settings)]
+    return [1.0]
+
+
 def counts_at(step: int, settings: TrainSettings, pools: int) -> list[int]:
     """How many images step `step` (from 1) draws from each of the pools; they sum to the batch size."""
     whole = resolve(settings).batch_size
     if pools == 1:
         return [whole]
+    if settings.mixing in ("sequential", "real-last") and step > settings.steps - real_steps(settings):
+        return [whole, 0]
     if settings.mixing == "sequential":
-        return [0, whole] if step <= settings.steps - real_steps(settings) else [whole, 0]
+        return [0, whole]
+    if settings.mixing == "two-losses":
+        return [whole - whole // 2, whole // 2]
     real = real_per_batch(settings)
     return [real, whole - real]
 
@@ -143,14 +278,40 @@ def real_per_batch(settings: TrainSettings) -> int:
 
 
 def real_steps(settings: TrainSettings) -> int:
-    """Steps on real images where they follow synthetic ones: real_fraction rounded, at least one step of either kind.
+    """Steps on real images alone, the last ones: real_fraction of all where sequential, a tenth where real-last.
 
-    The learning rate goes through its schedule once, so the real steps are those of the low rates.
+    Rounded, at least one step of either kind. The learning rate goes through its schedule once, so they are those of
+    the low rates.
     """
-    return max(min(round(_share(settings) * settings.steps), settings.steps - 1), 1)
+    share = LAST if settings.mixing == "real-last" else _share(settings)
+    return max(min(round(share * settings.steps), settings.steps - 1), 1)
 
 
 def _share(settings: TrainSettings) -> float:
     if settings.real_fraction == "auto":
         raise UsageError("real_fraction=auto: not chosen yet. Train through a run folder, or give a number.")
     return settings.real_fraction
+
+
+def weighted_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    """sum_i w_i l_i / sum_i w_i: l_i the cross-entropy of row i of logits (B, classes), w_i the sum of its targets.
+
+    Targets (B, classes) are weights times distributions, and stay so where MixUp or CutMix blends rows of them.
+    """
+    weights = targets.sum(1)
+    distributions = targets / weights.clamp(min=torch.finfo(weights.dtype).tiny)[:, None]
+    each = F.cross_entropy(logits, distributions, label_smoothing=label_smoothing, reduction="none")
+    return (weights * each).sum() / weights.sum()
+
+
+@contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Let batch normalisation go by the batch alone, and leave the averages that it keeps for tests as they are."""
+    layers = [one for one in network.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
+    try:
+        for layer in layers:
+            layer.track_running_stats = False
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

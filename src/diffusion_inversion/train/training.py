@@ -24,7 +24,17 @@ from .adversarial import ascend
 from .architectures import form_of
 from .augment import make_augmentation
 from .classifiers import Classifier, choose_architecture
-from .mixing import Pool, counts_at, make_pools
+from .mixing import (
+    Pool,
+    batches_at,
+    check_images,
+    counts_at,
+    make_pools,
+    measure,
+    shares_of,
+    statistics_kept,
+    weighted_loss,
+)
 from .recipes import described, make_optimizer, make_schedule, resolve, resolved
 from .store import SCHEMA
 
@@ -55,13 +65,17 @@ def train(
     CPU at once, elsewhere when the losses of 50 steps are read, so that the host does not wait for each. With `state` a
     long training is saved now and then, and goes on from there with the same bits.
 
-    Raises DataError for empty or mismatched images, UsageError for an unusable device, augmentation or architecture,
-    DinvError when a loss that was read is not finite.
+    Raises DataError for empty or mismatched images, or without what the mixing reads of them, UsageError for an
+    unusable device, augmentation or architecture, DinvError when a loss that was read is not finite.
     """
     settings = settings or TrainSettings()
     recipe = resolve(settings)
     where = resolve_device(device)
-    pools = make_pools(images, synthetic, settings, seed)
+    check_images(images, synthetic)
+    measured = None if synthetic is None else measure(images, synthetic, settings.mixing)
+    pools = make_pools(images, synthetic, settings, seed, measured)
+    shares = shares_of(settings, len(pools))
+    loss_of = F.cross_entropy if pools[0].weights is None else weighted_loss
     augmentation = make_augmentation(settings.augmentations, len(images.class_names))
 
     # Layers draw their initial weights from the global CPU generator; fork_rng gives it back untouched.
@@ -81,16 +95,22 @@ def train(
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for step in range(first + 1, settings.steps + 1):
-            counts = counts_at(step, settings, len(pools))
-            drawn = [pool.draw(count) for pool, count in zip(pools, counts, strict=True)]
-            batch, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-            batch, targets = augmentation(batch, labels, moves)
-            # Class numbers where nothing is mixed: the same loss as one-hot targets, and the bits it always had.
-            goal = targets if augmentation.mixes or labels.is_floating_point() else labels
-            batch, goal = _moved(batch, where), _moved(goal, where)
+            batches, goals = [], []
+            for drawn, labels in batches_at(step, settings, pools):
+                batch, targets = augmentation(drawn, labels, moves)
+                # Class numbers where nothing is mixed: the same loss as one-hot targets, and the bits it always had.
+                goal = targets if augmentation.mixes or labels.is_floating_point() else labels
+                batches.append(_moved(batch, where))
+                goals.append(_moved(goal, where))
             with _seeded(where, seed, step), _arithmetic(where):
-                logits = classifier(batch)
-            loss = F.cross_entropy(logits.float(), goal, label_smoothing=recipe.label_smoothing)
+                logits = [classifier(batches[0])]
+                with statistics_kept(classifier):
+                    logits += map(classifier, batches[1:])
+            parts = [
+                share * loss_of(one.float(), goal, label_smoothing=recipe.label_smoothing)
+                for share, one, goal in zip(shares, logits, goals, strict=True)
+            ]
+            loss = torch.stack(parts).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -110,7 +130,7 @@ def train(
             if state is not None and read and step < settings.steps:
                 state.offer(partial(_progress, step, classifier, optimizer, schedule, moves, pools))
 
-    classifier.provenance = {"seed": seed, **provenance(images, synthetic, settings, where)}
+    classifier.provenance = {"seed": seed, **provenance(images, synthetic, settings, where, measured)}
     return classifier.eval()
 
 
@@ -265,8 +285,17 @@ def _hash(images: LabelledImages) -> str:
     return digest.hexdigest()
 
 
+def digest_of(measured: Tensor) -> str:
+    """sha256 hex of what a mixing reads of the synthetic images (N,)."""
+    return hashlib.sha256(measured.contiguous().numpy().data).hexdigest()
+
+
 def provenance(
-    images: LabelledImages, synthetic: LabelledImages | None, settings: TrainSettings, device: torch.device
+    images: LabelledImages,
+    synthetic: LabelledImages | None,
+    settings: TrainSettings,
+    device: torch.device,
+    measured: Tensor | None,
 ) -> dict[str, Any]:
     """Describe, as JSON, all that decides a classifier's weights but its arm and seed: settings, arithmetic, data."""
 
@@ -277,6 +306,7 @@ def provenance(
         **recipe(settings, device),
         "images": describe(images),
         "synthetic": None if synthetic is None else describe(synthetic),
+        **({} if measured is None else {"measured": digest_of(measured)}),
     }
 
 
