@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .formats import accuracy, points
+from .formats import accuracy
 from .svg import COLOURS, Row, axis, chart, curve
 
 _LONGEST = 34  # characters of a name beside its numbers
@@ -26,7 +26,7 @@ def differences(run: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]
     rows = []
     for compared in comparisons:
         ends = _in_percent(compared["low"], compared["high"])
-        numbers = points(compared["difference"])
+        numbers = f"{100 * compared['difference']:+.1f}"
         if ends is not None:
             numbers = f"{numbers} ({ends[0]:+.1f} to {ends[1]:+.1f})"
         rows.append(

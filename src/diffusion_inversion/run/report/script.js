@@ -15,21 +15,24 @@ order.addEventListener("change", () => {
 });
 document.querySelector(".controls").hidden = false;
 
-// A picture large, beside the real image of its row and the real image nearest to it.
+// A picture large, beside the real image of its row and the real image nearest to it; small ones in squares.
+const SMALL = 128;
 let shown = null;
 
 function enlarge(button) {
   const figure = button.closest("figure");
   const pictures = [button.querySelector("img")];
   if (figure.classList.contains("made")) {
-    pictures.unshift(button.closest(".card").querySelector(".real img"));
+    pictures.unshift(...button.closest(".card").querySelectorAll(".source img"));
     for (const image of figure.querySelectorAll("img")) if (!pictures.includes(image)) pictures.push(image);
   }
   large.querySelector(".large").replaceChildren(...pictures.map((image) => {
     const copy = document.createElement("figure");
     const caption = document.createElement("figcaption");
     caption.textContent = image.alt;
-    copy.append(image.cloneNode(), caption);
+    const picture = image.cloneNode();
+    picture.classList.toggle("pixels", image.naturalWidth <= SMALL);
+    copy.append(picture, caption);
     return copy;
   }));
   shown = button;
