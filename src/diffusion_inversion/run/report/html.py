@@ -16,10 +16,11 @@ from .sections import SECTIONS
 from .templates import PACKAGE, fill
 
 
-def script() -> tuple[Markup, str]:
+def script() -> tuple[Markup, Markup]:
     """The page's script, and what its policy calls it: the hash without which no script runs there."""
     text = files(PACKAGE).joinpath("script.js").read_text(encoding="utf-8")
-    return Markup(text), f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Markup(text), Markup(f"'sha256-{digest}'")
 
 
 def style() -> Markup:
@@ -36,4 +37,4 @@ def render_report(run: Mapping[str, Any], images: ReportImages) -> str:
     shown = visible_values(run)
     code, policy = script()
     sections = [made for section in SECTIONS if (made := section(shown, images))]
-    return fill("page.html", run=shown, style=style(), script=code, policy=policy, sections=sections)
+    return str(fill("page.html", run=shown, style=style(), script=code, policy=policy, sections=sections))
