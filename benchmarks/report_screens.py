@@ -3,7 +3,8 @@
     python benchmarks/report_screens.py runs/demo/report.html --out docs/report [--axe axe.min.js]
 
 Needs Playwright and a Chromium (`--browser`). Checked at every width: no message on the console, no request, nothing
-wider than the page. Once: sorting and enlarging by keyboard alone, and axe-core's rules where `--axe` names its file.
+wider than the page, folded or unfolded; axe-core's rules where `--axe` names its file. Once: sorting and enlarging by
+keyboard alone.
 With `--whole` the pictures show the whole page, else its first screen, and at 400 px the first images.
 """
 
@@ -44,6 +45,8 @@ def main() -> None:
                     page.eval_on_selector("#cards", "cards => cards.scrollIntoView()")
                     page.screenshot(path=gallery)
                     reduce(gallery)
+                page.evaluate("document.querySelectorAll('details').forEach((folded) => { folded.open = true; })")
+                check_width(page, width)
                 if given.axe is not None:
                     check_rules(page, given.axe)
                 page.close()
@@ -63,10 +66,17 @@ def open_page(browser: Any, report: Path, width: int, scheme: str) -> Any:
     page.on("request", lambda request: said.append(request.url[:80]) if not _own(request.url) else None)
     page.goto(report.resolve().as_uri())
     page.wait_for_timeout(200)
-    wide = page.evaluate("document.documentElement.scrollWidth")
-    if said or wide > width:
-        raise SystemExit(f"{report} at {width} px, {scheme}: {wide} px wide, said {said}")
+    check_width(page, width)
+    if said:
+        raise SystemExit(f"{report} at {width} px, {scheme}, said {said}")
     return page
+
+
+def check_width(page: Any, width: int) -> None:
+    """Stop where anything is wider than the window."""
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    if wide > width:
+        raise SystemExit(f"the page is {wide} px wide in a window of {width} px")
 
 
 def _own(address: str) -> bool:
@@ -74,8 +84,7 @@ def _own(address: str) -> bool:
 
 
 def check_rules(page: Any, axe: Path) -> None:
-    """Stop where axe-core finds a breach of an accessibility rule, folded parts opened."""
-    page.evaluate("document.querySelectorAll('details').forEach((folded) => { folded.open = true; })")
+    """Stop where axe-core finds a breach of an accessibility rule."""
     page.evaluate(axe.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run().then((result) => result.violations)")
     lines = [f"{one['id']} ({len(one['nodes'])}): {one['help']}: {one['nodes'][0]['html'][:160]}" for one in found]
