@@ -288,8 +288,8 @@ def test_a_card_has_the_real_image_nearest_to_each_variant(images: ReportImages,
     shown = page(RUN, full, tmp_path)
     assert "b" not in shown.tags and "i" not in shown.tags
     assert re.findall(r'data-row="(\d)" data-class="(\d)" data-like="([\d.]+)" data-near="([\d.]+)"', shown.source) == [
-        ("0", "1", "0.40000", "0.25000"),
-        ("1", "0", "0.30000", "0.70000"),
+        ("0", "1", "0.400", "0.250"),
+        ("1", "0", "0.300", "0.700"),
     ]
     text = words(shown)
     for part in ("before it was shrunk, 9 px", "distance 0.40", "nearest real image, distance 0.25 x<b>", "s/<i>0"):

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from ...engine.text import visible_values
 from .pictures import ReportImages
 from .sections import SECTIONS
-from .templates import PACKAGE, fill
+from .templates import PACKAGE, fill, style
 
 
 def script() -> tuple[Markup, Markup]:
@@ -21,11 +21,6 @@ def script() -> tuple[Markup, Markup]:
     text = files(PACKAGE).joinpath("script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Markup(text), Markup(f"'sha256-{digest}'")
-
-
-def style() -> Markup:
-    """The page's style sheet."""
-    return Markup(files(PACKAGE).joinpath("style.css").read_text(encoding="utf-8"))
 
 
 def render_report(run: Mapping[str, Any], images: ReportImages) -> str:
