@@ -93,7 +93,7 @@ def check_rules(page: Any, axe: Path) -> None:
 
 
 def check_keyboard(page: Any) -> None:
-    """Stop where cards cannot be sorted, or a picture cannot be enlarged and put away, by keys alone."""
+    """Stop where cards cannot be sorted, a picture enlarged and put away, or the command copied, by keys alone."""
     page.focus("#order")
     page.keyboard.press("End")  # the last choice: by class
     classes = page.eval_on_selector_all(".card", "cards => cards.map((card) => Number(card.dataset.class))")
@@ -108,6 +108,11 @@ def check_keyboard(page: Any) -> None:
     focused = page.evaluate("document.activeElement.querySelector('img').alt")
     if first == second or page.query_selector("dialog[open]") or focused != second:
         raise SystemExit(f"enlarging by keyboard: {first!r}, then {second!r}; the focus is on {focused!r}")
+    page.focus(".copy")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+    if (answer := page.inner_text(".copy")) == "Copy the command":
+        raise SystemExit(f"the button still says {answer!r}: nothing was copied or selected")
 
 
 def reduce(picture: Path) -> None:

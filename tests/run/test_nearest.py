@@ -1,4 +1,4 @@
-"""The real image that is shown beside a variant is the nearest one; a page names a data set by more than its split."""
+"""The real image that is shown beside a variant is the nearest one; a page names no data set by its split."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_too_many_images_are_not_searched(train: LabelledImages) -> None:
     assert nearest_real([many.images[:1]], many) is None
 
 
-def test_a_folder_that_is_called_as_a_split_has_its_parent_in_the_title() -> None:
-    assert data_name("train", "/data/birds/train") == "birds/train"
-    assert data_name("Validation", "/data/birds/Validation/") == "birds/Validation"
+def test_a_folder_that_is_called_as_a_split_is_named_after_its_parent() -> None:
+    assert data_name("train", "/data/birds/train") == "birds"
+    assert data_name("Validation", "/data/birds/Validation/") == "birds"
     assert data_name("birds", "/data/birds") == "birds" and data_name("digits", "digits") == "digits"

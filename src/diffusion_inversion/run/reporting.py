@@ -223,9 +223,9 @@ def _made_otherwise(run: Path) -> _Made:
 
 
 def data_name(name: str, data: str) -> str:
-    """What a page calls a data set: its `name`, after the folder above where that is the name of a split alone."""
+    """What a page calls a data set: its `name`, or the folder above it where that is the name of a split alone."""
     above = Path(data).expanduser().absolute().parent.name
-    return f"{above}/{name}" if above and name.lower() in SPLIT_NAMES else name
+    return above if above and name.lower() in SPLIT_NAMES else name
 
 
 def replicated(run: Path, splits: Splits, results: ArmResults) -> Replicated:

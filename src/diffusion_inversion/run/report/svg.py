@@ -112,7 +112,9 @@ def curve(
 
     level: a value that is marked by a line over all steps.
     """
-    across = Axis(min(steps), max(steps) if max(steps) > min(steps) else min(steps) + 1, ())
+    first, last = min(steps), max(steps)
+    ticks = tuple(tick for tick in axis(steps).ticks if first <= tick <= last)
+    across = Axis(first, last if last > first else first + 1, ticks)
     shown = [*mean, *band[0], *band[1], *([] if level is None else [level])]
     down = axis(shown)
 
@@ -134,9 +136,7 @@ def curve(
         f'<polygon class="band c0" points="{around}"/>'
         f'<polyline class="curve c0" points="{" ".join(points(mean))}"/></svg>'
     )
-    named = axis(steps) if max(steps) > min(steps) else Axis(across.low, across.high, (across.low,))
-    kept = Axis(across.low, across.high, tuple(t for t in named.ticks if across.low <= t <= across.high))
-    return _svg([*grid, drawn, *_numbers_below(kept, _CURVE, "")], _CURVE + _AXIS, title)
+    return _svg([*grid, drawn, *_numbers_below(across, _CURVE, "")], _CURVE + _AXIS, title)
 
 
 def _numbers_below(along: Axis, top: float, unit: str) -> list[str]:
