@@ -11,7 +11,7 @@ from ..data.images import LabelledImages, to_model_range
 from ..generator.features import load_lite0, profile
 from .report import Nearest
 
-MOST_SEARCHED = 1000  # training images: about 20 s on a core
+MOST_SEARCHED = 1000  # training images: every one passes the network when a report is written
 MOST_COMPARED = 500  # of them, from which the mean distance between two is taken
 _AT_ONCE = 100
 
