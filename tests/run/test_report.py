@@ -262,7 +262,7 @@ def test_formats() -> None:
 def colours(uri: str) -> list[tuple[int, ...]]:
     """The colours of a picture in a page."""
     with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
-        return [colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []]  # type: ignore[misc]
+        return [colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []]
 
 
 def test_a_card_shows_its_source_its_reconstruction_and_its_variants(images: ReportImages) -> None:
@@ -317,6 +317,6 @@ def test_images_that_do_not_fit_together_are_refused(images: ReportImages) -> No
         {"distances": (0.7,)},
     ):
         with pytest.raises(ValueError, match="not R images"):
-            replace(images, **wrong)  # type: ignore[arg-type]
+            replace(images, **wrong)
     with pytest.raises(ValueError, match="uint8"):
         replace(images, real=images.real.float())

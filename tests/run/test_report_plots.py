@@ -192,8 +192,8 @@ def run() -> dict[str, Any]:
     return found
 
 
-IMAGES = ReportImages(*torch.zeros(3, 1, 3, 4, 4, dtype=torch.uint8)[:2], torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8),
-                      torch.tensor([0]))  # fmt: skip
+PIXELS = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+IMAGES = ReportImages(PIXELS, PIXELS, (PIXELS,), torch.tensor([0]))
 
 
 def test_the_report_has_the_confusion_that_was_recorded(run: dict[str, Any]) -> None:
