@@ -1,4 +1,4 @@
-"""Settings of the commands beside the method: metrics, generators compare, pretrain, gan."""
+"""Settings of the commands beside the method: metrics, predict, export, generators compare, pretrain, gan."""
 
 from __future__ import annotations
 
@@ -41,6 +41,29 @@ class MetricsSettings(Settings):
     seed: int = setting(0, "of subsets and intervals")
     real_groups: str | None = groups()
     generated_groups: str | None = groups()
+    device: str = same(GeneratorSettings, "device")
+    root: str | None = same(DataSettings, "root")
+
+
+def arm_of_use() -> Any:
+    return setting(
+        None,
+        "the arm whose classifiers are used, as in the report",
+        unset="the one that the verdict recommends, else real+synthetic",
+    )
+
+
+class PredictSettings(Settings):
+    """What the classifiers of a run are asked, and how they answer."""
+
+    images: str = setting(
+        ..., "folder of images at any depth, an image, a parquet file, hf:<id>, or a built-in name", option="IMAGES"
+    )
+    out: Path = setting(..., "file to write: .csv, .jsonl or .parquet")
+    arm: str | None = arm_of_use()
+    abstain_below: float = setting(0.0, "mark predictions of less confidence as abstained", ge=0, le=1)
+    overwrite: bool = setting(False, "replace the file where it exists")
+    batch_size: int = setting(250, "images side by side", ge=1)
     device: str = same(GeneratorSettings, "device")
     root: str | None = same(DataSettings, "root")
 

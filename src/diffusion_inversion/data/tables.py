@@ -69,6 +69,23 @@ def unlabelled_parquet(path: Path) -> Unlabelled:
     return Unlabelled(file.metadata.num_rows, open_row, tuple(values), str(info.get("license") or ""))
 
 
+def class_of_rows(path: Path) -> tuple[str | None, ...]:
+    """Name of the class of each row of a parquet file, None where it has none; empty without a label column.
+
+    Raises DataError.
+    """
+    with reading(str(path), "give a whole, readable parquet file"):
+        file, _, info = _open_parquet(path)
+        column = next((name for name in _LABEL_COLUMNS if name in file.schema_arrow.names), None)
+        if column is None:
+            return ()
+        values: list[Any] = file.read([column]).column(column).to_pylist()
+        names = _class_names(path, column, info)
+    if names is None:
+        return tuple(None if value is None else str(value) for value in values)
+    return tuple(names[value] if value in range(len(names)) else None for value in values)
+
+
 @dataclass(frozen=True)
 class Unlabelled:
     """Images of a table by row, and the licence of each where a column has it, else of all."""
