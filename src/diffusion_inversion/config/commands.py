@@ -68,6 +68,16 @@ class PredictSettings(Settings):
     root: str | None = same(DataSettings, "root")
 
 
+class ExportSettings(Settings):
+    """What of a run is written for other programs, and how."""
+
+    to: Literal["onnx", "safetensors", "imagefolder", "webdataset", "parquet", "fiftyone", "coco-classification"] = (
+        setting(..., "of the classifiers the first two, of the synthetic images the others")
+    )
+    out: Path = setting(..., "folder to make; one that holds anything is refused")
+    arm: str | None = arm_of_use()
+
+
 class CompareSettings(Settings):
     """What generators are compared on, and how much of it."""
 

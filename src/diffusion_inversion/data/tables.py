@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -142,6 +143,17 @@ def _class_names(path: Path, column: str, info: Mapping[str, Any]) -> tuple[str,
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
         raise DataError(f"{path}: column {column}: its class names are not texts that differ; write the file again")
     return tuple(names)
+
+
+def class_label_metadata(names: Sequence[str], **others: str) -> dict[bytes, bytes]:
+    """Metadata of a parquet schema by which `datasets` shows the column label by the names of its classes.
+
+    `others` are further columns and the types that `datasets` is to read them as, such as image="Image".
+    """
+    features = {"label": {"names": list(names), "_type": "ClassLabel"}} | {
+        column: {"_type": kind} for column, kind in others.items()
+    }
+    return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
 
 
 def _check_images(path: Path, column: str, kind: Any) -> None:
