@@ -113,7 +113,7 @@ def predict_images(run: Path, settings: PredictSettings) -> Predictions:
     Raises UsageError (nothing of that name, an output that exists, no classifiers), DataError (no image can be read,
     damaged classifiers), DiskError.
     """
-    check_output(settings.out, settings.overwrite)
+    _check_output(settings.out, settings.overwrite)
     found = trained(run, settings.arm)
     recorded = read_record(run)
     if recorded is None:
@@ -144,11 +144,11 @@ def predict_images(run: Path, settings: PredictSettings) -> Predictions:
         sum(digest in known["test"] for digest in hashes),
         tuple(problems),
     )
-    commit_bytes(settings.out, encoded(done.table(), settings.out.suffix.lower()))
+    commit_bytes(settings.out, _encoded(done.table(), settings.out.suffix.lower()))
     return done
 
 
-def check_output(out: Path, overwrite: bool) -> None:
+def _check_output(out: Path, overwrite: bool) -> None:
     """Raise UsageError for a file that has another suffix, or is there and not to be replaced."""
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--out {out}: the suffix says the format; give a name that ends in {', '.join(SUFFIXES)}.")
@@ -186,7 +186,7 @@ def _by_parts(
             advance(len(wanted))
 
 
-def encoded(table: pa.Table, suffix: str) -> bytes:
+def _encoded(table: pa.Table, suffix: str) -> bytes:
     """The table as .csv, .jsonl or .parquet. In CSV no cell is a formula: such text begins with an apostrophe."""
     if suffix == ".parquet":
         import pyarrow.parquet as pq

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config.training import ARMS
 from ..engine.hashing import sha256_of
 from ..engine.ledger import Ledger
+from ..engine.untrusted import inside
 from ..errors import DataError, UsageError
 from ..train.classifiers import Classifier
 from ..train.evaluation import BASELINE, OWN_SIZE
@@ -24,7 +25,6 @@ class Trained:
     arm: str  # as the report calls it
     why: str  # why this arm, half a sentence
     by_seed: dict[int, Classifier]  # on the CPU, in eval mode
-    hashes: dict[int, str]  # sha256 hex of the files
 
 
 def trained(run: Path, arm: str | None = None) -> Trained:
@@ -61,13 +61,7 @@ def trained(run: Path, arm: str | None = None) -> Trained:
             f"{run}: of arm {arm} the classifiers of seeds {', '.join(map(str, missing))} are not there, or of other "
             f"images. Run `dinv train {run}` first."
         )
-    chosen = {seed: files[seed] for seed in complete["seeds"]}
-    return Trained(
-        arm,
-        why,
-        {seed: _load(run, store.folder / name, digest) for seed, (name, digest) in chosen.items()},
-        {seed: digest for seed, (_, digest) in chosen.items()},
-    )
+    return Trained(arm, why, {seed: _load(run, store.folder, *files[seed]) for seed in complete["seeds"]})
 
 
 def recommended(verdict: VerdictRecord | None, arms: tuple[str, ...], mixed: str) -> tuple[str, str]:
@@ -93,7 +87,8 @@ def _verdict(run: Path) -> VerdictRecord | None:
     return None if record is None else record["verdict"]
 
 
-def _load(run: Path, path: Path, digest: str) -> Classifier:
+def _load(run: Path, folder: Path, name: str, digest: str) -> Classifier:
+    path = inside(folder, name)
     remedy = f"`dinv repair {run}` trains it again."
     if not path.is_file():
         raise DataError(f"{path}: listed in the manifest but missing. {remedy}")
