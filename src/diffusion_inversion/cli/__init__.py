@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, export, few_shot, gan, generators, lecf, measures, predict, retrieve, stages, sweeps
+from . import (
+    bench,
+    care,
+    compare,
+    export,
+    few_shot,
+    gan,
+    generators,
+    lecf,
+    measures,
+    predict,
+    push,
+    retrieve,
+    stages,
+    sweeps,
+)
 from .command import add
 from .surroundings import prepare
 
@@ -17,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
-USE = (predict.predict, export.export)
+USE = (predict.predict, export.export, push.push)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -76,6 +77,26 @@ class ExportSettings(Settings):
     )
     out: Path = setting(..., "folder to make; one that holds anything is refused")
     arm: str | None = arm_of_use()
+
+
+class PushSettings(Settings):
+    """How the synthetic images of a run are published as a data set of the Hugging Face hub."""
+
+    hub_id: str = setting(..., "<owner>/<name> of the data set", option="HUB_ID")
+    out: Path = setting(..., "folder to make of what is uploaded; one that holds anything is refused")
+    dry_run: bool = setting(False, "make the folder and upload nothing")
+    licence: str | None = setting(
+        None, "licence id of the hub, such as cc-by-4.0", unset="other where DATA names a licence, else unknown"
+    )
+    public: bool = setting(False, "let everybody see the data set; else it is private")
+    update: bool = setting(False, "write over a data set that exists")
+
+    @field_validator("hub_id")
+    @classmethod
+    def _hub_id_has_an_owner(cls, hub_id: str) -> str:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+            raise ValueError("give <owner>/<name>, both of letters, digits, dots, dashes and underscores")
+        return hub_id
 
 
 class CompareSettings(Settings):

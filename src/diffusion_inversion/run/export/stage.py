@@ -72,10 +72,15 @@ def export(run: Path, settings: ExportSettings) -> Exported:
 def export_images(run: Path, to: str, out: Path) -> Exported:
     """Write the synthetic images of a run in a format of `OF_IMAGES`."""
     images = SyntheticImages.of(run)
-    require_room(out, images.size + _BESIDE * len(images), "the images")
+    require_room_for(images, out)
     with new_folder(out) as folder, track("export", len(images)) as advance:
         OF_IMAGES[to](images, folder, advance)
     return Exported(len(images), "synthetic images")
+
+
+def require_room_for(images: SyntheticImages, out: Path) -> None:
+    """Raise DiskError where the images do not fit."""
+    require_room(out, images.size + _BESIDE * len(images), "the images")
 
 
 def require_empty(out: Path) -> None:
