@@ -63,8 +63,11 @@ def test_parquet_is_a_data_set_whose_labels_have_names(finished: Path, made: Lab
     assert rows["label"][:] == made.labels.tolist() and rows["source_id"][:] == source_of(made, finished)
     assert all(torch.equal(pixels(row["image"]), image) for row, image in zip(rows, made.images, strict=True))
     assert {"generator_hash", "guidance_scale", "seed", "variant", "method"} <= set(rows.column_names)
-    again = load_images(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")  # it is DATA too
+    file = tmp_path / "out" / "data" / "train-00000-of-00001.parquet"
+    again = load_images(file)  # it is DATA too
     assert torch.equal(again.images, made.images) and torch.equal(again.labels, made.labels)
+    asked = PredictSettings(images=str(file), out=tmp_path / "p.jsonl", device="cpu")
+    assert torch.equal(predict_images(finished, asked).labels, made.labels)
 
 
 def test_the_runs_own_folder_has_named_labels_too(finished: Path, made: LabelledImages, tmp_path: Path) -> None:
