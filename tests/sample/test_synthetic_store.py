@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +78,10 @@ def test_the_table_is_what_the_records_say_one_by_one(store: SyntheticStore) -> 
 
 def test_metadata_has_the_bytes_that_rows_one_by_one_give(store: SyntheticStore) -> None:
     rows = sorted(one_by_one(store), key=lambda row: row["file_name"])
+    named = {"info": {"features": {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}}}
+    table = pa.Table.from_pylist([{key: row[key] for key in COLUMNS} for row in rows])
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([{key: row[key] for key in COLUMNS} for row in rows]), buffer)
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(named)}), buffer)
     assert (store.folder / "metadata.parquet").read_bytes() == buffer.getvalue()
 
 

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, few_shot, gan, generators, lecf, measures, retrieve, stages, sweeps
+from . import (
+    bench,
+    care,
+    compare,
+    export,
+    few_shot,
+    gan,
+    generators,
+    lecf,
+    measures,
+    predict,
+    push,
+    retrieve,
+    stages,
+    sweeps,
+)
 from .command import add
 from .surroundings import prepare
 
@@ -16,12 +31,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
+USE = (predict.predict, export.export, push.push)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
     generators.pretrain,
 )  # fmt: skip
-for function in (*METHOD, *CARE, *SEVERAL):
+for function in (*METHOD, *USE, *CARE, *SEVERAL):
     add(app, function)
 add(app, few_shot.few_shot, "few-shot")
 app.add_typer(bench.bench, name="bench")

@@ -1,7 +1,8 @@
-"""Settings of the commands beside the method: metrics, generators compare, pretrain, gan."""
+"""Settings of the commands beside the method: metrics, predict, export, generators compare, pretrain, gan."""
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,6 +44,59 @@ class MetricsSettings(Settings):
     generated_groups: str | None = groups()
     device: str = same(GeneratorSettings, "device")
     root: str | None = same(DataSettings, "root")
+
+
+def arm_of_use() -> Any:
+    return setting(
+        None,
+        "the arm whose classifiers are used, as in the report",
+        unset="the one that the verdict recommends, else real+synthetic",
+    )
+
+
+class PredictSettings(Settings):
+    """What the classifiers of a run are asked, and how they answer."""
+
+    images: str = setting(
+        ..., "folder of images at any depth, an image, a parquet file, hf:<id>, or a built-in name", option="IMAGES"
+    )
+    out: Path = setting(..., "file to write: .csv, .jsonl or .parquet")
+    arm: str | None = arm_of_use()
+    abstain_below: float = setting(0.0, "mark predictions of less confidence as abstained", ge=0, le=1)
+    overwrite: bool = setting(False, "replace the file where it exists")
+    batch_size: int = setting(250, "images side by side", ge=1)
+    device: str = same(GeneratorSettings, "device")
+    root: str | None = same(DataSettings, "root")
+
+
+class ExportSettings(Settings):
+    """What of a run is written for other programs, and how."""
+
+    to: Literal["onnx", "safetensors", "imagefolder", "webdataset", "parquet", "fiftyone", "coco-classification"] = (
+        setting(..., "of the classifiers the first two, of the synthetic images the others")
+    )
+    out: Path = setting(..., "folder to make; one that holds anything is refused")
+    arm: str | None = arm_of_use()
+
+
+class PushSettings(Settings):
+    """How the synthetic images of a run are published as a data set of the Hugging Face hub."""
+
+    hub_id: str = setting(..., "<owner>/<name> of the data set", option="HUB_ID")
+    out: Path = setting(..., "folder to make of what is uploaded; one that holds anything is refused")
+    dry_run: bool = setting(False, "make the folder and upload nothing")
+    licence: str | None = setting(
+        None, "licence id of the hub, such as cc-by-4.0", unset="other where DATA names a licence, else unknown"
+    )
+    public: bool = setting(False, "let everybody see the data set; else it is private")
+    update: bool = setting(False, "write over a data set that exists")
+
+    @field_validator("hub_id")
+    @classmethod
+    def _hub_id_has_an_owner(cls, hub_id: str) -> str:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+            raise ValueError("give <owner>/<name>, both of letters, digits, dots, dashes and underscores")
+        return hub_id
 
 
 class CompareSettings(Settings):

@@ -68,7 +68,7 @@ def open_pool(pool: str | Path, root: Path) -> Pool:
         )
     folder = path.resolve()
     problems: list[Problem] = []
-    found = sorted(_files(folder, folder, problems))
+    found = sorted(files_below(folder, folder, problems))
     images = [name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     tables = [name for name in found if Path(name).suffix.lower() == ".parquet" and name not in TABLES_BESIDE]
     if not images and tables:
@@ -83,7 +83,7 @@ def open_pool(pool: str | Path, root: Path) -> Pool:
     return Pool(source, licences.__getitem__)
 
 
-def _files(folder: Path, base: Path, problems: list[Problem]) -> Iterator[str]:
+def files_below(folder: Path, base: Path, problems: list[Problem]) -> Iterator[str]:
     """Names, relative to `base`, of the files below `folder`; hidden ones, links and special files are left out."""
     try:
         with os.scandir(folder) as entries:
@@ -96,7 +96,7 @@ def _files(folder: Path, base: Path, problems: list[Problem]) -> Iterator[str]:
         if is_ignored(entry.name) or entry.is_symlink():
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(Path(entry.path), base, problems)
+            yield from files_below(Path(entry.path), base, problems)
         elif entry.is_file(follow_symlinks=False):
             name = Path(entry.path).relative_to(base).as_posix()
             try:

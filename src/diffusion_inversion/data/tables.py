@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,23 @@ def unlabelled_parquet(path: Path) -> Unlabelled:
     return Unlabelled(file.metadata.num_rows, open_row, tuple(values), str(info.get("license") or ""))
 
 
+def class_of_rows(path: Path) -> tuple[str | None, ...]:
+    """Name of the class of each row of a parquet file, None where it has none; empty without a label column.
+
+    Raises DataError.
+    """
+    with reading(str(path), "give a whole, readable parquet file"):
+        file, _, info = _open_parquet(path)
+        column = next((name for name in _LABEL_COLUMNS if name in file.schema_arrow.names), None)
+        if column is None:
+            return ()
+        values: list[Any] = file.read([column]).column(column).to_pylist()
+        names = _class_names(path, column, info)
+    if names is None:
+        return tuple(None if value is None else str(value) for value in values)
+    return tuple(names[value] if value in range(len(names)) else None for value in values)
+
+
 @dataclass(frozen=True)
 class Unlabelled:
     """Images of a table by row, and the licence of each where a column has it, else of all."""
@@ -131,6 +149,17 @@ def _class_names(path: Path, column: str, info: Mapping[str, Any]) -> tuple[str,
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
         raise DataError(f"{path}: column {column}: its class names are not texts that differ; write the file again")
     return tuple(names)
+
+
+def class_label_metadata(names: Sequence[str], **others: str) -> dict[bytes, bytes]:
+    """Metadata of a parquet schema by which `datasets` shows the column label by the names of its classes.
+
+    `others` are further columns and the types that `datasets` is to read them as, such as image="Image".
+    """
+    features = {"label": {"names": list(names), "_type": "ClassLabel"}} | {
+        column: {"_type": kind} for column, kind in others.items()
+    }
+    return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
 
 
 def _check_images(path: Path, column: str, kind: Any) -> None:

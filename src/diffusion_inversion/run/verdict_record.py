@@ -74,6 +74,8 @@ def verdict_of(replicates: Sequence[Replicated]) -> VerdictRecord:
         },
         "scope": scope(replicates),
     }
+    if found.arm is not None:
+        record["arm"] = found.arm
     if found.beside:
         record["beside"] = [comparison_record(c, found.smallest_effect) for c in found.beside]
     if found.shrinking is not None:

@@ -20,6 +20,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..data.images import LabelledImages
 from ..data.naming import METADATA, class_folder, safe_name
 from ..data.soft_labels import SoftLabels
+from ..data.tables import class_label_metadata
 from ..engine.ledger import Ledger
 from ..engine.manifest import NAME as MANIFEST
 from ..engine.manifest import Manifest, Record, Unit
@@ -232,6 +233,7 @@ class SyntheticStore:
         import pyarrow.parquet as pq
 
         table = self.table(*COLUMNS).sort_by("file_name")
+        table = table.replace_schema_metadata(class_label_metadata(self.class_names))
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         Ledger(self.run).commit(f"{FOLDER}/{METADATA}", buffer.getvalue())

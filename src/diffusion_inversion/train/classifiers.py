@@ -19,7 +19,7 @@ from ..errors import ConfigMismatchError, DataError, UsageError
 from .architectures import build_network, form_of
 
 # The same constants for every arm and data set, so that no arm brings statistics of its own.
-_PIXEL_MEAN, _PIXEL_STD = 0.5, 0.25
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 _FORMAT = "diffusion_inversion.classifier/1"
 MAX_FILE = 2**30  # bytes; a ResNet18 of 10 classes has 4.5e7, a VGG16 above 64 px 5.4e8
 
@@ -108,7 +108,7 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of float images (B, 3, S, S) in [0, 1], through which gradients flow to the images."""
-        logits: Tensor = self.network((images - _PIXEL_MEAN) / _PIXEL_STD)
+        logits: Tensor = self.network((images - PIXEL_MEAN) / PIXEL_STD)
         return logits
 
     def save(self, path: Path) -> str:

@@ -148,6 +148,7 @@ class VerdictRecord(TypedDict):
     scope: NotRequired[str]  # what the intervals speak of, a sentence
     headline: NotRequired[str]  # the outcome, with the classes that a gain is paid for with
     measure: NotRequired[str]  # what is compared: accuracy, or balanced accuracy where the test classes are uneven
+    arm: NotRequired[str]  # the one that the outcome rests on
     falls: NotRequired[list[FallRecord]]
     # Where "real (own size)" is the baseline: the same arms against `real`, and that baseline against `real`.
     beside: NotRequired[list[ComparisonRecord]]

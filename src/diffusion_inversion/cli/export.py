@@ -1,0 +1,23 @@
+"""`dinv export`: what a run made, for other programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .command import hold
+from .given import Given
+from .options import Run
+
+if TYPE_CHECKING:
+    from ..config.commands import ExportSettings
+
+
+def export(*, run: Run, exporting: Given[ExportSettings]) -> dict[str, Any]:
+    """Write the classifiers or the synthetic images of RUN in a format of other programs."""
+    from ..run.export.stage import export as write
+
+    settings = exporting.settings()
+    with hold(run):
+        done = write(run, settings)
+    text = f"{done.count} {done.what} as {settings.to}: {settings.out}"
+    return {"out": str(settings.out), "to": settings.to, "count": done.count, "what": done.what, "text": text}

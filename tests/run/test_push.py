@@ -1,0 +1,186 @@
+"""`dinv push`: the folder that is published, and its way to the hub, of whose HTTP API the test has a small one."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from diffusion_inversion.cli import app
+from diffusion_inversion.config.commands import PushSettings
+from diffusion_inversion.engine.ledger import Ledger
+from diffusion_inversion.errors import DinvError, UsageError
+from diffusion_inversion.run.export.images import SyntheticImages
+from diffusion_inversion.run.export.publish import grid, upload, write_publication
+
+ID = "someone/cells"
+
+
+class FakeHub(ThreadingHTTPServer):
+    """What a data set's creation and one commit need: it keeps the files that are sent to it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.created: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, bytes] = {}
+        self.allowed = True
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not self.server.allowed:
+            return self.answer(403, {"error": "no"})
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            address = {"url": f"{self.server.address}/datasets/{name}", "name": name, "id": "1"}
+            if name in self.server.created:
+                return self.answer(409, {"error": "You already created this dataset repo", **address})
+            self.server.created[name] = asked
+            return self.answer(200, address)
+        if self.path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if self.path == f"/api/datasets/{ID}/preupload/main":
+            names = [one["path"] for one in json.loads(body)["files"]]
+            regular = {"uploadMode": "regular", "shouldIgnore": False}
+            return self.answer(200, {"files": [{"path": name, **regular} for name in names]})
+        if self.path == f"/api/datasets/{ID}/commit/main":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            url = f"{self.server.address}/datasets/{ID}/commit/1"
+            return self.answer(200, {"commitOid": "1" * 40, "commitUrl": url})
+        return self.answer(404, {"error": self.path})
+
+    def answer(self, status: int, record: dict[str, Any]) -> None:
+        content = json.dumps(record).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    with FakeHub() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("push") / "cells"
+    assert write_publication(finished, asked(out)) == 24
+    return out
+
+
+def asked(out: Path, **given: Any) -> PushSettings:
+    return PushSettings(hub_id=ID, out=out, **given)
+
+
+def test_the_folder_is_a_data_set_with_its_card(finished: Path, folder: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+    from huggingface_hub import DatasetCard
+
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert files == ["README.md", "data/train-00000-of-00001.parquet", "samples.png"]
+    rows = load_dataset(str(folder), cache_dir=str(tmp_path))["train"]
+    assert len(rows) == 24 and rows.features["label"].names == ["cat", "dog"]
+    card = DatasetCard.load(folder / "README.md")
+    assert card.data.license == "unknown" and card.data.task_categories == ["image-classification"]
+    record = json.loads((finished / "run.json").read_text())
+    for arm, found in record["arms"].items():
+        assert f"| {arm} | {100 * found['mean']:.1f} ± {100 * found['std']:.1f} % (n=2) |" in card.text
+    assert "Verdict: **not enough evidence**" in card.text and "| cat | 12 |" in card.text
+    assert record["generator"]["hash"] in card.text and "Learned vectors" in card.text
+
+
+def test_names_of_others_are_text_in_the_card(run: Path, tmp_path: Path) -> None:
+    """The name of a data set is that of a folder: it makes no header, no markup and no cell."""
+    record = json.loads((run / "data.json").read_text())
+    record |= {"name": "a\n---\n<img src=x> | [b](javascript:c)", "licence": "CC BY-NC 4.0: *no* trade"}
+    Ledger(run).commit("data.json", json.dumps(record).encode(), note={"source": record["source"]})
+    Ledger(run).drop("run.json")
+    write_publication(run, asked(tmp_path / "out"))
+    text = (tmp_path / "out" / "README.md").read_text()
+    header, body = text.removeprefix("---\n").split("\n---\n", 1)
+    assert "license: other" in header and "Not measured." in body
+    assert "<img" not in body and "[b](" not in body and "\n---\n" not in body
+    assert r"its licence: CC BY-NC 4.0: \*no\* trade" in body
+
+
+def test_the_picture_has_a_row_for_each_class(finished: Path) -> None:
+    images = SyntheticImages.of(finished)
+    picture = np.asarray(Image.open(io.BytesIO(grid(images))))
+    assert picture.shape == (2 * 96, 8 * 96, 3)
+    of_class = [[one for one in images if one.label == label] for label in (0, 1)]
+    for row, own in enumerate(of_class):
+        shown = [own[12 * step // 8] for step in range(8)]
+        for column, one in enumerate(shown):
+            pixels = np.asarray(Image.open(io.BytesIO(one.png))).repeat(6, 0).repeat(6, 1)
+            assert np.array_equal(picture[96 * row : 96 * (row + 1), 96 * column : 96 * (column + 1)], pixels)
+
+
+def test_what_is_uploaded_is_the_folder(folder: Path, hub: FakeHub) -> None:
+    address = upload(asked(folder), hub.address)
+    assert address.endswith(f"/datasets/{ID}") and hub.created[ID]["visibility"] == "private"
+    assert hub.created[ID]["type"] == "dataset"
+    there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert hub.files == there
+    hub.files.clear()
+    with pytest.raises(UsageError, match=r"exists already; give another name, or --update\. .* is whole: `hf upload"):
+        upload(asked(folder), hub.address)
+    assert hub.files == {}
+    upload(asked(folder, update=True), hub.address)
+    assert hub.files == there
+
+
+def test_a_public_data_set_is_asked_for(folder: Path, hub: FakeHub) -> None:
+    upload(asked(folder, public=True), hub.address)
+    assert hub.created[ID].get("visibility", "public") == "public"
+
+
+def test_a_hub_that_refuses_or_is_not_there_is_named(folder: Path, hub: FakeHub) -> None:
+    hub.allowed = False
+    with pytest.raises(UsageError, match=r"not allowed \(403\); log in with `hf auth login`"):
+        upload(asked(folder), hub.address)
+    with pytest.raises(DinvError, match="the hub cannot be written"):
+        upload(asked(folder), "http://127.0.0.1:1")
+
+
+def test_a_dry_run_makes_the_folder_and_uploads_nothing(finished: Path, tmp_path: Path) -> None:
+    command = ["push", str(finished), ID, "--out", str(tmp_path / "out"), "--dry-run", "--licence", "cc-by-4.0"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and "Nothing was uploaded" in done.stdout, done.output
+    assert "license: cc-by-4.0" in (tmp_path / "out" / "README.md").read_text()
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 2 and "holds something already" in again.stderr
+    wrong = CliRunner().invoke(app, ["push", str(finished), "cells", "--out", str(tmp_path / "b"), "--dry-run"])
+    assert (
+        wrong.exit_code == 2 and "HUB_ID cells: give <owner>/<name>" in wrong.stderr and not (tmp_path / "b").exists()
+    )
