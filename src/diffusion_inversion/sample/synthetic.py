@@ -44,7 +44,8 @@ COLUMNS = (
 # Columns that differ between the images of a unit; the others are stored once for the unit.
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
-    "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers",
+    "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "attempt",
+    "failed",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
@@ -84,6 +85,8 @@ class Columns(TypedDict):
     licence: NotRequired[list[str]]
     confidence: NotRequired[list[float | None]]  # CLIP's, in the label
     answers: NotRequired[list[list[float] | None]]  # CLIP's, over all classes: what has the rest of label_weight
+    attempt: NotRequired[list[int]]  # of what was drawn again: see `variants.plan_variant`
+    failed: NotRequired[list[bool]]  # of that: whether it still shows another class than its label
 
 
 class DrawnUnit(Unit):
@@ -105,8 +108,8 @@ class Complete(TypedDict):
 class SyntheticStore:
     """The synthetic images below RUN/synthetic, listed by their manifest, one record for each unit."""
 
-    def __init__(self, run: Path, class_names: tuple[str, ...]) -> None:
-        self.run, self.folder, self.class_names = run, run / FOLDER, class_names
+    def __init__(self, run: Path, class_names: tuple[str, ...], folder: str = FOLDER) -> None:
+        self.run, self.folder, self.class_names = run, run / folder, class_names
         self.manifest = Manifest(self.folder / MANIFEST, {"commit": DrawnUnit, "complete": Complete})
 
     def table(self, *columns: str) -> pa.Table:

@@ -42,6 +42,8 @@ class ReportImages:
     labels: Tensor  # (R,) int64, index into the run's class names
     distances: tuple[float, ...] | None = None  # of each reconstruction to its source; None: not measured
     called: str = "variant"  # what a variant is called
+    # (3, S, S) each, of run.json's examples of failed labels: source, image, and what was drawn again.
+    failed: Sequence[tuple[Tensor, Tensor, Tensor | None]] = ()
 
     def __post_init__(self) -> None:
         rows, sides = len(self.real), self.real.shape[1:]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.text import visible_values
 from .confusion import MOST_CLASSES, confusion_matrices, most_confused
+from .fidelity import fidelity_section
 from .figures import ReportImages, accuracy_bars, image_grid, loss_curve, png
 
 if TYPE_CHECKING:
@@ -106,11 +107,13 @@ def render_report(run: Mapping[str, Any], figures: ReportImages) -> str:
     confusion, class_names = run.get("confusion"), run["data"]["class_names"]
     if confusion and len(class_names) <= MOST_CLASSES:
         pictures["confusion"] = png(confusion_matrices(confusion, class_names))
-    return render_page(run, pictures, figures.variants.shape[1])
+    return render_page(run, pictures, figures.variants.shape[1], fidelity_section(visible_values(run), figures))
 
 
-def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants: int) -> str:
+def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants: int, fidelity: str = "") -> str:
     """The page for `run` with the PNG files bars, grid and perhaps curve and confusion; the grid has `variants` a row.
+
+    `fidelity` is the markup of its section.
 
     Where there are too many classes for a picture of confusion, a table has the most confused pairs.
     Everything in `run` is text, never markup; the page has no script and its policy lets a browser load nothing.
@@ -129,6 +132,7 @@ def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants:
         run=shown,
         problems=shown["data"]["problems"][:MOST_PROBLEMS],
         variants=variants,
+        fidelity=fidelity,
         confused=confused,
         found_of_class=found_of_class(shown),
         left_out=len(shown["data"]["class_names"]) > MOST_CLASSES,
