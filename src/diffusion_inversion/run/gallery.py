@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from ..data.images import LabelledImages, resize
 from ..invert.embeddings import Embeddings
 from ..sample.synthetic import Row, SyntheticStore, read_images
 from .methods import images_store, method_of
+from .nearest import nearest_real
 from .reconstructions import Likeness, read_reconstructions
 from .report import ReportImages
 
@@ -29,13 +30,17 @@ def images_of_vectors(
     files = zip(*(drawn_from[embeddings.ids[row], v] for row in rows for v in range(shown)), strict=True)
     drawn = read_images(store.folder, embeddings.class_names, *files)
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
-    real = train.subset([row_of[embeddings.ids[row]] for row in rows]).resized(drawn.size)
+    sources = train.subset([row_of[embeddings.ids[row]] for row in rows])
+    variants = drawn.images.split(shown)
     return ReportImages(
-        real=real.images,
+        real=sources.resized(drawn.size).images,
         reconstruction=resize(drawn_again, drawn.size),
-        variants=drawn.images.unflatten(0, (len(rows), shown)),
+        variants=variants,
         labels=embeddings.labels[rows],
         distances=None if likeness is None else tuple(likeness.distances[embeddings.ids[row]] for row in rows),
+        ids=sources.ids,
+        photographs=_larger(sources, drawn.size),
+        nearest=nearest_real(variants, train),
     )
 
 
@@ -58,9 +63,19 @@ def images_of_classes(run: Path, train: LabelledImages) -> ReportImages:
             chosen.append(sorted(found, key=lambda entry: entry["source_id"] != train.ids[row])[:REPORT_VARIANTS])
     files = zip(*((e["file_name"], e["sha256"], e["label"]) for found in chosen for e in found), strict=True)
     drawn = read_images(store.folder, store.class_names, *files)
-    real = train.subset(rows).resized(drawn.size)
-    variants = torch.full((len(rows), REPORT_VARIANTS, *real.images.shape[1:]), 255, dtype=torch.uint8)
-    starts = [sum(map(len, chosen[:place])) for place in range(len(chosen))]
-    for place, (start, found) in enumerate(zip(starts, chosen, strict=True)):
-        variants[place, : len(found)] = drawn.images[start : start + len(found)]
-    return ReportImages(real.images, None, variants, real.labels, called=method_of(run).images)
+    sources = train.subset(rows)
+    return ReportImages(
+        real=sources.resized(drawn.size).images,
+        reconstruction=None,
+        variants=(variants := drawn.images.split([len(found) for found in chosen])),
+        labels=sources.labels,
+        called=method_of(run).images,
+        ids=sources.ids,
+        photographs=_larger(sources, drawn.size),
+        nearest=nearest_real(variants, train),
+    )
+
+
+def _larger(sources: LabelledImages, side: int) -> Tensor | None:
+    """The sources at the side they were loaded at, where that is more than `side` px."""
+    return sources.images if sources.size > side else None

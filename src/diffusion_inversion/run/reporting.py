@@ -39,6 +39,7 @@ from .report.record import CurveRecord, FoundRecord, GeneratorRecord, InvertReco
 from .verdict_record import arms_of, verdict_of
 
 MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
+SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
 
 
@@ -57,6 +58,7 @@ def report_stage(
     replicates = [replicated(run, splits, results), *others]
     made = _made_from_vectors(run, replicates) if method_of(run) == INVERSION else _made_otherwise(run)
     trained = read_config(run, "train")["settings"]  # with what was chosen
+    ledger = Ledger(run)
     problems = (*splits.train.problems, *splits.test.problems)
     near, conflicting = doubts(problems)
     record: RunRecord = {
@@ -65,7 +67,7 @@ def report_stage(
         "command": command,
         "versions": {name: version(name) for name in PACKAGES},
         "data": {
-            "name": splits.train.name,
+            "name": data_name(splits.train.name, ledger.read_json(DATA_FILE)["source"]["data"]),
             "n_train": len(splits.train),
             "n_test": len(splits.test),
             "how": splits.how,
@@ -115,7 +117,6 @@ def report_stage(
         every = [one for replicate in replicates for one in replicate.results.runs]
         runs = {arm: [one.evaluation.confusion for one in every if one.arm == arm] for arm in record["arms"]}
         record["confusion"] = {arm: torch.stack(found).sum(0).tolist() for arm, found in runs.items()}
-    ledger = Ledger(run)
     fidelity = fidelity_record(run, splits.train.class_names)
     if fidelity is not None:
         record["fidelity"] = fidelity
@@ -225,6 +226,12 @@ def _made_otherwise(run: Path) -> _Made:
     clip = units[0]["shared"].get("clip")  # which CLIP filtered them is named wherever they are shown
     settings = {**config["settings"], **({"clip": clip, "threshold": config["threshold"]} if clip else {})}
     return _Made(images, {"sample": settings}, drawn_by, called=method_of(run).images, found=found)
+
+
+def data_name(name: str, data: str) -> str:
+    """What a page calls a data set: its `name`, after the folder above where that is the name of a split alone."""
+    above = Path(data).expanduser().absolute().parent.name
+    return f"{above}/{name}" if above and name.lower() in SPLIT_NAMES else name
 
 
 def replicated(run: Path, splits: Splits, results: ArmResults) -> Replicated:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..engine.text import visible_values
-from ..run.report.html import data_uri, environment
+from ..run.report.pictures import data_uri
+from ..run.report.templates import environment
 from .outcome import SweepResult
 from .table import accuracy_table, claims_table, measures, metrics_table, over, scope, spread_table
 

@@ -29,6 +29,7 @@ def fidelity_record(run: Path, class_names: tuple[str, ...]) -> FidelityRecord |
     left = [place for place in failed if again.get(_job(rows[place]), {"failed": True})["failed"]]
     by_class, by_source = (Counter(row[key] for row in judged) for key in ("label", "source_id"))
     of_class, of_source = (Counter(rows[place][key] for place in failed) for key in ("label", "source_id"))
+    of_all, of_left = Counter(row["label"] for row in rows), Counter(rows[place]["label"] for place in left)
     names = {row["source_id"]: class_names[row["label"]] for row in rows}
     sources = sorted(of_source, key=lambda name: (-of_source[name] / by_source[name], -of_source[name], name))
     worst = sorted(failed, key=lambda place: (found.confidence[place] - found.rival_confidence[place], place))
@@ -39,6 +40,7 @@ def fidelity_record(run: Path, class_names: tuple[str, ...]) -> FidelityRecord |
         "failed": len(failed),
         "drawn_again": sum(_job(rows[place]) in again for place in failed),
         "left": len(left),
+        "unfit": [class_names[label] for label, count in by_class.items() if of_left[label] == count == of_all[label]],
         "judge": found.judge,
         "classes": [
             {"class_name": class_names[label], "judged": by_class[label], "failed": of_class[label]}

@@ -243,6 +243,7 @@ class FidelityRecord(TypedDict):
     failed: int  # of these: show another class
     drawn_again: int
     left: int  # that still fail after it
+    unfit: list[str]  # classes of which every image does: they keep them
     judge: JudgeRecord
     classes: list[FidelityClassRecord]
     sources: list[FidelitySourceRecord]  # those whose variants fail most often

@@ -1,0 +1,85 @@
+"""The charts of the report, from the run's record: differences, accuracies, the loss of the inversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from .formats import accuracy
+from .svg import COLOURS, Row, axis, chart, curve
+
+_LONGEST = 34  # characters of a name beside its numbers
+
+
+def arm_colours(run: Mapping[str, Any]) -> dict[str, int]:
+    """The colour of each arm, the same in every chart and table."""
+    return {arm: place % COLOURS for place, arm in enumerate(run["arms"])}
+
+
+def differences(run: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Each arm's difference to its baseline in points with its interval, and a line at zero; None without any."""
+    if not comparisons:
+        return None
+    colours = arm_colours(run)
+    rows = []
+    for compared in comparisons:
+        ends = _in_percent(compared["low"], compared["high"])
+        numbers = f"{100 * compared['difference']:+.1f}"
+        if ends is not None:
+            numbers = f"{numbers} ({ends[0]:+.1f} to {ends[1]:+.1f})"
+        rows.append(
+            Row(
+                name=_name(compared["arm"]),
+                numbers=numbers,
+                colour=colours.get(compared["arm"], 0),
+                mean=100 * compared["difference"],
+                interval=ends,
+            )
+        )
+    along = axis([0.0, *(row.mean for row in rows), *(end for row in rows for end in row.interval or ())])
+    return chart(rows, along, f"Difference in points: {_spoken(rows)}", level=0.0)
+
+
+def accuracies(run: Mapping[str, Any]) -> Markup:
+    """Each arm's accuracies in %, one dot each, and their mean with one standard deviation to either side below."""
+    colours, rows = arm_colours(run), []
+    for arm, found in run["arms"].items():
+        mean, std = 100 * found["mean"], found["std"]
+        rows.append(
+            Row(
+                name=_name(arm),
+                numbers=accuracy(found["mean"], std, found["n"]),
+                colour=colours[arm],
+                mean=mean,
+                dots=tuple(100 * value for value in found["accuracies"]),
+                interval=None if std is None else (max(mean - 100 * std, 0.0), min(mean + 100 * std, 100.0)),
+            )
+        )
+    shown = [value for row in rows for value in (row.mean, *row.dots, *(row.interval or ()))]
+    return chart(rows, axis(shown, within=(0, 100)), f"Test accuracy: {_spoken(rows)}", unit=" %")
+
+
+def losses(run: Mapping[str, Any]) -> Markup:
+    """The mean loss of stage 1 over its steps, the 10th to 90th percentile of the images, the empty prompt's line."""
+    found = run["inversion_curve"]
+    return curve(
+        found["steps"],
+        found["mean"],
+        (found["p10"], found["p90"]),
+        f"Mean loss from {found['mean'][0]:.4g} at step {found['steps'][0]} to {found['mean'][-1]:.4g} at the last",
+        level=run["stages"]["invert"].get("null_loss"),
+    )
+
+
+def _in_percent(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (100 * low, 100 * high)
+
+
+def _name(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _spoken(rows: Sequence[Row]) -> str:
+    return "; ".join(f"{row.name} {row.numbers}" for row in rows)

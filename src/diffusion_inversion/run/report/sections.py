@@ -1,0 +1,104 @@
+"""The sections of the report, in their order: each is a function of the run's record and its images.
+
+A section of your own: a function in a file of its own, and one line in SECTIONS. It returns HTML that begins with a
+heading `<h2>`, "" where the run has nothing of it, and escapes what it shows, as `fill` does for a template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .confusion import MOST_CLASSES, most_confused, normalised
+from .fidelity import fidelity
+from .gallery import gallery
+from .pictures import ReportImages
+from .plots import accuracies, arm_colours, differences, losses
+from .problems import MOST_PROBLEMS, grouped
+from .settings import changed
+from .templates import fill
+
+Section = Callable[[Mapping[str, Any], ReportImages], str]
+
+
+def _verdict(run: Mapping[str, Any], _: ReportImages) -> str:
+    """The heading of the page, the verdict in a sentence, and the differences that it rests on."""
+    return fill("parts/verdict.html", run=run, plot=differences(run, run["verdict"]["comparisons"]))
+
+
+def _accuracy(run: Mapping[str, Any], _: ReportImages) -> str:
+    beside = [run["verdict"]["shrinking"], *run["verdict"]["beside"]] if "beside" in run["verdict"] else []
+    return fill("parts/accuracy.html", run=run, plot=accuracies(run), beside=differences(run, beside))
+
+
+def _classes(run: Mapping[str, Any], _: ReportImages) -> str:
+    found, names = found_of_class(run), run["data"]["class_names"]
+    confusion = run.get("confusion", {})
+    few = len(names) <= MOST_CLASSES
+    if not found and not confusion:
+        return ""
+    return fill(
+        "parts/classes.html",
+        run=run,
+        colours=arm_colours(run),
+        found=found,
+        left_out=not few,
+        shares={arm: normalised(counts, names).tolist() for arm, counts in confusion.items()} if few else {},
+        confused={} if few else {arm: most_confused(counts, names) for arm, counts in confusion.items()},
+    )
+
+
+def _chosen(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/chosen.html", run=run) if "chosen" in run else ""
+
+
+def _images(run: Mapping[str, Any], images: ReportImages) -> str:
+    return fill("parts/images.html", run=run, images=images, cards=gallery(images, run["data"]["class_names"]))
+
+
+def _inversion(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/inversion.html", run=run, plot=losses(run)) if "inversion_curve" in run else ""
+
+
+def _made(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/made.html", run=run, changed=changed(run["settings"]))
+
+
+def _data(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/data.html", run=run, groups=grouped(run["data"]["problems"]), most=MOST_PROBLEMS)
+
+
+def _glossary(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/glossary.html", run=run)
+
+
+def found_of_class(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[float | None, bool]]]]:
+    """Class by class what each arm finds, in [0, 1], and whether that is fewer than the baseline beyond its interval.
+
+    Of more than 20 classes those alone of which an arm finds fewer; none where an arm's recall was not measured.
+    """
+    arms = run["arms"]
+    if not all("recall" in arm for arm in arms.values()):
+        return []
+    fewer = {(fall["class_name"], fall["arm"]) for fall in run["verdict"].get("falls", ())}
+    rows = []
+    for label, name in enumerate(run["data"]["class_names"]):
+        rates = [(record["recall"][label], (name, arm) in fewer) for arm, record in arms.items()]
+        rows.append((name, rates))
+    if len(rows) > MOST_CLASSES:
+        rows = [row for row in rows if any(lost for _, lost in row[1])]
+    return rows
+
+
+SECTIONS: tuple[Section, ...] = (
+    _verdict,
+    _accuracy,
+    _classes,
+    _images,
+    fidelity,
+    _chosen,
+    _made,
+    _data,
+    _inversion,
+    _glossary,
+)
