@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from coloured_images import COLOURS, picture
-from harness import Bench, content, finish
+from harness import SAMPLE, TRAIN, Bench, Kill, assert_same, content, finish, kill_during
 from image_files import save
 from toy import MINI_SCHEDULER, build_checkpoint
 
+from diffusion_inversion.cli.summary import summarise
 from diffusion_inversion.config.fidelity import FilterSettings
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.engine.manifest import Manifest
+from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
+from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.fidelity.judging import Judges
 from diffusion_inversion.run.fidelity.redraw import TRIES, redrawn_store
-from diffusion_inversion.run.fidelity.stage import filtered, read_fidelity
+from diffusion_inversion.run.fidelity.stage import filtered, judges_for, read_fidelity
+from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
-from diffusion_inversion.run.layout import identify
-from diffusion_inversion.run.verify import verify
+from diffusion_inversion.run.layout import FIDELITY_FILE, identify
+from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
 from diffusion_inversion.train.choosing import Material
 
@@ -64,7 +72,8 @@ def kept(run: Path, how: str) -> Material:
     made = material(run)
     real = open_splits(run).train.resized(made.synthetic.size)
     with run_lock(run):
-        found = filtered(run, real, lambda: made, FilterSettings.model_validate({"filter": how}), CPU)
+        settings = FilterSettings.model_validate({"filter": how})
+        found = filtered(run, lambda: made, settings, judges_for(run, real, settings, CPU))
     assert found is not None
     return found
 
@@ -99,12 +108,96 @@ def test_soft_gives_those_that_failed_the_judges_answer_and_leaves_the_others(sa
     assert found.synthetic.ids == before.synthetic.ids
 
 
-def test_redraw_puts_what_passes_in_its_place(whole: Path) -> None:
-    fidelity, store = read_fidelity(whole), redrawn_store(whole, NAMES)
+def test_redraw_puts_what_passes_in_its_place(whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    fidelity, store = read_fidelity(run), redrawn_store(run, NAMES)
     assert fidelity is not None
     rows = store.table("source_id", "variant", "attempt", "failed").to_pylist()
     assert len(rows) == sum(fidelity.failed), "each that failed, once"
     assert {row["attempt"] for row in rows if row["failed"]} <= {5 * TRIES}, "after five tries"
     assert all(row["attempt"] % 5 == 0 and 5 <= row["attempt"] <= 5 * TRIES for row in rows)
-    assert not verify(whole).findings and not verify(whole).foreign
-    assert {identify(name) is None for name in content(whole)} == {False}
+    before, found = material(run), kept(run, "redraw")
+    assert torch.equal(found.synthetic.labels, before.synthetic.labels)
+    again = {name for name in found.synthetic.ids if name.startswith("redrawn/")}
+    assert len({name.partition(" (")[0] for name in again}) == sum(not row["failed"] for row in rows)
+    judges = Judges(open_splits(run).train.resized(found.synthetic.size), CPU)
+    origins = [source for source, _ in found.sources]
+    assert not judges.opinion(found.synthetic.images, found.synthetic.labels, origins).failed.any()
+
+
+def test_a_run_knows_its_files_and_says_what_it_found(whole: Path) -> None:
+    assert verify(whole).findings == () and verify(whole).foreign == ()
+    assert all(identify(name) is not None for name in content(whole))
+    record = json.loads((whole / "run.json").read_text())
+    found, fidelity = record["fidelity"], read_fidelity(whole)
+    assert fidelity is not None and found["failed"] == sum(fidelity.failed) == sum(
+        c["failed"] for c in found["classes"]
+    )
+    assert found["judged"] == 30 * SAMPLE.variants == sum(one["judged"] for one in found["classes"])
+    assert found["drawn_again"] == found["failed"] >= found["left"] and found["judge"]["images"] == 30
+    worst = [one["rival_confidence"] - one["confidence"] for one in found["examples"]]
+    assert worst == sorted(worst, reverse=True) and worst
+    page, summary = (whole / "report.html").read_text(), summarise(whole, record)
+    assert f"{found['failed']} of {found['judged']}" in page and page.count("drawn again: ") == len(worst)
+    assert all(one["file"] in page for one in found["sources"]) and "Do synthetic images show their class?" in page
+    assert summary["fidelity"] == found and f"labels: {found['failed']} of {found['judged']}" in summary["text"]
+
+
+@pytest.mark.parametrize("kill", [Kill("recorded", 34), Kill("synced", 40), Kill("renamed", 55)], ids=str)
+def test_a_killed_run_goes_on_with_the_same_bits(bench: Bench, whole: Path, tmp_path: Path, kill: Kill) -> None:
+    run = tmp_path / "run"
+    assert kill_during(bench, run, "redrawn", kill)
+    finish(bench, run, "redrawn")
+    assert_same(run, whole)
+
+
+def test_what_is_damaged_is_made_again_and_what_is_forgotten_is_gone(whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = content(run)
+    next((run / "redrawn").rglob("*.png")).unlink()
+    (run / FIDELITY_FILE).write_text("{}")
+    found = verify(run)
+    assert {finding.kind for finding in found.findings} == {"missing", "damaged"}
+    with run_lock(run):
+        discard(run, found)
+    assert pipeline.resume(run, "cpu") == [] and content(run) == before
+    forget(run, [open_splits(run).train.ids[0]])
+    assert not (run / FIDELITY_FILE).exists() and not (run / "redrawn").exists()
+    assert verify(run).findings == ()
+
+
+def test_the_filter_of_a_run_stays_as_it_was(bench: Bench, whole: Path, finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = content(run)
+    for how, said in (("off", "filter: was redraw, now off"), ("soft", "filter: was .redraw., now .soft.")):
+        with pytest.raises(ConfigMismatchError, match=said), run_lock(run):
+            pipeline.train_stage(run, open_splits(run), TRAIN, "cpu", filtering=FilterSettings(filter=how))  # type: ignore[arg-type]
+    assert content(run) == before
+    with run_lock(run):
+        pipeline.train_stage(run, open_splits(run), TRAIN, "cpu", anew=True)
+    assert not {name for name in content(run) if name.startswith(("redrawn", "fidelity", "filter"))}
+    with pytest.raises(ConfigMismatchError, match="filter: was off, now drop"), run_lock(run):
+        pipeline.train_stage(run, open_splits(run), TRAIN, "cpu", filtering=FilterSettings(filter="drop"))
+
+
+def test_too_few_images_and_images_without_vectors_are_refused_before_the_work(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = content(run)
+    with pytest.raises(DataError, match="12 training images are too few to judge labels by"), run_lock(run):
+        pipeline.train_stage(run, open_splits(run), TRAIN, "cpu", anew=True, filtering=FilterSettings(filter="drop"))
+    assert content(run) == before
+    text = json.dumps({"kind": "prompts"})
+    Ledger(run).commit("sample.config.json", text.encode())
+    with pytest.raises(UsageError, match=r"--filter drop: .* has no learned vectors"):
+        judges_for(run, open_splits(run).train, FilterSettings(filter="drop"), CPU)
+
+
+def test_a_drawing_by_other_judges_is_drawn_anew(whole: Path, tmp_path: Path) -> None:
+    """As where images were added since: what judged them is not what judges now."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    manifest = Manifest(run / "redrawn" / "manifest.jsonl")
+    first = next(iter(manifest.units().values()))
+    manifest.append(first | {"shared": first["shared"] | {"judge": "another"}})
+    kept(run, "redraw")
+    assert set(redrawn_store(run, NAMES).table("judge")["judge"].to_pylist()) != {"another"}
+    assert content(run) == content(whole)

@@ -40,7 +40,7 @@ from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
 from .coarseness import again as coarseness_again
 from .coarseness import coarseness
-from .fidelity.stage import check_filter, filtered, recorded_filter
+from .fidelity.stage import filtered, judges_for, recorded_filter
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
@@ -258,7 +258,7 @@ def train_stage(
     arms = check_arms(real, synthetic, test, settings, own)
     tuning = prepared(None, None, settings) if tuning is None else tuning
 
-    check_filter(run, real, filtering, where)
+    judges = judges_for(run, real, filtering, where)
 
     def material() -> Material:
         return Material(synthetic, SyntheticStore(run, real.class_names).sources())
@@ -267,7 +267,7 @@ def train_stage(
         if tuning.of("train"):
             Folds(run, real, device).check(material())
         restart(run, "train")
-    if (kept := filtered(run, real, material, filtering, where, generator)) is not None:
+    if (kept := filtered(run, material, filtering, judges, generator)) is not None:
         synthetic, material = kept.synthetic, lambda: kept
     settings = tune_training(run, real, material, settings, device, tuning)
     total = settings.steps * len(arms) * len(settings.seeds)
@@ -349,7 +349,7 @@ def run_all(
         check_training(chosen, images.class_names, side)
     if tuning.axes:
         Folds(run, images, str(generator.device))
-    check_filter(run, images, filtering, generator.device)
+    judges_for(run, images, filtering, generator.device)
     if own_size and "real" in train.arms and (own := own_side(images, side)) is not None:
         check_training(train, images.class_names, own)
     for plan in plans[1:]:

@@ -61,37 +61,39 @@ def recorded_filter(run: Path) -> FilterSettings:
     return FilterSettings() if frozen is None else FilterSettings(**frozen["settings"])
 
 
-def check_filter(run: Path, real: LabelledImages, settings: FilterSettings, device: torch.device) -> None:
-    """Raise, before any work, what `filtered` raises: UsageError, DataError for too few images to judge by."""
+def judges_for(run: Path, real: LabelledImages, settings: FilterSettings, device: torch.device) -> Judges | None:
+    """The judges that a filter asks; None where it is off. real: training images at the side of the synthetic ones.
+
+    Raises, before any work, UsageError (images that were not drawn around vectors), DataError (too few to judge by).
+    """
     if settings.filter == "off":
-        return
+        return None
     if method_of(run).again is not None:
         raise UsageError(f"--filter {settings.filter}: {run} has no learned vectors. Use --filter off.")
-    Judges(real, device)
+    return Judges(real, device)
 
 
 def filtered(
     run: Path,
-    real: LabelledImages,
     material: Callable[[], Material],
     settings: FilterSettings,
-    device: torch.device,
+    judges: Judges | None,
     generator: Generator | None = None,
 ) -> Material | None:
     """What is trained on in place of the `material`, as many images of each class; None for all of it.
 
     drop: an image that failed gives its place to another of its source, or its class (`replaced`). redraw: to its last
     drawing where that passes, else as drop. soft: it stays, and the judge's answer becomes its label. Images that no
-    judge can be had for stay as they are. real: training images at the side of the synthetic ones. What is found is
-    kept in RUN/fidelity.json, drawings in RUN/redrawn; what is there is not done again. `generator` is loaded as the
-    run recorded it where it is needed and not given. Call it inside `run_lock`, after `check_filter`.
+    judge can be had for stay as they are. judges: those of `judges_for`. What is found is kept in RUN/fidelity.json,
+    drawings in RUN/redrawn; what is there is not done again. `generator` is loaded as the run recorded it where it is
+    needed and not given. Call it inside `run_lock`.
 
-    Raises ConfigMismatchError where classifiers were trained with another filter, DataError for too few images.
+    Raises ConfigMismatchError where classifiers were trained with another filter.
     """
     _freeze(run, settings)
-    if settings.filter == "off":
+    if judges is None:
         return None
-    judges, made = Judges(real, device), material()
+    made = material()
     with briefly(run, "fidelity"):
         found = _judged(run, judges, made)
     failed = torch.tensor(found.failed)
@@ -99,9 +101,12 @@ def filtered(
         return replace(made, synthetic=_answered(made.synthetic, failed, torch.tensor(found.answers)))
     if settings.filter == "redraw":
         made, failed = _redrawn(run, judges, made, failed, generator)
-    origins = [source for source, _ in made.sources]
-    rows = replaced((~failed).tolist(), made.synthetic.labels.tolist(), origins)
-    return _taken(made, rows)
+    return _taken(made, replaced((~failed).tolist(), made.synthetic.labels.tolist(), _origins(made)))
+
+
+def _origins(made: Material) -> list[str]:
+    """The id of the real image around whose vector each image was drawn: the first of those it was made from."""
+    return [next(iter(sources)) for sources in made.sources]
 
 
 def _freeze(run: Path, settings: FilterSettings) -> None:
@@ -137,8 +142,7 @@ def _judged(run: Path, judges: Judges, made: Material) -> Fidelity:
     start = time.monotonic()
     with track("judge labels", len(images)) as advance:
         second = None if images.soft is None else images.soft.second
-        origins = [source for source, _ in made.sources]
-        found = judges.opinion(images.images, images.labels, origins, second, advance)
+        found = judges.opinion(images.images, images.labels, _origins(made), second, advance)
     rows, others = torch.arange(len(images)), rivals(found.answers, images.labels)
     content: dict[str, Any] = {
         "made_from": made_from,
@@ -190,7 +194,9 @@ def _redrawn(
     with briefly(run, REDRAWN):
         rows = store.table("file_name", "judge").to_pylist() if store.manifest.units() else []
         stale = {row["file_name"] for row in rows if row["judge"] != judges.key}
-        store.remove(stale | set(stale_files(embeddings, store) if rows else ()))
+        stale |= set(stale_files(embeddings, store) if rows else ())
+        if stale:
+            store.remove(stale)
     done = {job for record in store.manifest.units().values() for job in record["ids"]}
     if not done.issuperset(jobs):
         recorded, made_with = Ledger(run).read_json(settings_file("sample")), Ledger(run).read_json(GENERATOR_FILE)
