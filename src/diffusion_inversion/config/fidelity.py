@@ -12,8 +12,8 @@ class FilterSettings(Settings):
 
     filter: Literal["off", "drop", "redraw", "soft"] = setting(
         "off",
-        "of images that do not show their class, left out, drawn again up to five times, or given the judge's answer "
-        "as label; classes keep their number of images",
+        "what becomes of synthetic images that show another class, left out, drawn again up to five times, or labelled "
+        "by the judge's answer; each class keeps its number of images",
         "ours",
     )
 
