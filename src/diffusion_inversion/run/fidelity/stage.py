@@ -224,40 +224,36 @@ def _jobs(store: SyntheticStore, ids: Sequence[str], failed: Tensor) -> list[str
 
 def _in_place(made: Material, jobs: Sequence[str], failed: Tensor, store: SyntheticStore) -> tuple[Material, Tensor]:
     """The material with drawings of `jobs`, one for each that failed, that passed in place of the first ones."""
-    columns = (
+    if not jobs:
+        return made, failed
+    table = store.table(
         "file_name", "sha256", "label", "partner_label", "label_weight", "answers", "source_id", "partner_id",
         "variant", "failed",
     )  # fmt: skip
-    table = store.table(*columns) if jobs else None
-    if table is None:
-        return made, failed
     where = dict(zip(jobs, failed.nonzero()[:, 0].tolist(), strict=True))
     each = zip(*(table[key].to_pylist() for key in ("source_id", "variant", "failed")), strict=True)
-    found = [(row, where.get(job_name(source, variant)), bad) for row, (source, variant, bad) in enumerate(each)]
-    passed = [(row, place) for row, place, bad in found if place is not None and not bad]
+    drawn = [(row, where.get(job_name(source, variant)), bad) for row, (source, variant, bad) in enumerate(each)]
+    passed = {row: place for row, place, bad in drawn if place is not None and not bad}
     if not passed:
         return made, failed
-    table = table.take([row for row, _ in passed])
+    table, places = table.take(list(passed)), list(passed.values())
     again = read_images(store.folder, store.class_names, *(column.to_pylist() for column in table.columns[:3]))
-    first, count = made.synthetic, len(made.synthetic)
-    soft, new = first.soft, soft_labels(table)
+    first, new = made.synthetic, soft_labels(table)
+    soft = first.soft
     if soft is not None or new is not None:
-        soft = SoftLabels.cat([soft or SoftLabels.hard(first.labels), new or SoftLabels.hard(again.labels)])
-    pool = replace(
-        first,
-        ids=(*first.ids, *(f"{REDRAWN}/{name}" for name in again.ids)),
-        hashes=(*first.hashes, *again.hashes),
-        labels=torch.cat([first.labels, again.labels]),
-        images=torch.cat([first.images, again.images]),
-        soft=soft,
-    )
-    sources = [*made.sources, *zip(table["source_id"].to_pylist(), table["partner_id"].to_pylist(), strict=True)]
-    rows = list(range(count))
-    for later, (_, place) in enumerate(passed):
-        rows[place] = count + later
+        rows = torch.arange(len(first))
+        rows[places] = len(first) + torch.arange(len(again))
+        both = [soft or SoftLabels.hard(first.labels), new or SoftLabels.hard(again.labels)]
+        soft = SoftLabels.cat(both).rows(rows)
+    names, hashes, sources, images = list(first.ids), list(first.hashes), list(made.sources), first.images.clone()
+    images[places] = again.images
+    parents = zip(table["source_id"].to_pylist(), table["partner_id"].to_pylist(), strict=True)
+    for place, name, digest, of in zip(places, again.ids, again.hashes, parents, strict=True):
+        names[place], hashes[place], sources[place] = f"{REDRAWN}/{name}", digest, of
     left = failed.clone()
-    left[[place for _, place in passed]] = False
-    return Material(pool.subset(rows), [sources[row] for row in rows]), left
+    left[places] = False
+    taken = replace(first, ids=tuple(names), hashes=tuple(hashes), images=images, soft=soft)
+    return Material(taken, sources), left
 
 
 def _taken(made: Material, rows: Sequence[int]) -> Material:
