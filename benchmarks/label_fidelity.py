@@ -13,6 +13,7 @@ import argparse
 import statistics
 
 import torch
+from torch import Tensor
 
 from diffusion_inversion.cli.command import pairs
 from diffusion_inversion.data.datasets import load_images
@@ -22,7 +23,14 @@ from diffusion_inversion.run.fidelity.judging import Judges
 
 WRONG = 0.3
 COLUMNS = ("judge's accuracy", "of wrong labels found", "of those that failed wrong", "of right labels failed",
-           "of real images failed")  # fmt: skip
+           "of real images failed", "by eq. 1: of wrong labels found", "of right labels failed")  # fmt: skip
+
+
+def by_equation_1(judges: Judges, answers: Tensor, labels: Tensor, folds: Tensor) -> Tensor:
+    """Which images (N,) bool the paper counts to another class: of the largest p among those that reach their t."""
+    thresholds = torch.stack([judges.learned[1][fold].thresholds for fold in folds.tolist()])
+    passing = torch.where(answers >= thresholds, answers, 0.0)
+    return (passing.argmax(1) != labels) & (passing.amax(1) > 0)
 
 
 def measured(images: LabelledImages, count: int, variants: int, repeat: int) -> list[float]:
@@ -41,6 +49,8 @@ def measured(images: LabelledImages, count: int, variants: int, repeat: int) -> 
     judges = Judges(real, torch.device("cpu"))
     found = judges.opinion(other.images, labels, sources)
     failed, on_real = found.failed, judges.of_real()
+    fold_of = dict(zip(real.ids, judges.folds, strict=True))
+    paper = by_equation_1(judges, found.answers, labels, torch.tensor([fold_of[source] for source in sources]))
     accuracy = (on_real.answers.argmax(1) == real.labels).double().mean()
     return [
         float(accuracy),
@@ -48,6 +58,8 @@ def measured(images: LabelledImages, count: int, variants: int, repeat: int) -> 
         float((failed & wrong).sum() / failed.sum()),
         float((failed & ~wrong).sum() / (~wrong).sum()),
         float(on_real.failed.double().mean()),
+        float((paper & wrong).sum() / wrong.sum()),
+        float((paper & ~wrong).sum() / (~wrong).sum()),
     ]
 
 

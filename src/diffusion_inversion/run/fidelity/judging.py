@@ -57,7 +57,8 @@ class Judges:
         return open_lite0(self.device)
 
     @cached_property
-    def _learned(self) -> tuple[Tensor, dict[int, Judge]]:
+    def learned(self) -> tuple[Tensor, dict[int, Judge]]:
+        """Features (N, D) of the real images, and the judge of each fold that has one."""
         with track("judge learns", len(self.real)) as advance:
             features = extract(self._extractor, self.real.images, advance=advance)
         return features, cross_fitted(features, self.real.labels, self.folds, len(self.real.class_names))
@@ -82,7 +83,7 @@ class Judges:
     def _asked(self, features: Tensor, labels: Tensor, folds: Sequence[int], second: Tensor | None = None) -> Opinion:
         answers = torch.zeros(len(labels), len(self.real.class_names), dtype=torch.float64)
         judged, failed = torch.zeros(len(labels), dtype=torch.bool), torch.zeros(len(labels), dtype=torch.bool)
-        for fold, judge in self._learned[1].items():
+        for fold, judge in self.learned[1].items():
             rows = torch.tensor(folds) == fold
             answers[rows] = judge.answers(features[rows]).round(decimals=_DECIMALS)
             judged[rows] = judge.thresholds[labels[rows]].isfinite()
@@ -92,4 +93,4 @@ class Judges:
 
     def of_real(self) -> Opinion:
         """What they say of the real images, each by the judge of its own fold: what to compare synthetic ones with."""
-        return self._asked(self._learned[0], self.real.labels, self.folds)
+        return self._asked(self.learned[0], self.real.labels, self.folds)
