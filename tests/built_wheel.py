@@ -16,7 +16,10 @@ NEEDED = (
     "generator/weights/mini/unet/diffusion_pytorch_model.safetensors",
     "pretrain/architecture/64/unet/config.json",
     "run/bench/sd14/unet/config.json",
-    "run/report/template.html",
+    "run/report/page.html",
+    "run/report/parts/verdict.html",
+    "run/report/script.js",
+    "run/report/style.css",
     "sweep/template.html",
 )
 

@@ -76,10 +76,10 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-        self.text += " " * (tag in {"td", "th"})
+        self.text += " " * (tag in {"td", "th", "text"})
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in {"style", "script"}:
             self.text += data
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_inversion.engine.text import LONGEST, visible
-from diffusion_inversion.run.report import ReportImages, render_report
-from diffusion_inversion.run.report.figures import accuracy_bars, image_grid, png
-from diffusion_inversion.run.report.html import render_page
+from diffusion_inversion.run.report import Nearest, ReportImages, accuracy_curve, png, render_report
 
 NAMES = (
     "<script>alert(1)</script>", "</title><script>x</script>", "</pre></code><iframe src=//evil>", "</style><script>",
@@ -27,7 +23,7 @@ NAMES = (
     r"\input{/etc/passwd}", "]]><script>",
     r"$\def\x{\x\x}\x$", "%s%n{0}", "=HYPERLINK(1)", "猫🐈",
 )  # fmt: skip
-PICTURES = dict.fromkeys(("bars", "grid", "curve"), b"\x89PNG")
+PIXELS = torch.zeros(2, 3, 3, 4, 4, dtype=torch.uint8)
 VOID = {"meta", "img", "br"}
 
 
@@ -82,23 +78,27 @@ class Shape(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.text += data
 
 
-@pytest.fixture(scope="module")
-def images() -> ReportImages:
-    pixels = torch.zeros(2, 3, 3, 4, 4, dtype=torch.uint8)
-    return ReportImages(pixels[:, 0], pixels[:, 1], pixels[:, 2:], torch.tensor([0, 1]))
+def page_called(name: str) -> str:
+    """The page of a run whose images are called `name` too."""
+    near = Nearest(PIXELS[0, 2:], (name,), (0.5,))
+    images = ReportImages(
+        PIXELS[:, 0], PIXELS[:, 1], PIXELS[:, 2:], torch.tensor([0, 1]), ids=(name, name),
+        nearest=(near, near),
+    )  # fmt: skip
+    return render_report(run_called(name), images)
 
 
 @pytest.fixture(scope="module")
 def tame() -> Shape:
-    return Shape(render_page(run_called("tame"), PICTURES, 3))
+    return Shape(page_called("tame"))
 
 
 def check(name: str, tame: Shape) -> None:
-    page = render_page(run_called(name), PICTURES, 3)
+    page = page_called(name)
     page.encode()
     shape = Shape(page)
     assert shape.tags == tame.tags, "a name became markup"
@@ -119,31 +119,33 @@ def test_any_name_is_text_everywhere(name: str, tame: Shape) -> None:
     check(name, tame)
 
 
-def test_the_page_s_policy_lets_it_load_nothing(images: ReportImages) -> None:
-    page = render_report(run_called("cat"), images)
-    assert page.count("data:image/png;base64,iVBOR") == 3
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+def test_the_page_s_policy_lets_it_load_nothing() -> None:
+    page = page_called("cat")
     (found,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
-    assert found == policy
+    assert re.fullmatch(
+        r"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-[\w+/]{43}='", found
+    )
     # It stands before anything that it governs.
     assert page.index("Content-Security-Policy") < min(page.index(tag) for tag in ("<title", "<style", "<body", "<img"))
-    assert "<script" not in page and "http:" not in page and "https:" not in page
+    assert page.count("<script") == 1 and "http:" not in page and "https:" not in page
 
 
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:30])
-def test_figures_draw_any_name(name: str, images: ReportImages) -> None:
-    assert png(image_grid(images, (name, "dog"))).startswith(b"\x89PNG")
-    arm = {"accuracies": [0.5], "mean": 0.5, "std": None, "n": 1}
-    assert png(accuracy_bars({name: copy.copy(arm)})).startswith(b"\x89PNG")  # type: ignore[dict-item]
+@pytest.mark.parametrize("name", (r"\input{x}", "$", "猫🐈", "_x"), ids=ascii)
+def test_figures_of_matplotlib_draw_any_name(name: str) -> None:
+    drawn = accuracy_curve({name: [{"at": 1, "value": 0.5, "low": None, "high": None}]})
+    assert png(drawn).startswith(b"\x89PNG")
 
 
-def test_names_are_not_given_to_tex(images: ReportImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_not_given_to_tex() -> None:
     """matplotlib obeys a matplotlibrc in the current folder; TeX would run what a name says."""
     import matplotlib
 
-    plain = png(image_grid(images, (r"\input{x}", "dog")))
+    def drawn() -> bytes:
+        return png(accuracy_curve({r"\input{x}": [{"at": 1, "value": 0.5, "low": None, "high": None}]}))
+
+    plain = drawn()
     with matplotlib.rc_context({"text.usetex": True}):
-        assert png(image_grid(images, (r"\input{x}", "dog"))) == plain
+        assert drawn() == plain
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from diffusion_inversion.run.reconstructions import (
     read_reconstructions,
     shown_rows,
 )
-from diffusion_inversion.run.report.figures import ReportImages, image_grid
 from diffusion_inversion.run.stages import resume, sample_stage, sources_of
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.sampling import reconstruct
@@ -157,14 +156,3 @@ def test_a_damaged_file_is_no_measurement(run: Path) -> None:
     (run / LIKENESS_FILE).write_text("{}")
     with pytest.raises(DataError, match="changed since"):
         read_likeness(run, read_embeddings(run))
-
-
-def test_the_number_stands_under_its_reconstruction() -> None:
-    grey = torch.full((2, 3, 64, 64), 90, dtype=torch.uint8)
-    images = ReportImages(grey, grey, grey[:, None], torch.tensor([0, 1]), (0.734, 0.2))
-    texts = {text.get_text(): text for text in image_grid(images, ["a", "b"]).texts}
-    assert {"0.73", "0.20"} <= set(texts)
-    assert texts["0.73"].get_position()[0] == pytest.approx(texts["reconstr."].get_position()[0])
-    assert texts["0.20"].get_position()[1] < texts["b"].get_position()[1] < texts["0.73"].get_position()[1]
-    with pytest.raises(ValueError, match="not R images"):
-        ReportImages(grey, grey, grey[:, None], torch.tensor([0, 1]), (0.7,))

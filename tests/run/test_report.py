@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import io
 import re
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,15 @@ from jinja2 import UndefinedError
 from PIL import Image
 from report_pages import RUN, Page, page, words
 
+from diffusion_inversion.config.settings import InvertSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.run.report import ReportImages, render_report
-from diffusion_inversion.run.report.figures import accuracy_bars, image_grid, loss_curve, png
-from diffusion_inversion.run.report.html import MOST_PROBLEMS, accuracy, duration, points
+from diffusion_inversion.run.report.cards import cards
+from diffusion_inversion.run.report.changed_settings import changed
+from diffusion_inversion.run.report.formats import accuracy, duration, points
+from diffusion_inversion.run.report.pictures import LARGEST_PNG, Nearest, picture_uri
+from diffusion_inversion.run.report.problem_groups import MOST_PROBLEMS, grouped
+from diffusion_inversion.train.recipes import resolved
 
 EVIL = "<script>alert('1')</script>\"&amp;"
 
@@ -45,9 +54,9 @@ def clean(images: ReportImages, tmp_path_factory: pytest.TempPathFactory) -> Pag
 # --- page -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_is_one_file_without_scripts_or_addresses(clean: Page) -> None:
-    assert clean.tags[0] == "html" and "script" not in clean.tags and "link" not in clean.tags
-    assert len(clean.addresses) == 3 and all(a.startswith("data:image/png;base64,") for a in clean.addresses)
+def test_the_page_is_one_file_with_one_script_and_no_addresses(clean: Page) -> None:
+    assert clean.tags[0] == "html" and clean.tags.count("script") == 1 and "link" not in clean.tags
+    assert len(clean.addresses) == 2 * 5 and all(a.startswith("data:image/png;base64,") for a in clean.addresses)
     assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r'"data:[^"]*"', "", clean.source))
     for address in clean.addresses:
         Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).load()
@@ -59,15 +68,17 @@ def test_the_numbers_are_the_runs(clean: Page) -> None:
         "Not enough evidence Real and synthetic gave 35.3 %, real 33.1 ± 2.9 % (n=3).",
         "real 33.1 ± 2.9 % (n=3) 30.2, 33.1, 36.0 %",
         "real+synthetic 35.3 % (n=1) 35.3 %",
-        "real+synthetic -2.2 points -8.5 points to +4.1 points (97.5 %)",
+        "real+synthetic -2.2 points -8.5 to +4.1 points (97.5 %)",
+        "real+synthetic -2.2 (-8.5 to +4.1)",
         "200 real training images, 1000 test images, 2 classes, 2000 synthetic images",
         "from 0.4450 to 0.3970; the empty prompt has 0.4820.",
         "steps 150 resolution null",
         "guidance_scales [2.0, 3.0]",
-        "held out from the data, stratified by class. Classes: zero, one.",
+        "held out from the data, stratified by class.",
+        "Classes: zero, one.",
         "zero/1.png cut short copy it again",
         "CC BY-NC-SA 4.0",
-        "invert 3 min 07 s sample 42.0 s train and evaluate 2 h 05 min torch 2.9.0",
+        "invert 3 min 07 s sample 42.0 s train and evaluate 2 h 05 min report 2025-01-02T03:04:05+00:00 torch 2.9.0",
         "dinv run DATA",
         "0123abcd" * 8,
     ):
@@ -80,11 +91,13 @@ def test_the_verdict_comes_first(clean: Page) -> None:
         "Not enough evidence",
         "Every seed",
         "Each row starts",
-        "mean loss went",
-        "Settings",
+        "dinv run DATA",
+        "Settings that differ",
+        "torch",
         "cut short",
         "CC BY",
-        "torch",
+        "mean loss went",
+        "Glossary",
     ]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
@@ -119,7 +132,7 @@ def test_replicates_are_shown_apart_from_their_seeds(images: ReportImages, tmp_p
     for part in (
         "Over 2 replicates.",
         "mean ± std over replicates Every replicate",
-        "-8.5 points to +4.1 points (97.5 %) harms",
+        "-8.5 to +4.1 points (97.5 %) harms",
         "0 30.0, 31.2 % 40.0, 42.3 % 200, 1000",
         "1 30.0, 31.2 % 40.0, 42.3 % 201, 1000",
         "real 2.1 points 1.1 points",
@@ -133,7 +146,18 @@ def test_every_string_is_text_never_markup(clean: Page, images: ReportImages, tm
     def poison(value: Any) -> Any:
         if isinstance(value, dict):
             keep = set(RUN) | set(RUN["data"]) | set(RUN["generator"]) | set(RUN["stages"]) | set(RUN["arms"]["real"])
-            keep |= {"outcome", "sentence", "comparisons", "arm", "difference", "low", "high", "confidence", "steps"}
+            keep |= {
+                "outcome",
+                "sentence",
+                "comparisons",
+                "arm",
+                "difference",
+                "low",
+                "high",
+                "confidence",
+                "steps",
+                "guidance_scales",
+            }
             keep |= {
                 "seconds",
                 "loss_initial",
@@ -150,7 +174,7 @@ def test_every_string_is_text_never_markup(clean: Page, images: ReportImages, tm
         return value + EVIL if isinstance(value, str) else value
 
     shown = page(poison(RUN), images, tmp_path)
-    assert "script" not in shown.tags and shown.tags == clean.tags
+    assert shown.tags.count("script") == 1 and shown.tags == clean.tags
     assert shown.text.count(EVIL) >= 25
     for name in ("zero", "zero/1.png", "digits", "real+synthetic", "CC BY-NC-SA 4.0", "dinv run DATA", "torch", "mini"):
         assert name + EVIL in shown.text
@@ -168,8 +192,55 @@ def test_a_long_list_of_problems_is_cut_and_counted(images: ReportImages, tmp_pa
     run: Any = copy.deepcopy(RUN)
     run["data"]["problems"] *= MOST_PROBLEMS + 7
     shown = page(run, images, tmp_path)
-    assert shown.text.count("cut short") == MOST_PROBLEMS
+    assert shown.text.count("cut short") == MOST_PROBLEMS + 1  # once for the group
+    assert f"{MOST_PROBLEMS + 7} images: cut short" in words(shown)
     assert "7 more are in the run's data.json" in words(shown)
+
+
+def test_problems_of_one_cause_are_one_group_the_largest_first() -> None:
+    causes = [
+        "8000 x 20 px: its central square keeps 0.25 % of it", "near-duplicate of train/b", "near-duplicate of train/a",
+        "near-duplicate of training image c", "cut short", "near-duplicate of train/x",
+        "conflicting labels: same pixels as a.png, labelled cat, this is labelled dog",
+    ]  # fmt: skip
+    found = grouped([{"file": str(k), "cause": cause, "remedy": "", "fatal": False} for k, cause in enumerate(causes)])
+    assert [(cause, [row["file"] for row in rows]) for cause, rows in found] == [
+        ("near-duplicate of another image", ["1", "2", "5"]),
+        (causes[0], ["0"]),
+        (causes[3], ["3"]),
+        ("cut short", ["4"]),
+        (causes[6], ["6"]),
+    ]
+    (alike,) = grouped([{"cause": f"{n} MB: above the limit"} for n in ("700", "801.5")])
+    assert alike[0] == "… MB: above the limit" and len(alike[1]) == 2
+
+
+def test_settings_that_differ_from_the_defaults_come_apart() -> None:
+    plain = TrainSettings()
+    trained = resolved(plain).model_dump(mode="json")
+    untouched = {"invert": InvertSettings().model_dump(mode="json"), "train": trained}
+    assert changed(untouched) == {}
+    fast = resolved(TrainSettings(recipe="fast", seeds=(0,))).model_dump(mode="json")
+    assert changed({"invert": {**untouched["invert"], "steps": 7}, "train": fast, "other": {"steps": 1}}) == {
+        "invert": {"steps": (7, InvertSettings().steps)},
+        "train": {"recipe": ("fast", plain.recipe), "seeds": ([0], list(plain.seeds))},
+    }, "the numbers that a recipe stands for are no changes of their own"
+
+
+def test_headings_are_in_order_and_what_is_read_aloud_is_there(clean: Page) -> None:
+    levels = [int(tag[1]) for tag in clean.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    for tag, needed in (("img", "alt="), ("th", "scope="), ('svg class="chart"', "aria-label=")):
+        found = re.findall(f"<{tag}[ >][^>]*", clean.source)
+        assert found and all(needed in one for one in found), tag
+    assert not re.search(r'alt=""', clean.source)
+
+
+def test_the_policy_lets_the_page_s_own_script_run_and_no_other(clean: Page) -> None:
+    (policy,) = re.findall(r"script-src '(sha256-[^']*)'", clean.source)
+    (code,) = re.findall(r"<script>(.*?)</script>", clean.source, re.DOTALL)
+    assert policy == f"sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}"
 
 
 def test_formats() -> None:
@@ -185,79 +256,67 @@ def test_formats() -> None:
     ]
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_grid_shows_real_reconstruction_variants_from_left_to_right(images: ReportImages) -> None:
-    drawn = Image.open(io.BytesIO(png(image_grid(images, ["a", "b"])))).convert("RGB")
-    pixels = torch.from_numpy(np.array(drawn))
-    boxes = {}
-    for row in range(2):
-        for column in range(5):
-            where = (pixels == torch.tensor([50 * row, 20 * column, 200])).all(-1).nonzero()
-            assert len(where) == 64 * 64  # enlarged from 4 px, nothing hidden
-            boxes[row, column] = where[0].tolist()
-    lefts, tops = [boxes[0, column][1] for column in range(5)], [boxes[row, 0][0] for row in range(2)]
-    assert lefts == sorted(lefts) and tops == sorted(tops)
+def colours(uri: str) -> list[tuple[int, ...]]:
+    """The colours of a picture in a page."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
+        return [colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []]  # type: ignore[misc]
 
 
-def test_the_grid_enlarges_pixels_without_mixing_them() -> None:
-    checks = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    checks[0, 2] = 200
-    checks[0, 0, 0, 1] = 90  # one pixel of another colour: top row, second column
-    images = ReportImages(checks, checks, checks[:, None], torch.tensor([0]))
-    drawn = Image.open(io.BytesIO(png(image_grid(images, ["a"])))).convert("RGB")
-    counts = {colour: count for count, colour in drawn.getcolors(1 << 20) or [] if colour[2] == 200}
-    assert counts == {(90, 0, 200): 3 * 16 * 16, (0, 0, 200): 3 * 15 * 16 * 16}
-    pixels = drawn.load()
-    assert pixels is not None
-    left, top = next((x, y) for y in range(drawn.height) for x in range(drawn.width) if pixels[x, y] == (0, 0, 200))
-    assert pixels[left + 16, top] == (90, 0, 200) and pixels[left, top + 16] == (0, 0, 200)
+def test_a_card_shows_its_source_its_reconstruction_and_its_variants(images: ReportImages) -> None:
+    first, second = cards(images, ["a", "b"])
+    assert (first.class_name, second.class_name, first.label) == ("b", "a", 1)
+    for row, card in enumerate((first, second)):
+        assert card.reconstruction is not None and card.photograph is None and card.closest is None
+        shown = [card.real, card.reconstruction, *card.variants]
+        assert [colours(picture.uri) for picture in shown] == [[(50 * row, 20 * column, 200)] for column in range(5)]
+        assert [picture.caption for picture in card.variants] == ["variant 1", "variant 2", "variant 3"]
 
 
-def test_the_grid_names_each_row_by_its_label(images: ReportImages) -> None:
-    texts = [
-        text.get_text() for text in image_grid(images, ["zero $x^", "a name of more than twenty characters"]).texts
+def test_a_card_has_the_real_image_nearest_to_each_variant(images: ReportImages, tmp_path: Path) -> None:
+    found = tuple(
+        Nearest(images.real[[row, 1 - row, row]], (f"n{row}", "x<b>", "y"), (0.7, 0.25 + row, 0.9)) for row in range(2)
+    )
+    large = torch.full((2, 3, 9, 9), 77, dtype=torch.uint8)
+    full = replace(images, nearest=found, ids=("s/<i>0", "s/1"), photographs=large, distances=(0.4, 0.3))
+    first, second = cards(full, ["a", "b"])
+    assert (first.closest, second.closest) == (0.25, 0.7)
+    assert first.variants[1].nearest is not None and colours(first.variants[1].nearest.uri) == [(50, 0, 200)]
+    assert first.photograph is not None and colours(first.photograph.uri) == [(77, 77, 77)]
+    shown = page(RUN, full, tmp_path)
+    assert "b" not in shown.tags and "i" not in shown.tags
+    assert re.findall(r'data-row="(\d)" data-class="(\d)" data-like="([\d.]+)" data-near="([\d.]+)"', shown.source) == [
+        ("0", "1", "0.400", "0.250"),
+        ("1", "0", "0.300", "0.700"),
     ]
-    assert texts == [
-        *["real", "reconstr.", "variant 1", "variant 2", "variant 3"],
-        *["a name of more than…", "zero $x^"],
-    ]
+    text = words(shown)
+    for part in ("before it was shrunk, 9 px", "distance 0.40", "nearest real image, distance 0.25 x<b>", "s/<i>0"):
+        assert part in text, part
 
 
-def test_a_name_that_the_font_lacks_or_with_a_dollar_is_drawn_without_a_warning(
-    images: ReportImages, recwarn: pytest.WarningsRecorder
-) -> None:
-    png(image_grid(images, ["猫", "$\\frac{"]))
-    assert [str(warning.message) for warning in recwarn] == []
-
-
-def test_bars_are_means_lines_are_std_and_dots_are_seeds() -> None:
-    axes = accuracy_bars(RUN["arms"]).axes[0]
-    assert [bar.get_height() for bar in axes.patches] == pytest.approx([33.1, 35.3])  # type: ignore[attr-defined]
-    assert axes.get_ylim()[0] == 0
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["real", "real+synthetic"]
-    (bars,) = [c for c in axes.containers if type(c).__name__ == "ErrorbarContainer"]  # one seed has no error bar
-    (segment,) = bars.lines[2][0].get_segments()
-    assert sorted(segment[:, 1]) == pytest.approx([33.1 - 2.9, 33.1 + 2.9])
-    dots = [c.get_offsets()[:, 1].tolist() for c in axes.collections if type(c).__name__ == "PathCollection"]
-    assert dots == [pytest.approx([30.2, 33.1, 36.0]), pytest.approx([35.3])]
-
-
-def test_the_curve_has_the_mean_and_the_band() -> None:
-    axes = loss_curve(RUN["inversion_curve"], 0.482).axes[0]
-    mean, null = axes.lines
-    assert list(mean.get_xdata()) == [0, 50, 150] and list(mean.get_ydata()) == [0.4, 0.35, 0.3]
-    assert set(null.get_ydata()) == {0.482}
-    band = {tuple(corner) for corner in axes.collections[0].get_paths()[0].vertices.tolist()}
-    assert band == {(0, 0.3), (50, 0.2), (150, 0.1), (0, 0.6), (50, 0.5), (150, 0.45)}
-    assert len(loss_curve(RUN["inversion_curve"]).axes[0].lines) == 1
+def test_small_images_keep_every_pixel_and_large_ones_are_jpegs() -> None:
+    noise = torch.randint(0, 256, (3, LARGEST_PNG, LARGEST_PNG), dtype=torch.uint8)
+    kept = Image.open(io.BytesIO(base64.b64decode(picture_uri(noise).split(",")[1])))
+    assert kept.format == "PNG" and torch.equal(torch.from_numpy(np.array(kept)), noise.permute(1, 2, 0))
+    assert picture_uri(torch.zeros(3, LARGEST_PNG + 1, LARGEST_PNG + 1, dtype=torch.uint8)).startswith(
+        "data:image/jpeg;"
+    )
 
 
 def test_images_that_do_not_fit_together_are_refused(images: ReportImages) -> None:
-    with pytest.raises(ValueError, match="not R images"):
-        ReportImages(images.real, images.reconstruction[:1], images.variants, images.labels)
-    with pytest.raises(ValueError, match="not R images"):
-        ReportImages(images.real, images.reconstruction, images.variants[..., :2], images.labels)
+    assert images.reconstruction is not None
+    near = Nearest(images.real[:1], ("a",), (0.1,))  # of one variant, where there are three
+    for wrong in (
+        {"reconstruction": images.reconstruction[:1]},
+        {"variants": [one[..., :2] for one in images.variants]},
+        {"ids": ("a",)},
+        {"nearest": (near, near)},
+        {"photographs": images.real[:1]},
+        {"distances": (0.7,)},
+    ):
+        with pytest.raises(ValueError, match="not R images"):
+            replace(images, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="uint8"):
-        ReportImages(images.real.float(), images.reconstruction, images.variants, images.labels)
+        replace(images, real=images.real.float())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
@@ -11,26 +12,24 @@ from typing import Any
 import matplotlib.colors
 import numpy as np
 import pytest
-from jinja2 import UndefinedError
+import torch
 from matplotlib.axes import Axes
 from PIL import Image
 
 from diffusion_inversion.run.report import (
     Point,
+    ReportImages,
     accuracy_curve,
-    confusion_matrices,
     metric_curves,
     most_confused,
-    per_class_accuracy,
     png,
+    render_report,
 )
 from diffusion_inversion.run.report.confusion import MOST_CLASSES, normalised
-from diffusion_inversion.run.report.html import render_page
 
 NAMES = ("cat", "dog", "owl")
 REAL = [[6, 3, 1], [0, 0, 0], [0, 5, 15]]  # no test image of a dog
 BOTH = [[9, 1, 0], [0, 0, 0], [2, 0, 18]]
-PICTURES = dict.fromkeys(("bars", "grid", "curve"), b"\x89PNG")
 ODD = ("$\\frac{$", "_hidden", "猫", "a\u202eb", "x" * 300, "<b>", "")
 
 
@@ -59,40 +58,6 @@ def segments(axes: Axes) -> list[tuple[float, float, float]]:
 # --- confusion --------------------------------------------------------------------------------------------------------
 
 
-def test_matrices_are_rows_in_shares_and_never_turned() -> None:
-    figure = confusion_matrices({"real": REAL, "real+synthetic": BOTH}, NAMES)
-    assert [axes.get_title() for axes in figure.axes] == ["real", "real+synthetic"]
-    for axes, counts in zip(figure.axes, (REAL, BOTH), strict=True):
-        shown = np.ma.filled(axes.images[0].get_array(), np.nan)
-        assert shown[0].tolist() == pytest.approx([count / 10 for count in counts[0]])
-        assert np.isnan(shown[1]).all()
-        assert shown[2].tolist() == pytest.approx([count / 20 for count in counts[2]])
-        assert axes.get_ylabel().startswith("true") and axes.get_xlabel().startswith("predicted")
-        assert axes.images[0].origin == "upper"
-        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-            assert [label.get_text() for label in labels] == list(NAMES)
-    texts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
-    # (x, y) = (predicted, true): cats were taken for dogs in 30 %, owls in 25 %
-    assert texts == {(0, 0): "60", (1, 0): "30", (2, 0): "10", (1, 2): "25", (2, 2): "75"}
-
-
-@pytest.mark.parametrize("count", [2, 10, 20])
-@pytest.mark.parametrize("arms", [1, 3])
-def test_matrices_stay_legible_and_inside(count: int, arms: int) -> None:
-    names = [f"a class with a long name {k}" for k in range(count)]
-    figure = confusion_matrices({f"an arm of long name {k}": np.eye(count, dtype=int) * 9 for k in range(arms)}, names)
-    assert figure.get_figwidth() <= 9.6
-    figure.canvas.draw()
-    page = figure.bbox
-    for axes in figure.axes:
-        box = axes.get_tightbbox()
-        assert box is not None
-        assert box.x0 >= page.x0 and box.y0 >= page.y0 and box.x1 <= page.x1 and box.y1 <= page.y1
-        assert axes.bbox.width / count >= 30 and axes.bbox.width == pytest.approx(axes.bbox.height)
-    boxes = [axes.get_tightbbox() for axes in figure.axes]
-    assert not any(a.overlaps(b) for k, a in enumerate(boxes) if a for b in boxes[k + 1 :] if b)
-
-
 def test_most_confused_pairs_come_by_share() -> None:
     found = most_confused(REAL, NAMES)
     assert [(pair["true"], pair["predicted"], pair["count"]) for pair in found] == [
@@ -116,22 +81,6 @@ def test_most_confused_pairs_come_by_share() -> None:
 def test_counts_that_do_not_fit_are_refused(counts: Sequence[Sequence[int]]) -> None:
     with pytest.raises(ValueError, match="give counts"):
         normalised(counts, NAMES)
-
-
-def test_per_class_accuracy_shows_mean_and_spread_of_each_arm() -> None:
-    arms = {
-        "real": [[0.5, None, 0.9], [0.7, None, 0.9]],
-        "synthetic": [[0.4, None, 1.0]],
-    }
-    axes = per_class_accuracy(arms, NAMES).axes[0]
-    real, synthetic = (container.lines[0] for container in axes.containers)  # type: ignore[attr-defined]
-    assert list(real.get_xdata()) == pytest.approx([60, 90]) and list(synthetic.get_xdata()) == pytest.approx([40, 100])
-    assert [round(y) for y in real.get_ydata()] == [0, 2] and real.get_ydata()[0] < synthetic.get_ydata()[0]
-    (bars,) = axes.containers[0].lines[2]  # type: ignore[attr-defined]
-    spread = 100 * 0.02**0.5  # of 0.5 and 0.7, n - 1
-    assert bars.get_segments()[0][:, 0].tolist() == pytest.approx([60 - spread, 60 + spread])
-    assert axes.yaxis_inverted()  # the first class on top
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["real", "synthetic"]
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
@@ -201,12 +150,8 @@ def test_metrics_against_both_strengths() -> None:
 
 
 def test_odd_names_are_drawn_as_text_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
-    count = len(ODD)
     line = [point(1, 0.5, 0.1), point(20, 0.6, 0.1)]
-    counts = np.ones((count, count), dtype=int).tolist()
     figures = [
-        confusion_matrices({ODD[0]: counts}, ODD),
-        per_class_accuracy({name: [[0.5] * count] for name in ODD}, ODD),
         accuracy_curve({name: line for name in ODD}),
         metric_curves({ODD[0]: {name: line for name in ODD}}),
     ]
@@ -214,7 +159,7 @@ def test_odd_names_are_drawn_as_text_without_a_warning(recwarn: pytest.WarningsR
         picture = png(figure)
         Image.open(io.BytesIO(picture)).load()
         assert png(figure) == picture
-    names = [text.get_text() for text in figures[2].axes[0].get_legend().get_texts()]
+    names = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert names[:2] == ["$\\frac{$", "_hidden"] and "\\u202e" in names[3]
     assert [str(warning.message) for warning in recwarn] == []
 
@@ -247,40 +192,55 @@ def run() -> dict[str, Any]:
     return found
 
 
-def test_the_report_has_a_picture_of_confusion_where_it_was_recorded(run: dict[str, Any]) -> None:
-    import torch
+IMAGES = ReportImages(*torch.zeros(3, 1, 3, 4, 4, dtype=torch.uint8)[:2], torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8),
+                      torch.tensor([0]))  # fmt: skip
 
-    from diffusion_inversion.run.report import ReportImages, render_report
 
-    pixels = torch.zeros(1, 3, 3, 4, 4, dtype=torch.uint8)
-    images = ReportImages(pixels[:, 0], pixels[:, 1], pixels[:, 2:], torch.tensor([0]))
-    without = render_report(run, images)
-    assert "confus" not in without and without.count("data:image/png") == 3
-    page = Text(render_report(run | {"confusion": {"real": REAL, "real+synthetic": BOTH}}, images))
-    assert page.tags.count("img") == 4 and "Which classes are confused" in page.text
-    assert sum("confusion matrix" in alt for alt in page.alts) == 1
+def test_the_report_has_the_confusion_that_was_recorded(run: dict[str, Any]) -> None:
+    assert "confused" not in render_report(run, IMAGES)
+    source = render_report(run | {"confusion": {"real": REAL, "real+synthetic": BOTH}}, IMAGES)
+    first, second = re.findall(r'<table class="matrix">(.*?)</table>', source, re.DOTALL)
+    shares = re.findall(r"--share: ([\d.]+)\">(\d*)<", first)  # shaded at half the share, so that text stays legible
+    assert shares == [
+        ("0.300", "60"),
+        ("0.150", "30"),
+        ("0.050", "10"),
+        ("0.000", ""),
+        ("0.125", "25"),
+        ("0.375", "75"),
+    ]
+    assert first.count('class="none"') == 3, "no test image of a dog"
+    heads = re.findall(r'<th scope="(?:col|row)">(?:<span>)?([^<]*)', first)
+    assert heads == ["true, taken for", *NAMES, *NAMES] and "<caption>real+synthetic</caption>" in second
     run["data"]["class_names"] = [f"c{k}" for k in range(MOST_CLASSES + 1)]
     matrix = np.eye(MOST_CLASSES + 1, dtype=int)
     matrix[4, 7] = 3
-    page = Text(render_report(run | {"confusion": {"real": matrix.tolist()}}, images))
-    assert page.tags.count("img") == 3
+    page = Text(render_report(run | {"confusion": {"real": matrix.tolist()}}, IMAGES))
     assert " ".join(page.text.split()).count("c4 c7 75.0 % 3") == 1
-    perfect = Text(render_report(run | {"confusion": {"real": np.eye(MOST_CLASSES + 1, dtype=int).tolist()}}, images))
+    perfect = Text(render_report(run | {"confusion": {"real": np.eye(MOST_CLASSES + 1, dtype=int).tolist()}}, IMAGES))
     assert "No test image was taken for another class." in perfect.text
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=x>', "{{ 7 * 7 }}", "a\u202eb"])
-def test_names_in_the_table_of_confusion_are_text(run: dict[str, Any], name: str) -> None:
-    run["data"]["class_names"] = [name, *(f"c{k}" for k in range(MOST_CLASSES))]
-    matrix = np.ones((MOST_CLASSES + 1, MOST_CLASSES + 1), dtype=int).tolist()
+@pytest.mark.parametrize("few", [True, False])
+def test_names_in_the_tables_of_confusion_are_text(run: dict[str, Any], name: str, few: bool) -> None:
+    count = 3 if few else MOST_CLASSES + 1
+    matrix = np.ones((count, count), dtype=int).tolist()
 
-    def tags(arm: str) -> list[str]:
-        return Text(render_page(run | {"confusion": {arm: matrix}}, PICTURES, 3)).tags
+    def page(called: str) -> str:
+        run["data"]["class_names"] = [called, *(f"c{k}" for k in range(1, count))]
+        return render_report(run | {"confusion": {called: matrix}}, IMAGES)
 
-    page = render_page(run | {"confusion": {name: matrix}}, PICTURES, 3)
-    assert Text(page).tags == tags("real") and "script" not in Text(page).tags and "\u202e" not in page
+    assert Text(page(name)).tags == Text(page("tame")).tags and "\u202e" not in page(name)
 
 
-def test_a_page_without_a_picture_that_it_needs_is_an_error(run: dict[str, Any]) -> None:
-    with pytest.raises(UndefinedError, match="grid"):
-        render_page(run, {"bars": b"", "curve": b""}, 3)
+def test_an_arm_has_one_colour_in_every_chart_and_table(run: dict[str, Any]) -> None:
+    for record, recall in zip(run["arms"].values(), ([0.25, 0.5, None], [0.1, 0.75, None]), strict=True):
+        record["recall"] = recall
+    source = render_report(run, IMAGES)
+    cell = r'<td class="share c(\d)">([\d.]+)[^<]*<span style="--share: ([\d.]+)%'
+    assert re.findall(cell, source) == [
+        ("0", "25.0", "25.0"), ("1", "10.0", "10.0"), ("0", "50.0", "50.0"), ("1", "75.0", "75.0"),
+    ]  # fmt: skip
+    (forest,) = re.findall(r'<svg class="chart" role="img" aria-label="Difference.*?</div>', source)
+    assert set(re.findall(r"mean c(\d)", forest)) == {"1"}

@@ -12,8 +12,7 @@ from report_pages import RUN, page, words
 
 from diffusion_inversion.cli.summary import summarise
 from diffusion_inversion.run.report import ReportImages
-from diffusion_inversion.run.report.figures import accuracy_bars
-from diffusion_inversion.run.report.html import found_of_class
+from diffusion_inversion.run.report.sections import found_of_class
 
 
 @pytest.fixture
@@ -85,8 +84,3 @@ def test_of_many_classes_those_that_fell_are_shown(run: Any) -> None:
     assert found_of_class(run) == [("zero", [(0.25, False), (0.1, True)])]
     del run["arms"]["real"]["recall"]
     assert found_of_class(run) == []
-
-
-def test_the_constant_answer_is_a_line_in_the_figure(run: Any) -> None:
-    (line,) = accuracy_bars(run["arms"], run["verdict"]["majority"]).axes[0].lines[-1:]
-    assert set(line.get_ydata()) == {67.2}

@@ -11,7 +11,7 @@ from ..data.images import LabelledImages, to_model_range
 from ..generator.features import load_lite0, profile
 from .report import Nearest
 
-MOST_SEARCHED = 2000  # training images: about 20 s on a core
+MOST_SEARCHED = 1000  # training images: about 20 s on a core
 MOST_COMPARED = 500  # of them, from which the mean distance between two is taken
 _AT_ONCE = 100
 
@@ -20,7 +20,7 @@ def nearest_real(variants: Sequence[Tensor], train: LabelledImages) -> tuple[Nea
     """For each of the R sources the training images nearest to its variants, uint8 (V, 3, S, S) each.
 
     Nearest of all training images, in the profile of Lite0 of images of S px; distances in units of the mean between
-    two different training images. None where there are more than 2,000, or fewer than two.
+    two different training images. None where there are more than 1,000, or fewer than two.
     """
     if not 2 <= len(train) <= MOST_SEARCHED or not variants:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..engine.text import visible_values
 from ..run.report.pictures import data_uri
-from ..run.report.templates import environment
+from ..run.report.templates import environment, style
 from .outcome import SweepResult
 from .table import accuracy_table, claims_table, measures, metrics_table, over, scope, spread_table
 
@@ -35,6 +35,6 @@ def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
     text: str = (
         environment("diffusion_inversion.sweep")
         .get_template("template.html")
-        .render(**shown, figures={name: data_uri(image) for name, image in figures.items()})
+        .render(**shown, style=style(), figures={name: data_uri(image) for name, image in figures.items()})
     )
     return text

@@ -13,18 +13,14 @@ from markupsafe import Markup
 from ...engine.text import visible_values
 from .pictures import ReportImages
 from .sections import SECTIONS
-from .templates import PACKAGE, fill
+from .templates import PACKAGE, fill, style
 
 
-def script() -> tuple[Markup, str]:
+def script() -> tuple[Markup, Markup]:
     """The page's script, and what its policy calls it: the hash without which no script runs there."""
     text = files(PACKAGE).joinpath("script.js").read_text(encoding="utf-8")
-    return Markup(text), f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def style() -> Markup:
-    """The page's style sheet."""
-    return Markup(files(PACKAGE).joinpath("style.css").read_text(encoding="utf-8"))
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Markup(text), Markup(f"'sha256-{digest}'")
 
 
 def render_report(run: Mapping[str, Any], images: ReportImages) -> str:
@@ -36,4 +32,4 @@ def render_report(run: Mapping[str, Any], images: ReportImages) -> str:
     shown = visible_values(run)
     code, policy = script()
     sections = [made for section in SECTIONS if (made := section(shown, images))]
-    return fill("page.html", run=shown, style=style(), script=code, policy=policy, sections=sections)
+    return str(fill("page.html", run=shown, style=style(), script=code, policy=policy, sections=sections))

@@ -43,22 +43,28 @@ def differences(run: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]
 
 
 def accuracies(run: Mapping[str, Any]) -> Markup:
-    """Each arm's accuracies in %, one dot each, and their mean with one standard deviation to either side below."""
+    """What each arm scored in %, one dot each, and the mean with one standard deviation to either side below.
+
+    In the verdict's measure: accuracy, or balanced accuracy.
+    """
     colours, rows = arm_colours(run), []
-    for arm, found in run["arms"].items():
+    measure = run["verdict"].get("measure", "accuracy")
+    for arm, record in run["arms"].items():
+        plain = {"values": record["accuracies"], "mean": record["mean"], "std": record["std"]}
+        found = record["balanced_accuracy"] if measure == "balanced accuracy" else plain
         mean, std = 100 * found["mean"], found["std"]
         rows.append(
             Row(
                 name=_name(arm),
-                numbers=accuracy(found["mean"], std, found["n"]),
+                numbers=accuracy(found["mean"], std, record["n"]),
                 colour=colours[arm],
                 mean=mean,
-                dots=tuple(100 * value for value in found["accuracies"]),
+                dots=tuple(100 * value for value in found["values"]),
                 interval=None if std is None else (max(mean - 100 * std, 0.0), min(mean + 100 * std, 100.0)),
             )
         )
     shown = [value for row in rows for value in (row.mean, *row.dots, *(row.interval or ()))]
-    return chart(rows, axis(shown, within=(0, 100)), f"Test accuracy: {_spoken(rows)}", unit=" %")
+    return chart(rows, axis(shown, within=(0, 100)), f"Test {measure}: {_spoken(rows)}", unit=" %")
 
 
 def losses(run: Mapping[str, Any]) -> Markup:

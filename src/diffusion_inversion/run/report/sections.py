@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .cards import cards
+from .changed_settings import changed
 from .confusion import MOST_CLASSES, most_confused, normalised
 from .fidelity import fidelity
-from .gallery import gallery
 from .pictures import ReportImages
 from .plots import accuracies, arm_colours, differences, losses
-from .problems import MOST_PROBLEMS, grouped
-from .settings import changed
+from .problem_groups import MOST_PROBLEMS, grouped
 from .templates import fill
 
 Section = Callable[[Mapping[str, Any], ReportImages], str]
@@ -53,7 +53,7 @@ def _chosen(run: Mapping[str, Any], _: ReportImages) -> str:
 
 
 def _images(run: Mapping[str, Any], images: ReportImages) -> str:
-    return fill("parts/images.html", run=run, images=images, cards=gallery(images, run["data"]["class_names"]))
+    return fill("parts/images.html", run=run, images=images, cards=cards(images, run["data"]["class_names"]))
 
 
 def _inversion(run: Mapping[str, Any], _: ReportImages) -> str:

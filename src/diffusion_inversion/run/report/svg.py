@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 COLOURS = 6  # classes c0 to c5
 _MOST_STEPS = 5  # between two ends of an axis
+_SAME = 1e-9  # of the larger value, or of 1: two values that are nearer than that are one
 # Heights in px: a row's name, its dots, its mean with the interval, the space under a row, the axis with its numbers.
 _NAME, _DOTS, _MEAN, _SPACE, _AXIS = 20, 14, 14, 10, 26
 _CURVE = 200
@@ -35,11 +36,11 @@ class Axis:
 def axis(values: Iterable[float], within: tuple[float, float] = (-math.inf, math.inf)) -> Axis:
     """The shortest axis of at most five round steps (1, 2 or 5 times a power of ten) that holds all `values`.
 
-    It does not leave `within`, whose ends are to be round themselves. One value alone has a step on either side.
+    It does not leave `within`, whose ends are to be round themselves. One value alone has 1 on either side.
     """
     found = list(values)
     low, high = min(found), max(found)
-    if low == high:
+    if high - low <= _SAME * max(abs(low), abs(high), 1):
         low, high = low - 1, high + 1
     low, high = max(low, within[0]), min(high, within[1])
     exponent = math.floor(math.log10((high - low) / _MOST_STEPS))

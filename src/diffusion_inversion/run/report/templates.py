@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -42,3 +43,8 @@ def fill(template: str, **shown: Any) -> Markup:
     Raises jinja2.UndefinedError, which names a field that is missing.
     """
     return Markup(_templates().get_template(template).render(**shown))
+
+
+def style() -> Markup:
+    """The style sheet of the pages of runs and sweeps."""
+    return Markup(files(PACKAGE).joinpath("style.css").read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ class Card:
     variants: list[Picture]
 
 
-def gallery(images: ReportImages, class_names: Sequence[str]) -> list[Card]:
+def cards(images: ReportImages, class_names: Sequence[str]) -> list[Card]:
     """The cards of all sources, in their order."""
     return [_card(images, row, class_names) for row in range(len(images.real))]
 
