@@ -13,7 +13,9 @@ from coloured_images import COLOURS, picture
 from harness import SAMPLE, TRAIN, Bench, Kill, assert_same, content, finish, kill_during
 from image_files import save
 from toy import MINI_SCHEDULER, build_checkpoint
+from typer.testing import CliRunner
 
+from diffusion_inversion.cli import app
 from diffusion_inversion.cli.summary import summarise
 from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.engine.ledger import Ledger
@@ -27,6 +29,8 @@ from diffusion_inversion.run.fidelity.stage import filtered, judges_for, read_fi
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import FIDELITY_FILE, identify
+from diffusion_inversion.run.report.fidelity import fidelity as section
+from diffusion_inversion.run.report.pictures import ReportImages
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
 from diffusion_inversion.train.choosing import Material
@@ -128,9 +132,8 @@ def test_a_run_knows_its_files_and_says_what_it_found(whole: Path) -> None:
     assert all(identify(name) is not None for name in content(whole))
     record = json.loads((whole / "run.json").read_text())
     found, fidelity = record["fidelity"], read_fidelity(whole)
-    assert fidelity is not None and found["failed"] == sum(fidelity.failed) == sum(
-        c["failed"] for c in found["classes"]
-    )
+    assert fidelity is not None
+    assert found["failed"] == sum(fidelity.failed) == sum(one["failed"] for one in found["classes"])
     assert found["judged"] == 30 * SAMPLE.variants == sum(one["judged"] for one in found["classes"])
     assert found["drawn_again"] == found["failed"] >= found["left"] and found["judge"]["images"] == 30
     worst = [one["rival_confidence"] - one["confidence"] for one in found["examples"]]
@@ -193,6 +196,31 @@ def test_too_few_images_and_images_without_vectors_are_refused_before_the_work(f
     Ledger(run).commit("sample.config.json", text.encode())
     with pytest.raises(UsageError, match=r"--filter drop: .* has no learned vectors"):
         judges_for(run, open_splits(run).train, FilterSettings(filter="drop"), CPU)
+
+
+def test_the_command_line_has_it(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    for how, said in (
+        ("drop", "12 training images are too few"),
+        ("best", "--filter best: give off, drop, redraw or soft"),
+    ):
+        found = CliRunner().invoke(app, ["train", str(run), "--restart", "--filter", how])
+        assert found.exit_code != 0 and said in found.stderr
+    assert content(run) == content(finished), "refused before anything was deleted"
+
+
+def test_names_in_the_section_are_text(whole: Path) -> None:
+    record = json.loads((whole / "run.json").read_text())
+    found, bad = record["fidelity"], "<b>&"
+    found["classes"][0]["class_name"] = found["sources"][0]["file"] = found["examples"][0]["shows"] = bad
+    found["unfit"] = [bad]
+    blank = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    failed = [(blank, blank, None)] * len(found["examples"])
+    images = ReportImages(blank[None], None, [blank[None]], torch.zeros(1, dtype=torch.int64), failed=failed)
+    page = section(record, images)
+    assert bad not in page and page.count("&lt;b&gt;&amp;") >= 4
+    del record["fidelity"]
+    assert section(record, images) == ""
 
 
 def test_a_drawing_by_other_judges_is_drawn_anew(whole: Path, tmp_path: Path) -> None:
