@@ -66,13 +66,14 @@ def measured(images: LabelledImages, count: int, variants: int, repeat: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", metavar="NAME=DATA:COUNT", help="training images, and how many to judge by")
-    parser.add_argument("--variants", type=int, default=1000)
+    parser.add_argument("--variants", type=int, default=400)
+    parser.add_argument("--limit", type=int, default=1400, help="images that the repeats draw from")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     print(f"| data | training images | {' | '.join(COLUMNS)} |\n" + "|---" * (2 + len(COLUMNS)) + "|")
     for name, text in pairs(options.data, "DATA").items():
         path, _, count = text.rpartition(":")
-        images = load_images(path)
+        images = load_images(path, limit=options.limit)
         rows = [measured(images, int(count), options.variants, repeat) for repeat in range(options.repeats)]
         cells = [
             f"{100 * statistics.fmean(column):.1f} ± {100 * statistics.stdev(column):.1f} %"
