@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
+from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.config.sampling import RetrieveSettings, SampleSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
@@ -132,7 +133,15 @@ def tuned(bench: Bench, run: Path) -> None:
     )  # fmt: skip
 
 
-JOBS = STAGES | {"replicates": replicates, "retrieve": retrieve, "tuned": tuned}
+def redrawn(bench: Bench, run: Path) -> None:
+    """The whole job, variants that show another class drawn again before training; it takes 24 images to learn."""
+    pipeline.run_all(
+        run, DataSettings(data=str(bench.data)), bench.generator(), invert=INVERT, sample=SAMPLE, train=TRAIN,
+        command="dinv run data", filtering=FilterSettings(filter="redraw"),
+    )  # fmt: skip
+
+
+JOBS = STAGES | {"replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn}
 
 
 @dataclass(frozen=True)

@@ -217,9 +217,10 @@ def options(function: Make) -> tuple[list[inspect.Parameter], Callable[[Mapping[
 
     Each parameter of type `Given[Model]`, which `Fields` may narrow, becomes the options of the model's fields.
     """
-    from ..config import commands, few_shot, sampling, settings, training
+    from ..config import commands, few_shot, fidelity, sampling, settings, training
 
-    known = {**vars(settings), **vars(sampling), **vars(training), **vars(commands), **vars(few_shot), "Given": Given}
+    models_of = (settings, sampling, fidelity, training, commands, few_shot)
+    known = {name: one for module in models_of for name, one in vars(module).items()} | {"Given": Given}
     hints = get_type_hints(function, localns=known, include_extras=True)
     own: dict[str, inspect.Parameter] = {}
     models: dict[str, tuple[type[Settings], list[Option]]] = {}

@@ -15,6 +15,7 @@ from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
 
 if TYPE_CHECKING:
+    from ..config.fidelity import FilterSettings
     from ..config.sampling import PromptSettings, SampleSettings
     from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
     from ..config.training import TrainSettings
@@ -104,6 +105,7 @@ def train(
     run: Run,
     where: Device,
     preset: Preset = None,
+    filtering: Given[FilterSettings],
     training: Given[TrainSettings],
     own_size: OwnSize = True,
     attributes: AttributesOption = None,
@@ -123,7 +125,9 @@ def train(
         tested_by = attributes_of(run, splits, absolute_file(attributes))
         if used := ((read_config(run, "sample") or {}).get("settings") or {}).get("image_size"):
             forewarn(splits, settings, used, own_size=own_size)
-        results = train_stage(run, splits, settings, device, anew=restart, own_size=own_size)
+        results = train_stage(
+            run, splits, settings, device, anew=restart, own_size=own_size, filtering=filtering.settings()
+        )
         record = report_stage(run, splits, results, settings, command_line(), attributes=tested_by)
     return summarise(run, record)
 
@@ -136,6 +140,7 @@ def run(
     source: Given[DataSettings],
     inverting: Given[InvertSettings],
     sampling: Given[SampleSettings],
+    filtering: Given[FilterSettings],
     training: Given[TrainSettings],
     tune: Tune = None,
     tune_seconds: TuneSeconds = None,
@@ -164,7 +169,8 @@ def run(
     with hold(folder, join):
         record = run_all(
             folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
-            replicates=replicates, own_size=own_size, tuning=tuning, attributes=absolute_file(attributes),
+             replicates=replicates, own_size=own_size, tuning=tuning, filtering=filtering.settings(),
+             attributes=absolute_file(attributes),
         )  # fmt: skip
     return summarise(folder, record, data, source.values.get("test"))
 

@@ -10,7 +10,7 @@ from .command import notes_on
 
 if TYPE_CHECKING:
     from ..run.report import RunRecord
-    from ..run.report.record import SubgroupsRecord
+    from ..run.report.record import FidelityRecord, SubgroupsRecord
 
 MOST_CLASSES = 10  # whose recall is listed
 
@@ -34,6 +34,9 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     if "chosen" in record:
         summary["chosen"] = record["chosen"]
         lines += [f"chosen on training images: {choice['sentence']}" for choice in record["chosen"]]
+    if "fidelity" in record:
+        summary["fidelity"] = record["fidelity"]
+        lines.append(_fidelity(record["fidelity"]))
     lines += [*_shrunk(record), *_coarse(record), *_doubts(record)]
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])
@@ -88,6 +91,16 @@ def _shrunk(record: RunRecord) -> Iterator[str]:
         yield f"{coarse} too coarse for this task: {cost}."
     else:
         yield f"The real images have {native} px: {cost}."
+
+
+def _fidelity(found: FidelityRecord) -> str:
+    """How many synthetic images show another class, beside how many real ones do."""
+    share = f" ({_percent(found['failed'] / found['judged'], None)})" if found["judged"] else ""
+    passed = f", {found['failed'] - found['left']} pass when drawn again" if found["drawn_again"] else ""
+    return (
+        f"labels: {found['failed']} of {found['judged']} synthetic images{share} show another class{passed}; of real "
+        f"images {_percent(found['judge']['failed'], None)} fail so (--filter {found['filter']})"
+    )
 
 
 def _coarse(record: RunRecord) -> Iterator[str]:

@@ -23,6 +23,7 @@ from ..train.store import FOLDER as CLASSIFIERS
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 COARSENESS_FILE = "coarseness.json"
+FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
@@ -73,9 +74,11 @@ class Store:
         return "unit" if self.units.fullmatch(name) else None
 
 
+_IMAGES = re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png")
 STORES = (
     Store(EMBEDDINGS, "invert", re.compile(r"shard-[0-9a-f]{16}\.safetensors")),
-    Store(SYNTHETIC, "sample", re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png")),
+    Store(SYNTHETIC, "sample", _IMAGES),
+    Store(REDRAWN, "train", _IMAGES),
     Store(CLASSIFIERS, "train", re.compile(r"[a-z+-]+-seed-?\d+-[0-9a-f]{8}\.safetensors")),
     Store(TUNING, "train", re.compile(r"(?!)"), SCRATCH),  # its units are records alone
 )
@@ -94,6 +97,8 @@ LEDGER = (
     File(settings_file("sample"), "sample", "settings"),
     File(_FRACTION_FILE, "train", "choice"),
     File(TRAIN_FILE, "train", "choice"),
+    File(FIDELITY_FILE, "train", "derived"),
+    File(settings_file("filter"), "train", "settings"),
     File(settings_file("train"), "train", "settings"),
     File(RUN_FILE, "report", "derived"),
     File(REPORT_FILE, "report", "derived"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..train.replicated import Replicated, sides_of, spread
 from ..train.store import ClassifierStore
 from .attributes import Attributes, add_subgroups
 from .coarseness import Coarseness, read_coarseness
+from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE
@@ -121,6 +122,9 @@ def report_stage(
         every = [one for replicate in replicates for one in replicate.results.runs]
         runs = {arm: [one.evaluation.confusion for one in every if one.arm == arm] for arm in record["arms"]}
         record["confusion"] = {arm: torch.stack(found).sum(0).tolist() for arm, found in runs.items()}
+    fidelity = fidelity_record(run, splits.train.class_names)
+    if fidelity is not None:
+        record["fidelity"] = fidelity
     if choices := choices_of(run):
         record["chosen"] = choices
     before = ledger.read_json(RUN_FILE) if ledger.holds(RUN_FILE) else None
@@ -139,6 +143,8 @@ def report_stage(
         if made.vectors is None
         else images_of_vectors(run, splits.train, made.vectors.embeddings, made.vectors.likeness)
     )
+    if fidelity is not None:
+        pictures = replace(pictures, failed=example_images(run, splits.train, fidelity["examples"]))
     ledger.commit(REPORT_FILE, render_report(record, pictures).encode())
     return record
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..config.fidelity import OFF, FilterSettings
 from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings, InvertSettings
 from ..config.training import TrainSettings
@@ -41,6 +42,7 @@ from ..train.store import ClassifierStore
 from .attributes import attributes_of
 from .coarseness import again as coarseness_again
 from .coarseness import coarseness
+from .fidelity.stage import filtered, judges_for, recorded_filter
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
@@ -50,19 +52,14 @@ from .reconstructions import draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
 from .reporting import read_config, replicated, report_stage
+from .room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
 from .tune import plain, prepared, tune_sampling, tune_training
-
-FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
-SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
-CLASSIFIER_BYTES = {"resnet20": 2 << 20, "resnet56": 4 << 20, "vgg16": 540 << 20}  # of one file, with its saved state
-OTHER_CLASSIFIER_BYTES = 100 << 20
 
 
 def invert_stage(run: Path, splits: Splits, generator: Generator, settings: InvertSettings) -> Embeddings:
     """Stage 1 over the training images; notes its time and the generator to load again."""
     missing = len(set(splits.train.ids) - set(EmbeddingStore(run).images()))
-    size = len(settings.checkpoints) * settings.tokens * generator.text_width * FLOAT_BYTES
-    _require_room(run, missing, size, "vectors")
+    _require_room(run, missing, vector_bytes(generator, settings), "vectors")
     with timed(EmbeddingStore(run).manifest):
         found = invert(splits.train, generator, run, settings)
     source = {"name": generator.name, "source": generator.source, "revision": generator.revision, **generator.record}
@@ -107,11 +104,6 @@ def sources_of(run: Path) -> LabelledImages | None:
 def _require_room(run: Path, missing: int, size: int, what: str) -> None:
     if missing:
         require_room(run, missing * size + SPARE_BYTES, f"{missing} {what}")
-
-
-def png_bytes(side: int) -> int:
-    """Disk that one image of this side takes, in bytes: an RGB PNG is never much larger than its pixels."""
-    return round(1.01 * 3 * side * side) + 1024 + BLOCK_BYTES // 2
 
 
 def make_way(counts: Mapping[Path, int], side: int, *, anew: bool) -> None:
@@ -234,7 +226,10 @@ def _train_again(run: Path, splits: Splits) -> tuple[list[str], Redone | None]:
     training = TrainSettings(
         **recorded["settings"], architecture=recorded["architecture"], arms=trained["arms"], seeds=trained["seeds"]
     )
-    results = train_stage(run, splits, training, recorded["device"], own_size=trained.get("own_size", False))
+    results = train_stage(
+        run, splits, training, recorded["device"], own_size=trained.get("own_size", False),
+        filtering=recorded_filter(run),
+    )  # fmt: skip
     return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})
 
 
@@ -247,10 +242,14 @@ def train_stage(
     anew: bool = False,
     own_size: bool = True,
     tuning: Tuning | None = None,
+    filtering: FilterSettings = OFF,
+    generator: Generator | None = None,
 ) -> ArmResults:
     """Train and test every arm and seed; notes its time. `anew` deletes what this stage made before, once it can begin.
 
-    Settings of training that `tuning` names are chosen first (run/tune.py), and real_fraction where it is "auto".
+    Synthetic images that show another class than their label are seen to first, as `filtering` says
+    (run/fidelity/stage.py). Then settings of training that `tuning` names are chosen (run/tune.py), and real_fraction
+    where it is "auto".
     With `own_size` the real images are an arm at their own side too, where that is larger (own_size.py).
     Raises UsageError where images or vectors were added since the stage before this one ran.
     """
@@ -262,6 +261,8 @@ def train_stage(
     arms = check_arms(real, synthetic, test, settings, own)
     tuning = prepared(None, None, settings) if tuning is None else tuning
 
+    judges = judges_for(run, real, filtering, where)
+
     def material() -> Material:
         return Material(synthetic, SyntheticStore(run, real.class_names).sources())
 
@@ -269,10 +270,12 @@ def train_stage(
         if tuning.of("train"):
             Folds(run, real, device).check(material())
         restart(run, "train")
+    if (kept := filtered(run, material, filtering, judges, generator)) is not None:
+        synthetic, material = kept.synthetic, lambda: kept
     settings = tune_training(run, real, material, settings, device, tuning)
     total = settings.steps * len(arms) * len(settings.seeds)
     trained = len(ClassifierStore(run).manifest.units())
-    size = CLASSIFIER_BYTES.get(choose_architecture(settings.architecture, where), OTHER_CLASSIFIER_BYTES)
+    size = classifier_bytes(choose_architecture(settings.architecture, where))
     _require_room(run, max(len(arms) * len(settings.seeds) - trained, 0), size, "classifiers")
     with timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
 
@@ -325,6 +328,7 @@ def run_all(
     replicates: int = 1,
     own_size: bool = True,
     tuning: Tuning | None = None,
+    filtering: FilterSettings = OFF,
     attributes: str | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
@@ -351,6 +355,7 @@ def run_all(
         refuse_unjudged(chosen)
     if tuning.axes:
         Folds(run, images, str(generator.device))
+    judges_for(run, images, filtering, generator.device)
     if own_size and "real" in train.arms and (own := own_side(images, side)) is not None:
         check_training(train, images.class_names, own)
     for plan in plans[1:]:
@@ -359,12 +364,12 @@ def run_all(
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
-    results = _all_stages(plans[0], splits, generator, own_size, tuning)
+    results = _all_stages(plans[0], splits, generator, own_size, tuning, filtering)
     others = []
     for plan in plans[1:]:
         print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
         with _replicate(run, plan) as theirs:
-            found = _all_stages(plan, theirs, generator, own_size, tuning)
+            found = _all_stages(plan, theirs, generator, own_size, tuning, filtering)
             report_stage(plan.folder, theirs, found, plan.train, command)
             others.append(replicated(plan.folder, theirs, found))
     return report_stage(run, splits, results, train, command, others, tested_by)
@@ -376,11 +381,16 @@ def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: 
         print(f"note: {sentence}", file=sys.stderr, flush=True)
 
 
-def _all_stages(plan: Replicate, splits: Splits, generator: Generator, own_size: bool, tuning: Tuning) -> ArmResults:
+def _all_stages(
+    plan: Replicate, splits: Splits, generator: Generator, own_size: bool, tuning: Tuning, filtering: FilterSettings
+) -> ArmResults:
     invert_stage(plan.folder, splits, generator, plan.invert)
     sample = tune_sampling(plan.folder, splits.train, generator, plan.sample, plan.train, tuning)
     sample_stage(plan.folder, generator, sample, sources=splits.train)
-    return train_stage(plan.folder, splits, plan.train, str(generator.device), own_size=own_size, tuning=tuning)
+    return train_stage(
+        plan.folder, splits, plan.train, str(generator.device), own_size=own_size, tuning=tuning, filtering=filtering,
+        generator=generator,
+    )  # fmt: skip
 
 
 @contextmanager

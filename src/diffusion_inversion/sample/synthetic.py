@@ -50,7 +50,7 @@ PARENT_VERSIONS = ("source_version", "partner_version", "further_versions")
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
     "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "further_ids",
-    "further_versions", "mixture_weights", "rival_label",
+    "further_versions", "mixture_weights", "rival_label", "attempt", "failed",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
@@ -103,6 +103,8 @@ class Columns(TypedDict):
     further_versions: NotRequired[list[list[str] | None]]
     mixture_weights: NotRequired[list[list[float] | None]]  # in a mixture, of source, partner and the further ones
     rival_label: NotRequired[list[int | None]]  # the class that rival_weight is of
+    attempt: NotRequired[list[int]]  # of what was drawn again: see `variants.plan_variant`
+    failed: NotRequired[list[bool]]  # of that: whether it still shows another class than its label
 
 
 class DrawnUnit(Unit):
@@ -124,8 +126,8 @@ class Complete(TypedDict):
 class SyntheticStore:
     """The synthetic images below RUN/synthetic, listed by their manifest, one record for each unit."""
 
-    def __init__(self, run: Path, class_names: tuple[str, ...]) -> None:
-        self.run, self.folder, self.class_names = run, run / FOLDER, class_names
+    def __init__(self, run: Path, class_names: tuple[str, ...], folder: str = FOLDER) -> None:
+        self.run, self.folder, self.class_names = run, run / folder, class_names
         self.manifest = Manifest(self.folder / MANIFEST, {"commit": DrawnUnit, "complete": Complete})
 
     def table(self, *columns: str) -> pa.Table:

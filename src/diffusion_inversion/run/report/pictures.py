@@ -36,6 +36,8 @@ class ReportImages:
     ids: tuple[str, ...] | None = None  # of the sources
     photographs: Tensor | None = None  # (R, 3, P, P), P > S: the sources before they were shrunk; None: never larger
     nearest: tuple[Nearest, ...] | None = None  # of each source's variants; None: not measured
+    # (3, S, S) each, of run.json's examples of failed labels: source, image, and what was drawn again.
+    failed: Sequence[tuple[Tensor, Tensor, Tensor | None]] = ()
 
     def __post_init__(self) -> None:
         rows, sides = len(self.real), self.real.shape[1:]

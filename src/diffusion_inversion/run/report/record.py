@@ -203,6 +203,55 @@ class FoundRecord(TypedDict):
     similarity: dict[str, float]  # least and mean cosine to the training image that an image was found for
 
 
+class JudgeRecord(TypedDict):
+    """How judges of labels do on real images that they never saw; rates in [0, 1]."""
+
+    images: int
+    folds: int
+    accuracy: float
+    calibration_error: float
+    failed: float  # share that fails by the rule that synthetic images are judged by
+
+
+class FidelityClassRecord(TypedDict):
+    class_name: str
+    judged: int
+    failed: int
+
+
+class FidelitySourceRecord(FidelityClassRecord):
+    file: str
+
+
+class FailedRecord(TypedDict):
+    """A synthetic image that shows another class than its label; probabilities are the judge's."""
+
+    file: str
+    source: str
+    class_name: str
+    confidence: float  # in the label
+    shows: str
+    rival_confidence: float
+    passed_again: bool | None  # whether its last drawing passes; None where it was not drawn again
+
+
+class FidelityRecord(TypedDict):
+    """Whether synthetic images show their class (run/fidelity/)."""
+
+    filter: str  # drop, redraw or soft
+    images: int
+    judged: int  # of them; the others have no judge
+    failed: int  # of these: show another class
+    drawn_again: int
+    left: int  # that still fail after it
+    unfit: list[str]  # classes of which every image does: they keep them
+    judge: JudgeRecord
+    classes: list[FidelityClassRecord]
+    sources: list[FidelitySourceRecord]  # those whose variants fail most often
+    examples: list[FailedRecord]  # the clearest
+    seconds: float
+
+
 class ReplicateRecord(TypedDict):
     """One replicate: where it is, what was its own, and every accuracy."""
 
@@ -270,6 +319,7 @@ class RunRecord(TypedDict):
     subgroups: NotRequired[SubgroupsRecord]  # where an attribute of the test images was given
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
+    fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
     replicates: NotRequired[list[ReplicateRecord]]

@@ -12,6 +12,7 @@ from typing import Any
 from .cards import cards
 from .changed_settings import changed
 from .confusion import MOST_CLASSES, most_confused, normalised
+from .fidelity import fidelity
 from .pictures import ReportImages
 from .plots import accuracies, arm_colours, differences, losses
 from .problem_groups import MOST_PROBLEMS, grouped
@@ -99,6 +100,7 @@ SECTIONS: tuple[Section, ...] = (
     _classes,
     _subgroups,
     _images,
+    fidelity,
     _chosen,
     _made,
     _data,
