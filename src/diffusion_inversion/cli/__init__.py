@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, few_shot, gan, generators, lecf, measures, retrieve, stages, sweeps
+from . import audit, bench, care, compare, few_shot, gan, generators, lecf, measures, retrieve, stages, sweeps
 from .command import add
 from .surroundings import prepare
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
-CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
+CARE = (care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
     generators.pretrain,

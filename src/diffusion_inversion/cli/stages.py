@@ -15,6 +15,7 @@ from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
 
 if TYPE_CHECKING:
+    from ..config.commands import AuditSettings
     from ..config.sampling import PromptSettings, SampleSettings
     from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
     from ..config.training import TrainSettings
@@ -134,6 +135,7 @@ def run(
     inverting: Given[InvertSettings],
     sampling: Given[SampleSettings],
     training: Given[TrainSettings],
+    auditing: Annotated[Given[AuditSettings], Fields(only=("copies", "false_positives"))],
     tune: Tune = None,
     tune_seconds: TuneSeconds = None,
     own_size: OwnSize = True,
@@ -160,7 +162,7 @@ def run(
     with hold(folder, join):
         record = run_all(
             folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
-            replicates=replicates, own_size=own_size, tuning=tuning,
+            replicates=replicates, own_size=own_size, tuning=tuning, audit=auditing.settings(),
         )  # fmt: skip
     return summarise(folder, record, data, source.values.get("test"))
 

@@ -24,6 +24,7 @@ DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 COARSENESS_FILE = "coarseness.json"
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
+AUDIT_FILE, AUDIT_PICTURE = "audit.json", "audit.png"  # copies of training images, and the pairs that are nearest
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
 REPLICATES = "replicates"
@@ -90,6 +91,8 @@ LEDGER = (
     File(RECONSTRUCTIONS_FILE, "sample", "derived"),
     File(LIKENESS_FILE, "sample", "derived"),
     File(RETRIEVAL_FILE, "sample", "derived"),
+    File(AUDIT_FILE, "sample", "derived"),
+    File(AUDIT_PICTURE, "sample", "derived"),
     File(SAMPLE_FILE, "sample", "choice"),
     File(settings_file("sample"), "sample", "settings"),
     File(_FRACTION_FILE, "train", "choice"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ..train.recipes import resolved
 from ..train.replicated import Replicated, sides_of, spread
 from ..train.store import ClassifierStore
 from .coarseness import Coarseness, read_coarseness
+from .copies import read_audit
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE
@@ -97,6 +98,8 @@ def report_stage(
         record["found"] = made.found
     if made.generator is not None:
         record["generator"] = made.generator
+    if (audit := read_audit(run, splits)) is not None:
+        record["copies"] = audit.shown()
     if made.vectors is not None:
         record["inversion_curve"] = made.vectors.curve
         record["stages"]["invert"] = made.vectors.inverted
@@ -131,6 +134,8 @@ def report_stage(
         if made.vectors is None
         else images_of_vectors(run, splits.train, made.vectors.embeddings, made.vectors.likeness)
     )
+    if audit is not None:
+        pictures = replace(pictures, copies=audit.picture)
     ledger.commit(REPORT_FILE, render_report(record, pictures).encode())
     return record
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..config.commands import AuditSettings
 from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings, InvertSettings
 from ..config.training import TrainSettings
@@ -39,6 +40,7 @@ from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
 from .coarseness import again as coarseness_again
 from .coarseness import coarseness
+from .copies import audit_again, guard
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
@@ -222,6 +224,7 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
 def _train_again(run: Path, splits: Splits) -> tuple[list[str], Redone | None]:
     """Train again what is missing of the classifiers; as `_resume`."""
     ledger = Ledger(run)
+    audit_again(run, splits)
     classifiers = ClassifierStore(run).manifest
     reported = ledger.note(RUN_FILE)
     trained = classifiers.last("complete") or reported
@@ -322,11 +325,13 @@ def run_all(
     replicates: int = 1,
     own_size: bool = True,
     tuning: Tuning | None = None,
+    audit: AuditSettings | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
     What `tuning` names is chosen in each replicate before it is used. Settings that a later stage would refuse, and
-    images that a replicate would, are refused before stage 1.
+    images that a replicate would, are refused before stage 1. With `audit` copies of training images are looked for
+    before training.
     """
     tuning = prepared(tuning, sample, train)
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
@@ -353,12 +358,12 @@ def run_all(
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
-    results = _all_stages(plans[0], splits, generator, own_size, tuning)
+    results = _all_stages(plans[0], splits, generator, own_size, tuning, audit)
     others = []
     for plan in plans[1:]:
         print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
         with _replicate(run, plan) as theirs:
-            found = _all_stages(plan, theirs, generator, own_size, tuning)
+            found = _all_stages(plan, theirs, generator, own_size, tuning, audit)
             report_stage(plan.folder, theirs, found, plan.train, command)
             others.append(replicated(plan.folder, theirs, found))
     return report_stage(run, splits, results, train, command, others)
@@ -370,10 +375,14 @@ def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: 
         print(f"note: {sentence}", file=sys.stderr, flush=True)
 
 
-def _all_stages(plan: Replicate, splits: Splits, generator: Generator, own_size: bool, tuning: Tuning) -> ArmResults:
+def _all_stages(
+    plan: Replicate, splits: Splits, generator: Generator, own_size: bool, tuning: Tuning, audit: AuditSettings | None
+) -> ArmResults:
     invert_stage(plan.folder, splits, generator, plan.invert)
     sample = tune_sampling(plan.folder, splits.train, generator, plan.sample, plan.train, tuning)
     sample_stage(plan.folder, generator, sample, sources=splits.train)
+    if audit is not None:
+        guard(plan.folder, audit, splits)
     return train_stage(plan.folder, splits, plan.train, str(generator.device), own_size=own_size, tuning=tuning)
 
 

@@ -42,6 +42,7 @@ class ReportImages:
     labels: Tensor  # (R,) int64, index into the run's class names
     distances: tuple[float, ...] | None = None  # of each reconstruction to its source; None: not measured
     called: str = "variant"  # what a variant is called
+    copies: bytes | None = None  # PNG of synthetic images above the training images that they are too near to
 
     def __post_init__(self) -> None:
         rows, sides = len(self.real), self.real.shape[1:]

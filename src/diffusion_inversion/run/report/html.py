@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.text import visible_values
 from .confusion import MOST_CLASSES, confusion_matrices, most_confused
+from .copies import copies_section
 from .figures import ReportImages, accuracy_bars, image_grid, loss_curve, png
 
 if TYPE_CHECKING:
@@ -106,10 +107,12 @@ def render_report(run: Mapping[str, Any], figures: ReportImages) -> str:
     confusion, class_names = run.get("confusion"), run["data"]["class_names"]
     if confusion and len(class_names) <= MOST_CLASSES:
         pictures["confusion"] = png(confusion_matrices(confusion, class_names))
-    return render_page(run, pictures, figures.variants.shape[1])
+    return render_page(run, pictures, figures.variants.shape[1], figures.copies)
 
 
-def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants: int) -> str:
+def render_page(
+    run: Mapping[str, Any], pictures: Mapping[str, bytes], variants: int, copies: bytes | None = None
+) -> str:
     """The page for `run` with the PNG files bars, grid and perhaps curve and confusion; the grid has `variants` a row.
 
     Where there are too many classes for a picture of confusion, a table has the most confused pairs.
@@ -131,6 +134,7 @@ def render_page(run: Mapping[str, Any], pictures: Mapping[str, bytes], variants:
         variants=variants,
         confused=confused,
         found_of_class=found_of_class(shown),
+        copies=copies_section(shown, copies),
         left_out=len(shown["data"]["class_names"]) > MOST_CLASSES,
         **{name: data_uri(image) for name, image in pictures.items()},
     )
