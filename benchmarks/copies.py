@@ -28,8 +28,9 @@ from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.invert.inversion import invert
-from diffusion_inversion.measure.copies.auditing import ANY, CopyAudit, Seen, audit_images
+from diffusion_inversion.measure.copies.auditing import audit_images
 from diffusion_inversion.measure.copies.conformal import threshold
+from diffusion_inversion.measure.copies.found import ANY, CopyAudit, Seen
 from diffusion_inversion.measure.copies.shares import Share, share
 from diffusion_inversion.measure.copies.views import part_view, pixel_view
 from diffusion_inversion.sample.sampling import reconstruct
@@ -58,10 +59,11 @@ def main() -> None:
         began = time.process_time()
         found = audit(known, fresh, null, planted=given.planted)
         seconds = time.process_time() - began
-        counts = f"{len(known)} known images, {found.null_images} of the null, {len(fresh)} others"
+        counts = f"{len(known)} known images, {found.threshold.images} of the null, {len(fresh)} others"
         print(f"\n## {name}\n{counts}; {found.null_dropped} near-duplicates left out of the null; {seconds:.0f} s.\n")
-        print(f"| copied by | {' | '.join(found.recall)} |\n|{'---|' * (1 + len(found.recall))}")
-        for place, (level, both_views) in enumerate(found.recall[ANY].items()):
+        columns = [*found.views, ANY]
+        print(f"| copied by | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+        for place, (level, both_views) in enumerate(found.recall.get(ANY, {}).items()):
             n = both_views.found.n
             alone = [flags(seen, seen.planted, rate)[place * n : (place + 1) * n] for seen in found.views.values()]
             print(f"| {level} | {cells([*map(share, alone), both_views.found])} |", flush=True)

@@ -186,7 +186,7 @@ def test_pixels_are_blind_to_brightness_and_contrast_alone(pictures: Tensor) -> 
     duller = (0.5 * pictures.float() + 60).round().to(torch.uint8)
     assert float(view.distances(view.query(duller), known).diagonal().max()) < 0.1
     negative = 255 - pictures
-    assert float(view.distances(view.query(negative), known).diagonal().min()) > 1.0
+    assert float(view.distances(view.query(negative), known).diagonal().min()) > 0.5
     flat = torch.full((1, 3, 32, 32), 90, dtype=torch.uint8)
     assert view.distances(view.query(flat), known).flatten().tolist() == pytest.approx([math.sqrt(2)] * 24)
 

@@ -26,7 +26,7 @@ from diffusion_inversion.run.copies import audit_run, guard, read_audit
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.report.copies import copies_section
 from diffusion_inversion.run.verify import verify
-from diffusion_inversion.sample.synthetic import SyntheticStore
+from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore
 
 FEW = AuditSettings(planted=4, device="cpu")
 runner = CliRunner()
@@ -41,11 +41,11 @@ def plant_copies(run: Path) -> None:
     splits = open_splits(run)
     store = SyntheticStore(run, splits.train.class_names)
     pixels = dict(zip(splits.train.ids, splits.train.images, strict=True))
-    table = store.table("file_name", "label", "source_id", "partner_id", "variant", "guidance_scale").to_pylist()
-    chosen = [row for row in table if row["variant"] == 0]
-    details = {"inversion_step": 2, "source_version": "", "partner_version": ""}
-    store.remove({row["file_name"] for row in chosen})
-    store.commit(torch.stack([pixels[row["source_id"]] for row in chosen]), [row | details for row in chosen])
+    rows = [row for row in store.table(*COLUMNS).to_pylist() if row["variant"] == 0]
+    store.remove({row.pop("file_name") for row in rows})
+    for row in rows:
+        del row["class_name"]
+    store.commit(torch.stack([pixels[row["source_id"]] for row in rows]), rows)
     store.finish(2)
 
 

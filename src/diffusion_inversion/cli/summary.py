@@ -17,6 +17,7 @@ MOST_CLASSES = 10  # whose recall is listed
 def summarise(folder: Path, record: RunRecord, data: str | None = None, test: str | None = None) -> dict[str, Any]:
     """The summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
     from ..engine.text import shown
+    from ..measure.copies.said import sentence
     from ..run.layout import REPORT_FILE
 
     verdict, report = record["verdict"], folder / REPORT_FILE
@@ -31,6 +32,9 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
         summary["chosen"] = record["chosen"]
         lines += [f"chosen on training images: {choice['sentence']}" for choice in record["chosen"]]
     lines += [*_shrunk(record), *_coarse(record), *_doubts(record)]
+    if "copies" in record:
+        summary["copies"] = record["copies"]["copies"]
+        lines.append(f"{sentence(record['copies'])}.")
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])
     lines += notes_on(summary["notes"], data, test) if data is not None else []

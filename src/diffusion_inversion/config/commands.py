@@ -59,7 +59,7 @@ class AuditSettings(Settings):
     false_positives: float = setting(
         0.01,
         "share of images that copy nothing that may be taken for copies",
-        "Carlini's rate of membership",
+        "ours",
         gt=0,
         lt=1,
     )

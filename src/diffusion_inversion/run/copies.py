@@ -23,7 +23,8 @@ from ..engine.progress import track
 from ..engine.store import commit_bytes
 from ..errors import DataError, UsageError
 from ..generator.device import resolve_device
-from ..measure.copies.auditing import CopyAudit, audit_images, images_to_search
+from ..measure.copies.auditing import audit_images, images_to_search
+from ..measure.copies.found import CopyAudit
 from ..measure.copies.said import sentence
 from ..measure.copies.views import View, feature_view, part_view, pixel_view
 from ..measure.extractors.catalog import open_extractor

@@ -27,7 +27,7 @@ def sentence(record: Mapping[str, Any]) -> str:
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """An audit's record (`auditing.CopyAudit.record`) as lines for a terminal."""
+    """An audit's record (`found.CopyAudit.record`) as lines for a terminal."""
     views = record["views"]
     width = max(map(len, [*views, "view"]))
     lines = [f"{record['generated']['name']} beside {record['real']['name']}: {sentence(record)}."]
@@ -36,10 +36,10 @@ def table(record: Mapping[str, Any]) -> str:
             f"Sources with such an image: {share_of(sources['sources'])}; {sources['of_their_own_source']:,} of the "
             f"{record['copies']['count']:,} images are nearest to their own source."
         )
-    lines.append(f"{'view':{width}}  threshold  flagged  by chance, with 95 % confidence")
+    lines.append(f"By chance, with 95 % confidence: at most {as_percent(record['rate_at_most'])}.")
+    lines.append(f"{'view':{width}}  threshold  flagged")
     for name, seen in views.items():
-        at_most = as_percent(seen["rate_at_most"])
-        lines.append(f"{name:{width}}  {seen['threshold']:9.3f}  {seen['flagged']:7,}  at most {at_most}")
+        lines.append(f"{name:{width}}  {seen['threshold']:9.3f}  {seen['flagged']:7,}")
     if record["recall"]:
         levels = next(iter(record["recall"].values()))
         first = max(map(len, [*levels, "planted copies found"]))

@@ -19,7 +19,7 @@ from ..extractors.extractor import Extractor, Preprocessing, extract
 
 SIDE = 16  # px of the thumbnails that pixels are compared at: fine detail is what a generator changes first
 MARGIN = 2  # px of them by which a copy may be shifted, either way
-ZOOMS = (1.0, 0.8)  # share of a known image's side that a copy may show
+ZOOMS = (1.0, 0.875, 0.75)  # share of the side of a known image that a copy may show
 PARTS_STAGE = 3  # of Lite0: stride 16, so 8 x 8 places of an image at 128 px
 KEPT_PARTS = 0.5  # share of a query's parts that count, those that are found best: half an image can be copied
 _FLAT = 0.5  # levels: standard deviation below which pixels show nothing
@@ -45,7 +45,7 @@ def pixel_view(device: torch.device) -> View:
     inner = SIDE - 2 * MARGIN
 
     def known(images: Tensor) -> Tensor:
-        """(N, 4, 432): 12 x 12 px in the middle of the image, of its middle enlarged, and of both mirrored."""
+        """(N, 6, 432): 12 x 12 px in the middle of the image, of its middle enlarged twice, and of each mirrored."""
         size, middles = images.shape[-1], []
         for zoom in ZOOMS:
             side = max(round(zoom * size), 1)

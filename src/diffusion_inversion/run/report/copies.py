@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...measure.copies.auditing import BIN
+from ...measure.copies.found import BIN
 from ...measure.copies.said import as_percent, sentence, share_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MOST_CLASSES = 20
 def copies_section(run: Mapping[str, Any], picture: bytes | None) -> str:
     """HTML that begins with a heading, "" where the run was not audited.
 
-    run: content of run.json, whose `copies` is an audit's record (`auditing.CopyAudit.record`). picture: PNG of the
+    run: content of run.json, whose `copies` is an audit's record (`found.CopyAudit.record`). picture: PNG of the
     flagged pairs, None where there are none.
     """
     from markupsafe import Markup
