@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import AuditSettings
 from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.engine import faults
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.invert.embeddings import read_embeddings
@@ -74,7 +75,7 @@ def test_a_run_that_copies_is_refused_and_says_how_many(copied: Path) -> None:
     guard(copied, FEW.model_copy(update={"copies": "off"}), splits)
 
 
-def test_an_audit_is_kept_and_not_done_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_audit_is_kept_and_not_done_again(copied: Path) -> None:
     record = audit_run(copied, FEW)
     assert json.loads((copied / "audit.json").read_text()) == record
     assert Image.open(copied / "audit.png").size[0] > 100
@@ -96,6 +97,40 @@ def test_images_that_were_drawn_since_are_not_called_audited(copied: Path, bench
     with run_lock(copied):
         pipeline.restart(copied, "sample")
     assert not (copied / "audit.json").exists() and not (copied / "audit.png").exists()
+
+
+class Killed(BaseException):
+    """What a test raises where a kill would end the process."""
+
+
+def test_an_audit_that_was_cut_short_is_not_called_one(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stops, what the folder holds is one of the two audits, or none."""
+    quick = FEW.model_copy(update={"planted": 0})
+    splits = open_splits(copied)
+    kept = [audit_run(copied, quick, splits)]
+    stop, stopped = 1, True
+    while stopped:
+        left = stop
+
+        def on_point(_: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        killed = Path(shutil.copytree(copied, copied.parent / f"killed-{stop}"))
+        monkeypatch.setattr(faults, "on_point", on_point)
+        try:
+            kept.append(audit_run(killed, quick.model_copy(update={"neighbours": 3}), splits))
+            stopped = False
+        except Killed:
+            found = read_audit(killed, splits)
+            kept += [found.record] if found is not None else []
+            assert not any(finding.lost for finding in verify(killed).findings)
+        monkeypatch.setattr(faults, "on_point", None)
+        stop += 3
+    assert stop > 10 and all(record in (kept[0], kept[-1]) for record in kept)
+    assert verify(killed).findings == ()
 
 
 def test_what_is_forgotten_leaves_no_row_of_an_audit(copied: Path) -> None:
