@@ -72,7 +72,7 @@ class AuditSettings(Settings):
     extractor: str | None = setting(None, "compare in its features too: dinov2, clip, timm:<model> and so on")
     weights: str | None = setting(None, "local file or folder of the extractor's weights, in safetensors")
     planted: int = setting(
-        50, "training images that are copied on purpose at each level: how many copies would be found", "ours", ge=0
+        30, "training images that are copied on purpose at each level: how many copies would be found", "ours", ge=0
     )
     limit: int | None = setting(None, "audit a random subset of so many synthetic images", ge=1)
     seed: int = setting(0, "of subset and planted copies", "ours", ge=0)

@@ -92,8 +92,8 @@ class CopyAudit:
 
     @property
     def exceeds_chance(self) -> bool:
-        """Whether more is flagged than of images that copy nothing, beyond the interval."""
-        return self.copies.low > self.threshold.rate
+        """Whether more is flagged, beyond its interval, than the null lets be of images that copy nothing, at 95 %."""
+        return self.copies.low > self.threshold.at_most
 
     def worst_first(self) -> list[int]:
         """Rows of the flagged images, the nearest first."""
