@@ -71,7 +71,7 @@ def _plot(name: str, view: Mapping[str, Any]) -> Markup:
         for kind, each in shares.items()
     ]
     place = _LEFT + step * min(view["threshold"] / BIN, bins)
-    legend = [Markup('<tspan fill="{}">{}  </tspan>').format(_COLOURS[kind], _KINDS[kind]) for kind in shares]
+    legend = [Markup('<tspan fill="{}">■</tspan> {}  ').format(_COLOURS[kind], _KINDS[kind]) for kind in shares]
     ticks = [
         Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>').format(
             _LEFT + step * value / BIN, _BASE + 16, value
@@ -97,23 +97,37 @@ def _steps(shares: Sequence[float], step: float, top: float) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
+def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> Markup:
+    from markupsafe import Markup
+
+    head = Markup("").join(Markup('<th scope="col">{}</th>').format(one) for one in heads)
+    lines = [
+        Markup("<tr>{}</tr>\n").format(Markup("").join(Markup("<td>{}</td>").format(one) for one in row))
+        for row in rows
+    ]
+    return Markup('<div class="scroll"><table>\n<tr>{}</tr>\n{}</table></div>\n').format(head, Markup("").join(lines))
+
+
+def _folded(summary: str, table: Markup) -> Markup:
+    from markupsafe import Markup
+
+    return Markup("<details><summary>{}</summary>\n{}</details>\n").format(summary, table)
+
+
 def _pairs(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup]:
     from markupsafe import Markup
 
     if picture is None:
         return
-    rows = [
-        Markup("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.3f}</td></tr>\n").format(
-            one["file"], one["nearest"], one["source"] or "not known", one["view"], one["score"]
-        )
-        for one in found["pairs"]
-    ]
     yield Markup(
         '<h3>The nearest pairs</h3>\n<div class="scroll"><img src="data:image/png;base64,{}" '
         'alt="Each flagged synthetic image above the training image that it is nearest to, nearest first"></div>\n'
-        "<details><summary>Their files</summary>\n<table>\n<tr><th>Synthetic</th><th>Nearest real</th>"
-        "<th>Made from</th><th>View</th><th>Distance</th></tr>\n{}</table></details>\n"
-    ).format(base64.b64encode(picture).decode(), Markup("").join(rows))
+    ).format(base64.b64encode(picture).decode())
+    rows = [
+        (one["file"], one["nearest"], one["source"] or "not known", one["view"], f"{one['score']:.3f}")
+        for one in found["pairs"]
+    ]
+    yield _folded("Their files", _table(("Synthetic", "Nearest real", "Made from", "View", "Distance"), rows))
 
 
 def _shares(found: Mapping[str, Any]) -> Iterable[Markup]:
@@ -125,29 +139,18 @@ def _shares(found: Mapping[str, Any]) -> Iterable[Markup]:
             "from.</p>\n"
         ).format(share_of(by_source["sources"]), by_source["of_their_own_source"], found["copies"]["count"])
     most = sorted(found["by_class"].items(), key=lambda one: -one[1]["count"] / one[1]["n"])[:_MOST_CLASSES]
-    rows = [
-        Markup("<tr><td>{}</td><td>{} of {}</td><td>{}</td></tr>\n").format(name, one["count"], one["n"], share_of(one))
-        for name, one in most
-    ]
-    yield Markup(
-        "<details><summary>By class</summary>\n<table>\n<tr><th>Class</th><th>Flagged</th>"
-        "<th>Share, 95 % interval</th></tr>\n{}</table></details>\n"
-    ).format(Markup("").join(rows))
+    rows = [(name, f"{one['count']} of {one['n']}", share_of(one)) for name, one in most]
+    yield _folded("By class", _table(("Class", "Flagged", "Share, 95 % interval"), rows))
 
 
 def _recall(found: Mapping[str, Any]) -> Iterable[Markup]:
-    from markupsafe import Markup
-
     recall = found["recall"]
     if not recall:
         return
-    heads = [Markup("<th>{}</th>").format(name) for name in recall]
-    rows = []
-    for level in next(iter(recall.values())):
-        cells = [Markup("<td>{}</td>").format(share_of(one[level])) for one in recall.values()]
-        rows.append(Markup("<tr><td>{}</td>{}</tr>\n").format(level, Markup("").join(cells)))
-    n = next(iter(next(iter(recall.values())).values()))["n"]
-    yield Markup(
-        "<details><summary>What would have been found: {} training images copied on purpose, at each level</summary>\n"
-        '<div class="scroll"><table>\n<tr><th>Copied by</th>{}</tr>\n{}</table></div></details>\n'
-    ).format(n, Markup("").join(heads), Markup("").join(rows))
+    levels = next(iter(recall.values()))
+    n = next(iter(levels.values()))["n"]
+    rows = [(level, *(share_of(one[level]) for one in recall.values())) for level in levels]
+    yield _folded(
+        f"What would have been found: {n} training images copied on purpose, at each level",
+        _table(("Copied by", *recall), rows),
+    )
