@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from . import (
+    audit,
     bench,
     care,
     compare,
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 USE = (predict.predict, export.export, push.push)
-CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
+CARE = (care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
     generators.pretrain,

@@ -15,6 +15,7 @@ from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
 
 if TYPE_CHECKING:
+    from ..config.commands import AuditSettings
     from ..config.fidelity import FilterSettings
     from ..config.sampling import PromptSettings, SampleSettings
     from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
@@ -142,6 +143,7 @@ def run(
     sampling: Given[SampleSettings],
     filtering: Given[FilterSettings],
     training: Given[TrainSettings],
+    auditing: Annotated[Given[AuditSettings], Fields(only=("copies", "false_positives"))],
     tune: Tune = None,
     tune_seconds: TuneSeconds = None,
     own_size: OwnSize = True,
@@ -170,7 +172,7 @@ def run(
         record = run_all(
             folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
              replicates=replicates, own_size=own_size, tuning=tuning, filtering=filtering.settings(),
-             attributes=absolute_file(attributes),
+             attributes=absolute_file(attributes), audit=auditing.settings(),
         )  # fmt: skip
     return summarise(folder, record, data, source.values.get("test"))
 

@@ -1,4 +1,4 @@
-"""Settings of the commands beside the method: metrics, predict, export, generators compare, pretrain, gan."""
+"""Settings of the commands beside the method: metrics, audit, predict, export, generators compare, pretrain, gan."""
 
 from __future__ import annotations
 
@@ -97,6 +97,40 @@ class PushSettings(Settings):
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
             raise ValueError("give <owner>/<name>, both of letters, digits, dots, dashes and underscores")
         return hub_id
+
+
+class AuditSettings(Settings):
+    """How copies of training images are looked for among synthetic ones.
+
+    "Carlini" is Carlini et al., arXiv 2301.13188, section 5.1.
+    """
+
+    copies: Literal["report", "refuse", "off"] = setting(
+        "report",
+        "copies of training images: report them, refuse to train where there are more than chance explains, or off",
+        "ours",
+    )
+    false_positives: float = setting(
+        0.01,
+        "share of images that copy nothing that may be taken for copies",
+        "ours",
+        gt=0,
+        lt=1,
+    )
+    neighbours: int = setting(
+        10,
+        "of a training image, whose mean distance is the unit of distances to it",
+        "ours; Carlini: 50 of 50,000",
+        ge=1,
+    )
+    extractor: str | None = setting(None, "compare in its features too: dinov2, clip, timm:<model> and so on")
+    weights: str | None = setting(None, "local file or folder of the extractor's weights, in safetensors")
+    planted: int = setting(
+        30, "training images that are copied on purpose at each level: how many copies would be found", "ours", ge=0
+    )
+    limit: int | None = setting(None, "audit a random subset of so many synthetic images", ge=1)
+    seed: int = setting(0, "of subset and planted copies", "ours", ge=0)
+    device: str = same(GeneratorSettings, "device")
 
 
 class CompareSettings(Settings):

@@ -52,9 +52,9 @@ def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_av
     An image descends from a vector where it is its source or one of its partners. Where a mean of vectors went into
     it, of guidance or of a class, it also descends from all vectors, and with class-mean starts every vector of a
     class descends from all its images: these go too, unless `keep_averages`. Test images are forgotten in the same way.
-    Reports and reconstructions are deleted; the stages make them again. `never_again` keeps the images out of this run
-    for good, also where DATA still holds them or the same pixels under another name; only hashes of their ids and
-    pixels stay in the run, in forgotten.json. DATA itself, caches of it and copies elsewhere are not touched.
+    Reports, audits and reconstructions are deleted; the stages make them again. `never_again` keeps the images out of
+    this run for good, also where DATA still holds them or the same pixels under another name; only hashes of their
+    ids and pixels stay in the run, in forgotten.json. DATA itself, caches of it and copies elsewhere are not touched.
 
     A killed call goes on when it or any other command is run again. Raises UsageError for an id that the run does
     not know, LockedError, DiskError.

@@ -25,6 +25,7 @@ RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.j
 COARSENESS_FILE = "coarseness.json"
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
+AUDIT_FILE, AUDIT_PICTURE = "audit.json", "audit.png"  # copies of training images, and the pairs that are nearest
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
 REPLICATES = "replicates"
@@ -93,6 +94,8 @@ LEDGER = (
     File(RECONSTRUCTIONS_FILE, "sample", "derived"),
     File(LIKENESS_FILE, "sample", "derived"),
     File(RETRIEVAL_FILE, "sample", "derived"),
+    File(AUDIT_FILE, "sample", "derived"),
+    File(AUDIT_PICTURE, "sample", "derived"),
     File(SAMPLE_FILE, "sample", "choice"),
     File(settings_file("sample"), "sample", "settings"),
     File(_FRACTION_FILE, "train", "choice"),

@@ -29,6 +29,7 @@ from ..train.replicated import Replicated, sides_of, spread
 from ..train.store import ClassifierStore
 from .attributes import Attributes, add_subgroups
 from .coarseness import Coarseness, read_coarseness
+from .copies import read_audit
 from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
@@ -105,6 +106,8 @@ def report_stage(
         record["found"] = made.found
     if made.generator is not None:
         record["generator"] = made.generator
+    if (audit := read_audit(run, splits)) is not None:
+        record["copies"] = audit.shown()
     if made.vectors is not None:
         record["inversion_curve"] = made.vectors.curve
         record["stages"]["invert"] = made.vectors.inverted
@@ -145,6 +148,8 @@ def report_stage(
     )
     if fidelity is not None:
         pictures = replace(pictures, failed=example_images(run, splits.train, fidelity["examples"]))
+    if audit is not None:
+        pictures = replace(pictures, copies=audit.picture)
     ledger.commit(REPORT_FILE, render_report(record, pictures).encode())
     return record
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..config.commands import AuditSettings
 from ..config.fidelity import OFF, FilterSettings
 from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings, InvertSettings
@@ -42,7 +43,8 @@ from ..train.store import ClassifierStore
 from .attributes import attributes_of
 from .coarseness import again as coarseness_again
 from .coarseness import coarseness
-from .fidelity.stage import filtered, judges_for, recorded_filter
+from .copies import audit_again, guard
+from .fidelity.stage import JUDGED, filtered, judges_for, recorded_filter
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
@@ -217,6 +219,7 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
 def _train_again(run: Path, splits: Splits) -> tuple[list[str], Redone | None]:
     """Train again what is missing of the classifiers; as `_resume`."""
     ledger = Ledger(run)
+    audit_again(run, splits)
     classifiers = ClassifierStore(run).manifest
     reported = ledger.note(RUN_FILE)
     trained = classifiers.last("complete") or reported
@@ -330,11 +333,13 @@ def run_all(
     tuning: Tuning | None = None,
     filtering: FilterSettings = OFF,
     attributes: str | None = None,
+    audit: AuditSettings | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
     What `tuning` names is chosen in each replicate before it is used. Settings that a later stage would refuse, and
-    images that a replicate would, are refused before stage 1.
+    images that a replicate would, are refused before stage 1. With `audit` copies of training images are looked for
+    before training.
     """
     tuning = prepared(tuning, sample, train)
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
@@ -352,7 +357,8 @@ def run_all(
         )
     for chosen in (*tuning.candidates("train", plain(train)), train):
         check_training(chosen, images.class_names, side)
-        refuse_unjudged(chosen)
+        if filtering.filter not in JUDGED:
+            refuse_unjudged(chosen)
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
@@ -364,12 +370,12 @@ def run_all(
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
-    results = _all_stages(plans[0], splits, generator, own_size, tuning, filtering)
+    results = _all_stages(plans[0], splits, generator, own_size, tuning, filtering, audit)
     others = []
     for plan in plans[1:]:
         print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
         with _replicate(run, plan) as theirs:
-            found = _all_stages(plan, theirs, generator, own_size, tuning, filtering)
+            found = _all_stages(plan, theirs, generator, own_size, tuning, filtering, audit)
             report_stage(plan.folder, theirs, found, plan.train, command)
             others.append(replicated(plan.folder, theirs, found))
     return report_stage(run, splits, results, train, command, others, tested_by)
@@ -382,11 +388,19 @@ def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: 
 
 
 def _all_stages(
-    plan: Replicate, splits: Splits, generator: Generator, own_size: bool, tuning: Tuning, filtering: FilterSettings
+    plan: Replicate,
+    splits: Splits,
+    generator: Generator,
+    own_size: bool,
+    tuning: Tuning,
+    filtering: FilterSettings,
+    audit: AuditSettings | None,
 ) -> ArmResults:
     invert_stage(plan.folder, splits, generator, plan.invert)
     sample = tune_sampling(plan.folder, splits.train, generator, plan.sample, plan.train, tuning)
     sample_stage(plan.folder, generator, sample, sources=splits.train)
+    if audit is not None:
+        guard(plan.folder, audit, splits)
     return train_stage(
         plan.folder, splits, plan.train, str(generator.device), own_size=own_size, tuning=tuning, filtering=filtering,
         generator=generator,

@@ -185,7 +185,7 @@ def measure(real: LabelledImages, synthetic: LabelledImages, mixing: Mixing) -> 
         if synthetic.confidence is None:
             raise DataError(
                 f"mixing=confidence: {synthetic.name}: not every image has a confidence of a judge in its label. Let "
-                "one judge them, or give another mixing."
+                "one judge them by --filter drop or soft, or give another mixing."
             )
         return synthetic.confidence
     if mixing not in ("curriculum", "queue"):
@@ -210,10 +210,11 @@ def measure(real: LabelledImages, synthetic: LabelledImages, mixing: Mixing) -> 
 
 
 def refuse_unjudged(settings: TrainSettings) -> None:
-    """Raise UsageError, before images are drawn, for a mixing that reads a judge's confidence: drawings have none."""
+    """Raise UsageError, before images are drawn, for a mixing that reads a judge's confidence where none is asked."""
     if settings.mixing == "confidence" and "real+synthetic" in settings.arms:
         raise UsageError(
-            "mixing=confidence: images are drawn without a judge's confidence in their labels. Give another mixing."
+            "mixing=confidence: images are drawn without a judge's confidence in their labels. Let one judge them by "
+            "--filter drop or soft, or give another mixing."
         )
 
 

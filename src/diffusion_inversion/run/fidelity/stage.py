@@ -26,7 +26,7 @@ from ...errors import ConfigMismatchError, UsageError
 from ...generator.generator import Generator
 from ...invert.embeddings import read_embeddings
 from ...sample.sampling import stale_files
-from ...sample.synthetic import Row, SyntheticStore, job_name, read_images, soft_labels
+from ...sample.synthetic import PARENTS, Row, SyntheticStore, job_name, parents, read_images, soft_labels
 from ...train.choosing import Material
 from ...train.evaluation import calibration_error
 from ...train.fidelity import replaced, rivals
@@ -38,6 +38,7 @@ from .judging import Judges
 from .redraw import draw_again, redrawn_store
 
 SCHEMA = 1
+JUDGED = ("drop", "soft")  # filters after which every image has a confidence
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,10 @@ def filtered(
 
     drop: an image that failed gives its place to another of its source, or its class (`replaced`). redraw: to its last
     drawing where that passes, else as drop. soft: it stays, and the judge's answer becomes its label. Images that no
-    judge can be had for stay as they are. judges: those of `judges_for`. What is found is kept in RUN/fidelity.json,
-    drawings in RUN/redrawn; what is there is not done again. `generator` is loaded as the run recorded it where it is
-    needed and not given. Call it inside `run_lock`.
+    judge can be had for stay as they are. With drop and soft each has the judge's confidence in its label, else 1.
+    judges: those of `judges_for`. What is found is kept in RUN/fidelity.json, drawings in RUN/redrawn; what is there
+    is not done again. `generator` is loaded as the run recorded it where it is needed and not given. Call it inside
+    `run_lock`.
 
     Raises ConfigMismatchError where classifiers were trained with another filter.
     """
@@ -97,6 +99,9 @@ def filtered(
     with briefly(run, "fidelity"):
         found = _judged(run, judges, made)
     failed = torch.tensor(found.failed)
+    if settings.filter in JUDGED:
+        sure = torch.where(torch.tensor(found.judged), torch.tensor(found.confidence), 1.0)
+        made = replace(made, synthetic=replace(made.synthetic, confidence=sure))
     if settings.filter == "soft":
         return replace(made, synthetic=_answered(made.synthetic, failed, torch.tensor(found.answers)))
     if settings.filter == "redraw":
@@ -227,8 +232,7 @@ def _in_place(made: Material, jobs: Sequence[str], failed: Tensor, store: Synthe
     if not jobs:
         return made, failed
     table = store.table(
-        "file_name", "sha256", "label", "partner_label", "label_weight", "answers", "source_id", "partner_id",
-        "variant", "failed",
+        "file_name", "sha256", "label", "partner_label", "label_weight", "answers", *PARENTS, "variant", "failed",
     )  # fmt: skip
     where = dict(zip(jobs, failed.nonzero()[:, 0].tolist(), strict=True))
     each = zip(*(table[key].to_pylist() for key in ("source_id", "variant", "failed")), strict=True)
@@ -247,8 +251,8 @@ def _in_place(made: Material, jobs: Sequence[str], failed: Tensor, store: Synthe
         soft = SoftLabels.cat(both).rows(rows)
     names, hashes, sources, images = list(first.ids), list(first.hashes), list(made.sources), first.images.clone()
     images[places] = again.images
-    parents = zip(table["source_id"].to_pylist(), table["partner_id"].to_pylist(), strict=True)
-    for place, name, digest, of in zip(places, again.ids, again.hashes, parents, strict=True):
+    made_of = parents(*(table[key].to_pylist() for key in PARENTS))
+    for place, name, digest, of in zip(places, again.ids, again.hashes, made_of, strict=True):
         names[place], hashes[place], sources[place] = f"{REDRAWN}/{name}", digest, of
     left = failed.clone()
     left[places] = False
@@ -271,5 +275,7 @@ def _taken(made: Material, rows: Sequence[int]) -> Material:
         labels=images.labels[index],
         images=images.images[index],
         soft=None if images.soft is None else images.soft.rows(index),
+        source_ids=tuple(images.source_ids[row] for row in rows),
+        confidence=None if images.confidence is None else images.confidence[index],
     )
     return Material(taken, [made.sources[row] for row in rows])

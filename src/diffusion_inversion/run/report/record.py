@@ -320,6 +320,7 @@ class RunRecord(TypedDict):
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
+    copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
     replicates: NotRequired[list[ReplicateRecord]]

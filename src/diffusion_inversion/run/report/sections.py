@@ -12,6 +12,7 @@ from typing import Any
 from .cards import cards
 from .changed_settings import changed
 from .confusion import MOST_CLASSES, most_confused, normalised
+from .copies import copies_section
 from .fidelity import fidelity
 from .pictures import ReportImages
 from .plots import accuracies, arm_colours, differences, losses
@@ -46,6 +47,10 @@ def _classes(run: Mapping[str, Any], _: ReportImages) -> str:
         shares={arm: normalised(counts, names).tolist() for arm, counts in confusion.items()} if few else {},
         confused={} if few else {arm: most_confused(counts, names) for arm, counts in confusion.items()},
     )
+
+
+def _copies(run: Mapping[str, Any], images: ReportImages) -> str:
+    return copies_section(run, images.copies)
 
 
 def _chosen(run: Mapping[str, Any], _: ReportImages) -> str:
@@ -101,6 +106,7 @@ SECTIONS: tuple[Section, ...] = (
     _subgroups,
     _images,
     fidelity,
+    _copies,
     _chosen,
     _made,
     _data,

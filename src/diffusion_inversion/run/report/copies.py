@@ -1,0 +1,156 @@
+"""The report's section on copies of training images: the share, the distances, the worst pairs, what would be found."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...measure.copies.found import BIN
+from ...measure.copies.said import as_percent, sentence, share_of
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+_WIDTH, _HEIGHT, _LEFT, _BASE = 640, 130, 10, 100  # px of a plot; the left and the lower end of its axis
+_KINDS = {"null": "images that copy nothing", "planted": "planted copies", "generated": "synthetic images"}
+_COLOURS = {"null": "#808080", "planted": "#d55e00", "generated": "#0072b2"}
+_MOST_CLASSES = 20
+
+
+def copies_section(run: Mapping[str, Any], picture: bytes | None) -> str:
+    """HTML that begins with a heading, "" where the run was not audited.
+
+    run: content of run.json, whose `copies` is an audit's record (`found.CopyAudit.record`). picture: PNG of the
+    flagged pairs, None where there are none.
+    """
+    from markupsafe import Markup
+
+    found = run.get("copies")
+    if found is None:
+        return ""
+    parts = [
+        Markup("<h2>Copies of training images</h2>\n<p>{}{}.</p>\n").format(
+            sentence(found)[0].upper(), sentence(found)[1:]
+        ),
+        _verdict(found),
+        *(_plot(name, view) for name, view in found["views"].items()),
+        *_pairs(found, picture),
+        *_shares(found),
+        *_recall(found),
+        *(Markup('<p class="note">{}</p>\n').format(note) for note in found["notes"]),
+    ]
+    return str(Markup("").join(parts))
+
+
+def _verdict(found: Mapping[str, Any]) -> Markup:
+    from markupsafe import Markup
+
+    said = "That is more than chance explains." if found["exceeds_chance"] else "Chance explains as many."
+    null = found["null"]
+    kind = "real test images" if null["kind"] == "test" else "training images, each left out in turn"
+    return Markup(
+        '<p class="note">{} Distances are in units of the mean distance of the training image to its {} nearest '
+        "others. Images that copy nothing are {} {}; {} of such images may be flagged.</p>\n"
+    ).format(said, found["neighbours"], null["images"], kind, as_percent(found["rate"]))
+
+
+def _plot(name: str, view: Mapping[str, Any]) -> Markup:
+    """How many images of each kind lie at which distance, each kind in shares of its own, with the threshold."""
+    from markupsafe import Markup
+
+    scores = {kind: counts for kind, counts in view["scores"].items() if sum(counts)}
+    shares = {kind: [count / sum(counts) for count in counts] for kind, counts in scores.items()}
+    top = max(max(each) for each in shares.values())
+    bins = len(next(iter(shares.values())))
+    step = (_WIDTH - 2 * _LEFT) / bins
+    lines = [
+        Markup('<polyline fill="none" stroke="{}" stroke-width="2" points="{}"/>\n').format(
+            _COLOURS[kind], _steps(each, step, top)
+        )
+        for kind, each in shares.items()
+    ]
+    place = _LEFT + step * min(view["threshold"] / BIN, bins)
+    legend = [Markup('<tspan fill="{}">■</tspan> {}  ').format(_COLOURS[kind], _KINDS[kind]) for kind in shares]
+    ticks = [
+        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>').format(
+            _LEFT + step * value / BIN, _BASE + 16, value
+        )
+        for value in (0, 0.5, 1, 1.5)
+    ]
+    title = f"{name}: distance to the nearest training image; {view['flagged']} lie left of the threshold"
+    return Markup(
+        '<svg viewBox="0 0 {} {}" width="{}" role="img" aria-label="{}" style="max-width:100%;height:auto" '
+        'font-size="12" fill="currentColor"><title>{}</title>\n<text x="{}" y="12">{}: {}</text>\n'
+        '{}<line x1="{:.1f}" x2="{:.1f}" y1="18" y2="{}" stroke="currentColor" stroke-dasharray="4 3"/>\n'
+        '<line x1="{}" x2="{}" y1="{}" y2="{}" stroke="currentColor"/>\n{}</svg>\n'
+    ).format(
+        _WIDTH, _HEIGHT, _WIDTH, title, title, _LEFT, name, Markup("").join(legend), Markup("").join(lines),
+        place, place, _BASE, _LEFT, _WIDTH - _LEFT, _BASE, _BASE, Markup("").join(ticks),
+    )  # fmt: skip
+
+
+def _steps(shares: Sequence[float], step: float, top: float) -> str:
+    """Points of a stepped line over the bins, the highest share of all at the top."""
+    heights = [_BASE - (_BASE - 20) * one / top for one in shares]
+    points = [(_LEFT + step * (place + end), height) for place, height in enumerate(heights) for end in (0, 1)]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> Markup:
+    from markupsafe import Markup
+
+    head = Markup("").join(Markup('<th scope="col">{}</th>').format(one) for one in heads)
+    lines = [
+        Markup("<tr>{}</tr>\n").format(Markup("").join(Markup("<td>{}</td>").format(one) for one in row))
+        for row in rows
+    ]
+    return Markup('<div class="scroll"><table>\n<tr>{}</tr>\n{}</table></div>\n').format(head, Markup("").join(lines))
+
+
+def _folded(summary: str, table: Markup) -> Markup:
+    from markupsafe import Markup
+
+    return Markup("<details><summary>{}</summary>\n{}</details>\n").format(summary, table)
+
+
+def _pairs(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup]:
+    from markupsafe import Markup
+
+    if picture is None:
+        return
+    yield Markup(
+        '<h3>The nearest pairs</h3>\n<div class="scroll"><img src="data:image/png;base64,{}" '
+        'alt="Each flagged synthetic image above the training image that it is nearest to, nearest first"></div>\n'
+    ).format(base64.b64encode(picture).decode())
+    rows = [
+        (one["file"], one["nearest"], one["source"] or "not known", one["view"], f"{one['score']:.3f}")
+        for one in found["pairs"]
+    ]
+    yield _folded("Their files", _table(("Synthetic", "Nearest real", "Made from", "View", "Distance"), rows))
+
+
+def _shares(found: Mapping[str, Any]) -> Iterable[Markup]:
+    from markupsafe import Markup
+
+    if (by_source := found["by_source"]) is not None:
+        yield Markup(
+            "<p>Sources with a flagged image: {}. {} of {} flagged images are nearest to the image they were made "
+            "from.</p>\n"
+        ).format(share_of(by_source["sources"]), by_source["of_their_own_source"], found["copies"]["count"])
+    most = sorted(found["by_class"].items(), key=lambda one: -one[1]["count"] / one[1]["n"])[:_MOST_CLASSES]
+    rows = [(name, f"{one['count']} of {one['n']}", share_of(one)) for name, one in most]
+    yield _folded("By class", _table(("Class", "Flagged", "Share, 95 % interval"), rows))
+
+
+def _recall(found: Mapping[str, Any]) -> Iterable[Markup]:
+    recall = found["recall"]
+    if not recall:
+        return
+    levels = next(iter(recall.values()))
+    n = next(iter(levels.values()))["n"]
+    rows = [(level, *(share_of(one[level]) for one in recall.values())) for level in levels]
+    yield _folded(
+        f"What would have been found: {n} training images copied on purpose, at each level",
+        _table(("Copied by", *recall), rows),
+    )

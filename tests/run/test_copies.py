@@ -1,0 +1,248 @@
+"""The audit of a run: kept, shown, refused by, forgotten with and repaired like everything else in its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import INVERT, SAMPLE, TRAIN, Bench, write_images
+from PIL import Image
+from smooth_pictures import pictures
+from toy import toy_images
+from typer.testing import CliRunner
+
+from diffusion_inversion.cli import app
+from diffusion_inversion.config.commands import AuditSettings
+from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.engine import faults
+from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.errors import DataError
+from diffusion_inversion.invert.embeddings import read_embeddings
+from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.copies import audit_run, guard, read_audit
+from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.report.copies import copies_section
+from diffusion_inversion.run.verify import verify
+from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore
+
+FEW = AuditSettings(planted=4, device="cpu")
+runner = CliRunner()
+
+
+def dinv(*arguments: object) -> Any:
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+def plant_copies(run: Path) -> None:
+    """Put the sources in the place of their variants, with records that say so."""
+    splits = open_splits(run)
+    store = SyntheticStore(run, splits.train.class_names)
+    pixels = dict(zip(splits.train.ids, splits.train.images, strict=True))
+    rows = store.table(*COLUMNS).to_pylist()
+    store.remove({row.pop("file_name") for row in rows})
+    for row in rows:
+        del row["class_name"]
+    store.commit(torch.stack([pixels[row["source_id"]] for row in rows]), rows)
+    store.finish(2)
+
+
+@pytest.fixture
+def copied(run: Path) -> Path:
+    """A finished run whose synthetic images are their sources."""
+    with run_lock(run):
+        plant_copies(run)
+    return run
+
+
+def test_a_run_that_copies_is_refused_and_says_how_many(copied: Path) -> None:
+    splits = open_splits(copied)
+    record = audit_run(copied, FEW, splits)
+    assert record["copies"]["count"] == record["copies"]["n"] == len(record["pairs"]) == 24
+    assert all(one["nearest"] == one["source"] for one in record["pairs"])
+    assert record["by_source"]["of_their_own_source"] == 24
+    with pytest.raises(DataError, match="nearer to a training image than images that copy nothing") as caught:
+        guard(copied, FEW.model_copy(update={"copies": "refuse"}), splits)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 4
+    guard(copied, FEW, splits)
+    guard(copied, FEW.model_copy(update={"copies": "off"}), splits)
+
+
+def test_an_audit_is_kept_and_not_done_again(copied: Path) -> None:
+    record = audit_run(copied, FEW)
+    assert json.loads((copied / "audit.json").read_text()) == record
+    assert Image.open(copied / "audit.png").size[0] > 100
+    assert verify(copied).findings == () and verify(copied).foreign == ()
+    before = (copied / "audit.json").stat().st_mtime_ns
+    assert audit_run(copied, FEW) == record
+    assert (copied / "audit.json").stat().st_mtime_ns == before
+    other = audit_run(copied, FEW.model_copy(update={"false_positives": 0.2}))
+    assert other["false_positives"] == 0.2 and read_audit(copied, open_splits(copied)) is not None
+
+
+def test_images_that_were_drawn_since_are_not_called_audited(copied: Path, bench: Bench) -> None:
+    splits = open_splits(copied)
+    audit_run(copied, FEW, splits)
+    with run_lock(copied):
+        more = SAMPLE.model_copy(update={"variants": 3})
+        pipeline.sample_stage(copied, bench.generator(), more, sources=splits.train)
+    assert (copied / "audit.json").exists() and read_audit(copied, splits) is None
+    with run_lock(copied):
+        pipeline.restart(copied, "sample")
+    assert not (copied / "audit.json").exists() and not (copied / "audit.png").exists()
+
+
+class Killed(BaseException):
+    """What a test raises where a kill would end the process."""
+
+
+def test_an_audit_that_was_cut_short_is_not_called_one(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stops, what the folder holds is one of the two audits, or none."""
+    quick = FEW.model_copy(update={"planted": 0})
+    splits = open_splits(copied)
+    kept = [audit_run(copied, quick, splits)]
+    stop, stopped = 1, True
+    while stopped:
+        left = stop
+
+        def on_point(_: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        killed = Path(shutil.copytree(copied, copied.parent / f"killed-{stop}"))
+        monkeypatch.setattr(faults, "on_point", on_point)
+        try:
+            kept.append(audit_run(killed, quick.model_copy(update={"neighbours": 3}), splits))
+            stopped = False
+        except Killed:
+            found = read_audit(killed, splits)
+            kept += [found.record] if found is not None else []
+            assert not any(finding.lost for finding in verify(killed).findings)
+        monkeypatch.setattr(faults, "on_point", None)
+        stop += 3
+    assert stop > 10 and all(record in (kept[0], kept[-1]) for record in kept)
+    assert verify(killed).findings == ()
+
+
+def test_what_is_forgotten_leaves_no_row_of_an_audit(copied: Path) -> None:
+    audit_run(copied, FEW)
+    victim = read_embeddings(copied).ids[0]
+    assert victim in (copied / "audit.json").read_text()
+    assert dinv("forget", copied, "--source", victim).exit_code == 0
+    assert not (copied / "audit.json").exists() and not (copied / "audit.png").exists()
+    traces = [path for path in copied.rglob("*.json*") if path.is_file() and victim in path.read_text()]
+    assert traces == []
+
+
+def test_a_lost_audit_is_made_again_by_repair(run: Path) -> None:
+    with run_lock(run):
+        audit_run(run, FEW)
+    kept = {name: (run / name).read_bytes() for name in ("audit.json", "audit.png") if (run / name).exists()}
+    (run / "audit.json").write_text("{}")
+    assert dinv("verify", run).exit_code == 4
+    assert dinv("repair", run).exit_code == 0
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+
+
+def test_the_report_shows_the_audit_and_the_command_prints_it(copied: Path) -> None:
+    said = dinv("audit", copied, "--planted", 4, "--device", "cpu")
+    assert said.exit_code == 0, said.output
+    assert "nearer to a training image than images that copy nothing" in said.stdout and "exact" in said.stdout
+    as_json = json.loads(dinv("audit", copied, "--planted", 4, "--device", "cpu", "--json").stdout)
+    assert as_json["ok"] and len(as_json["pairs"]) == 24
+    splits = open_splits(copied)
+    with run_lock(copied):
+        results = pipeline.train_stage(copied, splits, TRAIN, "cpu")
+        record = pipeline.report_stage(copied, splits, results, TRAIN, "dinv run data")
+    assert record["copies"]["copies"] == as_json["copies"]
+    page = (copied / "report.html").read_text()
+    assert "Copies of training images" in page and "That is more than chance explains." in page
+
+
+def test_the_section_escapes_names_and_is_empty_without_an_audit(copied: Path) -> None:
+    record = audit_run(copied, FEW)
+    assert copies_section({}, None) == ""
+    record["pairs"][0]["file"] = "<script>alert(1)</script>"
+    record["notes"] = ["<b>"]
+    page = copies_section({"copies": record}, b"png")
+    assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;" in page
+    assert page.startswith("<h2>") and page.count("<svg") == page.count("</svg>") == 2
+
+
+def test_run_looks_for_copies_before_it_trains(bench: Bench, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with run_lock(run):
+        record = pipeline.run_all(
+            run, DataSettings(data=str(bench.data)), bench.generator(), invert=INVERT, sample=SAMPLE, train=TRAIN,
+            command="dinv run data", audit=FEW,
+        )  # fmt: skip
+    assert record["copies"]["copies"]["n"] == 24 and (run / "audit.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """REAL of 40 images, GENERATED of 20 that holds 5 of them under other names, and TEST of 30."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def write(name: str, images: torch.Tensor) -> None:
+        toys = toy_images(len(images), 32)
+        write_images(folder / name, type(toys)(**{**vars(toys), "images": images}), range(len(images)))
+
+    write("real", pictures(40, 0))
+    write("made", torch.cat([pictures(40, 0)[:5], pictures(15, 2)]))
+    write("test", pictures(30, 1))
+    return folder
+
+
+def test_any_two_data_are_audited(folders: Path, tmp_path: Path) -> None:
+    real, made, test = (folders / name for name in ("real", "made", "test"))
+    out = tmp_path / "out"
+    found = dinv("audit", real, made, "--test", test, "--planted", 0, "--out", out, "--device", "cpu", "--json")
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    by_file = {one["file"]: one["nearest"] for one in record["pairs"]}
+    copies = {f"{('cat', 'dog')[row % 2]}/{row:03d}.png" for row in range(5)}
+    assert copies <= by_file.keys() and all(by_file[name] == name for name in copies)
+    assert json.loads((out / "audit.json").read_text())["pairs"] == record["pairs"]
+    assert (out / "audit.png").is_file()
+    left_out = json.loads(dinv("audit", real, made, "--planted", 0, "--device", "cpu", "--json").stdout)
+    assert left_out["null"] == {"kind": "left out", "images": 40, "near_duplicates_left_out": 0}
+    part = json.loads(dinv("audit", real, made, "--planted", 0, "--limit", 7, "--device", "cpu", "--json").stdout)
+    assert part["copies"]["n"] == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--false-positives", "0"), "--false-positives 0"),
+        (("--false-positives", "1.5"), "--false-positives 1.5"),
+        (("--weights", "x.safetensors"), "Give --extractor too"),
+        (("--extractor", "timm:resnet10t", "--weights", "{pickle}"), "not a state dict"),
+        (("--test", "{missing}"), "missing"),
+    ],
+)
+def test_bad_input_is_one_line(folders: Path, tmp_path: Path, options: tuple[str, str], said: str) -> None:
+    pickle = tmp_path / "weights.bin"
+    torch.save({"a": torch.zeros(1)}, pickle)
+    given = [one.format(pickle=pickle, missing=tmp_path / "missing") for one in options]
+    found = dinv("audit", folders / "real", folders / "made", *given)
+    assert found.exit_code == 2 and said in found.output, found.output
+    assert len([line for line in found.output.strip().splitlines() if line.startswith("error:")]) == 1
+
+
+def test_a_run_whose_sources_are_gone_is_not_audited(run: Path, bench: Bench, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.move(bench.data, moved)
+    try:
+        found = dinv("audit", run)
+    finally:
+        shutil.move(moved, bench.data)
+    assert found.exit_code == 2 and str(bench.data) in found.output
+    assert not (run / "audit.json").exists()
+    assert "not a run folder" in dinv("audit", tmp_path).output
+    assert "go with REAL and GENERATED" in dinv("audit", run, "--out", tmp_path).output
