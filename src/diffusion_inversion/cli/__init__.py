@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, care, compare, few_shot, gan, generators, lecf, measures, retrieve, stages, sweeps
-from .command import add
+from . import bench, care, compare, few_shot, gan, generators, lecf, measures, plan, retrieve, stages, sweeps
+from .command import Commands, add
 from .surroundings import prepare
 
 app = typer.Typer(
+    cls=Commands,
     help="Turn a folder of labelled images into a synthetic training set, and find out whether it helps.",
     no_args_is_help=True,
     add_completion=False,
@@ -16,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
+METHOD = (plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 CARE = (care.inspect, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,

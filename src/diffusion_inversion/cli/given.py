@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Uni
 
 import typer
 
+from ..engine.text import did_you_mean
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def _faults(error: ValidationError, model: type[Settings], given: Mapping[str, A
         remedy = _REMEDIES[fault["type"]].format(**context).replace("'", "")
         if inside and isinstance(inside[0], int) and fault["type"] != "missing":  # one of a list
             remedy += f" in place of {fault['input']}"
+        if fault["type"] == "literal_error":
+            remedy += did_you_mean(str(fault["input"]), re.split(", | or ", context["expected"].replace("'", "")))
         lines.setdefault(place, []).append(remedy)
     for line, remedies in lines.items():
         yield f"{line}: give {' or '.join(dict.fromkeys(remedies))}" if remedies else line
@@ -214,9 +217,10 @@ def options(function: Make) -> tuple[list[inspect.Parameter], Callable[[Mapping[
 
     Each parameter of type `Given[Model]`, which `Fields` may narrow, becomes the options of the model's fields.
     """
-    from ..config import commands, few_shot, sampling, settings, training
+    from ..config import commands, few_shot, planning, sampling, settings, training
 
-    known = {**vars(settings), **vars(sampling), **vars(training), **vars(commands), **vars(few_shot), "Given": Given}
+    models_of = (settings, sampling, training, commands, few_shot, planning)
+    known = {name: one for module in models_of for name, one in vars(module).items()} | {"Given": Given}
     hints = get_type_hints(function, localns=known, include_extras=True)
     own: dict[str, inspect.Parameter] = {}
     models: dict[str, tuple[type[Settings], list[Option]]] = {}

@@ -30,6 +30,9 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     if "chosen" in record:
         summary["chosen"] = record["chosen"]
         lines += [f"chosen on training images: {choice['sentence']}" for choice in record["chosen"]]
+    if "time_limit" in record:
+        summary["time_limit"] = record["time_limit"]
+        lines += [f"cut for the time limit: {', '.join(record['time_limit']['cut']) or 'nothing'}"]
     lines += [*_shrunk(record), *_coarse(record), *_doubts(record)]
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])

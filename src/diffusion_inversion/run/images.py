@@ -58,6 +58,11 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
         ]
         if recorded["size"] != record["size"]:
             lines.append(f"size: was {recorded['size']}, now {record['size']}")
+        if lines and recorded["source"]["data"] != settings.data and not _any_shared(recorded, record):
+            raise ConfigMismatchError(
+                f"{run}: this folder belongs to another data set, {recorded['source']['data']}. "
+                "Choose another run folder."
+            )
         if lines:
             raise ConfigMismatchError(
                 f"{run}: the images are not those this run began with:\n{listed(lines)}\n"
@@ -68,6 +73,11 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
         text = json.dumps(record, indent=1) + "\n"
         Ledger(run).commit(DATA_FILE, text.encode(), note={"source": record["source"]})
     return splits
+
+
+def _any_shared(recorded: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two records of images have the pixels of any training image in common."""
+    return not set(recorded["train"]["hashes"]).isdisjoint(now["train"]["hashes"])
 
 
 def adopt_record(run: Path, folder: Path) -> None:

@@ -23,6 +23,7 @@ from ..train.store import FOLDER as CLASSIFIERS
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 COARSENESS_FILE = "coarseness.json"
+TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
@@ -83,6 +84,7 @@ STORES = (
 LEDGER = (
     File(DATA_FILE, "images", "settings"),
     File(FORGOTTEN_FILE, "forget", "settings"),
+    File(TIME_LIMIT_FILE, "images", "settings"),
     File(COARSENESS_FILE, "invert", "derived"),
     File(GENERATOR_FILE, "invert", "settings"),
     File(settings_file("invert"), "invert", "settings"),

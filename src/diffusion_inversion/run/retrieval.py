@@ -47,7 +47,8 @@ from ..sample.synthetic import EARLIER, SCHEMA, Row, SyntheticStore, job_name
 from .images import open_splits
 from .layout import RETRIEVAL_FILE
 from .methods import RETRIEVAL, is_whole
-from .stages import SPARE_BYTES, make_way, png_bytes
+from .room import SPARE_BYTES, png_bytes
+from .stages import make_way
 
 UNIT = 100  # images of the pool that are committed at once
 _NAMED = 5  # images that an error names

@@ -27,16 +27,16 @@ from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..invert.inversion import invert
-from ..sample.sampling import check, check_settings, draw_variants, stale_files
+from ..sample.sampling import check, draw_variants, stale_files
 from ..sample.synthetic import SyntheticStore
-from ..train.arms import ArmResults, check_arms, train_arms
-from ..train.arms import check_settings as check_training
+from ..train.arms import ArmResults, ArmRun, check_arms, train_arms
 from ..train.choosing import Folds, Material
 from ..train.classifiers import choose_architecture
 from ..train.evaluation import OWN_SIZE
-from ..train.own_size import at_own_size, own_side
+from ..train.own_size import at_own_size
 from ..train.replicated import Replicated
 from ..train.store import ClassifierStore
+from .checks import check_run
 from .coarseness import again as coarseness_again
 from .coarseness import coarseness
 from .foresight import forewarnings
@@ -44,23 +44,19 @@ from .forget import follow
 from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, RECONSTRUCTIONS_FILE, RUN_FILE, ledger_files, stages_from, stores_of
 from .methods import images_made, is_whole, method_of, require_images
+from .plan.start import begin
 from .reconstructions import draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate, replicate_folders
 from .report import RunRecord
 from .reporting import read_config, replicated, report_stage
-from .tune import plain, prepared, tune_sampling, tune_training
-
-FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
-SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
-CLASSIFIER_BYTES = {"resnet20": 2 << 20, "resnet56": 4 << 20, "vgg16": 540 << 20}  # of one file, with its saved state
-OTHER_CLASSIFIER_BYTES = 100 << 20
+from .room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
+from .tune import prepared, tune_sampling, tune_training
 
 
 def invert_stage(run: Path, splits: Splits, generator: Generator, settings: InvertSettings) -> Embeddings:
     """Stage 1 over the training images; notes its time and the generator to load again."""
     missing = len(set(splits.train.ids) - set(EmbeddingStore(run).images()))
-    size = len(settings.checkpoints) * settings.tokens * generator.text_width * FLOAT_BYTES
-    _require_room(run, missing, size, "vectors")
+    _require_room(run, missing, vector_bytes(generator, settings), "vectors")
     with timed(EmbeddingStore(run).manifest):
         found = invert(splits.train, generator, run, settings)
     source = {"name": generator.name, "source": generator.source, "revision": generator.revision, **generator.record}
@@ -105,11 +101,6 @@ def sources_of(run: Path) -> LabelledImages | None:
 def _require_room(run: Path, missing: int, size: int, what: str) -> None:
     if missing:
         require_room(run, missing * size + SPARE_BYTES, f"{missing} {what}")
-
-
-def png_bytes(side: int) -> int:
-    """Disk that one image of this side takes, in bytes: an RGB PNG is never much larger than its pixels."""
-    return round(1.01 * 3 * side * side) + 1024 + BLOCK_BYTES // 2
 
 
 def make_way(counts: Mapping[Path, int], side: int, *, anew: bool) -> None:
@@ -269,12 +260,17 @@ def train_stage(
     settings = tune_training(run, real, material, settings, device, tuning)
     total = settings.steps * len(arms) * len(settings.seeds)
     trained = len(ClassifierStore(run).manifest.units())
-    size = CLASSIFIER_BYTES.get(choose_architecture(settings.architecture, where), OTHER_CLASSIFIER_BYTES)
+    size = classifier_bytes(choose_architecture(settings.architecture, where))
     _require_room(run, max(len(arms) * len(settings.seeds) - trained, 0), size, "classifiers")
     with timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
+        done: dict[tuple[str, int], int] = {}  # steps of each classifier, also those before a kill
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
-            advance(1)
+            advance(step - done.get((arm, seed), 0))
+            done[arm, seed] = step
+
+        def on_run(found: ArmRun) -> None:
+            on_step(found.arm, found.seed, settings.steps, 0.0)
 
         results = train_arms(
             real,
@@ -285,8 +281,9 @@ def train_stage(
             device=device,
             folder=run,
             on_step=on_step,
-            on_run=lambda found: advance(settings.steps) if found.resumed else None,
+            on_run=on_run,
         )
+        advance(total - sum(done.values()))  # what another process trained
     return results
 
 
@@ -322,9 +319,11 @@ def run_all(
     replicates: int = 1,
     own_size: bool = True,
     tuning: Tuning | None = None,
+    time_limit: float | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
+    `time_limit`, in seconds, lowers some settings before the work where it would take longer (plan/time_limit.py).
     What `tuning` names is chosen in each replicate before it is used. Settings that a later stage would refuse, and
     images that a replicate would, are refused before stage 1.
     """
@@ -332,27 +331,19 @@ def run_all(
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
     splits = open_splits(run, data)
     images = splits.train
-    for settings in (*tuning.candidates("sample", sample), sample):
-        side = check_settings(
-            generator,
-            settings,
-            steps=invert.checkpoints,
-            resolution=invert.resolution or generator.resolution,
-            image_size=images.size,
-            classes=len({*images.labels.tolist()}),
-        )
-    for chosen in (*tuning.candidates("train", plain(train)), train):
-        check_training(chosen, images.class_names, side)
+    side, own = check_run(splits, generator, invert, sample, train, own_size=own_size, tuning=tuning)
     if tuning.axes:
         Folds(run, images, str(generator.device))
-    if own_size and "real" in train.arms and (own := own_side(images, side)) is not None:
-        check_training(train, images.class_names, own)
     for plan in plans[1:]:
         if read_record(plan.folder) is None:
             with _replicate(run, plan):
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
+    now = begin(plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning)
+    if time_limit is not None:
+        train = now.train
+        plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
     results = _all_stages(plans[0], splits, generator, own_size, tuning)
     others = []
     for plan in plans[1:]:

@@ -37,7 +37,8 @@ from ..few_shot.features import image_encoder
 from ..forget import follow
 from ..images import adopt_record, open_splits
 from ..methods import LECF
-from ..stages import SPARE_BYTES, make_way, png_bytes
+from ..room import SPARE_BYTES, png_bytes
+from ..stages import make_way
 from .sentences import Language, sentences_of_frames
 
 DRAWN = "drawn"  # the folder of all images, before the filter

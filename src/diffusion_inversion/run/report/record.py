@@ -222,6 +222,13 @@ class ComponentsRecord(TypedDict):
     within: float | None
 
 
+class TimeLimitRecord(TypedDict):
+    """What a run left out to end in time (plan/time_limit.py)."""
+
+    seconds: float
+    cut: list[str]  # such as "variants 10 -> 4"; empty where all fitted
+
+
 class RunRecord(TypedDict):
     """All of `run.json`."""
 
@@ -243,6 +250,7 @@ class RunRecord(TypedDict):
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
+    time_limit: NotRequired[TimeLimitRecord]
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
     replicates: NotRequired[list[ReplicateRecord]]
     components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - <baseline>"
