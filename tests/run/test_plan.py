@@ -19,7 +19,7 @@ from diffusion_inversion.run.plan.time_limit import MARGIN, Amounts, within
 from diffusion_inversion.run.replicates import replicate
 
 STEPS = Steps(
-    begin=1.0, evaluation=0.1, learning=0.01, drawing=0.5, likeness=0.25, training=2.0, testing=0.001,
+    begin=1.0, evaluation=0.1, learning=0.01, drawing=0.5, likeness=0.25, setup=0.75, training=2.0, testing=0.001,
     own_training=3.0, own_testing=0.002, autoencoder=7.0, memory=1000,
 )  # fmt: skip
 ALL = Left(vectors=10, variants=40, reconstructions=10, classifiers=6, own_classifiers=2, probes=1, reports=1)
@@ -54,7 +54,7 @@ def test_seconds_are_steps_times_how_many() -> None:
     # 5 points of the curve (0, 5, 10, 15, 20) and the empty prompt, 8 draws each.
     assert found["stage 1"] == pytest.approx(10 * (1.0 + 6 * 8 * 0.1 + 20 * 0.01))
     assert found["stage 2"] == pytest.approx((40 + 10) * 0.5 + 10 * 0.25)
-    assert found["training"] == pytest.approx(6 * (100 * 2.0 + 50 * 0.001) + 2 * (100 * 3.0 + 50 * 0.002))
+    assert found["training"] == pytest.approx(6 * (0.75 + 100 * 2.0 + 50 * 0.001) + 2 * (0.75 + 100 * 3.0 + 50 * 0.002))
     assert (found["before"], found["report"]) == (7.0, REPORT)
 
 
@@ -69,7 +69,7 @@ def test_adversarial_rounds_are_counted() -> None:
         steps=100, arms=("real",), batch_size=5, me_ada_every=40, me_ada_share=0.5, me_ada_steps=15
     )  # rounds after steps 40 and 80, each 15 ascent steps on 5 of the 10 images: a batch
     found = taken(Amounts(ASKED.invert, ASKED.sample, train), Left(0, 0, 0, 1, 0, 0, 0))
-    assert found["training"] == pytest.approx((100 + 2 * 15) * 2.0 + 50 * 0.001)
+    assert found["training"] == pytest.approx(0.75 + (100 + 2 * 15) * 2.0 + 50 * 0.001)
 
 
 def test_a_folder_without_a_run_lacks_everything(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from diffusion_inversion.run.stages import run_all
 from diffusion_inversion.run.verify import verify
 
 SECOND = Steps(
-    begin=0.0, evaluation=0.0, learning=0.0, drawing=1.0, likeness=0.0, training=0.0, testing=0.0, own_training=0.0,
-    own_testing=0.0, autoencoder=0.0, memory=0,
+    begin=0.0, evaluation=0.0, learning=0.0, drawing=1.0, likeness=0.0, setup=0.0, training=0.0, testing=0.0,
+    own_training=0.0, own_testing=0.0, autoencoder=0.0, memory=0,
 )  # fmt: skip
 
 

@@ -53,7 +53,9 @@ def plan(
         side, own = check_run(splits, generator, *settings, own_size=own_size, tuning=Tuning())
         plans = [replicate(folder, number, chosen, *settings) for number in range(replicates)]
         outlook = Outlook(plans, splits, generator, side, own, asked.workers)
-        start, amounts = process_age(), outlook.asked
+        amounts = outlook.asked
+        outlook.time(amounts, 0.0)  # as a run does, with all that is loaded or compiled at its first use
+        start = process_age()
         steps = outlook.time(amounts)
         cut: dict[str, Any] = {}
         if asked.time_limit is not None:

@@ -31,10 +31,10 @@ def require_place(run: Path, *data: str | None) -> None:
                 f"--out {run}: lies inside the images of {one}, which would be read with what is written there. "
                 "Choose a folder outside."
             )
-    found = sorted(path.name for path in run.iterdir()) if run.is_dir() else []
+    found = sorted(path.name for path in run.glob("[!.]*")) if run.is_dir() else []
     ours = {store.folder for store in STORES}
     foreign = [name for name in found if name not in ours and identify(name) is None]
-    if foreign and len(foreign) == len([name for name in found if not name.startswith(".")]):
+    if foreign and foreign == found:
         more = ", ..." if len(foreign) > _SHOWN else ""
         raise UsageError(
             f"--out {run}: holds files of others ({', '.join(foreign[:_SHOWN])}{more}) and no run. "

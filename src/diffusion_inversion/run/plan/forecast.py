@@ -162,8 +162,8 @@ def seconds(
     each = steps.begin + evaluations * steps.evaluation + invert.steps * with_loss * steps.learning
     drawn = (todo.variants + todo.reconstructions) * steps.drawing + todo.reconstructions * steps.likeness
     amount = train.steps + _adversarial_steps(train, images, images * sample.variants)
-    trained = todo.classifiers * (amount * steps.training + test * steps.testing)
-    own = todo.own_classifiers * (amount * steps.own_training + test * steps.own_testing)
+    trained = todo.classifiers * (steps.setup + amount * steps.training + test * steps.testing)
+    own = todo.own_classifiers * (steps.setup + amount * steps.own_training + test * steps.own_testing)
     return {
         "before": todo.probes * steps.autoencoder,
         "stage 1": todo.vectors * each,

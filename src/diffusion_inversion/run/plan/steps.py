@@ -54,7 +54,8 @@ class Steps:
     learning: float  # of a step of stage 1, for an image with a loss in it
     drawing: float  # of a variant: all its denoising steps, decoding, PNG
     likeness: float  # of comparing an image with its reconstruction
-    training: float  # of a classifier's step, a whole batch
+    setup: float  # of a classifier before its first step
+    training: float  # of its step, a whole batch
     testing: float  # of a test image
     own_training: float  # the same two at the real images' own side; 0 where that is not trained
     own_testing: float
@@ -131,11 +132,11 @@ def _time_steps(
             lambda count: _stage2(generator, sample, invert.tokens, drawn_at, side, count), whole, seconds
         )
     with memory.of(1):
-        training, testing = _training(splits, train, side, generator.device, seconds)
-        at_own = _training(splits, train, own, generator.device, seconds) if own else (0.0, 0.0)
+        setup, training, testing = _training(splits, train, side, generator.device, seconds)
+        at_own = _training(splits, train, own, generator.device, seconds)[1:] if own else (0.0, 0.0)
         autoencoder = _autoencoder(splits.train, generator, drawn_at, side) if seconds else 0.0
     return Steps(
-        begin, evaluation, learning, drawing, likeness, training, testing, *at_own, autoencoder, memory.most
+        begin, evaluation, learning, drawing, likeness, setup, training, testing, *at_own, autoencoder, memory.most
     )  # fmt: skip
 
 
@@ -206,8 +207,8 @@ def _stage2(
 
 def _training(
     splits: Splits, settings: TrainSettings, side: int, device: torch.device, seconds: float
-) -> tuple[float, float]:
-    """Seconds of an optimizer step, and of a test image."""
+) -> tuple[float, float, float]:
+    """Seconds before the first optimizer step, of a step, and of a test image."""
     update = {"steps": max(_TRAINED, settings.steps), "me_ada_every": 0, "real_fraction": 0.5, "mixing": "batch"}
     probe = settings.model_copy(update=update)
     few = range(min(4 * resolve(settings).batch_size, len(splits.train)))
@@ -233,7 +234,8 @@ def _training(
     tested = splits.test.subset(range(min(_TESTED if seconds else FEW, len(splits.test)))).resized(side)
     start = clock.now()
     predict(classifier, tested)
-    return fmean(clock.spans[1:]) / every, (clock.now() - start) / len(tested)
+    tested_in, span = clock.now() - start, fmean(clock.spans[1:])
+    return max(clock.spans[0] - span, 0.0), span / every, tested_in / len(tested)
 
 
 def _autoencoder(images: LabelledImages, generator: Generator, resolution: int, side: int) -> float:
