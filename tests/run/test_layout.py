@@ -32,7 +32,7 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
         assert stages == ({"images", "invert"} if stage == "invert" else {stage}), made
         before = files(run)
     tuned = {"sample.tuning.json", "train.tuning.json", "real_fraction.json"}  # test_tune.py; the last is of old
-    elsewhere = {"coarseness.json", "forgotten.json", "retrieval.json", *tuned}  # not asked for here
+    elsewhere = {"coarseness.json", "forgotten.json", "retrieval.json", "time-limit.json", *tuned}  # not asked for here
     assert set(ledger_files()) - before == elsewhere
 
 
