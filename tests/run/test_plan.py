@@ -110,6 +110,17 @@ def test_the_count_grows_as_far_as_the_time_allows() -> None:
     assert at_size(slow, 1, 1.0)[1] == 1 and tried == [1, 1], "the first call warms up"
 
 
+def test_a_count_that_does_not_fit_into_memory_is_not_needed() -> None:
+    def narrow(count: int) -> tuple[float, ...]:
+        if count > 4:
+            raise MemoryError
+        return (float(count),)
+
+    assert at_size(narrow, 100, 10.0) == ((2.0,), 2)
+    with pytest.raises(MemoryError):
+        at_size(lambda count: narrow(count + 4), 100, 10.0)
+
+
 def total(amounts: Amounts) -> float:
     return sum(
         (

@@ -95,7 +95,7 @@ def test_a_limit_cuts_before_the_work_and_the_same_command_goes_on(
 ) -> None:
     run = tmp_path / "run"
     # A variant or reconstruction takes a second, the report 4, all else nothing: 36 + 12 + 4 seconds, not 48 + 12 + 4.
-    monkeypatch.setattr(Outlook, "time", lambda self, amounts, seconds=0.0: SECOND)
+    monkeypatch.setattr(Outlook, "time", lambda self, amounts, seconds: SECOND)
     monkeypatch.setattr(start, "process_age", lambda: 0.0)
     limit = 55 / (1 - MARGIN)
     finish(bench, run, 4, time_limit=limit)
@@ -107,7 +107,7 @@ def test_a_limit_cuts_before_the_work_and_the_same_command_goes_on(
     asked_for, cut = finish(bench, other, 3), content(run)
     same = [name for name in asked_for if name.endswith((".png", ".safetensors"))]
     assert same and all(asked_for[name] == cut[name] for name in same)
-    monkeypatch.setattr(Outlook, "time", lambda self, amounts, seconds=0.0: pytest.fail("it was decided before"))
+    monkeypatch.setattr(Outlook, "time", lambda self, amounts, seconds: pytest.fail("it was decided before"))
     finish(bench, run, 4, time_limit=limit)
     with pytest.raises(ConfigMismatchError, match="--time-limit was decided here for other settings"):
         finish(bench, run, 4, time_limit=limit + 1)
@@ -150,5 +150,12 @@ def test_dinv_plan_says_it_and_makes_nothing(bench: Bench, tmp_path: Path, monke
     assert tight.exit_code == 2 and "Give at least" in tight.stderr
     wide = CliRunner().invoke(app, [*map(str, options), "--time-limit", "99d"])
     assert "for the time limit of 2376:00:00: nothing is cut" in wide.stdout
+    run = CliRunner().invoke(
+        app, ["run", *map(str, options[1:-4]), "--time-limit", "99d", "--out", str(tmp_path / "run")]
+    )
+    assert run.exit_code == 0 and "cut for the time limit: nothing" in run.stdout, run.output
+    left = CliRunner().invoke(app, [*map(str, options), "--out", str(tmp_path / "run"), "--json"])
+    seconds = json.loads(left.stdout)["seconds"]
+    assert seconds["start"] > 0 and not any(value for name, value in seconds.items() if name != "start")
     wrong = CliRunner().invoke(app, [*map(str, options), "--time-limit", "2 weeks"])
     assert wrong.exit_code == 2 and "--time-limit 2 weeks: not a duration; give a number with its unit" in wrong.stderr

@@ -40,7 +40,7 @@ def plan(
     from ..run.checks import check_run
     from ..run.images import load as load_images
     from ..run.images import read_record
-    from ..run.plan.start import Outlook, process_age
+    from ..run.plan.start import BUDGET, Outlook, process_age
     from ..run.plan.time_limit import said, within
     from ..run.replicates import replicate
 
@@ -56,7 +56,7 @@ def plan(
         amounts = outlook.asked
         outlook.time(amounts, 0.0)  # as a run does, with all that is loaded or compiled at its first use
         start = process_age()
-        steps = outlook.time(amounts)
+        steps = outlook.time(amounts, BUDGET)
         cut: dict[str, Any] = {}
         if asked.time_limit is not None:
             amounts = within(asked.time_limit, amounts, lambda less: outlook.forecast(steps, less).total, gone=start)

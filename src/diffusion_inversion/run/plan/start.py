@@ -45,8 +45,8 @@ class Outlook:
         plans = [replace(plan, sample=amounts.sample, train=_seeded(plan.train, amounts)) for plan in self.plans]
         return sum_left(plans, len(self.splits.train), own=self.own is not None)
 
-    def time(self, amounts: Amounts, seconds: float = BUDGET) -> Steps:
-        """Do real steps; see `time_steps`."""
+    def time(self, amounts: Amounts, seconds: float) -> Steps:
+        """Do real steps, of each part for so many seconds; see `time_steps`."""
         return time_steps(self.splits, self.generator, **vars(amounts), side=self.side, own=self.own, seconds=seconds)
 
     def forecast(self, steps: Steps, amounts: Amounts) -> Forecast:
@@ -91,7 +91,7 @@ def begin(
     also = {"replicates": len(plans), "own_size": own is not None}
     chosen = recorded(run, limit, asked, **also)
     if chosen is None:
-        steps = outlook.time(asked)
+        steps = outlook.time(asked, BUDGET)
         gone = process_age() + (tuning.seconds or 0.0)
         chosen = within(limit, asked, lambda amounts: outlook.forecast(steps, amounts).total, gone=gone)
         record(run, limit, asked, chosen, **also)
@@ -103,7 +103,7 @@ def begin(
 def _foretell(outlook: Outlook) -> None:
     try:
         if outlook.forecast(outlook.time(outlook.asked, 0.0), outlook.asked).total >= LONG:
-            _say(outlook.forecast(outlook.time(outlook.asked), outlook.asked).lines())
+            _say(outlook.forecast(outlook.time(outlook.asked, BUDGET), outlook.asked).lines())
     except Exception as error:  # whatever it is, the run can do without
         _say([f"how long this will take is not known: {str(error).partition(chr(10))[0]}"])
 

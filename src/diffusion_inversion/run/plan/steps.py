@@ -20,6 +20,7 @@ from ...config.settings import InvertSettings
 from ...config.training import TrainSettings
 from ...data.datasets import Splits
 from ...data.images import LabelledImages, resize, to_model_range, to_uint8
+from ...engine.memory import is_out_of_memory
 from ...engine.threads import follow
 from ...errors import DataError
 from ...generator.features import load_lite0, profile
@@ -68,9 +69,9 @@ class _Enough(Exception):
 
 
 class _Clock:
-    """Seconds between calls; after so many it raises _Enough."""
+    """Seconds between calls; after `most` of them, where it is given, it raises _Enough."""
 
-    def __init__(self, device: torch.device, most: int) -> None:
+    def __init__(self, device: torch.device, most: int | None = None) -> None:
         self.device, self.most = device, most
         self.spans: list[float] = []
         self.last = self.now()
@@ -145,16 +146,22 @@ def at_size(measure: Callable[[int], tuple[float, ...]], whole: int, seconds: fl
 
     The counts grow as far as what the one before took allows; the first, which warms up, stands where no more fits.
     """
-    count, left, warm = min(FEW, whole), seconds, False
+    count, left = min(FEW, whole), seconds
+    best: tuple[tuple[float, ...], int] | None = None
     while True:
         before = time.perf_counter()
-        found = measure(count)
+        try:
+            found = measure(count)
+        except (MemoryError, RuntimeError) as error:
+            if best is None or not is_out_of_memory(error):
+                raise
+            return best  # a run takes smaller parts then (engine/memory.py)
         took = time.perf_counter() - before
         left -= took
         more = min(whole, int(count * left / took))
-        if more < count or (more == count and warm):
+        if more < count or (more == count and best is not None):
             return found, count
-        count, warm = more, True
+        best, count = (found, count), more
 
 
 def _stage1(
@@ -214,17 +221,13 @@ def _training(
     few = range(min(4 * resolve(settings).batch_size, len(splits.train)))
     images = splits.train.subset(few).resized(side)
     every = READ_EVERY.get(device.type, READ_ELSEWHERE)
-    clock = _Clock(device, 1 << 30)
-    done = 0
+    clock = _Clock(device)
 
     def on_step(step: int, loss: float) -> None:
-        nonlocal done
-        if step % every:
-            return
-        clock()
-        done += 1
-        if done > STEPS and sum(clock.spans) >= seconds:
-            raise _Enough
+        if step % every == 0:
+            clock()
+            if len(clock.spans) > STEPS and sum(clock.spans) >= seconds:
+                raise _Enough
 
     with suppress(_Enough):
         train(images, settings=probe, device=str(device), on_step=on_step)
