@@ -4,7 +4,7 @@ Command:  python benchmarks/plan_errors.py cifar10-train.parquet cifar10-test.pa
 Method:   ten small runs of `mini` that differ in data, steps, variants, guidance, sampler, batch sizes, recipe and
           architecture. For each, `dinv plan --json` in a process of its own, then `dinv run` with the same options in
           another, on the clock from start to end of the process.
-Cost:     about 15 minutes on one free core; the minutes in a busy one.
+Cost:     about 15 minutes on one free core; three times as long beside three other processes on two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 DIGITS = "digits --test-limit 200"
@@ -36,10 +37,11 @@ RUNS = (
 )
 SEEDS = "--seeds 0,1,2"
 STAGES = {"stage 1": "invert", "stage 2": "sample", "training": "train"}  # as a plan and as run.json call them
+COLUMNS = ("total", *STAGES)
 SAYS = """
 Seconds on the clock; in each cell what was planned -> what it took. The total is of the whole process, the stages are
-those that a run records. Others worked on the machine at the same time ({busy} of {cores} cores busy before the first
-run, {after} after the last), so a part of each error is their coming and going between the plan and the run."""
+those that a run records. Where others work on the machine at the same time, a part of each error is their coming and
+going between the plan and the run, which a plan cannot know."""
 
 
 @dataclass(frozen=True)
@@ -80,44 +82,43 @@ def measure(options: str, folder: Path) -> Outcome:
     return Outcome(options, planned, taken, planning)
 
 
-def table(outcomes: list[Outcome]) -> list[str]:
-    """As Markdown, with the errors of the total and of each stage over all runs."""
-    names = ("total", *STAGES)
-    lines = [f"| options | {' | '.join(names)} | error of the total |", f"|---|{'---|' * (len(names) + 1)}"]
-    for one in outcomes:
-        cells = " | ".join(f"{one.planned[name]:.0f} -> {one.taken[name]:.0f}" for name in names)
-        lines.append(f"| `{one.options}` | {cells} | {100 * one.error:+.0f} % |")
+def row(one: Outcome) -> str:
+    """As a line of Markdown."""
+    cells = " | ".join(f"{one.planned[name]:.0f} -> {one.taken[name]:.0f}" for name in COLUMNS)
+    return f"| `{one.options}` | {cells} | {100 * one.error:+.0f} % |"
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """The errors of the total over all runs."""
     errors = [abs(one.error) for one in outcomes]
     whole = sum(one.planned["total"] for one in outcomes) / sum(one.taken["total"] for one in outcomes) - 1
-    lines += [
-        "",
+    planning = statistics.median(one.planning for one in outcomes)
+    return (
         f"Error of the total, without its sign (n={len(errors)}): median {100 * statistics.median(errors):.0f} %, "
         f"largest {100 * max(errors):.0f} %, at most 20 % in {sum(error <= 0.2 for error in errors)}; of all runs "
-        f"together {100 * whole:+.0f} %. A plan took {statistics.median(one.planning for one in outcomes):.0f} s "
-        f"(median), start and reading of the images among them.",
-    ]
-    return lines
+        f"together {100 * whole:+.0f} %. A plan took {planning:.0f} s (median), start and reading of images among them."
+    )
+
+
+def busy() -> str:
+    return f"{os.getloadavg()[0]:.1f} processes wanted to compute on {os.cpu_count()} cores"
 
 
 def main() -> None:
-    train, test = sys.argv[1:]
-    busy, outcomes = os.getloadavg()[0], []
+    train, test = map(shlex.quote, sys.argv[1:])
+    threads = os.environ.get("OMP_NUM_THREADS", "as many as cores are free")
+    say = partial(print, flush=True)
+    say("# What a run takes, and what `dinv plan` said")
+    say("Command: `python benchmarks/plan_errors.py cifar10-train.parquet cifar10-test.parquet`; all runs with")
+    say(f"`{SEEDS}`, by `mini`; threads: {threads}. {SAYS.strip()}\n\nBefore the first run {busy()}.\n")
+    say(f"| options | {' | '.join(COLUMNS)} | error of the total |\n|---|{'---|' * (len(COLUMNS) + 1)}")
+    outcomes = []
     for options in RUNS:
         with tempfile.TemporaryDirectory() as folder:
-            outcomes.append(measure(options.format(train=shlex.quote(train), test=shlex.quote(test)), Path(folder)))
-        one = outcomes[-1]
-        print(f"{one.planned['total']:.0f} -> {one.taken['total']:.0f} s: {options}", file=sys.stderr, flush=True)
-    outcomes = [
-        Outcome(options.format(train="TRAIN", test="TEST"), one.planned, one.taken, one.planning)
-        for options, one in zip(RUNS, outcomes, strict=True)
-    ]
-    print("# What a run takes, and what `dinv plan` said\n")
-    print(
-        "Command: `python benchmarks/plan_errors.py cifar10-train.parquet cifar10-test.parquet`; all runs with", end=" "
-    )
-    print(f"`{SEEDS}`, by `mini`, threads: {os.environ.get('OMP_NUM_THREADS', 'as many as cores are free')}.")
-    print(SAYS.format(busy=f"{busy:.1f}", after=f"{os.getloadavg()[0]:.1f}", cores=os.cpu_count()))
-    print("\n" + "\n".join(table(outcomes)))
+            found = measure(options.format(train=train, test=test), Path(folder))
+        outcomes.append(replace(found, options=options.format(train="TRAIN", test="TEST")))
+        say(row(outcomes[-1]))
+    say(f"\nAfter the last {busy()}. {summary(outcomes)}")
 
 
 if __name__ == "__main__":
