@@ -25,6 +25,8 @@ def dinv(*arguments: object) -> Any:
 def test_verify_then_repair(run: Path, finished: Path) -> None:
     fine = dinv("verify", run)
     assert fine.exit_code == 0 and "all as written" in fine.stdout
+    files = json.loads(dinv("verify", run, "--json").stdout)["files"]
+    assert f"verify: {files}/{files} files" in fine.stderr
     picture = next((run / "synthetic").rglob("*.png"))
     data = bytearray(picture.read_bytes())
     data[40] ^= 1
@@ -56,9 +58,13 @@ def test_forget(run: Path) -> None:
     assert dinv("forget", run, "--source", victim, "--changed").exit_code == 2
     unknown = dinv("forget", run, "--source", "nobody.png")
     assert unknown.exit_code == 2 and "no image 'nobody.png'" in unknown.output
+    before = content(run)
+    tried = json.loads(dinv("forget", run, "--source", victim, "--dry-run", "--json").stdout)
+    assert content(run) == before and tried.pop("dry_run")
     done = dinv("forget", run, "--source", victim, "--json")
     assert done.exit_code == 0
     summary = json.loads(done.stdout)
+    assert tried == summary, "what was said is what was done"
     assert summary["vectors"] == 1 and summary["classifiers"] == 6 and summary["synthetic"] > 0
     assert victim not in read_embeddings(run).ids
     assert dinv("verify", run).exit_code == 0

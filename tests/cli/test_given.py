@@ -111,6 +111,7 @@ def test_every_kind_of_field_is_read() -> None:
         (["--salt", 9], "--salt 9: give less than 9"),
         (["--salt", "nan"], "--salt nan: give a finite number"),
         (["--soup-kind", "fish"], "--soup-kind fish: give pea or leek"),
+        (["--soup-kind", "leak"], "--soup-kind leak: give pea or leek; did you mean leek?"),
         (["--herbs", "dill,hay"], "--herbs dill,hay: give dill or mint in place of hay"),
         (["--times", "1,x"], "--times 1,x: give a whole number in place of x"),
         (["--share", "half"], "--share half: give a number or all"),

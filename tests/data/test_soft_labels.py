@@ -23,6 +23,7 @@ from diffusion_inversion.errors import DataError
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.synthetic import SyntheticStore, read_synthetic
 from diffusion_inversion.train import training
@@ -196,7 +197,7 @@ def test_repair_brings_them_back(between: Path, tmp_path: Path) -> None:
         path.write_bytes(b"gone")
     with run_lock(run):
         discard(run, verify(run))
-        assert pipeline.resume(run) == []
+        assert resume(run) == []
     assert verify(run).findings == ()
     assert content(run) == content(between) and units(run) == units(between)
 
@@ -250,7 +251,7 @@ def test_records_of_earlier_versions_are_read_and_gone_on_with(bench: Bench, fin
     victim.write_bytes(b"gone")
     with run_lock(run):
         discard(run, verify(run))
-        assert pipeline.resume(run) == []
+        assert resume(run) == []
     assert verify(run).findings == ()
     pictures = [path.relative_to(run) for path in (run / "synthetic").rglob("*.png")]
     assert all((run / name).read_bytes() == (finished / name).read_bytes() for name in pictures)

@@ -380,9 +380,12 @@ def test_an_error_shows_where_the_work_stopped(capsys: pytest.CaptureFixture[str
     assert line.startswith("train: 40/100 steps") and "stopped after" in line
     with progress.track("nothing", 0):
         pass
-    assert "nothing: 0/0 images" in capsys.readouterr().err
+    progress.already("nothing", 0, 5, "vectors")
+    assert capsys.readouterr().err == ""
+    progress.already("invert", 3, 5, "vectors")
+    assert capsys.readouterr().err == "invert: 3 of 5 vectors were there\n"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1:00"), (187, "3:07"), (7387, "2:03:07")])
 def test_durations(seconds: float, text: str) -> None:
-    assert progress._duration(seconds) == text
+    assert progress.duration(seconds) == text

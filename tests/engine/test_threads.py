@@ -72,6 +72,30 @@ torch.set_num_threads(7)
     assert done.stdout.strip() == "7"
 
 
+def test_a_number_of_threads_that_is_given_stays_and_fits() -> None:
+    code = """
+import os, torch; from diffusion_inversion.engine.threads import follow, share_cores
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+share_cores(1); follow(); print(torch.get_num_threads())
+share_cores(2)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "1" and done.returncode
+    assert "--threads 2: this process may use 1 core. Give at most 1, or leave it out." in done.stderr
+
+
+def test_the_number_of_threads_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in threads.FIXED_BY:
+        monkeypatch.delenv(name, raising=False)
+    cores = len(os.sched_getaffinity(0))
+    looks = iter([Look(0.0, 0.0, 0.0), Look(10.0, 12.0, 5.0)])
+    said = threads.explain(lambda: next(looks))
+    assert said.startswith(f"{fair(Look(0, 0, 0), Look(10, 12, 5), threads.usable_cores())} on {cores} core")
+    assert "other processes use 0.7 of them" in said
+    assert "does not say" in threads.explain(lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads.explain().startswith(f"3 on {cores} core") and "OMP_NUM_THREADS says so" in threads.explain()
+
+
 def test_threads_follow_a_neighbour() -> None:
     """Looks that say that others take all cores but one, then none."""
     start = time.monotonic()

@@ -31,6 +31,7 @@ from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import FIDELITY_FILE, identify
 from diffusion_inversion.run.report.fidelity import fidelity as section
 from diffusion_inversion.run.report.pictures import ReportImages
+from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
 from diffusion_inversion.train.choosing import Material
@@ -166,7 +167,7 @@ def test_what_is_damaged_is_made_again_and_what_is_forgotten_is_gone(whole: Path
     assert {finding.kind for finding in found.findings} == {"missing", "damaged"}
     with run_lock(run):
         discard(run, found)
-    assert pipeline.resume(run, "cpu") == [] and content(run) == before
+    assert resume(run, "cpu") == [] and content(run) == before
     forget(run, [open_splits(run).train.ids[0]])
     assert not (run / FIDELITY_FILE).exists() and not (run / "redrawn").exists()
     assert verify(run).findings == ()

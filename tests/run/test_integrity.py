@@ -19,7 +19,7 @@ from diffusion_inversion.errors import ConfigMismatchError, UsageError
 from diffusion_inversion.invert.embeddings import EmbeddingStore, read_embeddings
 from diffusion_inversion.run.forget import Forgotten, changed, forget
 from diffusion_inversion.run.images import open_splits
-from diffusion_inversion.run.stages import resume
+from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
 

@@ -34,7 +34,15 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
     tuned = {"sample.tuning.json", "train.tuning.json", "real_fraction.json"}  # test_tune.py; the last is of old
     audited = {"audit.json", "audit.png"}  # test_copies.py of this folder
     judged = {"fidelity.json", "filter.config.json"}  # test_fidelity.py
-    elsewhere = {"coarseness.json", "forgotten.json", "retrieval.json", *tuned, *audited, *judged}  # not asked for here
+    elsewhere = {
+        "coarseness.json",
+        "forgotten.json",
+        "retrieval.json",
+        "time-limit.json",
+        *tuned,
+        *audited,
+        *judged,
+    }  # not asked for here
     assert set(ledger_files()) - before == elsewhere
 
 

@@ -18,6 +18,7 @@ from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.few_shot.additions import open_extra
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.sampling import stale_files
 from diffusion_inversion.sample.synthetic import PARENTS, SyntheticStore
@@ -81,7 +82,7 @@ def test_repair_draws_a_mixture_again(bench: Bench, mixed: Path, tmp_path: Path)
         path.write_bytes(b"gone")
     with run_lock(run):
         discard(run, verify(run))
-        pipeline.resume(run)
+        resume(run)
     assert verify(run).findings == () and content(run) == content(mixed)
 
 

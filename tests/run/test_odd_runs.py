@@ -21,6 +21,7 @@ from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.forget import finish_pending, forget
 from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.verify import discard, verify
 
 
@@ -28,7 +29,7 @@ def repair(run: Path) -> None:
     with run_lock(run):
         discard(run, verify(run))
         finish_pending(run)
-        assert pipeline.resume(run) == []
+        assert resume(run) == []
 
 
 def traces(run: Path, image_id: str) -> list[Path]:
@@ -49,7 +50,7 @@ def test_forget_on_a_damaged_shard_deletes_and_the_rest_is_learned_again(bench: 
     assert traces(run, victim) == []
     with run_lock(run):
         discard(run, verify(run))  # the other shards
-        pipeline.resume(run)  # and images of vectors that were learned in a smaller batch than before
+        resume(run)  # and images of vectors that were learned in a smaller batch than before
     for stage in STAGES:
         finish(bench, run, stage)
     assert len(read_embeddings(run)) == 11 and verify(run).findings == ()

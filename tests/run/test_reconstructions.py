@@ -30,7 +30,8 @@ from diffusion_inversion.run.reconstructions import (
     read_reconstructions,
     shown_rows,
 )
-from diffusion_inversion.run.stages import resume, sample_stage, sources_of
+from diffusion_inversion.run.resume import resume
+from diffusion_inversion.run.stages import sample_stage, sources_of
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.sampling import reconstruct
 

@@ -39,6 +39,7 @@ from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.replicates import replicate_folders
+from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.tune import _Pictures, prepared, tune_sampling
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
@@ -138,7 +139,7 @@ def test_what_was_chosen_is_drawn_trained_and_mended_with(bench: Bench, tmp_path
     next((run / "synthetic" / "cat").glob("*.png")).unlink()
     with run_lock(run):
         discard(run, verify(run))
-    assert pipeline.resume(run, "cpu") == [] and content(run) == before
+    assert resume(run, "cpu") == [] and content(run) == before
 
 
 def test_images_of_a_candidate_are_those_that_a_run_would_draw(bench: Bench, whole: Path, tmp_path: Path) -> None:

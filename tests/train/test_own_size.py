@@ -18,7 +18,8 @@ from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.run.images import open_splits
-from diffusion_inversion.run.stages import resume, run_all, train_stage
+from diffusion_inversion.run.resume import resume
+from diffusion_inversion.run.stages import run_all, train_stage
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.train.arms import train_arms
 from diffusion_inversion.train.evaluation import OWN_SIZE, evaluate

@@ -15,23 +15,25 @@ from . import (
     generators,
     lecf,
     measures,
+    plan,
     predict,
     push,
     retrieve,
     stages,
     sweeps,
 )
-from .command import add
+from .command import Commands, add
 from .surroundings import prepare
 
 app = typer.Typer(
+    cls=Commands,
     help="Turn a folder of labelled images into a synthetic training set, and find out whether it helps.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-METHOD = (stages.run, stages.invert, stages.sample, stages.train, stages.demo)
+METHOD = (plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 USE = (predict.predict, export.export, push.push)
 CARE = (care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (

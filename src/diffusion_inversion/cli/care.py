@@ -95,7 +95,7 @@ def repair(*, run: Run, where: Device) -> dict[str, Any]:
     from ..engine.lock import run_lock
     from ..run.forget import finish_pending
     from ..run.methods import method_of
-    from ..run.stages import resume
+    from ..run.resume import resume
     from ..run.verify import discard
 
     device = where.settings().device
@@ -127,6 +127,7 @@ def forget(
     keep_averages: Annotated[
         bool, typer.Option("--keep-averages", help="Keep what the image went into only as part of a mean.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
 ) -> dict[str, Any]:
     """Delete images from RUN with everything that was made from them; --source also keeps them out for good."""
     from ..run.forget import changed as changed_ids
@@ -136,7 +137,13 @@ def forget(
         raise UsageError(f"dinv forget {run}: give --source ID (as often as needed) or --changed, one of the two.")
     with hold(run):
         ids = source or changed_ids(run)
-        done = delete(run, ids, never_again=not changed, keep_averages=keep_averages)
+        done = delete(run, ids, never_again=not changed, keep_averages=keep_averages, dry_run=dry_run)
+    if dry_run:
+        text = (
+            f"{run}: nothing was deleted. Without --dry-run {done.images} images would be forgotten: {done.vectors} "
+            f"vectors, {done.synthetic} synthetic images and {done.classifiers} classifiers deleted."
+        )
+        return {"run": str(run), "dry_run": True, **vars(done), "text": text}
     text = (
         f"{run}: forgot {len(ids)} images: {done.vectors} vectors, {done.synthetic} synthetic images and "
         f"{done.classifiers} classifiers deleted. Run the stages again for what is left. Copies outside the run, "
@@ -147,10 +154,10 @@ def forget(
 
 def _verified(run: Path) -> Verification:
     from ..engine.progress import track
+    from ..run.verify import count_files
     from ..run.verify import verify as check
 
-    files = [path for path in run.rglob("*.*") if path.suffix and path.suffix != ".jsonl"]
-    with track("verify", len(files), "files") as advance:
+    with track("verify", count_files(run), "files") as advance:
         return check(run, lambda: advance(1))
 
 

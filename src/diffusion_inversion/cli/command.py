@@ -29,11 +29,25 @@ if TYPE_CHECKING:
     from ..generator.generator import Generator
 
 INTERRUPTED = 130
+_WANTS_JSON = "dinv.json"
+# Click's, or that of the click that typer carries with it: both have no public name.
+_USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 _AS_JSON = inspect.Parameter(
     "as_json",
     inspect.Parameter.KEYWORD_ONLY,
     default=False,
     annotation=Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on stdout.")],
+)
+_THREADS = inspect.Parameter(
+    "threads",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Threads of a CPU. [default: $OMP_NUM_THREADS, else as many cores as other work leaves]"
+        ),
+    ],
 )
 
 
@@ -48,6 +62,24 @@ class Careful(Page):
             if value == "" or (isinstance(value, (list, tuple)) and "" in value):
                 raise typer.BadParameter(f"{param.opts[0]} is empty; give a value, or leave it out", ctx)
         return super().parse_args(ctx, args)
+
+
+class Commands(typer.core.TyperGroup):
+    """The commands of `dinv`; one that cannot be read says so on stdout too, where its summary was to be JSON."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As click does; notes whether JSON is wanted."""
+        ctx.meta[_WANTS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As click does."""
+        try:
+            return super().invoke(ctx)
+        except _USAGE as error:
+            if ctx.meta[_WANTS_JSON] and ctx.parent is None:
+                _print(_json({"ok": False, "exit_code": error.exit_code, "error": error.format_message()}))
+            raise
 
 
 def add(app: typer.Typer, function: Make, name: str | None = None) -> None:
@@ -76,13 +108,18 @@ def add(app: typer.Typer, function: Make, name: str | None = None) -> None:
 
 
 def with_options(function: Make) -> Callable[..., None]:
-    """The function as typer takes it: with every option by itself and --json, printing what it returns."""
+    """The function as typer takes it: with every option by itself and --json, printing what it returns.
+
+    A command that computes, which has --device, has --threads too.
+    """
     own, arguments = options(function)
-    parameters = sorted([*own, _AS_JSON, *([HELP_ALL] if len(own) > SHORT else [])], key=_is_option)
+    computes = any(one.name == "device" for one in own)
+    shared = [*([_THREADS] if computes else []), _AS_JSON, *([HELP_ALL] if len(own) > SHORT else [])]
+    parameters = sorted([*own, *shared], key=_is_option)
 
     def call(**typed: Any) -> None:
         typed.pop(HELP_ALL.name, None)
-        with command(typed["as_json"]) as summary:
+        with command(typed["as_json"], typed.get("threads")) as summary:
             summary |= function(**arguments({name: _at_home(value) for name, value in typed.items()}))
 
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -103,16 +140,16 @@ def _is_option(parameter: inspect.Parameter) -> bool:
 
 
 @contextmanager
-def command(as_json: bool) -> Iterator[dict[str, Any]]:
+def command(as_json: bool, number_of_threads: int | None = None) -> Iterator[dict[str, Any]]:
     """Run a command: print its summary, turn expected errors and interrupts into messages and exit codes."""
     from ..engine import signals, threads
     from ..engine.redaction import redact
     from ..engine.text import shown
 
     signals.install()
-    threads.share_cores()
     summary: dict[str, Any] = {}
     try:
+        threads.share_cores(number_of_threads)
         yield summary
     except DinvError as error:
         message = "\n".join(shown(line) for line in redact(str(error)).split("\n"))

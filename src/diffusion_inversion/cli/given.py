@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Uni
 
 import typer
 
+from ..engine.text import did_you_mean
 from ..errors import UsageError
 from .completion import completion_of
 from .pages import section_of
@@ -116,6 +117,8 @@ def _faults(error: ValidationError, model: type[Settings], given: Mapping[str, A
         remedy = _REMEDIES[fault["type"]].format(**context).replace("'", "")
         if inside and isinstance(inside[0], int) and fault["type"] != "missing":  # one of a list
             remedy += f" in place of {fault['input']}"
+        if fault["type"] == "literal_error":
+            remedy += did_you_mean(str(fault["input"]), re.split(", | or ", context["expected"].replace("'", "")))
         lines.setdefault(place, []).append(remedy)
     for line, remedies in lines.items():
         yield f"{line}: give {' or '.join(dict.fromkeys(remedies))}" if remedies else line
@@ -217,9 +220,9 @@ def options(function: Make) -> tuple[list[inspect.Parameter], Callable[[Mapping[
 
     Each parameter of type `Given[Model]`, which `Fields` may narrow, becomes the options of the model's fields.
     """
-    from ..config import commands, few_shot, fidelity, sampling, settings, training
+    from ..config import commands, few_shot, fidelity, planning, sampling, settings, training
 
-    models_of = (settings, sampling, fidelity, training, commands, few_shot)
+    models_of = (settings, sampling, fidelity, training, commands, few_shot, planning)
     known = {name: one for module in models_of for name, one in vars(module).items()} | {"Given": Given}
     hints = get_type_hints(function, localns=known, include_extras=True)
     own: dict[str, inspect.Parameter] = {}

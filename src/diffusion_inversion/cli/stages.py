@@ -17,6 +17,7 @@ from .summary import summarise
 if TYPE_CHECKING:
     from ..config.commands import AuditSettings
     from ..config.fidelity import FilterSettings
+    from ..config.planning import LimitSettings
     from ..config.sampling import PromptSettings, SampleSettings
     from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
     from ..config.training import TrainSettings
@@ -38,10 +39,12 @@ def invert(
     """Stage 1: learn one conditioning vector per image of DATA."""
     from ..run.coarseness import coarseness
     from ..run.images import open_splits
+    from ..run.place import require_place
     from ..run.stages import invert_stage
 
     data = source.values["data"]
     chosen = data_settings(source)
+    require_place(out, chosen.data, chosen.test)
     settings = inverting.settings(preset, of=data)
     loaded = load(where.settings())
     with hold(out, join):
@@ -135,7 +138,10 @@ def train(
 
 def run(
     *,
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/<name of DATA>]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder. [default: runs/<name of DATA, or of what train or images lies in>]"),
+    ] = None,
     where: Given[GeneratorSettings],
     preset: Preset = None,
     source: Given[DataSettings],
@@ -146,6 +152,7 @@ def run(
     auditing: Annotated[Given[AuditSettings], Fields(only=("copies", "false_positives"))],
     tune: Tune = None,
     tune_seconds: TuneSeconds = None,
+    limiting: Given[LimitSettings],
     own_size: OwnSize = True,
     attributes: AttributesOption = None,
     replicates: Replicates = 1,
@@ -153,13 +160,32 @@ def run(
 ) -> dict[str, Any]:
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
     from ..config.tuning import read_tuning
+    from ..run.place import default_folder, require_place
     from ..run.stages import run_all
 
     tuning = read_tuning(tune or (), tune_seconds)
     data = source.values["data"]
-    folder = out or Path("runs") / (Path(data.rpartition(":")[2]).stem or "run")
     chosen = data_settings(source)
-    # One --group-size for both stages; a size that neither has a use for is refused.
+    folder = out or default_folder(chosen.data)
+    require_place(folder, chosen.data, chosen.test)
+    invert, sample, train = settings_of_a_run(preset, data, inverting, sampling, training)
+    with hold(folder, join):
+        record = run_all(
+            folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
+            replicates=replicates, own_size=own_size, tuning=tuning, time_limit=limiting.settings().time_limit,
+            filtering=filtering.settings(), audit=auditing.settings(), attributes=absolute_file(attributes),
+        )  # fmt: skip
+    return summarise(folder, record, data, source.values.get("test"))
+
+
+def settings_of_a_run(
+    preset: str | None,
+    data: str,
+    inverting: Given[InvertSettings],
+    sampling: Given[SampleSettings],
+    training: Given[TrainSettings],
+) -> tuple[InvertSettings, SampleSettings, TrainSettings]:
+    """The checked settings of all stages. One --group-size is for stages 1 and 2; refused where neither has a use."""
     invert = inverting.settings(preset, of=data, without=("group_size",))
     sample = sampling.settings(preset, of=data, without=("group_size",))
     joint = invert.grouping == "joint"
@@ -167,23 +193,18 @@ def run(
         invert = inverting.settings(preset, of=data)
     if sample.has_groups or not joint:
         sample = sampling.settings(preset, of=data)
-    train = training.settings(preset, of=data)
-    with hold(folder, join):
-        record = run_all(
-            folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
-             replicates=replicates, own_size=own_size, tuning=tuning, filtering=filtering.settings(),
-             attributes=absolute_file(attributes), audit=auditing.settings(),
-        )  # fmt: skip
-    return summarise(folder, record, data, source.values.get("test"))
+    return invert, sample, training.settings(preset, of=data)
 
 
 def demo(
     data: Annotated[str, typer.Option(help="elpv (solar cells; needs the extra `demo`) or digits.")] = "elpv",
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/demo-<data>]")] = None,
+    *,
+    where: Device,
 ) -> dict[str, Any]:
     """The whole job on a small data set in minutes, on a CPU."""
     from ..config.sampling import SampleSettings
-    from ..config.settings import DEMOS, DataSettings, GeneratorSettings, InvertSettings
+    from ..config.settings import DEMOS, DataSettings, InvertSettings
     from ..config.training import TrainSettings
     from ..run.stages import run_all
 
@@ -194,7 +215,7 @@ def demo(
         record = run_all(
             folder,
             DataSettings.model_validate({"data": data, **chosen["data"]}),
-            load(GeneratorSettings()),
+            load(where.settings()),
             invert=InvertSettings.model_validate(chosen["invert"]),
             sample=SampleSettings.model_validate(chosen["sample"]),
             train=TrainSettings.model_validate(chosen["train"]),

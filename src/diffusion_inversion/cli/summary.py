@@ -38,6 +38,9 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     if "fidelity" in record:
         summary["fidelity"] = record["fidelity"]
         lines.append(_fidelity(record["fidelity"]))
+    if "time_limit" in record:
+        summary["time_limit"] = record["time_limit"]
+        lines += [f"cut for the time limit: {', '.join(record['time_limit']['cut']) or 'nothing'}"]
     lines += [*_shrunk(record), *_coarse(record), *_doubts(record)]
     if "copies" in record:
         summary["copies"] = record["copies"]["copies"]

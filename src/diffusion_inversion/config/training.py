@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ..engine.text import did_you_mean
 from .settings import Settings, setting
 
 Arm = Literal["real", "synthetic", "real+synthetic"]
@@ -25,7 +26,8 @@ def known_architecture(name: str) -> str:
     """The name of an architecture as it is. Raises ValueError for one that is neither ours nor timm:<name>."""
     if name in ARCHITECTURES or (name.startswith("timm:") and len(name) > len("timm:")):
         return name
-    raise ValueError(f"unknown; use one of {', '.join(ARCHITECTURES)} or timm:<name>")
+    near = did_you_mean(name, (*ARCHITECTURES, "auto"))
+    raise ValueError(f"unknown; use one of {', '.join(ARCHITECTURES)} or timm:<name>{near}")
 
 
 class TrainSettings(Settings):

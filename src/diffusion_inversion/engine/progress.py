@@ -14,7 +14,7 @@ _PLAIN_INTERVAL = 10.0  # seconds between two plain lines
 _RECENT = 60.0  # seconds of which a plain line's rate and time left are
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Format seconds as `42 s`, `3:07` or `2:03:07`."""
     whole = round(seconds)
     if whole < 60:
@@ -23,14 +23,23 @@ def _duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+def already(description: str, count: int, total: int, what: str) -> None:
+    """Say on stderr how much of the work an earlier call had done; nothing where it was none."""
+    if count:
+        print(f"{description}: {count} of {total} {what} were there", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def track(description: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
     """Show the progress of `total` units of work on stderr; yield `advance(n)`, which counts n more units as done.
 
     Not a terminal: at most one line in 10 s, and one at the end, which tells where an error stopped the work.
     Call `advance` from one thread. The number of PyTorch's threads follows what other processes leave free
-    (`threads.follow`).
+    (`threads.follow`). Where nothing is to be done nothing is shown.
     """
+    if not total:
+        yield lambda n: None
+        return
     follow()
     show = _bar if sys.stderr.isatty() else _lines
     with show(description, total, unit) as count:
@@ -84,9 +93,9 @@ def _lines(description: str, total: int, unit: str) -> Iterator[Callable[[int], 
         since, then = (start, 0) if last else recent[0]
         rate = (done - then) / (now - since) if now > since else 0.0
         if last:
-            time_text = f"{'done' if done >= total else 'stopped'} after {_duration(elapsed)}"
+            time_text = f"{'done' if done >= total else 'stopped'} after {duration(elapsed)}"
         else:
-            time_text = f"about {_duration((total - done) / rate)} left" if rate > 0 else "time left not known"
+            time_text = f"about {duration((total - done) / rate)} left" if rate > 0 else "time left not known"
         return f"{description}: {done}/{total} {unit}, {rate:.{0 if rate >= 100 else 1}f} {unit}/s, {time_text}"
 
     def advance(n: int) -> None:

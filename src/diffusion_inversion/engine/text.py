@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 LONGEST = 2000  # characters of one text in a report; the run's files have it whole
@@ -44,3 +45,9 @@ def visible_values(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [visible_values(child) for child in value]
     return value
+
+
+def did_you_mean(text: str, names: Iterable[str]) -> str:
+    """`; did you mean NAME?` for the name that a mistyped text is nearest to; empty where none is near."""
+    near = difflib.get_close_matches(text, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -2,16 +2,19 @@
 
 Threads that share cores with other work wait for each other and take many times as long as one thread would. So the
 number follows the cores that others leave free, looked at every few seconds. Results differ by rounding from one number
-of threads to another; with OMP_NUM_THREADS set, the number stays as it says.
+of threads to another; with OMP_NUM_THREADS or --threads the number stays as it says.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..errors import UsageError
 
 PERIOD = 10.0  # seconds between two looks
 FIRST = 0.2  # seconds that the first look takes
@@ -61,11 +64,15 @@ def quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
         return float("inf")
 
 
+def others(before: Look, after: Look) -> float:
+    """Cores that other processes used between two looks, on average."""
+    seconds = max(after.at - before.at, 1e-9)
+    return max(0.0, (after.busy - before.busy) - (after.own - before.own)) / seconds
+
+
 def fair(before: Look, after: Look, cores: float) -> int:
     """The whole cores, one at least, that others left free between two looks. What this process itself used is free."""
-    seconds = max(after.at - before.at, 1e-9)
-    others = max(0.0, (after.busy - before.busy) - (after.own - before.own)) / seconds
-    return max(1, int(cores - others + 0.5))
+    return max(1, int(cores - others(before, after) + 0.5))
 
 
 def usable_cores() -> float:
@@ -104,9 +111,39 @@ class Follower:
 _followers: list[Follower] = []  # one, in a process that asked for it
 
 
-def share_cores() -> None:
-    """Follow from now on: for commands, which have the process to themselves. Not where the number is FIXED_BY."""
-    _followers[:] = [] if any(os.environ.get(name) for name in FIXED_BY) else [Follower()]
+def share_cores(threads: int | None = None) -> None:
+    """Follow from now on: for commands, which have the process to themselves. Not where the number is FIXED_BY.
+
+    With `threads` it stays at that many. Raises UsageError for more than there are cores: they would wait in turn.
+    """
+    _followers[:] = [] if threads is not None or any(os.environ.get(name) for name in FIXED_BY) else [Follower()]
+    if threads is None:
+        return
+    if threads > (most := math.ceil(usable_cores())):
+        raise UsageError(f"--threads {threads}: this process may use {_cores()}. Give at most {most}, or leave it out.")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _cores() -> str:
+    """`4 cores, a container's quota of 1.5`."""
+    count, limit = len(os.sched_getaffinity(0)), quota()
+    cores = f"{count} core{'s' if count > 1 else ''}"
+    return cores if math.isinf(limit) else f"{cores}, a container's quota of {limit:.2g}"
+
+
+def explain(look: Callable[[], Look | None] = look) -> str:
+    """How many threads a command would begin with now, and why."""
+    if fixed := next((name for name in FIXED_BY if os.environ.get(name)), None):
+        return f"{os.environ[fixed]} on {_cores()}: {fixed} says so; unset it and the number follows what is free"
+    before = look()
+    time.sleep(FIRST)
+    after = look()
+    if before is None or after is None:
+        return f"PyTorch's own number on {_cores()}: the system does not say what other processes use"
+    threads = fair(before, after, usable_cores())
+    return f"{threads} on {_cores()}: other processes use {others(before, after):.1f} of them; --threads N fixes it"
 
 
 def follow() -> None:

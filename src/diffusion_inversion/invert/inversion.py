@@ -17,7 +17,7 @@ from ..engine.frozen_settings import freeze_settings, listed
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
 from ..engine.memory import within_memory
-from ..engine.progress import track
+from ..engine.progress import already, track
 from ..engine.state import UnitState, clear_states
 from ..engine.units import each_unit, unit_name
 from ..errors import ConfigMismatchError, PartialError, UsageError
@@ -69,6 +69,7 @@ def invert(
         )
         row_of = {image_id: row for row, image_id in enumerate(images.ids)}
         left = len(images) - len(tried)
+        already("invert", len(tried), len(images), "vectors")
         means = class_means(images, generator, settings, resolution) if left and settings.init == "class-mean" else None
         room = most_at_once(settings)
         with (

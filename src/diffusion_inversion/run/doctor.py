@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..data.problems import aligned
 from ..data.sources import default_root
+from ..engine import threads
 from ..engine.memory import memory
 from ..errors import DinvError
 from ..generator.checkpoints import MINI, available, check_parts, hash_weights
@@ -93,9 +94,9 @@ def _device() -> Iterator[Check]:
     device = resolve_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "processor"
     yield Check("device", True, f"{device.type} ({name})")
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    fits = torch.get_num_threads() <= len(os.sched_getaffinity(0))
     more = "set OMP_NUM_THREADS to at most the number of cores, or not at all: the number then follows what is free"
-    yield Check("threads", threads <= cores, f"{threads} of PyTorch on {cores} cores", more)
+    yield Check("threads", fits, threads.explain(), more)
     fast = bfloat16_is_fast(device)
     yield Check("bfloat16", None if not fast else True, "fast" if fast else "emulated: float32 is used")
 

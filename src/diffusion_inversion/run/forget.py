@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +46,14 @@ class Forgotten:
     kept_by_average: int  # images that a mean over all vectors went into, left because `keep_averages` was given
 
 
-def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_averages: bool = False) -> Forgotten:
+def forget(
+    run: Path,
+    ids: Collection[str],
+    *,
+    never_again: bool = True,
+    keep_averages: bool = False,
+    dry_run: bool = False,
+) -> Forgotten:
     """Delete images of a run and its replicates by id, their vectors, what was drawn from these, and the classifiers.
 
     An image descends from a vector where it is its source or one of its partners. Where a mean of vectors went into
@@ -55,6 +62,7 @@ def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_av
     Reports, audits and reconstructions are deleted; the stages make them again. `never_again` keeps the images out of
     this run for good, also where DATA still holds them or the same pixels under another name; only hashes of their
     ids and pixels stay in the run, in forgotten.json. DATA itself, caches of it and copies elsewhere are not touched.
+    With `dry_run` nothing is deleted: what is returned is what would be.
 
     A killed call goes on when it or any other command is run again. Raises UsageError for an id that the run does
     not know, LockedError, DiskError.
@@ -77,6 +85,9 @@ def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_av
         # An id that is a position in a file (train/000123) can come to mean another picture.
         kept = [image_id for image_id in wanted if not POSITION.fullmatch(image_id)]
         never = {*map(hashed, kept), *(hashed(content[image_id]) for image_id in wanted)}
+    if dry_run:
+        gone = {folder: {hashed(i) for i in wanted & set(_content(record))} for folder, record in records.items()}
+        return _sum(len(wanted), [_doomed(folder, gone[folder], keep_averages).counts(0) for folder in folders])
     with ExitStack() as held:
         for folder in folders:
             held.enter_context(run_lock(folder))
@@ -87,8 +98,13 @@ def forget(run: Path, ids: Collection[str], *, never_again: bool = True, keep_av
         for name in ledger_files(stage="report"):
             Ledger(run).drop(name)
         done = [finish_pending(folder) for folder in folders]
+    return _sum(len(wanted), done)
+
+
+def _sum(images: int, done: Sequence[Forgotten]) -> Forgotten:
+    """What was deleted in several folders, for so many ids."""
     counts = ("vectors", "synthetic", "classifiers", "kept_by_average")
-    return Forgotten(len(wanted), *(sum(getattr(one, count) for one in done) for count in counts))
+    return Forgotten(images, *(sum(getattr(one, count) for one in done) for count in counts))
 
 
 def _mark(run: Path, never: set[str], gone: Collection[str], keep_averages: bool) -> None:
@@ -148,45 +164,70 @@ def changed(run: Path) -> list[str]:
 
 def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     """Delete the images whose `hashed` ids are in `gone`. Whatever part of this was done before is not missed."""
-    ledger = Ledger(run)
+    ledger, doomed = Ledger(run), _doomed(run, gone, keep_averages)
     # What shows or summarises the images, and choices by classifiers that saw them: the stages make them again.
     for name in reversed(ledger_files("derived", "choice")):
         ledger.drop(name)
     records, choices = ledger.manifest.records(), ledger_files("choice")
     if any(record.get("unit") in choices for record in records):  # they hold copies of them
         ledger.manifest.rewrite([record for record in records if record.get("unit") not in choices])
-    trained = len(ClassifierStore(run).manifest.units())
     for folder in (CLASSIFIERS, REDRAWN, TUNING):  # judged, trained and chosen with what they learned from the images
         shutil.rmtree(run / folder, ignore_errors=True)
     if (record := read_record(run)) is not None:
         text = json.dumps(_without(record, gone), indent=1) + "\n"
         ledger.commit(DATA_FILE, text.encode(), note={"source": record["source"]})
+    if doomed.drawn:
+        images_store(run, doomed.class_names).remove(doomed.files)
+    if doomed.inverted:
+        EmbeddingStore(run).remove(doomed.learned)
+    _sweep(run)
+    return doomed.counts(len(gone))
 
+
+@dataclass(frozen=True)
+class _Doomed:
+    """What was made from images that are to be deleted."""
+
+    inverted: bool  # whether there are vectors at all
+    drawn: bool  # whether there can be images
+    class_names: tuple[str, ...]
+    learned: set[str]  # ids of vectors
+    files: set[str]  # names of synthetic images
+    averaged: int
+    trained: int  # classifiers
+
+    def counts(self, images: int) -> Forgotten:
+        return Forgotten(images, len(self.learned), len(self.files), self.trained, self.averaged)
+
+
+def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
+    """What goes with the images whose `hashed` ids are in `gone`; nothing is deleted."""
+    record = read_record(run)
     vectors = EmbeddingStore(run)
     images = vectors.images()
     # Dropped units name their images too.
-    tried = {i for record in vectors.manifest.records() if record["event"] == "commit" for i in record["ids"]}
+    tried = {i for entry in vectors.manifest.records() if entry["event"] == "commit" for i in entry["ids"]}
     learned = {image_id for image_id in tried if hashed(image_id) in gone}
-    if learned and not keep_averages and _settings(ledger, "invert").get("init") == "class-mean":
+    if learned and not keep_averages and _settings(Ledger(run), "invert").get("init") == "class-mean":
         labels = {images[image_id][1] for image_id in learned & set(images)}
         learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
     header = vectors.manifest.last("header")
-    averaged = drawn = 0
-    if header is not None or (record is not None and method_of(run).again is not None):
-        store = images_store(run, tuple((header or record or {})["class_names"]))
-
-        names, *columns = (column.to_pylist() for column in store.table("file_name", *PARENTS, *_AVERAGING).columns)
+    class_names = tuple((header or record or {"class_names": ()})["class_names"])
+    drawn = header is not None or (record is not None and method_of(run).again is not None)
+    files: set[str] = set()
+    averaged = 0
+    if drawn:
+        table = images_store(run, class_names).table("file_name", *PARENTS, *_AVERAGING)
+        names, *columns = (column.to_pylist() for column in table.columns)
         made = dict(zip(names, parents(*columns[: len(PARENTS)]), strict=True))
         taken = learned | {image_id for ids in made.values() for image_id in ids if hashed(image_id) in gone}
         how = zip(names, *columns[len(PARENTS) :], strict=True)
         averages = {name for name, *settings in how if _averaged(*settings)}
         averaged = len(averages) if keep_averages else 0
         descended = {name for name, ids in made.items() if not taken.isdisjoint(ids)}
-        drawn = store.remove(descended | averages if learned and not keep_averages else descended)
-        if header is not None:
-            vectors.remove(learned)
-    _sweep(run)
-    return Forgotten(len(gone), len(learned), drawn, trained, averaged)
+        files = descended | averages if learned and not keep_averages else descended
+    trained = len(ClassifierStore(run).manifest.units())
+    return _Doomed(header is not None, drawn, class_names, learned, files, averaged, trained)
 
 
 def _averaged(scale: float, unconditional: str, rival_weight: float, kind: str, partner: str) -> bool:

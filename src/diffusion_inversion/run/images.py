@@ -66,6 +66,11 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
         ]
         if recorded["size"] != record["size"]:
             lines.append(f"size: was {recorded['size']}, now {record['size']}")
+        if lines and recorded["source"]["data"] != settings.data and not _any_shared(recorded, record):
+            raise ConfigMismatchError(
+                f"{run}: this folder belongs to another data set, {recorded['source']['data']}. "
+                "Choose another run folder."
+            )
         if lines:
             raise _other_images(run, lines)
     with run_lock(run):
@@ -80,6 +85,11 @@ def _other_images(run: Path, lines: list[str]) -> ConfigMismatchError:
         "Restore the data and the options that select it, or choose another run folder. Or take the images out "
         f"with all that was made from them: `dinv forget {run} --source ID` for one, `--changed` for all."
     )
+
+
+def _any_shared(recorded: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two records of images have the pixels of any training image in common."""
+    return not set(recorded["train"]["hashes"]).isdisjoint(now["train"]["hashes"])
 
 
 def adopt_record(run: Path, folder: Path) -> None:

@@ -24,6 +24,7 @@ DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 COARSENESS_FILE = "coarseness.json"
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
+TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
 AUDIT_FILE, AUDIT_PICTURE = "audit.json", "audit.png"  # copies of training images, and the pairs that are nearest
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
@@ -87,6 +88,7 @@ STORES = (
 LEDGER = (
     File(DATA_FILE, "images", "settings"),
     File(FORGOTTEN_FILE, "forget", "settings"),
+    File(TIME_LIMIT_FILE, "images", "settings"),
     File(COARSENESS_FILE, "invert", "derived"),
     File(GENERATOR_FILE, "invert", "settings"),
     File(settings_file("invert"), "invert", "settings"),

@@ -33,7 +33,7 @@ from .copies import read_audit
 from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
-from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE
+from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
 from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
 from .report import RunRecord, render_report
@@ -130,6 +130,8 @@ def report_stage(
         record["fidelity"] = fidelity
     if choices := choices_of(run):
         record["chosen"] = choices
+    if (limited := ledger.read_json(TIME_LIMIT_FILE)) is not None:
+        record["time_limit"] = {"seconds": limited["asked"]["limit"], "cut": limited["cut"]}
     before = ledger.read_json(RUN_FILE) if ledger.holds(RUN_FILE) else None
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     if before is not None and before == json.loads(text) | {"created": before.get("created")}:

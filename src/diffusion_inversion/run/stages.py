@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..config.commands import AuditSettings
 from ..config.fidelity import OFF, FilterSettings
@@ -29,33 +28,30 @@ from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..invert.inversion import invert
-from ..sample.sampling import check, check_settings, draw_variants, stale_files
+from ..sample.sampling import check, draw_variants
 from ..sample.synthetic import SyntheticStore
-from ..train.arms import ArmResults, check_arms, train_arms
-from ..train.arms import check_settings as check_training
+from ..train.arms import ArmResults, ArmRun, check_arms, train_arms
 from ..train.choosing import Folds, Material
 from ..train.classifiers import choose_architecture
-from ..train.evaluation import OWN_SIZE
-from ..train.mixing import refuse_unjudged
-from ..train.own_size import at_own_size, own_side
-from ..train.replicated import Replicated
+from ..train.own_size import at_own_size
 from ..train.store import ClassifierStore
 from .attributes import attributes_of
-from .coarseness import again as coarseness_again
+from .checks import check_run
 from .coarseness import coarseness
-from .copies import audit_again, guard
-from .fidelity.stage import JUDGED, filtered, judges_for, recorded_filter
+from .copies import guard
+from .fidelity.stage import JUDGED, filtered, judges_for
 from .foresight import forewarnings
 from .forget import follow
 from .images import open_splits, read_record
-from .layout import GENERATOR_FILE, RECONSTRUCTIONS_FILE, RUN_FILE, ledger_files, stages_from, stores_of
-from .methods import images_made, is_whole, method_of, require_images
+from .layout import GENERATOR_FILE, ledger_files, stages_from, stores_of
+from .methods import images_made, method_of, require_images
+from .plan.start import begin
 from .reconstructions import draw_reconstructions, read_reconstructions
-from .replicates import Replicate, replicate, replicate_folders
+from .replicates import Replicate, replicate
 from .report import RunRecord
-from .reporting import read_config, replicated, report_stage
+from .reporting import replicated, report_stage
 from .room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
-from .tune import plain, prepared, tune_sampling, tune_training
+from .tune import prepared, tune_sampling, tune_training
 
 
 def invert_stage(run: Path, splits: Splits, generator: Generator, settings: InvertSettings) -> Embeddings:
@@ -144,98 +140,6 @@ def restart(run: Path, stage: Literal["sample", "train"]) -> None:
             ledger.drop(name)
 
 
-@dataclass(frozen=True)
-class Redone:
-    """A run whose stages are whole again, and the note of its last report."""
-
-    splits: Splits
-    results: ArmResults
-    settings: TrainSettings
-    note: dict[str, Any]
-
-    def report(self, run: Path, others: Sequence[Replicated] = ()) -> None:
-        """Write the report as it was last asked for, of as many replicates, less those that have not all its arms."""
-        arms = self.results.accuracies().keys() - {OWN_SIZE}
-        beside = [
-            one for one in others[: self.note.get("replicates", 1) - 1] if one.results.accuracies().keys() >= arms
-        ]
-        attributes = attributes_of(run, self.splits, self.note.get("attributes"))
-        report_stage(run, self.splits, self.results, self.settings, self.note["command"], beside, attributes)
-
-
-def resume(run: Path, device: str = "auto") -> list[str]:
-    """Do again what is missing in every stage that had been finished; return the stages that had not been.
-
-    So it is in every replicate. Settings, data and generator are those that the run recorded. Images from prompts or
-    a pool cannot be made again here: their prompts, or the pool, are not on record as a whole.
-    """
-    if method_of(run).again is not None:
-        if not is_whole(run):
-            return ["sample"]
-        trained = ClassifierStore(run).manifest.records() or Ledger(run).note(RUN_FILE)
-        unfinished, whole = _train_again(run, open_splits(run)) if trained else ([], None)
-    else:
-        unfinished, whole = _resume(run, device)
-    others = []
-    for folder in replicate_folders(run)[1:]:
-        with run_lock(folder):
-            follow(run, folder)
-            left, found = _resume(folder, device)
-            unfinished += [f"{stage} of replicate {folder.name}" for stage in left]
-            if found is not None:
-                found.report(folder)
-                others.append(replicated(folder, found.splits, found.results))
-    if whole is not None:
-        whole.report(run, others)
-    return unfinished
-
-
-def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
-    """`resume` for one folder, without its report."""
-    ledger = Ledger(run)
-    made_with = ledger.read_json(GENERATOR_FILE)  # written when stage 1 had ended
-    if made_with is None:
-        return ["invert"], None
-    generator = Generator.load(*inverted_with(run), device, made_with["dtype"])
-    splits = open_splits(run)
-    coarseness_again(run, splits.train, generator)
-    vectors = invert_stage(run, splits, generator, InvertSettings(**read_config(run, "invert")["settings"]))
-    # That a stage had ended is on record in its own manifest and in the ledger: one of them may be the damaged one.
-    store = SyntheticStore(run, splits.train.class_names)
-    drawn = store.manifest
-    sampled = drawn.last("complete") or ledger.note(RECONSTRUCTIONS_FILE)
-    if stale := stale_files(vectors, store):  # of vectors that were not learned again to the same bits
-        store.remove(stale)
-    if sampled is None:
-        return (["sample"] if drawn.units() or drawn.dropped() else []), None
-    recorded = read_config(run, "sample")
-    settings = {**recorded["settings"], "variants": sampled["variants"]}
-    sample_stage(
-        run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded), sources=splits.train
-    )
-    return _train_again(run, splits)
-
-
-def _train_again(run: Path, splits: Splits) -> tuple[list[str], Redone | None]:
-    """Train again what is missing of the classifiers; as `_resume`."""
-    ledger = Ledger(run)
-    audit_again(run, splits)
-    classifiers = ClassifierStore(run).manifest
-    reported = ledger.note(RUN_FILE)
-    trained = classifiers.last("complete") or reported
-    if trained is None:
-        return (["train"] if classifiers.units() or classifiers.dropped() else []), None
-    recorded = read_config(run, "train")
-    training = TrainSettings(
-        **recorded["settings"], architecture=recorded["architecture"], arms=trained["arms"], seeds=trained["seeds"]
-    )
-    results = train_stage(
-        run, splits, training, recorded["device"], own_size=trained.get("own_size", False),
-        filtering=recorded_filter(run),
-    )  # fmt: skip
-    return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})
-
-
 def train_stage(
     run: Path,
     splits: Splits,
@@ -281,9 +185,14 @@ def train_stage(
     size = classifier_bytes(choose_architecture(settings.architecture, where))
     _require_room(run, max(len(arms) * len(settings.seeds) - trained, 0), size, "classifiers")
     with timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
+        done: dict[tuple[str, int], int] = {}  # steps of each classifier, also those before a kill
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
-            advance(1)
+            advance(step - done.get((arm, seed), 0))
+            done[arm, seed] = step
+
+        def on_run(found: ArmRun) -> None:
+            on_step(found.arm, found.seed, settings.steps, 0.0)
 
         results = train_arms(
             real,
@@ -294,8 +203,9 @@ def train_stage(
             device=device,
             folder=run,
             on_step=on_step,
-            on_run=lambda found: advance(settings.steps) if found.resumed else None,
+            on_run=on_run,
         )
+        advance(total - sum(done.values()))  # what another process trained
     return results
 
 
@@ -334,9 +244,11 @@ def run_all(
     filtering: FilterSettings = OFF,
     attributes: str | None = None,
     audit: AuditSettings | None = None,
+    time_limit: float | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
+    `time_limit`, in seconds, lowers some settings before the work where it would take longer (plan/time_limit.py).
     What `tuning` names is chosen in each replicate before it is used. Settings that a later stage would refuse, and
     images that a replicate would, are refused before stage 1. With `audit` copies of training images are looked for
     before training.
@@ -346,30 +258,22 @@ def run_all(
     splits = open_splits(run, data)
     tested_by = attributes_of(run, splits, attributes)
     images = splits.train
-    for settings in (*tuning.candidates("sample", sample), sample):
-        side = check_settings(
-            generator,
-            settings,
-            steps=invert.checkpoints,
-            resolution=invert.resolution or generator.resolution,
-            image_size=images.size,
-            classes=len({*images.labels.tolist()}),
-        )
-    for chosen in (*tuning.candidates("train", plain(train)), train):
-        check_training(chosen, images.class_names, side)
-        if filtering.filter not in JUDGED:
-            refuse_unjudged(chosen)
+    side, own = check_run(
+        splits, generator, invert, sample, train, own_size=own_size, tuning=tuning, judged=filtering.filter in JUDGED
+    )
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
-    if own_size and "real" in train.arms and (own := own_side(images, side)) is not None:
-        check_training(train, images.class_names, own)
     for plan in plans[1:]:
         if read_record(plan.folder) is None:
             with _replicate(run, plan):
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
+    now = begin(plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning)
+    if time_limit is not None:
+        train = now.train
+        plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
     results = _all_stages(plans[0], splits, generator, own_size, tuning, filtering, audit)
     others = []
     for plan in plans[1:]:

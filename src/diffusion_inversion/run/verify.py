@@ -73,6 +73,28 @@ def verify(run: Path, on_file: Callable[[], None] = lambda: None) -> Verificatio
     return Verification(files, size, tuple(findings), tuple(foreign))
 
 
+def count_files(run: Path) -> int:
+    """How many files `verify` reads; 0 where the folder holds no run."""
+    found = 0
+    for folder in filter(_holds_run, replicate_folders(run)):
+        found += len({record["unit"] for record in Manifest(folder / MANIFEST).examine()[0]})
+        for store in STORES:
+            units = _committed(Manifest(folder / store.manifest).examine()[0])
+            found += sum(len(record["files"]) for record in units.values())
+    return found
+
+
+def _committed(records: list[Record]) -> dict[str, Record]:
+    """The commit record of every unit that is done."""
+    units: dict[str, Record] = {}
+    for record in records:
+        if record["event"] in ("commit", "drop"):
+            units.pop(record["unit"], None)
+        if record["event"] == "commit":
+            units[record["unit"]] = record
+    return units
+
+
 def _holds_run(run: Path) -> bool:
     return (run / MANIFEST).is_file() or any((run / store.folder).is_dir() for store in STORES)
 
@@ -119,13 +141,7 @@ class _Reader:
 
     def store(self, store: Store) -> None:
         """Compare the files of all units that are done."""
-        units: dict[str, Record] = {}
-        for record in self.records(store.manifest):
-            if record["event"] in ("commit", "drop"):
-                units.pop(record["unit"], None)
-            if record["event"] == "commit":
-                units[record["unit"]] = record
-        for unit, record in units.items():
+        for unit, record in _committed(self.records(store.manifest)).items():
             for name, digest in record["files"].items():
                 found = self.digest(f"{store.folder}/", name)
                 if found != digest:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.images import resize, to_uint8
 from ..engine.memory import within_memory
-from ..engine.progress import track
+from ..engine.progress import already, track
 from ..engine.units import each_unit, unit_name
 from ..generator.safety import SafetyChecker, draw_safely
 from .synthetic import Row, SyntheticStore, job_name, parse_job
@@ -50,6 +50,7 @@ def draw_missing(
     """
     jobs = [job_name(source_id, variant) for variant in range(settings.variants) for source_id in source_ids]
     left = set(jobs).difference(*(unit["ids"] for unit in store.manifest.units().values()))
+    already("sample", len(jobs) - len(left), len(jobs), "images")
     room = settings.batch_size
     with track("sample", len(left)) as advance:
 

@@ -17,6 +17,7 @@ from ..config.training import TrainSettings
 from ..data.images import LabelledImages
 from ..engine.frozen_settings import freeze_settings
 from ..engine.lock import run_lock
+from ..engine.progress import already
 from ..engine.state import UnitState, clear_states
 from ..engine.units import each_unit
 from ..errors import DataError, UsageError
@@ -155,6 +156,7 @@ def train_arms(
     with run_lock(folder):
         freeze_settings(folder, "train", described, begun=store.manifest.last("commit") is not None)
         before = [unit for unit in units if unit in store.manifest.units()]
+        already("train", len(before), len(units), "classifiers")
         for unit in before:
             tell(_arm_run(store, unit, test, True))
         each_unit(folder, list(units), store.manifest, 1, lambda jobs: learn(*jobs))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ...engine.text import did_you_mean
 from ...engine.toml import read_toml
 from ...errors import UsageError
 from ..sampling import SampleSettings
@@ -33,7 +34,8 @@ def read_preset(preset: str, data: str | None = None) -> dict[str, dict[str, Any
     """
     path = FOLDER / f"{preset}.toml" if preset in names() else Path(preset)
     if path.suffix != ".toml" or not path.is_file():
-        raise UsageError(f"--preset {preset}: neither {', '.join(names())} nor the path of a TOML file.")
+        near = did_you_mean(preset, names())
+        raise UsageError(f"--preset {preset}: neither {', '.join(names())} nor the path of a TOML file{near or '.'}")
     tables = read_toml(path)
     if faults := _faults(tables):
         lines = "\n".join(f"  {fault}" for fault in faults)

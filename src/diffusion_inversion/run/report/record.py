@@ -298,6 +298,13 @@ class SubgroupsRecord(TypedDict):
     parts: list[SubgroupRecord]
 
 
+class TimeLimitRecord(TypedDict):
+    """What a run left out to end in time (plan/time_limit.py)."""
+
+    seconds: float
+    cut: list[str]  # such as "variants 10 -> 4"; empty where all fitted
+
+
 class RunRecord(TypedDict):
     """All of `run.json`."""
 
@@ -322,6 +329,7 @@ class RunRecord(TypedDict):
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
     copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
+    time_limit: NotRequired[TimeLimitRecord]
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
     replicates: NotRequired[list[ReplicateRecord]]
     components: NotRequired[dict[str, ComponentsRecord]]  # of each arm, then of each "<arm> - <baseline>"

@@ -1,0 +1,51 @@
+"""What of a run's settings a later stage would refuse, refused before the first."""
+
+from __future__ import annotations
+
+from ..config.sampling import SampleSettings
+from ..config.settings import InvertSettings
+from ..config.training import TrainSettings
+from ..config.tuning import Tuning
+from ..data.datasets import Splits
+from ..generator.generator import Generator
+from ..sample.sampling import check_settings as check_sampling
+from ..train.arms import check_settings as check_training
+from ..train.mixing import refuse_unjudged
+from ..train.own_size import own_side
+from .tune import plain
+
+
+def check_run(
+    splits: Splits,
+    generator: Generator,
+    invert: InvertSettings,
+    sample: SampleSettings,
+    train: TrainSettings,
+    *,
+    own_size: bool,
+    tuning: Tuning,
+    judged: bool = False,
+) -> tuple[int, int | None]:
+    """The side in px that classifiers see, and the real images' own where an arm has that (train/own_size.py).
+
+    `judged` says that a judge of labels is asked before training. Raises UsageError or DataError for settings, and for
+    what `tuning` tries, that these images or the generator do not allow.
+    """
+    images = splits.train
+    for settings in (*tuning.candidates("sample", sample), sample):
+        side = check_sampling(
+            generator,
+            settings,
+            steps=invert.checkpoints,
+            resolution=invert.resolution or generator.resolution,
+            image_size=images.size,
+            classes=len({*images.labels.tolist()}),
+        )
+    for chosen in (*tuning.candidates("train", plain(train)), train):
+        check_training(chosen, images.class_names, side)
+        if not judged:
+            refuse_unjudged(chosen)
+    own = own_side(images, side) if own_size and "real" in train.arms else None
+    if own is not None:
+        check_training(train, images.class_names, own)
+    return side, own

@@ -1,0 +1,123 @@
+"""What a run says of its time before it begins, what a time limit leaves out of it, and the same without a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...config.training import TrainSettings
+from ...config.tuning import Tuning
+from ...data.datasets import Splits
+from ...engine.lock import is_shared
+from ...errors import UsageError
+from ...generator.generator import Generator
+from ..replicates import Replicate
+from .forecast import Forecast, Left, forecast, sum_left
+from .steps import Steps, time_steps
+from .time_limit import Amounts, record, recorded, said, within
+
+BUDGET = 4.0  # seconds that steps of one part are timed for, where a single one is not longer; there are five parts
+LONG = 300.0  # seconds of work from which on a run says what it will take
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A run that may have begun, and whose steps can be timed; `side` and `own` as `check_run` gives them."""
+
+    plans: Sequence[Replicate]
+    splits: Splits  # of replicate 0
+    generator: Generator
+    side: int
+    own: int | None
+    workers: int = 1
+
+    @property
+    def asked(self) -> Amounts:
+        first = self.plans[0]
+        return Amounts(first.invert, first.sample, first.train)
+
+    def left(self, amounts: Amounts) -> Left:
+        """What is missing of so much."""
+        plans = [replace(plan, sample=amounts.sample, train=_seeded(plan.train, amounts)) for plan in self.plans]
+        return sum_left(plans, len(self.splits.train), own=self.own is not None)
+
+    def time(self, amounts: Amounts, seconds: float) -> Steps:
+        """Do real steps, of each part for so many seconds; see `time_steps`."""
+        return time_steps(self.splits, self.generator, **vars(amounts), side=self.side, own=self.own, seconds=seconds)
+
+    def forecast(self, steps: Steps, amounts: Amounts) -> Forecast:
+        """What is left with these settings."""
+        todo, workers = self.left(amounts), self.workers
+        return forecast(steps, todo, self.splits, self.generator, **vars(amounts), side=self.side, workers=workers)
+
+
+def _seeded(train: TrainSettings, amounts: Amounts) -> TrainSettings:
+    """The settings of training of a replicate, which has seeds of its own, with as many of them."""
+    return amounts.train.model_copy(update={"seeds": train.seeds[: len(amounts.train.seeds)]})
+
+
+def begin(
+    plans: Sequence[Replicate],
+    splits: Splits,
+    generator: Generator,
+    *,
+    side: int,
+    own: int | None,
+    limit: float | None,
+    tuning: Tuning,
+) -> Amounts:
+    """Say on stderr what the run will take where that is long, and return its settings, within `limit` seconds.
+
+    Without a limit a first look at two images decides whether the steps are timed in earnest; whatever goes wrong
+    there, the run goes on. Call it inside `run_lock`. Raises as `within` and `recorded` do, and UsageError for a limit
+    in a shared run or beside a choice of settings whose time has no end.
+    """
+    outlook = Outlook(plans, splits, generator, side, own)
+    run, asked = plans[0].folder, outlook.asked
+    if limit is None:
+        if not outlook.left(asked).nothing:
+            _foretell(outlook)
+        return asked
+    if is_shared(run):
+        raise UsageError(
+            "--time-limit --join: several processes would decide it. Give what `dinv plan` says for this limit instead."
+        )
+    if tuning.axes and tuning.seconds is None:
+        raise UsageError("--time-limit --tune: a choice has no end of its own; give --tune-seconds too.")
+    also = {"replicates": len(plans), "own_size": own is not None}
+    chosen = recorded(run, limit, asked, **also)
+    if chosen is None:
+        steps = outlook.time(asked, BUDGET)
+        gone = process_age() + (tuning.seconds or 0.0)
+        chosen = within(limit, asked, lambda amounts: outlook.forecast(steps, amounts).total, gone=gone)
+        record(run, limit, asked, chosen, **also)
+        _say(outlook.forecast(steps, chosen).lines())
+    _say([said(limit, chosen.cut_from(asked))])
+    return chosen
+
+
+def _foretell(outlook: Outlook) -> None:
+    try:
+        if outlook.forecast(outlook.time(outlook.asked, 0.0), outlook.asked).total >= LONG:
+            _say(outlook.forecast(outlook.time(outlook.asked, BUDGET), outlook.asked).lines())
+    except Exception as error:  # whatever it is, the run can do without
+        _say([f"how long this will take is not known: {str(error).partition(chr(10))[0]}"])
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"plan: {line}", file=sys.stderr, flush=True)
+
+
+def process_age() -> float:
+    """Seconds since this process began; since it began to compute where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        booted = float(Path("/proc/uptime").read_text().split()[0])
+        return booted - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.process_time()

@@ -1,0 +1,148 @@
+"""What a new user types wrong, and what a command that goes on says was there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Bench
+from typer.testing import CliRunner
+
+from diffusion_inversion.cli import app
+from diffusion_inversion.run.place import default_folder
+
+runner = CliRunner()
+
+
+def dinv(*arguments: object) -> Any:
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.build(tmp_path_factory.mktemp("bench"))
+
+
+def small(bench: Bench) -> list[object]:
+    return [
+        "--generator", bench.checkpoint, "--dtype", "float32", "--init", "random", "--steps", 2, "--variants", 2,
+        "--inference-steps", 2, "--train-steps", 3, "--train-batch-size", 4, "--seeds", "0,1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu"], "No such command 'rnu'"),
+        (["run", "digits", "--setps", "3"], "No such option: --setps"),
+        (["run"], "Missing argument"),
+        (["bench", "real-siez"], "No such command 'real-siez'"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_json_too(arguments: list[str], said: str) -> None:
+    done = dinv(*arguments, "--json")
+    found = json.loads(done.stdout)
+    assert done.exit_code == found["exit_code"] == 2 and found["ok"] is False and said in found["error"]
+    plain = dinv(*arguments)
+    assert plain.exit_code == 2 and plain.stdout == "" and said in plain.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (["rnu"], "Did you mean 'run'?"),
+        (["run", "digits", "--setps", "3"], "--steps"),
+        (["run", "digits", "--preset", "papre"], "did you mean paper?"),
+        (["run", "digits", "--scheduler", "dmp++"], "did you mean dpm++?"),
+        (["run", "digits", "--architecture", "resnet21"], "did you mean resnet20?"),
+        (["run", "digit"], "Did you mean digits?"),
+    ],
+)
+def test_the_nearest_name_is_named(arguments: list[str], near: str) -> None:
+    done = dinv(*arguments)
+    assert done.exit_code == 2 and near in done.output
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("digits", "digits"),
+        ("pets/train", "pets"),
+        ("pets/images/Train", "pets"),
+        ("pets/train.parquet", "pets"),
+        ("pets.parquet", "pets"),
+        ("hf:someone/pets", "pets"),
+        ("/train", "run"),
+        ("training-cats", "training-cats"),
+    ],
+)
+def test_a_run_is_called_after_the_data_set_not_its_part(data: str, name: str) -> None:
+    assert default_folder(data) == Path("runs") / name
+
+
+def test_no_run_is_written_among_images_or_files_of_others(bench: Bench, tmp_path: Path) -> None:
+    data = shutil.copytree(bench.data, tmp_path / "data")
+    for command in ("run", "invert"):
+        inside = dinv(command, data, "--out", data / "train" / "run")
+        assert inside.exit_code == 2 and "lies inside the images of" in inside.stderr
+        foreign = dinv(command, data, "--out", tmp_path)
+        assert foreign.exit_code == 2 and "holds files of others (data) and no run" in foreign.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+    assert sorted(path.name for path in (data / "train").iterdir()) == ["cat", "dog"]
+
+
+def test_the_run_of_another_data_set_is_refused_in_one_line(bench: Bench, tmp_path: Path) -> None:
+    """Equal names of files do not make two data sets one; the same images in another place are the same."""
+    run = tmp_path / "run"
+    assert dinv("invert", bench.data, *small(bench)[:8], "--out", run).exit_code == 0
+    other = shutil.copytree(bench.data, tmp_path / "other")
+    moved = dinv("invert", other, *small(bench)[:8], "--out", run)
+    assert moved.exit_code == 0 and "invert: 12 of 12 vectors were there" in moved.stderr
+    from PIL import Image, ImageOps
+
+    for path in other.rglob("*.png"):
+        ImageOps.invert(Image.open(path)).save(path)
+    refused = dinv("invert", other, *small(bench)[:8], "--out", run)
+    assert refused.exit_code == 5 and "`dinv forget" in refused.stderr, "other pixels at the same place have changed"
+    third = other.rename(tmp_path / "third")
+    refused = dinv("invert", third, *small(bench)[:8], "--out", run)
+    assert refused.exit_code == 5 and len(refused.stderr.strip().splitlines()) == 1
+    assert f"{run}: this folder belongs to another data set, {other}" in refused.stderr
+
+
+def test_a_command_that_goes_on_says_what_was_there(bench: Bench, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert dinv("run", bench.data, *small(bench), "--out", run).exit_code == 0
+    again = dinv("run", bench.data, *small(bench), "--out", run)
+    lines = again.stderr.splitlines()
+    assert "invert: 12 of 12 vectors were there" in lines and "sample: 24 of 24 images were there" in lines
+    assert "train: 6 of 6 classifiers were there" in lines and not [line for line in lines if "0/0" in line]
+    assert any(line.startswith("train: 18/18 steps") and "done after" in line for line in lines)
+
+
+def test_a_training_that_goes_on_counts_what_it_had(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of a classifier: the count of the next call ends full."""
+    from diffusion_inversion.engine import state
+    from diffusion_inversion.train import training
+
+    run = tmp_path / "run"
+    options = [*small(bench)[:-6], "--train-steps", 6, "--train-batch-size", 4, "--seeds", "0,1"]
+    monkeypatch.setattr(state, "EVERY", 0.0)
+    true_add = training.Losses.add
+
+    def stopping(self: training.Losses, step: int, loss: Any) -> Any:
+        if step == 5:
+            raise KeyboardInterrupt
+        return true_add(self, step, loss)
+
+    monkeypatch.setattr(training.Losses, "add", stopping)
+    assert dinv("run", bench.data, *options, "--out", run).exit_code == 130
+    assert list(run.glob("classifiers/*state*")), "a training was saved in its middle"
+    monkeypatch.setattr(training.Losses, "add", true_add)
+    again = dinv("run", bench.data, *options, "--out", run)
+    assert any(line.startswith("train: 36/36 steps") and "done after" in line for line in again.stderr.splitlines())

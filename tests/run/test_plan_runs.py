@@ -1,0 +1,161 @@
+"""Steps are timed without a trace; a run within a time limit is the run with the settings that are left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import INVERT, SAMPLE, TRAIN, Bench, content
+from typer.testing import CliRunner
+
+from diffusion_inversion.cli import app
+from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.config.tuning import Tuning
+from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.errors import ConfigMismatchError, UsageError
+from diffusion_inversion.run.images import load
+from diffusion_inversion.run.plan import start
+from diffusion_inversion.run.plan.start import Outlook, begin
+from diffusion_inversion.run.plan.steps import Steps, time_steps
+from diffusion_inversion.run.plan.time_limit import MARGIN
+from diffusion_inversion.run.replicates import replicate
+from diffusion_inversion.run.stages import run_all
+from diffusion_inversion.run.verify import verify
+
+SECOND = Steps(
+    begin=0.0, evaluation=0.0, learning=0.0, drawing=1.0, likeness=0.0, setup=0.0, training=0.0, testing=0.0,
+    own_training=0.0, own_testing=0.0, autoencoder=0.0, memory=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.build(tmp_path_factory.mktemp("bench"))
+
+
+def outlook(bench: Bench, run: Path, replicates: int = 1) -> Outlook:
+    data = DataSettings(data=str(bench.data))
+    plans = [replicate(run, number, data, INVERT, SAMPLE, TRAIN) for number in range(replicates)]
+    return Outlook(plans, load(run, data, None), bench.generator(), 16, None)
+
+
+def finish(bench: Bench, run: Path, variants: int = SAMPLE.variants, **more: Any) -> dict[str, str]:
+    data, sample = DataSettings(data=str(bench.data)), SAMPLE.model_copy(update={"variants": variants})
+    with run_lock(run):
+        run_all(run, data, bench.generator(), invert=INVERT, sample=sample, train=TRAIN, command="dinv", **more)
+    return content(run)
+
+
+def test_real_steps_are_timed_and_leave_no_trace(bench: Bench, tmp_path: Path) -> None:
+    view = outlook(bench, tmp_path / "run")
+    before = torch.random.get_rng_state()
+    found = time_steps(
+        view.splits, view.generator, INVERT, SAMPLE, TRAIN, side=16, own=24, seconds=0.2
+    )  # 24 px: as if the images were larger
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert list(tmp_path.iterdir()) == []
+    several = ("learning", "drawing", "likeness", "training", "testing", "own_training", "own_testing")
+    assert all(0 < getattr(found, name) < 60 for name in several), found
+    assert found.begin >= 0 and found.evaluation >= 0 and found.autoencoder == 0, "too few images for the probe"
+    assert 1e8 < found.memory < 1e11
+
+
+def test_a_run_whose_steps_were_timed_has_the_same_bits(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = finish(bench, tmp_path / "plain")
+    assert "plan:" not in capsys.readouterr().err, "a short run says nothing"
+    monkeypatch.setattr(start, "LONG", 0.0)
+    timed = finish(bench, tmp_path / "timed")
+    said = capsys.readouterr().err
+    assert "plan: about " in said and "stage 1" in said and "of memory at most" in said
+    same = {name for name in plain if name.endswith((".safetensors", ".png"))}
+    assert same and {name: plain[name] for name in same} == {name: timed[name] for name in same}
+    finish(bench, tmp_path / "timed")
+    assert "plan:" not in capsys.readouterr().err, "nothing is left to say it of"
+
+
+def test_what_is_there_is_not_counted(bench: Bench, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish(bench, run)
+    view = outlook(bench, run)
+    assert view.left(view.asked).nothing
+    more = view.asked.with_variants(SAMPLE.variants + 1)
+    todo = view.left(more)
+    assert (todo.vectors, todo.variants, todo.classifiers) == (0, 12, 0)
+    assert sum(unit for unit in view.forecast(SECOND, more).seconds.values()) == pytest.approx(12 + 12)
+
+
+def test_a_limit_cuts_before_the_work_and_the_same_command_goes_on(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    # A variant or reconstruction takes a second, the report 4, all else nothing: 36 + 12 + 4 seconds, not 48 + 12 + 4.
+    monkeypatch.setattr(Outlook, "time", lambda self, amounts, seconds: SECOND)
+    monkeypatch.setattr(start, "process_age", lambda: 0.0)
+    limit = 55 / (1 - MARGIN)
+    finish(bench, run, 4, time_limit=limit)
+    assert "variants 4 -> 3" in capsys.readouterr().err
+    record = json.loads((run / "run.json").read_text())
+    assert record["settings"]["sample"]["variants"] == 3 and record["time_limit"]["cut"] == ["variants 4 -> 3"]
+    assert verify(run).findings == ()
+    other = tmp_path / "other"
+    asked_for, cut = finish(bench, other, 3), content(run)
+    same = [name for name in asked_for if name.endswith((".png", ".safetensors"))]
+    assert same and all(asked_for[name] == cut[name] for name in same)
+    monkeypatch.setattr(Outlook, "time", lambda self, amounts, seconds: pytest.fail("it was decided before"))
+    finish(bench, run, 4, time_limit=limit)
+    with pytest.raises(ConfigMismatchError, match="--time-limit was decided here for other settings"):
+        finish(bench, run, 4, time_limit=limit + 1)
+    with pytest.raises(ConfigMismatchError, match="begun without --time-limit"):
+        finish(bench, other, 4, time_limit=limit)
+
+
+def test_who_decides_and_what_has_no_end(bench: Bench, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    view = outlook(bench, run)
+    with run_lock(run, shared=True), pytest.raises(UsageError, match="--time-limit --join"):
+        begin(view.plans, view.splits, view.generator, side=16, own=None, limit=9.0, tuning=Tuning())
+    axes = Tuning(axes=("any",))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="give --tune-seconds too"):
+        begin(view.plans, view.splits, view.generator, side=16, own=None, limit=9.0, tuning=axes)
+
+
+def test_seeds_of_replicates_are_cut_too(bench: Bench, tmp_path: Path) -> None:
+    view = outlook(bench, tmp_path / "run", replicates=3)
+    fewer = replace(view.asked, train=view.asked.train.model_copy(update={"seeds": (0,)}))
+    assert view.left(view.asked).classifiers == 3 * 2 * view.left(fewer).classifiers // 3
+    assert view.left(fewer).vectors == 36
+
+
+def test_dinv_plan_says_it_and_makes_nothing(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(start, "BUDGET", 0.1)
+    options = [
+        "plan", bench.data, "--generator", bench.checkpoint, "--dtype", "float32", "--init", "random", "--steps", 2,
+        "--variants", 4, "--inference-steps", 2, "--train-steps", 3, "--price", 2.5, "--workers", 2,
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, [*map(str, options), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["total_seconds"] == pytest.approx(sum(found["seconds"].values()))
+    assert found["cost"] == pytest.approx(found["total_seconds"] / 3600 * 2 * 2.5)
+    assert found["disk_bytes"] > 0 and found["steps"]["learning"] > 0
+    assert list(tmp_path.iterdir()) == []
+    tight = CliRunner().invoke(app, [*map(str, options), "--time-limit", "1s"])
+    assert tight.exit_code == 2 and "Give at least" in tight.stderr
+    wide = CliRunner().invoke(app, [*map(str, options), "--time-limit", "99d"])
+    assert "for the time limit of 2376:00:00: nothing is cut" in wide.stdout
+    run = CliRunner().invoke(
+        app, ["run", *map(str, options[1:-4]), "--time-limit", "99d", "--out", str(tmp_path / "run")]
+    )
+    assert run.exit_code == 0 and "cut for the time limit: nothing" in run.stdout, run.output
+    left = CliRunner().invoke(app, [*map(str, options), "--out", str(tmp_path / "run"), "--json"])
+    seconds = json.loads(left.stdout)["seconds"]
+    assert seconds["start"] > 0 and not any(value for name, value in seconds.items() if name != "start")
+    wrong = CliRunner().invoke(app, [*map(str, options), "--time-limit", "2 weeks"])
+    assert wrong.exit_code == 2 and "--time-limit 2 weeks: not a duration; give a number with its unit" in wrong.stderr
