@@ -11,7 +11,7 @@ import typer.core
 if TYPE_CHECKING:
     from ..config.settings import Settings
 
-SHORT = 20  # options: a page with no more of them shows all
+SHORT = 20  # options of its own: a command with no more of them has no --help-all, and its page shows all
 OTHERS = "Options"
 # Section of a settings model's options, in the order of the data's way; what is in none is the command's own.
 SECTIONS = {
@@ -92,7 +92,7 @@ class Page(typer.core.TyperCommand):
         """Write the sections; an option's is the panel that it was made with."""
         sections: dict[str, list[tuple[str, str]]] = {}
         params = self.get_params(ctx)
-        whole = len(params) <= SHORT or ctx.meta.get(_WHOLE, False)
+        whole = HELP_ALL.name not in {param.name for param in params} or ctx.meta.get(_WHOLE, False)
         left = 0
         for param in params:
             record = param.get_help_record(ctx)

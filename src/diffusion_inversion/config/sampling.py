@@ -63,7 +63,8 @@ class SampleSettings(Settings):
     )
     rival_weight: float = setting(
         0.0,
-        "n, weight of the nearest other class's mean in what guidance leads away from, 1 - n that of --unconditional",
+        "n, weight of the nearest other class's mean in what guidance leads away from, 1 - n that of the "
+        "unconditional vector",
         "ours",
         ge=0,
         le=1,
