@@ -166,7 +166,7 @@ def test_an_output_is_replaced_only_where_that_is_asked_for(small: Path, data: P
     said = done.stdout
     assert "12 images by the mean of 2 classifiers of arm real+synthetic (the verdict names none)" in said
     assert "accuracy on the 12 images" in said and "12 of the images are among those that the run was tested on" in said
-    with pytest.raises(UsageError, match=r"ends in \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(UsageError, match=r"ends in \.csv, \.jsonl or \.parquet"):
         ask(small, data / "test", tmp_path / "p.xlsx")
 
 

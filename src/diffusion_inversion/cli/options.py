@@ -29,17 +29,16 @@ Replicates = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Repeat all of it, each time with its own subset, hold-out, vectors, images and classifiers: the verdict "
-        "then counts what those would change. [default: 1]",
+        help="Do all of it so often, from subset to classifiers anew; the verdict counts what that changes. "
+        "[default: 1]",
         show_default=False,
     ),
 ]
 Tune = Annotated[
     list[str] | None,
     typer.Option(
-        help="Choose settings on folds of the training images: fast, full, or NAME=V1,V2,... of stage 2 or training, "
-        "as interpolation=0.1,0.4; a list has + between its parts. The default stays unless another is better beyond "
-        "its interval. Repeatable."
+        help="Choose settings on folds of the training images: fast, full, or NAME=V1,V2,... (repeatable; lists as "
+        "1+2). The default stays unless another is better beyond its interval."
     ),
 ]
 TuneSeconds = Annotated[

@@ -11,7 +11,7 @@ import typer.core
 if TYPE_CHECKING:
     from ..config.settings import Settings
 
-SHORT = 20  # options: a page with no more of them shows all
+SHORT = 20  # options of its own: a command with no more of them has no --help-all, and its page shows all
 OTHERS = "Options"
 # Section of a settings model's options, in the order of the data's way; what is in none is the command's own.
 SECTIONS = {
@@ -25,11 +25,13 @@ SECTIONS = {
 FIRST = {
     "--out", "--preset", "--replicates", "--tune", "--restart", "--json", "--help", "--help-all", "--test", "--limit",
     "--per-class", "--generator", "--device", "--steps", "--variants", "--guidance-scales", "--noise-strength",
-    "--interpolation", "--image-size", "--recipe", "--architecture", "--train-steps", "--arms", "--seeds", "--prompts",
+    "--interpolation", "--recipe", "--architecture", "--train-steps", "--arms", "--seeds", "--prompts",
     "--k", "--pool", "--clip", "--extractor", "--sentences", "--shots", "--methods", "--with", "--stage",
-    "--minutes", "--corpus", "--unet-samples", "--real", "--generated",
+    "--minutes", "--corpus", "--unet-samples", "--real", "--generated", "--filter", "--copies", "--time-limit",
+    "--price", "--to", "--arm", "--abstain-below", "--dry-run",
 }  # fmt: skip
 EXAMPLES = {
+    "plan": ("dinv plan photos --price 2.5", "dinv plan photos --variants 20 --time-limit 2h"),
     "run": (
         "dinv run photos --out runs/photos",
         "dinv run photos --test photos-test --per-class 20 --replicates 5",
@@ -42,8 +44,27 @@ EXAMPLES = {
         "dinv sample runs/photos --variants 20",
         "dinv sample runs/photos --restart --interpolation 0.4",
     ),
-    "train": ("dinv train runs/photos --recipe fast --train-steps 2000",),
+    "train": (
+        "dinv train runs/photos --recipe fast --train-steps 2000",
+        "dinv train runs/photos --restart --filter drop",
+    ),
     "demo": ("dinv demo", "dinv demo --data digits"),
+    "predict": (
+        "dinv predict runs/photos new-photos --out predictions.csv",
+        "dinv predict runs/photos new-photos --out predictions.parquet --abstain-below 0.8",
+    ),
+    "export": (
+        "dinv export runs/photos --to onnx --arm real+synthetic --out classifiers",
+        "dinv export runs/photos --to parquet --out photos-synthetic",
+    ),
+    "push": (
+        "dinv push runs/photos owner/name --out published --dry-run",
+        "dinv push runs/photos owner/name --out uploaded --licence cc-by-4.0",
+    ),
+    "audit": (
+        "dinv audit runs/photos",
+        "dinv audit photos photos-synthetic --test photos-test --out audits/photos",
+    ),
     "inspect": ("dinv inspect photos", "dinv inspect photos --test photos-test --csv problems.csv"),
     "verify": ("dinv verify runs/photos",),
     "repair": ("dinv repair runs/photos",),
@@ -71,7 +92,7 @@ class Page(typer.core.TyperCommand):
         """Write the sections; an option's is the panel that it was made with."""
         sections: dict[str, list[tuple[str, str]]] = {}
         params = self.get_params(ctx)
-        whole = len(params) <= SHORT or ctx.meta.get(_WHOLE, False)
+        whole = HELP_ALL.name not in {param.name for param in params} or ctx.meta.get(_WHOLE, False)
         left = 0
         for param in params:
             record = param.get_help_record(ctx)

@@ -140,7 +140,7 @@ def run(
     *,
     out: Annotated[
         Path | None,
-        typer.Option(help="Run folder. [default: runs/<name of DATA, or of what train or images lies in>]"),
+        typer.Option(help="Run folder. [default: runs/<name of DATA, or of the folder above>]"),
     ] = None,
     where: Given[GeneratorSettings],
     preset: Preset = None,

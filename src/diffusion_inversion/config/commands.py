@@ -107,7 +107,7 @@ class AuditSettings(Settings):
 
     copies: Literal["report", "refuse", "off"] = setting(
         "report",
-        "copies of training images: report them, refuse to train where there are more than chance explains, or off",
+        "name images that copy training images, end the run where that is beyond chance, or do not look",
         "ours",
     )
     false_positives: float = setting(

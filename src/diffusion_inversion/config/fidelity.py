@@ -12,8 +12,7 @@ class FilterSettings(Settings):
 
     filter: Literal["off", "drop", "redraw", "soft"] = setting(
         "off",
-        "what becomes of synthetic images that show another class, left out, drawn again up to five times, or labelled "
-        "by the judge's answer; each class keeps its number of images",
+        "synthetic images that show another class are kept, left out, drawn again, or labelled as a judge says",
         "ours",
     )
 

@@ -45,4 +45,6 @@ class PlanSettings(LimitSettings):
     """What a forecast is asked for, beside the settings of the run."""
 
     workers: int = setting(1, "processes that share the run (--join), each with a machine like this one", ge=1)
-    price: float | None = setting(None, "of one hour of one machine, in any currency", unset="cost is not said", ge=0)
+    price: float | None = setting(
+        None, "price of an hour of one machine, in any currency", unset="cost is not said", ge=0
+    )

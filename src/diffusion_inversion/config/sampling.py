@@ -22,7 +22,7 @@ class SampleSettings(Settings):
     variants: int = setting(10, "images per learned vector", "ours; text: 45", ge=1)
     guidance_scales: tuple[GuidanceScale, ...] = setting(
         (1.0,),
-        "to mix, e.g. 1.5,2,3, one for each image; 1 = off, the text's w + 1",
+        "to mix, e.g. 1.5,2,3; 1 = off, the text's w + 1",
         "ours; text: w = 2, or 2, 3 and 4 mixed",
         min_length=1,
     )
@@ -34,7 +34,7 @@ class SampleSettings(Settings):
     )
     noise_strength: float = setting(0.1, "lambda, standard deviation of the noise added to c", "text", ge=0, le=10)
     interpolation: float = setting(
-        0.1, "alpha, weight of a partner's vector; below 0 away from it", "text; below 0: ours", ge=-1, le=1
+        0.1, "alpha, weight of a partner's vector; below 0 leads away", "text; below 0: ours", ge=-1, le=1
     )
     interpolation_kind: InterpolationKind = setting(
         "lerp",
@@ -63,7 +63,8 @@ class SampleSettings(Settings):
     )
     rival_weight: float = setting(
         0.0,
-        "n, weight of the nearest other class's mean in what guidance leads away from, 1 - n that of --unconditional",
+        "n, weight of the nearest other class's mean in what guidance leads away from, 1 - n that of the "
+        "unconditional vector",
         "ours",
         ge=0,
         le=1,

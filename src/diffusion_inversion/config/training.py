@@ -40,7 +40,7 @@ class TrainSettings(Settings):
     )
     recipe: RecipeName = setting(
         "paper-sgd",
-        "optimizer and schedule; also batch size, learning rate, momentum and weight decay where these are not given",
+        "optimizer, schedule and every number of theirs that is not given, batch size too",
         "text",
     )
     augmentations: tuple[AugmentationName, ...] = setting(
@@ -48,7 +48,7 @@ class TrainSettings(Settings):
     )
     mixing: Mixing = setting(
         "batch",
-        "of real+synthetic: shares of every batch, one pool of all, synthetic first and then real, shares but real "
+        "real+synthetic has shares of every batch, one pool of all, synthetic first and then real, shares but real "
         "alone in the last tenth of the steps, shares with variants far from their source first, shares with ever new "
         "variants, half a batch of each with its own loss, or losses weighed by a judge's confidence in each label",
         "text; the others: ours",

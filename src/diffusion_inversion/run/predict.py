@@ -151,7 +151,8 @@ def predict_images(run: Path, settings: PredictSettings) -> Predictions:
 def _check_output(out: Path, overwrite: bool) -> None:
     """Raise UsageError for a file that has another suffix, or is there and not to be replaced."""
     if out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--out {out}: the suffix says the format; give a name that ends in {', '.join(SUFFIXES)}.")
+        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise UsageError(f"--out {out}: the suffix says the format; give a name that ends in {known}.")
     if out.is_dir() or (out.exists() and not overwrite):
         raise UsageError(f"--out {out}: exists already; give another name, or --overwrite to replace a file.")
 

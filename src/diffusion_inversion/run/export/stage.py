@@ -54,7 +54,7 @@ def export(run: Path, settings: ExportSettings) -> Exported:
     require_empty(settings.out)
     if settings.to in OF_IMAGES:
         if settings.arm is not None:
-            raise UsageError(f"--arm {settings.arm}: of classifiers; leave it out with --to {settings.to}.")
+            raise UsageError(f"--arm {settings.arm}: names classifiers; leave it out with --to {settings.to}.")
         return export_images(run, settings.to, settings.out)
     if settings.to == "onnx":
         onnx.require()
