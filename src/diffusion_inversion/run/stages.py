@@ -7,8 +7,11 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from ..config.commands import AuditSettings
 from ..config.fidelity import OFF, FilterSettings
@@ -165,7 +168,10 @@ def train_stage(
     synthetic = images_made(run, splits.train.class_names)
     real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
     own = at_own_size(splits, synthetic.size) if own_size else None
-    arms = check_arms(real, synthetic, test, settings, own)
+    checked = synthetic
+    if filtering.filter in JUDGED:  # whatever the judge will say of them, each has a confidence then
+        checked = replace(synthetic, confidence=torch.ones(len(synthetic)))
+    arms = check_arms(real, checked, test, settings, own)
     tuning = prepared(None, None, settings) if tuning is None else tuning
 
     judges = judges_for(run, real, filtering, where)
