@@ -276,7 +276,9 @@ def run_all(
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
-    now = begin(plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning)
+    untimed = [f"--filter {filtering.filter}"] if filtering.filter != "off" else []
+    untimed += [f"--copies {audit.copies}"] if audit is not None and audit.copies != "off" else []
+    now = begin(plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, untimed=untimed)
     if time_limit is not None:
         train = now.train
         plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
