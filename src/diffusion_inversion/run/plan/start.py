@@ -74,8 +74,8 @@ def begin(
     """Say on stderr what the run will take where that is long, and return its settings, within `limit` seconds.
 
     Without a limit a first look at two images decides whether the steps are timed in earnest; whatever goes wrong
-    there, the run goes on. `untimed` are options whose work no plan has. Call it inside `run_lock`. Raises as `within` and `recorded` do, and UsageError for a limit
-    in a shared run or beside a choice of settings whose time has no end.
+    there, the run goes on. `untimed` are options whose work no plan has. Call it inside `run_lock`. Raises as `within`
+    and `recorded` do, and UsageError for a limit in a shared run or beside a choice of settings whose time has no end.
     """
     outlook = Outlook(plans, splits, generator, side, own)
     run, asked = plans[0].folder, outlook.asked
