@@ -252,6 +252,9 @@ def test_names_in_the_section_are_text(whole: Path) -> None:
     images = ReportImages(blank[None], None, [blank[None]], torch.zeros(1, dtype=torch.int64), failed=failed)
     page = section(record, images)
     assert bad not in page and page.count("&lt;b&gt;&amp;") >= 4
+    assert "images of replicate 0" not in page and "images of replicate 0" in section(
+        record | {"replicates": []}, images
+    )
     del record["fidelity"]
     assert section(record, images) == ""
 
