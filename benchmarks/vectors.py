@@ -56,7 +56,7 @@ def main() -> None:
             )
             draw_variants(vectors, generator, run, settings)
             store = SyntheticStore(run, vectors.class_names)
-            own = torch.tensor([row_of[source] for source, _ in store.sources()])
+            own = torch.tensor([row_of[source] for source, *_ in store.sources()])
             images = store.read().resized(known.size).images
             told = [share(view.search(images).rows == own) for view in views]
             cells = " | ".join(share_of(vars(one)) for one in told)

@@ -160,7 +160,8 @@ def test_the_report_shows_the_audit_and_the_command_prints_it(copied: Path) -> N
         record = pipeline.report_stage(copied, splits, results, TRAIN, "dinv run data")
     assert record["copies"]["copies"] == as_json["copies"]
     page = (copied / "report.html").read_text()
-    assert "Copies of training images" in page and "That is more than chance explains." in page
+    assert "<h2>Copies of training images</h2>" in page and "That is more than chance explains." in page
+    assert "&lt;" not in page, "a section is markup"
 
 
 def test_the_section_escapes_names_and_is_empty_without_an_audit(copied: Path) -> None:
@@ -171,6 +172,8 @@ def test_the_section_escapes_names_and_is_empty_without_an_audit(copied: Path) -
     page = copies_section({"copies": record}, b"png")
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;" in page
     assert page.startswith("<h2>") and page.count("<svg") == page.count("</svg>") == 2
+    of_one = "images of replicate 0"
+    assert of_one not in page and of_one in copies_section({"copies": record, "replicates": []}, b"png")
 
 
 def test_run_looks_for_copies_before_it_trains(bench: Bench, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from coloured_images import COLOURS, picture
-from harness import SAMPLE, TRAIN, Bench, Kill, assert_same, content, finish, kill_during
+from harness import SAMPLE, TRAIN, Bench, Kill, assert_same, content, finish, invert, kill_during
 from image_files import save
 from toy import MINI_SCHEDULER, build_checkpoint
 from typer.testing import CliRunner
@@ -145,6 +145,38 @@ def test_a_run_knows_its_files_and_says_what_it_found(whole: Path) -> None:
     assert summary["fidelity"] == found and f"labels: {found['failed']} of {found['judged']}" in summary["text"]
 
 
+def test_the_judges_confidence_weighs_losses_and_repair_has_it_again(sampled: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(sampled, tmp_path / "run"))
+    settings = TRAIN.model_copy(update={"mixing": "confidence", "seeds": (0,), "arms": ("real", "real+synthetic")})
+    with run_lock(run):
+        pipeline.train_stage(run, open_splits(run), settings, "cpu", filtering=FilterSettings(filter="drop"))
+    before = content(run)
+    (run / FIDELITY_FILE).write_text("{}")
+    next((run / "classifiers").glob("real+synthetic-*.safetensors")).unlink()
+    with run_lock(run):
+        discard(run, verify(run))
+        assert resume(run, "cpu") == []
+    after = content(run)
+    assert {name: after[name] for name in before if name.startswith("classifiers/real")} == {
+        name: value for name, value in before.items() if name.startswith("classifiers/real")
+    }
+
+
+def test_what_is_drawn_again_beside_a_partner_of_another_class_shows_its_own(coloured: Bench, tmp_path: Path) -> None:
+    """Its label is that of the source alone: to show the partner's class is as wrong as at the first drawing."""
+    run = tmp_path / "run"
+    settings = SAMPLE.model_copy(update={"partner": "context", "interpolation": 0.5})
+    with run_lock(run):
+        invert(coloured, run)
+        pipeline.sample_stage(run, coloured.generator(), settings)
+    found = kept(run, "redraw")
+    rows = redrawn_store(run, NAMES).table("label", "partner_label", "failed").to_pylist()
+    assert rows and all(row["label"] != row["partner_label"] for row in rows)
+    judges = Judges(open_splits(run).train.resized(found.synthetic.size), CPU)
+    origins = [sources[0] for sources in found.sources]
+    assert not judges.opinion(found.synthetic.images, found.synthetic.labels, origins).failed.any()
+
+
 @pytest.mark.parametrize("kill", [Kill("recorded", 8), Kill("renamed", 6)], ids=str)
 def test_a_killed_run_goes_on_with_the_same_bits(
     coloured: Bench, sampled: Path, whole: Path, tmp_path: Path, kill: Kill
@@ -220,6 +252,9 @@ def test_names_in_the_section_are_text(whole: Path) -> None:
     images = ReportImages(blank[None], None, [blank[None]], torch.zeros(1, dtype=torch.int64), failed=failed)
     page = section(record, images)
     assert bad not in page and page.count("&lt;b&gt;&amp;") >= 4
+    assert "images of replicate 0" not in page and "images of replicate 0" in section(
+        record | {"replicates": []}, images
+    )
     del record["fidelity"]
     assert section(record, images) == ""
 

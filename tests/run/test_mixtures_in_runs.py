@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from harness import SAMPLE, Bench, content, invert
 
+from diffusion_inversion.config.commands import AuditSettings
 from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.copies import audit_run
 from diffusion_inversion.run.few_shot.additions import open_extra
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
@@ -74,6 +76,14 @@ def test_an_image_is_stale_where_any_of_its_vectors_changed(mixed: Path, tmp_pat
     first["columns"]["further_versions"][1][-1] = "f" * 16
     manifest.rewrite(records)
     assert stale_files(embeddings, SyntheticStore(run, CLASSES)) == [list(first["files"])[1]]
+
+
+def test_a_run_of_mixtures_is_audited(mixed: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mixed, tmp_path / "run"))
+    splits = open_splits(run)
+    # The toy's few test images would not tell copies from chance; what is looked for is which source each image has.
+    found = audit_run(run, AuditSettings(false_positives=0.4, planted=0), splits)
+    assert found["by_source"] is not None and found["by_source"]["sources"]["n"] == len(splits.train)
 
 
 def test_repair_draws_a_mixture_again(bench: Bench, mixed: Path, tmp_path: Path) -> None:

@@ -154,8 +154,11 @@ def test_dinv_plan_says_it_and_makes_nothing(bench: Bench, tmp_path: Path, monke
         app, ["run", *map(str, options[1:-4]), "--time-limit", "99d", "--out", str(tmp_path / "run")]
     )
     assert run.exit_code == 0 and "cut for the time limit: nothing" in run.stdout, run.output
+    assert "plan: not in it: --copies report" in run.stderr
     left = CliRunner().invoke(app, [*map(str, options), "--out", str(tmp_path / "run"), "--json"])
     seconds = json.loads(left.stdout)["seconds"]
     assert seconds["start"] > 0 and not any(value for name, value in seconds.items() if name != "start")
     wrong = CliRunner().invoke(app, [*map(str, options), "--time-limit", "2 weeks"])
+    judged = CliRunner().invoke(app, [*map(str, options), "--mixing", "confidence"])
+    assert judged.exit_code == 0, "the filter that it needs is an option of the run alone"
     assert wrong.exit_code == 2 and "--time-limit 2 weeks: not a duration; give a number with its unit" in wrong.stderr

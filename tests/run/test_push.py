@@ -134,6 +134,17 @@ def test_names_of_others_are_text_in_the_card(run: Path, tmp_path: Path) -> None
     assert r"its licence: CC BY-NC 4.0: \*no\* trade" in body
 
 
+def test_the_card_says_what_an_audit_and_a_filter_found(run: Path, tmp_path: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["copies"] = {"copies": {"count": 6, "n": 24, "low": 0.1, "high": 0.5}, "rate": 0.01}
+    record["fidelity"] = {"filter": "drop", "failed": 3, "judged": 20}
+    Ledger(run).commit("run.json", json.dumps(record).encode())
+    write_publication(run, asked(tmp_path / "out"))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "6 of 24 synthetic images are nearer to a training image" in text
+    assert "trained with --filter drop. The images here are the first drawings" in text and "3 of 20 show" in text
+
+
 def test_the_picture_has_a_row_for_each_class(finished: Path) -> None:
     images = SyntheticImages.of(finished)
     picture = np.asarray(Image.open(io.BytesIO(grid(images))))

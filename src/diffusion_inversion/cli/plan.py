@@ -50,7 +50,7 @@ def plan(
     with TemporaryDirectory() as nothing:
         folder = out or Path(nothing)
         splits = load_images(folder, chosen, read_record(folder))
-        side, own = check_run(splits, generator, *settings, own_size=own_size, tuning=Tuning())
+        side, own = check_run(splits, generator, *settings, own_size=own_size, tuning=Tuning(), judged=True)
         plans = [replicate(folder, number, chosen, *settings) for number in range(replicates)]
         outlook = Outlook(plans, splits, generator, side, own, asked.workers)
         amounts = outlook.asked

@@ -27,6 +27,7 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     if "replicates" in record:
         summary |= {"replicates": record["replicates"], "components": record["components"]}
         lines += _replicates(record)
+    of_one = "replicate 0: " if "replicates" in record else ""  # labels and copies are looked for in each by itself
     if "subgroups" in record:
         summary["subgroups"] = record["subgroups"]
         lines += _subgroups(record["subgroups"])
@@ -37,14 +38,14 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
         lines += [f"chosen on training images: {choice['sentence']}" for choice in record["chosen"]]
     if "fidelity" in record:
         summary["fidelity"] = record["fidelity"]
-        lines.append(_fidelity(record["fidelity"]))
+        lines.append(of_one + _fidelity(record["fidelity"]))
     if "time_limit" in record:
         summary["time_limit"] = record["time_limit"]
         lines += [f"cut for the time limit: {', '.join(record['time_limit']['cut']) or 'nothing'}"]
     lines += [*_shrunk(record), *_coarse(record), *_doubts(record)]
     if "copies" in record:
         summary["copies"] = record["copies"]["copies"]
-        lines.append(f"{sentence(record['copies'])}.")
+        lines.append(f"{of_one}{sentence(record['copies'])}.")
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])
     lines += notes_on(summary["notes"], data, test) if data is not None else []

@@ -7,6 +7,7 @@ from ..config.settings import InvertSettings
 from ..config.training import TrainSettings
 from ..config.tuning import Tuning
 from ..data.datasets import Splits
+from ..errors import UsageError
 from ..generator.generator import Generator
 from ..sample.sampling import check_settings as check_sampling
 from ..train.arms import check_settings as check_training
@@ -32,6 +33,12 @@ def check_run(
     what `tuning` tries, that these images or the generator do not allow.
     """
     images = splits.train
+    if tuning.of("sample") and train.mixing == "confidence":
+        names = ", ".join(axis.key for axis in tuning.of("sample"))
+        raise UsageError(
+            f"--tune {names}: mixing=confidence: it is chosen by images that no judge has looked at yet. Leave it out, "
+            "or give another mixing."
+        )
     for settings in (*tuning.candidates("sample", sample), sample):
         side = check_sampling(
             generator,

@@ -66,9 +66,9 @@ def audit_run(run: Path, settings: AuditSettings, splits: Splits | None = None) 
         if kept is not None and kept.record["settings"] == asked:
             return kept.record
         generated = images_made(run, splits.train.class_names)
-        pairs = images_store(run, splits.train.class_names).sources()
-        sources = [source for source, _ in pairs] if {source for source, _ in pairs} & {*splits.train.ids} else None
-        found = _audit(splits.train, generated, splits.test, sources, settings)
+        sources = [source for source, *_ in images_store(run, splits.train.class_names).sources()]
+        known = None if {*sources}.isdisjoint(splits.train.ids) else sources
+        found = _audit(splits.train, generated, splits.test, known, settings)
         for name in (AUDIT_FILE, AUDIT_PICTURE):
             ledger.drop(name)
         picture = worst_pairs(found)

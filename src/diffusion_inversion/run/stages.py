@@ -7,8 +7,11 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from ..config.commands import AuditSettings
 from ..config.fidelity import OFF, FilterSettings
@@ -165,7 +168,10 @@ def train_stage(
     synthetic = images_made(run, splits.train.class_names)
     real, test = splits.train.resized(synthetic.size), splits.test.resized(synthetic.size)
     own = at_own_size(splits, synthetic.size) if own_size else None
-    arms = check_arms(real, synthetic, test, settings, own)
+    checked = synthetic
+    if filtering.filter in JUDGED:  # whatever the judge will say of them, each has a confidence then
+        checked = replace(synthetic, confidence=torch.ones(len(synthetic)))
+    arms = check_arms(real, checked, test, settings, own)
     tuning = prepared(None, None, settings) if tuning is None else tuning
 
     judges = judges_for(run, real, filtering, where)
@@ -270,7 +276,9 @@ def run_all(
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
-    now = begin(plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning)
+    untimed = [f"--filter {filtering.filter}"] if filtering.filter != "off" else []
+    untimed += [f"--copies {audit.copies}"] if audit is not None and audit.copies != "off" else []
+    now = begin(plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, untimed=untimed)
     if time_limit is not None:
         train = now.train
         plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ...engine.text import shown
+from ...measure.copies.said import sentence
 from ..report import RunRecord
 from .images import SyntheticImages
 from .parquet import FILE
@@ -51,6 +52,8 @@ def _body(images: SyntheticImages, record: RunRecord | None, source: str, source
         yield f"- {facts[column]}: {', '.join(map(_text, values))}."
     yield "- Each row names its source and partner, seed, guidance and the weight of its label."
     yield "- Images may be near to their sources. Learned vectors, which would draw these again, are not here."
+    if record is not None and "copies" in record:
+        yield f"- {_text(sentence(record['copies']))}."
     yield "\n## What they were measured to do"
     yield from _measured(record)
 
@@ -65,6 +68,13 @@ def _measured(record: RunRecord | None) -> Iterator[str]:
     for arm, found in record["arms"].items():
         spread = "" if found["std"] is None else f" ± {100 * found['std']:.1f}"
         yield f"| {_text(arm)} | {100 * found['mean']:.1f}{spread} % (n={found['n']}) |"
+    if "fidelity" in record:
+        judged = record["fidelity"]
+        yield (
+            f"\nThe classifiers were trained with --filter {judged['filter']}. The images here are the first drawings, "
+            f"as they were before it: {judged['failed']} of {judged['judged']} show another class than their label, by "
+            "its judge."
+        )
     if "scope" in verdict:
         yield f"\n{_text(verdict['scope'])}"
 

@@ -213,7 +213,9 @@ def _redrawn(
         )
 
         def examine(images: Tensor, rows: Sequence[Row]) -> Tensor:
-            labels, second = (torch.tensor([row[key] for row in rows]) for key in ("label", "partner_label"))
+            labels = torch.tensor([row["label"] for row in rows])
+            # Partners of other classes that share no label, as those of "context", are not what an image may show.
+            second = torch.tensor([row["partner_label" if row["label_weight"] < 1 else "label"] for row in rows])
             return judges.opinion(images, labels, [row["source_id"] for row in rows], second).failed
 
         draw_again(run, jobs, embeddings, loaded, settings, examine, {"judge": judges.key})

@@ -69,18 +69,19 @@ def begin(
     own: int | None,
     limit: float | None,
     tuning: Tuning,
+    untimed: Sequence[str] = (),
 ) -> Amounts:
     """Say on stderr what the run will take where that is long, and return its settings, within `limit` seconds.
 
     Without a limit a first look at two images decides whether the steps are timed in earnest; whatever goes wrong
-    there, the run goes on. Call it inside `run_lock`. Raises as `within` and `recorded` do, and UsageError for a limit
-    in a shared run or beside a choice of settings whose time has no end.
+    there, the run goes on. `untimed` are options whose work no plan has. Call it inside `run_lock`. Raises as `within`
+    and `recorded` do, and UsageError for a limit in a shared run or beside a choice of settings whose time has no end.
     """
     outlook = Outlook(plans, splits, generator, side, own)
     run, asked = plans[0].folder, outlook.asked
     if limit is None:
         if not outlook.left(asked).nothing:
-            _foretell(outlook)
+            _foretell(outlook, untimed)
         return asked
     if is_shared(run):
         raise UsageError(
@@ -95,17 +96,22 @@ def begin(
         gone = process_age() + (tuning.seconds or 0.0)
         chosen = within(limit, asked, lambda amounts: outlook.forecast(steps, amounts).total, gone=gone)
         record(run, limit, asked, chosen, **also)
-        _say(outlook.forecast(steps, chosen).lines())
+        _say([*outlook.forecast(steps, chosen).lines(), *_left_out(untimed)])
     _say([said(limit, chosen.cut_from(asked))])
     return chosen
 
 
-def _foretell(outlook: Outlook) -> None:
+def _foretell(outlook: Outlook, untimed: Sequence[str]) -> None:
     try:
         if outlook.forecast(outlook.time(outlook.asked, 0.0), outlook.asked).total >= LONG:
-            _say(outlook.forecast(outlook.time(outlook.asked, BUDGET), outlook.asked).lines())
+            found = outlook.forecast(outlook.time(outlook.asked, BUDGET), outlook.asked)
+            _say([*found.lines(), *_left_out(untimed)])
     except Exception as error:  # whatever it is, the run can do without
         _say([f"how long this will take is not known: {str(error).partition(chr(10))[0]}"])
+
+
+def _left_out(untimed: Sequence[str]) -> list[str]:
+    return [f"not in it: {', '.join(untimed)}"] if untimed else []
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -16,6 +16,10 @@ _WIDTH, _HEIGHT, _LEFT, _BASE = 640, 130, 10, 100  # px of a plot; the left and 
 _KINDS = {"null": "images that copy nothing", "planted": "planted copies", "generated": "synthetic images"}
 _COLOURS = {"null": "#808080", "planted": "#d55e00", "generated": "#0072b2"}
 _MOST_CLASSES = 20
+_OF_ONE = (
+    '<p class="note">These are images of replicate 0; the report in the folder of each other replicate has its own.'
+    "</p>\n"
+)
 
 
 def copies_section(run: Mapping[str, Any], picture: bytes | None) -> str:
@@ -34,6 +38,7 @@ def copies_section(run: Mapping[str, Any], picture: bytes | None) -> str:
             sentence(found)[0].upper(), sentence(found)[1:]
         ),
         _verdict(found),
+        *([Markup(_OF_ONE)] if "replicates" in run else []),
         *(_plot(name, view) for name, view in found["views"].items()),
         *_pairs(found, picture),
         *_shares(found),

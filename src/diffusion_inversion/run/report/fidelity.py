@@ -21,4 +21,4 @@ def fidelity(run: Mapping[str, Any], images: ReportImages) -> str:
         later = None if again is None else picture_uri(again)
         cards.append({"about": about, "real": picture_uri(real), "drawn": picture_uri(drawn), "again": later})
     side = images.real.shape[-1]
-    return fill("parts/fidelity.html", found=found, cards=cards, side=max(-(-_THUMB // side), 1) * side)
+    return fill("parts/fidelity.html", run=run, found=found, cards=cards, side=max(-(-_THUMB // side), 1) * side)

@@ -31,5 +31,5 @@ def render_report(run: Mapping[str, Any], images: ReportImages) -> str:
     """
     shown = visible_values(run)
     code, policy = script()
-    sections = [made for section in SECTIONS if (made := section(shown, images))]
+    sections = [Markup(made) for section in SECTIONS if (made := section(shown, images))]
     return str(fill("page.html", run=shown, style=style(), script=code, policy=policy, sections=sections))
