@@ -179,7 +179,7 @@ def test_bad_input_is_one_line_before_any_compute(data: Path, pool: Path, tmp_pa
 
 
 def test_help_states_the_real_defaults() -> None:
-    text = " ".join(dinv("retrieve", "--help").stdout.replace("│", " ").split())
+    text = " ".join(dinv("retrieve", "--help-all").stdout.replace("│", " ").split())
     fields = RetrieveSettings.model_fields
     for name in ("k", "extractor", "batch_size", "block_size"):
         default = fields[name].default
