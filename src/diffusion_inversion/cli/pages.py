@@ -88,7 +88,7 @@ def section_of(model: type[Settings]) -> str:
 class Page(typer.core.TyperCommand):
     """A command whose help has sections, and in long pages only the options that matter first."""
 
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the sections; an option's is the panel that it was made with."""
         sections: dict[str, list[tuple[str, str]]] = {}
         params = self.get_params(ctx)
@@ -117,10 +117,10 @@ class Page(typer.core.TyperCommand):
                     formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
-def _words(ctx: typer.Context) -> str:
+def _words(ctx: Any) -> str:
     """What is typed after `dinv` for a command: "run", "gan train"."""
     above = ctx.parent
-    return "" if above is None else f"{_words(above)} {ctx.info_name}".strip()  # type: ignore[arg-type]
+    return "" if above is None else f"{_words(above)} {ctx.info_name}".strip()
 
 
 def _show_all(ctx: typer.Context, wanted: bool) -> None:

@@ -104,41 +104,28 @@ def time_steps(
 
     With 0 seconds it is a first look at two images. `side` and `own` are px of what the classifiers see (own_size.py).
     """
-    with torch.random.fork_rng(devices=[generator.device] if generator.device.type == "cuda" else []):
-        return _time_steps(splits, generator, invert, sample, train, side, own, seconds)
-
-
-def _time_steps(
-    splits: Splits,
-    generator: Generator,
-    invert: InvertSettings,
-    sample: SampleSettings,
-    train: TrainSettings,
-    side: int,
-    own: int | None,
-    seconds: float,
-) -> Steps:
     follow()
-    resolution = invert.resolution or generator.resolution
-    drawn_at = sample.resolution or resolution
-    memory = _Memory()
-    batch = min(most_at_once(invert), len(splits.train))
-    with gradient_checkpointing(generator, invert.gradient_checkpointing), memory.of(batch) as at:
-        (begin, evaluation, learning), at.count = at_size(
-            lambda count: _stage1(splits.train, generator, invert, resolution, count), batch, seconds
-        )
-    whole = min(sample.batch_size, len(splits.train) * sample.variants)
-    with memory.of(whole) as at:
-        (drawing, likeness), at.count = at_size(
-            lambda count: _stage2(generator, sample, invert.tokens, drawn_at, side, count), whole, seconds
-        )
-    with memory.of(1):
-        setup, training, testing = _training(splits, train, side, generator.device, seconds)
-        at_own = _training(splits, train, own, generator.device, seconds)[1:] if own else (0.0, 0.0)
-        autoencoder = _autoencoder(splits.train, generator, drawn_at, side) if seconds else 0.0
-    return Steps(
-        begin, evaluation, learning, drawing, likeness, setup, training, testing, *at_own, autoencoder, memory.most
-    )  # fmt: skip
+    with torch.random.fork_rng(devices=[generator.device] if generator.device.type == "cuda" else []):
+        resolution = invert.resolution or generator.resolution
+        drawn_at = sample.resolution or resolution
+        memory = _Memory()
+        batch = min(most_at_once(invert), len(splits.train))
+        with gradient_checkpointing(generator, invert.gradient_checkpointing), memory.of(batch) as at:
+            (begin, evaluation, learning), at.count = at_size(
+                lambda count: _stage1(splits.train, generator, invert, resolution, count), batch, seconds
+            )
+        whole = min(sample.batch_size, len(splits.train) * sample.variants)
+        with memory.of(whole) as at:
+            (drawing, likeness), at.count = at_size(
+                lambda count: _stage2(generator, sample, invert.tokens, drawn_at, side, count), whole, seconds
+            )
+        with memory.of(1):
+            setup, training, testing = _training(splits, train, side, generator.device, seconds)
+            at_own = _training(splits, train, own, generator.device, seconds)[1:] if own else (0.0, 0.0)
+            autoencoder = _autoencoder(splits.train, generator, drawn_at, side) if seconds else 0.0
+        return Steps(
+            begin, evaluation, learning, drawing, likeness, setup, training, testing, *at_own, autoencoder, memory.most
+        )  # fmt: skip
 
 
 def at_size(measure: Callable[[int], tuple[float, ...]], whole: int, seconds: float) -> tuple[tuple[float, ...], int]:
