@@ -2,7 +2,7 @@
 
     python benchmarks/reproduce.py cifar10-train.parquet cifar10-test.parquet [--out FOLDER] [--only NAME ...]
 
-Runs every experiment file on CIFAR-10 with a tenth of the images, of the steps of stage 1 and of the classifier's steps,
+Runs every experiment file on CIFAR-10 with a tenth of the images, of the steps of stage 1 and of the classifier's,
 fewer variants and 500 test images, one replicate of three seeds. Compared with the committed CSV of a page: the keys
 that vary, the arms, and how many rows there are. A claim that its page says holds must not come out as "does not hold";
 most are too noisy to say at this size, and the table says in which direction they lie. Ends with 1 where either fails.
