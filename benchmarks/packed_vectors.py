@@ -3,9 +3,9 @@
     python benchmarks/packed_vectors.py --train TRAIN --test TEST --images 200
 
 `mini` learns `--images` of TRAIN. Each dtype's vectors are those of float32, packed and unpacked: their mean loss on
-the fixed bank of stage 1 with its difference to float32, how far their reconstructions are from float32's in PSNR, and how
-many of them a judge gives their source's label: a logistic regression on Lite0 features of other images of TRAIN, whose
-accuracy on TEST is printed. Prints Markdown.
+the fixed bank of stage 1 with its difference to float32, how far their reconstructions are from float32's in PSNR, and
+how many of them a judge gives their source's label: a logistic regression on Lite0 features of other images of TRAIN,
+whose accuracy on TEST is printed. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def main() -> None:
         encoded = generator.encode(pixels)
     bank = EvaluationBank.draw(generator, encoded, ordered.ids, settings)
     print(f"{len(images)} images, {settings.steps} steps; judge {100 * accuracy:.1f} % on {len(tested)} test images\n")
-    print(
-        "| kept as | bytes a token | ImageNet, 3 steps | loss on the bank | against float32 | PSNR to its images | label |"
-    )
+    print("| kept as | bytes a token | ImageNet, 3 steps | loss on the bank | against float32 | PSNR to it | label |")
     print("|---|---|---|---|---|---|---|")
     plain_loss, plain_images = None, None
     for dtype in DTYPES:
