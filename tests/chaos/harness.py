@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
+import no_sync  # noqa: F401
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
 from diffusion_inversion.config.fidelity import FilterSettings

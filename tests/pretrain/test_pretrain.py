@@ -53,7 +53,12 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, changes in {
         "vae": {"block_out_channels": [8, 8, 16], "norm_num_groups": 4},
         "unet": {"block_out_channels": [16, 32], "norm_num_groups": 4, "cross_attention_dim": WIDTH},
-        "text_encoder": {"hidden_size": WIDTH, "projection_dim": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1},
+        "text_encoder": {
+            "hidden_size": WIDTH,
+            "projection_dim": WIDTH,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+        },
     }.items():
         path = folder / str(SIZE) / name / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
