@@ -71,7 +71,7 @@ def settings_page() -> str:
         MADE,
         "",
         "A setting is a field of a frozen model: a key of a preset's or an experiment's TOML table, an argument of the",
-        "Python class, and an option, where it has one. Unknown keys are errors. Source of a default: *text* and *code*",
+        "Python class, and an option, where it has one. Unknown keys are errors. Source of a default: *text*, *code*",
         "are the paper's and its repository's, *ours* is neither ([differences](../differences.md)).",
     ]
     for model in models():
