@@ -64,6 +64,16 @@ def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
         yield from leaves(child, (*words, name))
 
 
+def every_command() -> dict[tuple[str, ...], set[str]]:
+    """The options of every command, by the words that lead to it."""
+    found = {}
+    for words, stub in leaves(get_command(app)):
+        context = stub.make_context(words[-1], [], resilient_parsing=True)
+        params = context.command.get_params(context)
+        found[words] = {one for param in params for one in (*param.opts, *param.secondary_opts)}
+    return found
+
+
 def settings_page() -> str:
     """Every setting of the models: key, kind, default and where that comes from."""
     lines = [
