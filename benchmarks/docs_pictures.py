@@ -1,10 +1,10 @@
 """The pictures of docs/explanation, docs/tutorial.md and examples/.
 
-    python benchmarks/docs_pictures.py vectors DATA --out docs/explanation/vectors.png     # what steps of stage 1 change
-    python benchmarks/docs_pictures.py strengths DATA --out docs/explanation/strengths.png # noise and interpolation
-    python benchmarks/docs_pictures.py autoencoder DATA --out docs/explanation/autoencoder.png  # what is lost before that
-    python benchmarks/docs_pictures.py intervals --out docs/explanation/intervals.png      # verdicts on made-up results
-    python benchmarks/docs_pictures.py run RUN --out docs/tutorial/images.png              # sources and variants of a run
+    python benchmarks/docs_pictures.py vectors DATA --out docs/explanation/vectors.png  # what steps of stage 1 change
+    python benchmarks/docs_pictures.py strengths DATA --out docs/explanation/strengths.png  # noise, interpolation
+    python benchmarks/docs_pictures.py autoencoder DATA --out docs/explanation/autoencoder.png  # what is lost first
+    python benchmarks/docs_pictures.py intervals --out docs/explanation/intervals.png  # verdicts on made-up results
+    python benchmarks/docs_pictures.py run RUN --out docs/tutorial/images.png  # sources and variants of a run
 
 Images are drawn at random from DATA's training images, one of each class; nothing is selected.
 """

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,4 +150,5 @@ def limits(info: Any) -> str:
 
 def cell(text: str) -> str:
     """Text on one line, for a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    text = " ".join(text.split()).replace("<", "&lt;")
+    return re.sub(r"[|\[*]", r"\\\g<0>", text)
