@@ -12,7 +12,7 @@ if git ls-remote --exit-code --heads origin gh-pages > /dev/null; then
   git -C "$pages" checkout --quiet --detach origin/gh-pages
 else
   git -C "$pages" checkout --quiet --orphan gh-pages
-  git -C "$pages" rm -rfq .
+  git -C "$pages" rm -rfq --ignore-unmatch .
 fi
 
 rm -rf "${pages:?}/$version"
