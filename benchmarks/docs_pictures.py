@@ -29,7 +29,7 @@ from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings, read_embeddings
 from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.run.images import open_splits
-from diffusion_inversion.sample.autoencoding import autoencode
+from diffusion_inversion.sample.autoencoding import autoencoded
 from diffusion_inversion.sample.sampling import draw_variants, reconstruct
 from diffusion_inversion.sample.synthetic import SyntheticStore, read_synthetic
 from diffusion_inversion.train.evaluation import half_width
@@ -115,9 +115,9 @@ def strengths(data: str) -> Image.Image:
 def autoencoder(data: str) -> Image.Image:
     """Images, the same through the autoencoder alone, and what their vectors draw."""
     generator, images = Generator.load("mini"), one_of_each(load_images(data))
+    through = autoencoded(resize(images.images, generator.resolution), generator, generator.resolution)
     with tempfile.TemporaryDirectory() as folder:
-        through = autoencode(images, generator, f"{folder}/vae").resized(generator.resolution).images
-        embeddings = learned(images, generator, f"{folder}/vectors", (50,))
+        embeddings = learned(images, generator, folder, (50,))
         rows = {embedded: row for row, embedded in enumerate(embeddings.ids)}
         drawn = reconstruct(embeddings, generator, SampleSettings(), [rows[one] for one in images.ids])
     names = ("the image", "autoencoded", "its vector draws")
