@@ -37,7 +37,7 @@ from diffusion_inversion.train.evaluation import half_width
 STEPS = (0, 5, 25, 50)
 NOISE, INTERPOLATION = (0.0, 0.1, 0.4, 1.0), (0.0, 0.1, 0.4, 0.8)
 SHOWN = 8  # images in a row
-SCALE, LABEL = 1.5, 130  # of a picture's pixels; px left of the rows
+SIDE, LABEL = 96, 130  # px of an image, and left of the rows
 CLASS = 8  # images of one class behind the picture of strengths
 RESULTS, SEEDS, TEST_IMAGES = 30, 3, 400
 LEVEL = 0.975  # of one of two arms
@@ -45,20 +45,19 @@ LEVEL = 0.975  # of one of two arms
 
 def board(rows: Sequence[Tensor], names: Sequence[str], columns: Sequence[str] = (), above: str = "") -> Image.Image:
     """Rows of uint8 images (N, 3, side, side) with a name left of each, and names of the columns above."""
-    side = round(rows[0].shape[-1] * SCALE)
     top = 18 * (bool(columns) + bool(above))
-    picture = Image.new("RGB", (LABEL + (side + 2) * max(map(len, rows)), top + (side + 2) * len(rows)), "white")
+    picture = Image.new("RGB", (LABEL + (SIDE + 2) * max(map(len, rows)), top + (SIDE + 2) * len(rows)), "white")
     pen = ImageDraw.Draw(picture)
     if above:
         pen.text((LABEL, 2), above, fill="black")
     for number, name in enumerate(columns):
-        pen.text((LABEL + number * (side + 2) + 4, top - 16), name, fill="black")
+        pen.text((LABEL + number * (SIDE + 2) + 4, top - 16), name, fill="black")
     for number, (images, name) in enumerate(zip(rows, names, strict=True)):
-        down = top + number * (side + 2)
-        pen.text((4, down + side // 2 - 6), name, fill="black")
+        down = top + number * (SIDE + 2)
+        pen.text((4, down + SIDE // 2 - 6), name, fill="black")
         for column, image in enumerate(images):
-            tile = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.NEAREST)
-            picture.paste(tile, (LABEL + column * (side + 2), down))
+            tile = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+            picture.paste(tile, (LABEL + column * (SIDE + 2), down))
     return picture
 
 

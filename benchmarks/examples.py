@@ -3,7 +3,7 @@
     python benchmarks/examples.py runs/          # runs/defects, runs/cells, runs/aerial
 
 What stands between `<!-- figures -->` and `<!-- end of figures -->` is written anew from run.json; a run that is not
-finished leaves "not measured". Pictures: `python benchmarks/docs_pictures.py run runs/defects --out docs/examples/defects.png`.
+finished leaves "not measured". The pictures are those of `benchmarks/docs_pictures.py run`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def section(record: dict[str, Any] | None) -> str:
         f"| difference to real, points [97.5 %] | - | {' | '.join(difference(record, arm) for arm in ARMS[1:])} |",
         f"\nMean ± std over n=3 seeds, one subset of {record['data']['n_train']} images, one draw,",
         f"{record['data']['n_test']} test images. Verdict: **{verdict['headline']}** ({verdict['sentence']}).",
-        f"The audit names {copies['count']} of {copies['n']} synthetic images, nearer to a training image than by chance.",
+        f"The audit names {copies['count']} of {copies['n']} synthetic images, nearer to a training image than chance.",
     ]
     if loss := verdict.get("coarseness"):
         lines.append(f"Said before the work: {loss['sentence']}")
