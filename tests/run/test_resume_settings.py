@@ -36,7 +36,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "grouping": "joint", "group_size": 3, "joint_batch_size": 2, "gradient_checkpointing": True,
     },
     "SampleSettings": {
-        "variants": 1, "guidance_scales": (1.0,), "kept_steps": (1,), "noise_strength": 0.2, "interpolation": 0.3,
+        "variants": 1, "balance": "class", "guidance_scales": (1.0,), "kept_steps": (1,), "noise_strength": 0.2, "interpolation": 0.3,
         "scheduler": "dpm++", "inference_steps": 3, "image_size": 8, "batch_size": 3, "seed": 1,
         "interpolation_kind": "slerp", "partner": "nearest", "unconditional": "zero", "group_size": 3,
         "guidance_interval": (0.0, 0.5), "eta": 0.5, "resolution": 32, "strict": True,
@@ -59,7 +59,7 @@ BESIDE = {"mixture_size": {"interpolation_kind": "dirichlet"}}  # without which 
 HARMLESS = {
     "InvertSettings": {"gradient_checkpointing"},
     # This checkpoint has no safety checker; test_safety.py has one.
-    "SampleSettings": {"variants", "strict", "safety_checker"},
+    "SampleSettings": {"variants", "balance", "strict", "safety_checker"},
     "TrainSettings": {"arms", "seeds"},
     # `balanced` is the rule of a limit, and there is none; with one: test_the_rule_of_a_subset_is_kept.
     "DataSettings": {"data", "root", "drop_test_duplicates", "allow_near_duplicates", "balanced"},

@@ -38,7 +38,7 @@ from ..train.choosing import Folds, Material
 from ..train.classifiers import choose_architecture
 from ..train.own_size import at_own_size
 from ..train.store import ClassifierStore
-from .attributes import attributes_of
+from .attributes import attributes_of, balanced_values_of
 from .checks import check_run
 from .coarseness import coarseness
 from .copies import guard
@@ -87,7 +87,7 @@ def sample_stage(
     side = check(embeddings, generator, settings)
     make_way({run: len(embeddings) * settings.variants}, side, anew=anew)
     with timed(SyntheticStore(run, embeddings.class_names).manifest):
-        draw_variants(embeddings, generator, run, settings)
+        draw_variants(embeddings, generator, run, settings, balanced_values_of(run, settings))
         draw_reconstructions(run, embeddings, generator, settings, sources)
     return len(embeddings) * settings.variants
 
@@ -229,8 +229,7 @@ def require_whole(run: Path, splits: Splits) -> None:
         raise UsageError(f"{run}: images were added since stage 1. Run the same `dinv invert` command again first.")
     embeddings = read_embeddings(run)
     synthetic = SyntheticStore(run, embeddings.class_names)
-    variants = synthetic.variants()
-    if len(synthetic.sources(variants)) != len(embeddings) * variants:
+    if len(synthetic.sources()) != len(embeddings) * synthetic.variants():
         raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
     read_reconstructions(run, embeddings)
 

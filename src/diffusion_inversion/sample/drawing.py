@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -41,14 +41,20 @@ def draw_missing(
     plan: Callable[[str, int, int], Item],
     draw: Callable[[list[Item]], Drawn],
     describe: Callable[[Item], Row],
+    counts: Mapping[str, int] | None = None,
+    balance: str = "none",
 ) -> None:
     """Draw the variants that `store` lacks of every source, commit them at `image_size` px, and mark it as complete.
+
+    `counts` says how many each source gets, by the rule `balance`; without it all get `settings.variants`.
 
     `plan(source_id, variant, attempt)` decides on one image, `draw` draws a batch, `describe` gives an image's row.
     Call it inside `run_lock`. Raises PartialError (the checker blanks an image every time), UsageError (not even one
     image fits into memory).
     """
-    jobs = [job_name(source_id, variant) for variant in range(settings.variants) for source_id in source_ids]
+    asked = dict.fromkeys(source_ids, settings.variants) if counts is None else counts
+    most = max(asked.values(), default=0)
+    jobs = [job_name(source, variant) for variant in range(most) for source in source_ids if variant < asked[source]]
     left = set(jobs).difference(*(unit["ids"] for unit in store.manifest.units().values()))
     already("sample", len(jobs) - len(left), len(jobs), "images")
     room = settings.batch_size
@@ -77,7 +83,7 @@ def draw_missing(
             advance(len(items))
 
         each_unit(store.run, jobs, store.manifest, settings.batch_size, draw_unit)
-    store.finish(variants=settings.variants)
+    store.finish(settings.variants, counts, balance)
 
 
 def in_parts(draw: Callable[[list[Item]], Drawn], items: list[Item], at_once: int) -> Drawn:

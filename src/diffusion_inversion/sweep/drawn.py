@@ -1,0 +1,34 @@
+"""The images of cells that are drawn around vectors: how many of each source, drawn where others asked for some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..config.sampling import SampleSettings
+from ..config.settings import DataSettings
+from ..generator.generator import Generator
+from ..invert.embeddings import EmbeddingStore, read_embeddings
+from ..run.attributes import balanced_values
+from ..sample.balance import counts_of
+from ..sample.sampling import draw_variants
+from ..sample.synthetic import SyntheticStore
+
+
+def counts(vectors: Path, sample: SampleSettings, data: DataSettings) -> dict[str, int]:
+    """How many variants each source gets that has a vector in this folder."""
+    store = EmbeddingStore(vectors)
+    without = store.failed()
+    labels = {image_id: label for image_id, (_, label) in store.images().items() if image_id not in without}
+    return counts_of(labels, sample, balanced_values(data, sample))
+
+
+def draw(vectors: Path, home: Path, sample: SampleSettings, data: DataSettings, generator: Generator) -> dict[str, Any]:
+    """Draw what the folder lacks. What cells with other counts of images have asked for lies there too, and stays."""
+    embeddings = read_embeddings(vectors)
+    found = {"images": sample.variants * len(embeddings)}
+    if sample.balance == "none":  # another experiment may have drawn more
+        there = SyntheticStore(home, embeddings.class_names).complete()
+        sample = sample.model_copy(update={"variants": max(sample.variants, there)})
+    draw_variants(embeddings, generator, home, sample, balanced_values(data, sample))
+    return found
