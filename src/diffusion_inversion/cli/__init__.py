@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-METHOD = (plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
+METHOD = (plan.preview, plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 USE = (predict.predict, export.export, push.push)
 CARE = (care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (

@@ -28,9 +28,10 @@ FIRST = {
     "--interpolation", "--recipe", "--architecture", "--train-steps", "--arms", "--seeds", "--prompts",
     "--k", "--pool", "--clip", "--extractor", "--sentences", "--shots", "--methods", "--with", "--stage",
     "--minutes", "--corpus", "--unet-samples", "--real", "--generated", "--filter", "--copies", "--time-limit",
-    "--price", "--to", "--arm", "--abstain-below", "--dry-run",
+    "--price", "--images", "--stronger", "--preview", "--to", "--arm", "--abstain-below", "--dry-run",
 }  # fmt: skip
 EXAMPLES = {
+    "preview": ("dinv preview photos", "dinv preview photos --images 12 --stronger 5 --out looks/photos.png"),
     "plan": ("dinv plan photos --price 2.5", "dinv plan photos --variants 20 --time-limit 2h"),
     "run": (
         "dinv run photos --out runs/photos",

@@ -49,6 +49,7 @@ from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, ledger_files, stages_from, stores_of
 from .methods import images_made, method_of, require_images
 from .plan.start import begin
+from .preview import Wanted
 from .reconstructions import draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate
 from .report import RunRecord
@@ -251,13 +252,14 @@ def run_all(
     attributes: str | None = None,
     audit: AuditSettings | None = None,
     time_limit: float | None = None,
+    preview: Wanted | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
     `time_limit`, in seconds, lowers some settings before the work where it would take longer (plan/time_limit.py).
     What `tuning` names is chosen in each replicate before it is used. Settings that a later stage would refuse, and
     images that a replicate would, are refused before stage 1. With `audit` copies of training images are looked for
-    before training.
+    before training. With `preview` a few images are drawn first and thrown away, which changes no bit of the run.
     """
     tuning = prepared(tuning, sample, train)
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
@@ -278,7 +280,12 @@ def run_all(
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
     untimed = [f"--filter {filtering.filter}"] if filtering.filter != "off" else []
     untimed += [f"--copies {audit.copies}"] if audit is not None and audit.copies != "off" else []
-    now = begin(plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, untimed=untimed)
+    if preview is not None:
+        notes = forewarnings(splits, train, side, replicates=replicates, own_size=own_size)
+        preview = replace(preview, notes=notes)
+    now = begin(
+        plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, untimed=untimed, preview=preview
+    )
     if time_limit is not None:
         train = now.train
         plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
