@@ -76,10 +76,12 @@ def test_the_picture_is_the_same_each_time_and_nothing_else_is_written(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").symlink_to(bench.data)
+    bench = Bench(bench.checkpoint, tmp_path / "mine")
     done = preview(bench)
     assert done.exit_code == 0, done.output
-    picture, page = tmp_path / "runs" / "data-preview.png", tmp_path / "runs" / "data-preview.html"
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {picture, page}
+    picture, page = tmp_path / "runs" / "mine-preview.png", tmp_path / "runs" / "mine-preview.html"
+    assert {path for path in (tmp_path / "runs").rglob("*")} == {picture, page} and len(list(tmp_path.iterdir())) == 2
     first, text = picture.read_bytes(), page.read_text()
     assert "plan: about" in done.stdout and str(picture.relative_to(tmp_path)) in done.stdout
     assert text.count('class="card"') == 3 and text.count('class="made"') == 3 * 4 and "of memory at most" in text
@@ -129,7 +131,7 @@ def test_a_run_that_is_looked_at_first_has_the_same_bits(
     assert not wanted.files[0].exists(), "a run that was begun is not looked at"
     monkeypatch.setattr(start, "MOST", 0.0)
     run(bench, tmp_path / "slow", preview=wanted)
-    assert "no first look: it would take about" in capsys.readouterr().err and not wanted.files[0].exists()
+    assert "preview: left out, it would take about" in capsys.readouterr().err and not wanted.files[0].exists()
 
 
 def test_stronger_variants_are_farther_from_the_reconstruction(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from . import (
     push,
     retrieve,
     stages,
+    status,
     sweeps,
 )
 from .command import Commands, add
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 METHOD = (plan.preview, plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 USE = (predict.predict, export.export, push.push)
-CARE = (care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
+CARE = (status.status, care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
     generators.pretrain,

@@ -67,6 +67,7 @@ EXAMPLES = {
         "dinv audit photos photos-synthetic --test photos-test --out audits/photos",
     ),
     "inspect": ("dinv inspect photos", "dinv inspect photos --test photos-test --csv problems.csv"),
+    "status": ("dinv status runs/photos", "dinv status runs/photos --watch 10"),
     "verify": ("dinv verify runs/photos",),
     "repair": ("dinv repair runs/photos",),
     "forget": ("dinv forget runs/photos train/cat/001.png",),

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.planning import PreviewSettings
@@ -82,9 +83,8 @@ def look(
         learned = [at[image_id] for image_id in few.ids[: len(rows)] if image_id in at]
         variants: list[Tensor] = []
         for strength in (sample, stronger(sample, settings.stronger)):
-            jobs = [
-                (row, variant) for row in learned for variant in range(1, EACH + 1)
-            ]  # 0 has the reconstruction's noise
+            # Variant 0 begins at the noise of the reconstruction and looks like it.
+            jobs = [(row, variant) for row in learned for variant in range(1, EACH + 1)]
             batches = [jobs[start : start + sample.batch_size] for start in range(0, len(jobs), sample.batch_size)]
             pictures = resize(torch.cat(list(drawn(embeddings, generator, strength, batches, "preview"))), side)
             variants.append(pictures.unflatten(0, (len(learned), EACH)))
@@ -111,11 +111,8 @@ def picture(images: ReportImages, class_names: Sequence[str]) -> bytes:
     shown = torch.cat([*columns, torch.stack(list(images.variants))], 1)
     rows, across, _, side, _ = shown.shape
     gap = max(side // 16, 1)
-    sheet = torch.full((rows * (side + gap) - gap, across * (side + gap) - gap, 3), 255, dtype=torch.uint8)
-    for row in range(rows):
-        for column in range(across):
-            top, left = row * (side + gap), column * (side + gap)
-            sheet[top : top + side, left : left + side] = shown[row, column].permute(1, 2, 0)
+    padded = F.pad(shown, (0, gap, 0, gap), value=255).permute(0, 3, 1, 4, 2)
+    sheet = padded.reshape(rows * (side + gap), across * (side + gap), 3)[:-gap, :-gap]
     # A whole number of dots for a pixel, so that every image is shown as it is.
     scale = max(round(_CELL * DPI / side), 1)
     width, height = (scale * pixels / DPI for pixels in (sheet.shape[1], sheet.shape[0]))
@@ -140,9 +137,8 @@ def files_of(out: Path) -> tuple[Path, Path]:
     """The picture and the page that `--out` names. Raises UsageError where a file there is no preview."""
     if out.suffix.lower() == ".html":
         out = out.with_suffix(".png")
-    found = (
-        (out, out.with_suffix(".html")) if out.suffix.lower() == ".png" else (out / "preview.png", out / "preview.html")
-    )
+    picture = out if out.suffix.lower() == ".png" else out / "preview.png"
+    found = picture, picture.with_suffix(".html")
     for path in found:
         if path.is_dir() or (path.exists() and MADE_BY.encode() not in path.read_bytes()):
             raise UsageError(f"--out {path}: exists and is no preview. Choose another name, or move it away.")

@@ -23,7 +23,7 @@ from ..data.datasets import Splits
 from ..data.images import LabelledImages
 from ..engine.disk import require_room
 from ..engine.ledger import Ledger
-from ..engine.lock import is_shared, run_lock
+from ..engine.lock import is_shared, run_lock, say
 from ..engine.manifest import timed
 from ..engine.progress import track
 from ..errors import DinvError, UsageError
@@ -37,6 +37,7 @@ from ..train.arms import ArmResults, ArmRun, check_arms, train_arms
 from ..train.choosing import Folds, Material
 from ..train.classifiers import choose_architecture
 from ..train.own_size import at_own_size
+from ..train.recipes import resolve
 from ..train.store import ClassifierStore
 from .attributes import attributes_of
 from .checks import check_run
@@ -191,7 +192,7 @@ def train_stage(
     trained = len(ClassifierStore(run).manifest.units())
     size = classifier_bytes(choose_architecture(settings.architecture, where))
     _require_room(run, max(len(arms) * len(settings.seeds) - trained, 0), size, "classifiers")
-    with timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
+    with timed(ClassifierStore(run).manifest), track("train", total, "steps", resolve(settings).batch_size) as advance:
         done: dict[tuple[str, int], int] = {}  # steps of each classifier, also those before a kill
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
@@ -289,6 +290,10 @@ def run_all(
     if time_limit is not None:
         train = now.train
         plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
+    classifiers = len(train.seeds) * (len(train.arms) + (own is not None))
+    drawn = len(images) * plans[0].sample.variants
+    totals = {"vectors": len(images), "images": drawn, "classifiers": classifiers}
+    say({"totals": {kind: replicates * count for kind, count in totals.items()}})
     results = _all_stages(plans[0], splits, generator, own_size, tuning, filtering, audit)
     others = []
     for plan in plans[1:]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...config.training import TrainSettings
 from ...config.tuning import Tuning
 from ...data.datasets import Splits
-from ...engine.lock import is_shared
+from ...engine.lock import is_shared, say
 from ...engine.progress import duration
 from ...errors import UsageError
 from ...generator.generator import Generator
@@ -80,7 +80,8 @@ def begin(
     Without a limit a first look at two images decides whether the steps are timed in earnest; whatever goes wrong
     there, the run goes on. `untimed` are options whose work no plan has. With `preview` it says so in any case, and a
     run that has no vector yet is looked at first, where that takes no longer than a minute. Call it inside `run_lock`.
-    Raises as `within` and `recorded` do, and UsageError for a limit in a shared run or beside a choice of settings whose time has no end.
+    Raises as `within` and `recorded` do, and UsageError for a limit in a shared run or beside a choice of settings
+    whose time has no end.
     """
     outlook = Outlook(plans, splits, generator, side, own)
     run, asked = plans[0].folder, outlook.asked
@@ -103,6 +104,7 @@ def begin(
         record(run, limit, asked, chosen, **also)
         lines = [*outlook.forecast(steps, chosen).lines(), *_left_out(untimed)]
         _say(lines)
+        say({"plan_ends": time.time() + outlook.forecast(steps, chosen).total})
         _look_first(outlook, chosen, steps, preview, lines)
     _say([said(limit, chosen.cut_from(asked))])
     return chosen
@@ -117,6 +119,7 @@ def _foretell(outlook: Outlook, untimed: Sequence[str], preview: Wanted | None) 
     except Exception as error:  # whatever it is, the run can do without
         _say([f"how long this will take is not known: {str(error).partition(chr(10))[0]}"])
         return
+    say({"plan_ends": time.time() + outlook.forecast(steps, outlook.asked).total})
     if long or preview is not None:
         _say(lines)
     _look_first(outlook, outlook.asked, steps, preview, lines)
@@ -131,9 +134,7 @@ def _look_first(outlook: Outlook, amounts: Amounts, steps: Steps, preview: Wante
     todo = Left(2 * images, 2 * EACH * images, images, 0, 0, 0, 0)  # each with a partner, at most
     takes = sum(seconds(steps, todo, 0, 0, *vars(amounts).values()).values())
     if takes > MOST:
-        _say(
-            [f"no first look: it would take about {duration(takes)}; `dinv preview` takes one all the same"], "preview"
-        )
+        _say([f"left out, it would take about {duration(takes)}; `dinv preview` makes it all the same"], "preview")
         return
     first, generator = outlook.splits, outlook.generator
     try:
