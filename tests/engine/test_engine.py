@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diffusion_inversion
-from diffusion_inversion.engine import progress
+from diffusion_inversion.engine import lock, progress
 from diffusion_inversion.engine.frozen_settings import freeze_settings
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest

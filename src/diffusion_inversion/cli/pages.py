@@ -28,7 +28,7 @@ FIRST = {
     "--interpolation", "--recipe", "--architecture", "--train-steps", "--arms", "--seeds", "--prompts",
     "--k", "--pool", "--clip", "--extractor", "--sentences", "--shots", "--methods", "--with", "--stage",
     "--minutes", "--corpus", "--unet-samples", "--real", "--generated", "--filter", "--copies", "--time-limit",
-    "--price", "--images", "--stronger", "--preview", "--to", "--arm", "--abstain-below", "--dry-run",
+    "--price", "--images", "--stronger", "--preview", "--log-to", "--to", "--arm", "--abstain-below", "--dry-run",
 }  # fmt: skip
 EXAMPLES = {
     "preview": ("dinv preview photos", "dinv preview photos --images 12 --stronger 5 --out looks/photos.png"),

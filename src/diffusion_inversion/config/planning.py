@@ -1,10 +1,10 @@
-"""What a run may cost and what it will look like: settings of `dinv plan`, of a time limit, and of a preview."""
+"""What a run may cost and what it will look like: settings of `dinv plan`, of a time limit, a preview and logs."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -49,6 +49,18 @@ class PlanSettings(LimitSettings):
     price: float | None = setting(
         None, "price of an hour of one machine, in any currency", unset="cost is not said", ge=0
     )
+
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+class LogSettings(Settings):
+    """Where a run logs what it does, beside its own files."""
+
+    log_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = setting(
+        (), "losses, accuracies, pictures and settings, as the run goes; needs the extra of that name", unset="nowhere"
+    )
+    log_dir: Path | None = setting(None, "folder of the logs, which runs may share", unset="logs beside the run folder")
 
 
 class PreviewSettings(Settings):

@@ -15,6 +15,7 @@ import torch
 
 from ..config.commands import AuditSettings
 from ..config.fidelity import OFF, FilterSettings
+from ..config.planning import LogSettings
 from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings, InvertSettings
 from ..config.training import TrainSettings
@@ -46,12 +47,14 @@ from .copies import guard
 from .fidelity.stage import JUDGED, filtered, judges_for
 from .foresight import forewarnings
 from .forget import follow
+from .gallery import images_of_vectors
 from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, ledger_files, stages_from, stores_of
+from .logs import SILENT, Log, logging_of
 from .methods import images_made, method_of, require_images
 from .plan.start import begin
-from .preview import Wanted
-from .reconstructions import draw_reconstructions, read_reconstructions
+from .preview import Wanted, picture
+from .reconstructions import draw_reconstructions, read_likeness, read_reconstructions
 from .replicates import Replicate, replicate
 from .report import RunRecord
 from .reporting import replicated, report_stage
@@ -156,6 +159,7 @@ def train_stage(
     tuning: Tuning | None = None,
     filtering: FilterSettings = OFF,
     generator: Generator | None = None,
+    log: Log = SILENT,
 ) -> ArmResults:
     """Train and test every arm and seed; notes its time. `anew` deletes what this stage made before, once it can begin.
 
@@ -198,9 +202,12 @@ def train_stage(
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
             advance(step - done.get((arm, seed), 0))
             done[arm, seed] = step
+            log.step(arm, seed, step, loss, settings.steps)
 
         def on_run(found: ArmRun) -> None:
-            on_step(found.arm, found.seed, settings.steps, 0.0)
+            advance(settings.steps - done.get((found.arm, found.seed), 0))
+            done[found.arm, found.seed] = settings.steps
+            log.classifier(found, settings.seeds.index(found.seed))
 
         results = train_arms(
             real,
@@ -254,6 +261,7 @@ def run_all(
     audit: AuditSettings | None = None,
     time_limit: float | None = None,
     preview: Wanted | None = None,
+    logs: LogSettings | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
@@ -294,15 +302,19 @@ def run_all(
     drawn = len(images) * plans[0].sample.variants
     totals = {"vectors": len(images), "images": drawn, "classifiers": classifiers}
     say({"totals": {kind: replicates * count for kind, count in totals.items()}})
-    results = _all_stages(plans[0], splits, generator, own_size, tuning, filtering, audit)
-    others = []
-    for plan in plans[1:]:
-        print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
-        with _replicate(run, plan) as theirs:
-            found = _all_stages(plan, theirs, generator, own_size, tuning, filtering, audit)
-            report_stage(plan.folder, theirs, found, plan.train, command)
-            others.append(replicated(plan.folder, theirs, found))
-    return report_stage(run, splits, results, train, command, others, tested_by)
+    described = {"data": data, "invert": now.invert, "sample": now.sample, "train": train}
+    settings = {part: one.model_dump(mode="json") for part, one in described.items()}
+    with logging_of(run, logs, settings) as log:
+        results = _all_stages(plans[0], splits, generator, own_size, tuning, filtering, audit, log)
+        others = []
+        for plan in plans[1:]:
+            print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
+            with _replicate(run, plan) as theirs:
+                numbered = log.of(plan.number)
+                found = _all_stages(plan, theirs, generator, own_size, tuning, filtering, audit, numbered)
+                report_stage(plan.folder, theirs, found, plan.train, command)
+                others.append(replicated(plan.folder, theirs, found))
+        return report_stage(run, splits, results, train, command, others, tested_by)
 
 
 def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: int = 1, own_size: bool = True) -> None:
@@ -319,16 +331,25 @@ def _all_stages(
     tuning: Tuning,
     filtering: FilterSettings,
     audit: AuditSettings | None,
+    log: Log,
 ) -> ArmResults:
-    invert_stage(plan.folder, splits, generator, plan.invert)
+    vectors = invert_stage(plan.folder, splits, generator, plan.invert)
+    log.vectors(vectors)
     sample = tune_sampling(plan.folder, splits.train, generator, plan.sample, plan.train, tuning)
     sample_stage(plan.folder, generator, sample, sources=splits.train)
+    log.picture("images", lambda: _picture(plan.folder, splits, vectors), 0)
     if audit is not None:
         guard(plan.folder, audit, splits)
     return train_stage(
         plan.folder, splits, plan.train, str(generator.device), own_size=own_size, tuning=tuning, filtering=filtering,
-        generator=generator,
+        generator=generator, log=log,
     )  # fmt: skip
+
+
+def _picture(run: Path, splits: Splits, vectors: Embeddings) -> bytes:
+    """The images that the report shows, as one PNG."""
+    images = images_of_vectors(run, splits.train, vectors, read_likeness(run, vectors))
+    return picture(images, splits.train.class_names)
 
 
 @contextmanager
