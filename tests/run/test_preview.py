@@ -19,6 +19,7 @@ from diffusion_inversion.config.planning import PreviewSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.invert.embeddings import read_embeddings
+from diffusion_inversion.run.place import default_folder
 from diffusion_inversion.run.plan import start
 from diffusion_inversion.run.preview import MADE_BY, Wanted, chosen_rows, files_of, look, stronger
 from diffusion_inversion.run.reconstructions import likeness_of
@@ -76,12 +77,11 @@ def test_the_picture_is_the_same_each_time_and_nothing_else_is_written(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").symlink_to(bench.data)
-    bench = Bench(bench.checkpoint, tmp_path / "mine")
     done = preview(bench)
     assert done.exit_code == 0, done.output
-    picture, page = tmp_path / "runs" / "mine-preview.png", tmp_path / "runs" / "mine-preview.html"
-    assert {path for path in (tmp_path / "runs").rglob("*")} == {picture, page} and len(list(tmp_path.iterdir())) == 2
+    name = default_folder(str(bench.data)).name
+    picture, page = (tmp_path / "runs" / f"{name}-preview{suffix}" for suffix in (".png", ".html"))
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {picture, page}
     first, text = picture.read_bytes(), page.read_text()
     assert "plan: about" in done.stdout and str(picture.relative_to(tmp_path)) in done.stdout
     assert text.count('class="card"') == 3 and text.count('class="made"') == 3 * 4 and "of memory at most" in text
@@ -104,7 +104,7 @@ def test_what_a_run_refuses_and_files_of_others_are_refused_before_any_work(benc
 
 def test_variants_drawn_alone_are_those_of_the_run(bench: Bench, tmp_path: Path) -> None:
     run(bench, tmp_path / "run")
-    embeddings, made = read_embeddings(tmp_path / "run"), read_synthetic(tmp_path / "run")
+    embeddings, made = read_embeddings(tmp_path / "run"), read_synthetic(tmp_path / "run", ("cat", "dog"))
     jobs = [(row, variant) for variant in range(SAMPLE.variants) for row in range(len(embeddings))]
     batches = [jobs[first : first + SAMPLE.batch_size] for first in range(0, len(jobs), SAMPLE.batch_size)]
     found = torch.cat(list(drawn(embeddings, bench.generator(), SAMPLE, batches, "look")))

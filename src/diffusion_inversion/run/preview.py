@@ -89,13 +89,14 @@ def look(
             pictures = resize(torch.cat(list(drawn(embeddings, generator, strength, batches, "preview"))), side)
             variants.append(pictures.unflatten(0, (len(learned), EACH)))
         reconstructions = reconstruct(embeddings, generator, sample, learned)
-    sources = few.subset([few.ids.index(embeddings.ids[row]) for row in learned])
+        sources = few.subset([few.ids.index(embeddings.ids[row]) for row in learned])
+        distances = likeness_of(reconstructions, sources.images, generator.device)
     return ReportImages(
         real=sources.resized(side).images,
         reconstruction=resize(reconstructions, side),
         variants=list(torch.cat(variants, 1)),
         labels=sources.labels,
-        distances=likeness_of(reconstructions, sources.images, generator.device),
+        distances=distances,
         captions=tuple(said(one) for one in (sample, stronger(sample, settings.stronger)) for _ in range(EACH)),
         ids=sources.ids,
         photographs=sources.images if sources.size > side else None,
