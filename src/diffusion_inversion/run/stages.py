@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +52,7 @@ from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, ledger_files, stages_from, stores_of
 from .logs import SILENT, Log, logging_of
 from .methods import images_made, method_of, require_images
+from .plan.forecast import disk_bytes, sum_left
 from .plan.start import begin
 from .preview import Wanted, picture
 from .reconstructions import draw_reconstructions, read_likeness, read_reconstructions
@@ -235,7 +236,11 @@ def require_whole(run: Path, splits: Splits) -> None:
         return
     store = EmbeddingStore(run)
     if set(store.images()) != set(splits.train.ids):
-        raise UsageError(f"{run}: images were added since stage 1. Run the same `dinv invert` command again first.")
+        lacking = len(set(splits.train.ids) - set(store.images()))
+        raise UsageError(
+            f"{run}: {lacking} of {len(splits.train)} training images have no vector: stage 1 did not finish, or they "
+            "were added since. Run the same `dinv invert` command again first."
+        )
     embeddings = read_embeddings(run)
     synthetic = SyntheticStore(run, embeddings.class_names)
     variants = synthetic.variants()
@@ -278,6 +283,8 @@ def run_all(
     side, own = check_run(
         splits, generator, invert, sample, train, own_size=own_size, tuning=tuning, judged=filtering.filter in JUDGED
     )
+    if time_limit is None:  # which may lower what is asked for
+        _require_all_room(plans, images, generator, side, own)
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
@@ -315,6 +322,16 @@ def run_all(
                 report_stage(plan.folder, theirs, found, plan.train, command)
                 others.append(replicated(plan.folder, theirs, found))
         return report_stage(run, splits, results, train, command, others, tested_by)
+
+
+def _require_all_room(
+    plans: Sequence[Replicate], images: LabelledImages, generator: Generator, side: int, own: int | None
+) -> None:
+    """Raise DiskError unless there is room for all that a run still writes, before it begins."""
+    todo, first = sum_left(plans, len(images), own=own is not None), plans[0]
+    if not todo.nothing:
+        needed = disk_bytes(todo, generator, first.invert, first.train, side)
+        require_room(first.folder, needed, f"{todo.vectors} vectors, {todo.variants} images of {side} px and the rest")
 
 
 def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: int = 1, own_size: bool = True) -> None:
