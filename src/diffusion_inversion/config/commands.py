@@ -77,6 +77,11 @@ class ExportSettings(Settings):
     )
     out: Path = setting(..., "folder to make; one that holds anything is refused")
     arm: str | None = arm_of_use()
+    with_vectors: bool = setting(
+        False,
+        "write the learned vectors too, which redraw their images; else no vector leaves the run",
+        option="with-vectors/--without-vectors",
+    )
 
 
 class PushSettings(Settings):
