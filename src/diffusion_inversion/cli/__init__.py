@@ -15,6 +15,7 @@ from . import (
     generators,
     lecf,
     measures,
+    membership,
     plan,
     predict,
     push,
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 METHOD = (plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 USE = (predict.predict, export.export, push.push)
-CARE = (care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
+CARE = (care.inspect, audit.audit, membership.membership, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
     generators.pretrain,

@@ -65,6 +65,10 @@ EXAMPLES = {
         "dinv audit runs/photos",
         "dinv audit photos photos-synthetic --test photos-test --out audits/photos",
     ),
+    "membership": (
+        "dinv membership runs/photos",
+        "dinv membership runs/photos --of synthetic,classifier --limit 1000",
+    ),
     "inspect": ("dinv inspect photos", "dinv inspect photos --test photos-test --csv problems.csv"),
     "verify": ("dinv verify runs/photos",),
     "repair": ("dinv repair runs/photos",),
