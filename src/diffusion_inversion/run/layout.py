@@ -23,6 +23,7 @@ from ..train.store import FOLDER as CLASSIFIERS
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 COARSENESS_FILE = "coarseness.json"
+STRIPS_PICTURE = "strips.png"  # what more interpolation, and more noise, make of some vectors
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
 TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
@@ -96,6 +97,7 @@ LEDGER = (
     File(METADATA_FILE, "sample", "derived"),
     File(RECONSTRUCTIONS_FILE, "sample", "derived"),
     File(LIKENESS_FILE, "sample", "derived"),
+    File(STRIPS_PICTURE, "sample", "derived"),
     File(RETRIEVAL_FILE, "sample", "derived"),
     File(AUDIT_FILE, "sample", "derived"),
     File(AUDIT_PICTURE, "sample", "derived"),
