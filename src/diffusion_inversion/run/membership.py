@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +104,7 @@ def _made_from(run: Path, splits: Splits) -> dict[str, Any]:
 
 
 def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[str, Any]:
-    began, method = time.monotonic(), method_of(run)
+    method = method_of(run)
     arms = arms_trained(run) if "classifier" in settings.of else {}
     embeddings = read_embeddings(run) if method == INVERSION else None
     made = images_made(run, splits.train.class_names)
@@ -165,7 +164,6 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
         "figures": found[1:],
         "control": found[0],
         "notes": _notes(found[0], settings, embeddings),
-        "seconds": time.monotonic() - began,
     }
 
 
