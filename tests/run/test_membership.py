@@ -198,3 +198,13 @@ def test_bad_input_is_one_line(whole: Path, finished: Path, tmp_path: Path) -> N
     doubled = Splits(splits.test, splits.test, splits.how)
     with pytest.raises(DataError, match=r"0 held-out images that show no training image"):
         tried_images(whole, doubled, None, 16, ASKED)
+
+
+def test_the_nearest_is_found_in_whatever_parts_the_known_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = drawn(40, 32).images
+    search = membership._Search([pixel_view(torch.device("cpu"))], torch.cat([images[25:28], images[3:4].flip(-1)]))
+    ((rows, near),) = search.nearest(images)
+    assert rows.tolist() == [25, 26, 27, 3] and bool((near > 5).all())
+    monkeypatch.setattr(membership, "_KNOWN", 7)
+    ((rows, parted),) = search.nearest(images)
+    assert rows.tolist() == [25, 26, 27, 3] and torch.equal(parted, near)

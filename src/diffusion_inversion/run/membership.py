@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ MOST_VECTORS = 2000  # that an image is looked for among: those of the images th
 # Of its record what run.json has.
 SHOWN = ("members", "held_out", "references", "false_positives", "figures", "control", "notes")
 _LEAST = 1e-3  # of a distance whose logarithm is taken
+_KNOWN = 2000  # images whose descriptions are in memory at a time
 _AT_ONCE = 50  # images whose denoising loss is in memory at a time
 _DRAWN_WITH = SampleSettings(variants=1, guidance_scales=(1.0,), inference_steps=8, safety_checker=False)
 
@@ -107,6 +108,8 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
     method = method_of(run)
     arms = arms_trained(run) if "classifier" in settings.of else {}
     embeddings = read_embeddings(run) if method == INVERSION else None
+    if embeddings is None and settings.of == ("vectors",):
+        raise UsageError(f"{run}: its images were made without vectors. Ask --of synthetic, classifier or both.")
     made = images_made(run, splits.train.class_names)
     side = min(made.size, splits.train.size)
     tried = tried_images(run, splits, None if embeddings is None else embeddings.ids, side, settings)
@@ -232,12 +235,19 @@ class _Search:
     def __init__(self, views: Sequence[View], images: Tensor) -> None:
         self.views, self.images = views, images
 
-    def nearest(self, known: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def nearest(self, known: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Of each view rows (M,) of the nearest known image, uint8 (N, 3, S, S), and minus the log of its distance."""
-        for view in self.views:
-            parts = [block.min(dim=1) for _, block in blocks(view, described(view, known), self.images)]
-            distances, rows = (torch.cat(one) for one in zip(*parts, strict=True))
-            yield rows, -distances.double().clamp_min(_LEAST).log()
+        found, parts = [], known.split(_KNOWN)
+        with track("compare", len(self.views) * len(parts) * len(self.images), "images") as advance:
+            for view in self.views:
+                best, row = torch.full((len(self.images),), torch.inf), torch.zeros(len(self.images), dtype=torch.int64)
+                for number, part in enumerate(parts):
+                    for places, block in blocks(view, described(view, part), self.images, advance):
+                        distances, rows = block.min(dim=1)
+                        nearer = distances < best[places]
+                        best[places[nearer]], row[places[nearer]] = distances[nearer], number * _KNOWN + rows[nearer]
+                found.append((row, -best.double().clamp_min(_LEAST).log()))
+        return found
 
     def nearness(self, known: Tensor) -> Tensor:
         """Minus the log of the distance to the nearest known image, mean over the views: float64 (M,)."""
