@@ -15,6 +15,7 @@ from . import (
     generators,
     lecf,
     measures,
+    membership,
     plan,
     predict,
     push,
@@ -37,7 +38,10 @@ app = typer.Typer(
 )
 METHOD = (plan.preview, plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
 USE = (strips.strips, predict.predict, export.export, push.push)
-CARE = (status.status, care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
+CARE = (
+    status.status, care.inspect, audit.audit, membership.membership, care.doctor, care.verify, care.repair,
+    care.forget,
+)  # fmt: skip
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
     generators.pretrain,

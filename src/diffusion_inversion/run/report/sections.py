@@ -53,6 +53,10 @@ def _copies(run: Mapping[str, Any], images: ReportImages) -> str:
     return copies_section(run, images.copies)
 
 
+def _membership(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/membership.html", run=run) if "membership" in run else ""
+
+
 def _chosen(run: Mapping[str, Any], _: ReportImages) -> str:
     return fill("parts/chosen.html", run=run) if "chosen" in run else ""
 
@@ -112,6 +116,7 @@ SECTIONS: tuple[Section, ...] = (
     _strips,
     fidelity,
     _copies,
+    _membership,
     _chosen,
     _made,
     _data,
