@@ -141,7 +141,16 @@ def redrawn(bench: Bench, run: Path) -> None:
     )  # fmt: skip
 
 
-JOBS = STAGES | {"replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn}
+def auto_noise(bench: Bench, run: Path) -> None:
+    """Stages 1 and 2, each image with the noise that it bears; it takes 24 images to learn."""
+    invert(bench, run)
+    settings = SAMPLE.model_copy(update={"noise_strength": "auto", "batch_size": 40})
+    pipeline.sample_stage(run, bench.generator(), settings, sources=open_splits(run).train)
+
+
+JOBS = STAGES | {
+    "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "auto_noise": auto_noise,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
 from .report import RunRecord, render_report
 from .report.record import CurveRecord, FoundRecord, GeneratorRecord, InvertRecord, ReplicateRecord
+from .strengths_record import strength_images, strengths_record
 from .verdict_record import arms_of, verdict_of
 
 MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
@@ -128,6 +129,8 @@ def report_stage(
     fidelity = fidelity_record(run, splits.train.class_names)
     if fidelity is not None:
         record["fidelity"] = fidelity
+    if (noise := strengths_record(run, splits.train.class_names)) is not None:
+        record["strengths"] = noise
     if choices := choices_of(run):
         record["chosen"] = choices
     if (limited := ledger.read_json(TIME_LIMIT_FILE)) is not None:
@@ -150,6 +153,8 @@ def report_stage(
     )
     if fidelity is not None:
         pictures = replace(pictures, failed=example_images(run, splits.train, fidelity["examples"]))
+    if noise is not None:
+        pictures = replace(pictures, strengths=strength_images(run, splits.train, noise))
     if audit is not None:
         pictures = replace(pictures, copies=audit.picture)
     ledger.commit(REPORT_FILE, render_report(record, pictures).encode())

@@ -42,6 +42,7 @@ from .attributes import attributes_of
 from .checks import check_run
 from .coarseness import coarseness
 from .copies import guard
+from .fidelity.judging import Judges
 from .fidelity.stage import JUDGED, filtered, judges_for
 from .foresight import forewarnings
 from .forget import follow
@@ -54,6 +55,7 @@ from .replicates import Replicate, replicate
 from .report import RunRecord
 from .reporting import replicated, report_stage
 from .room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
+from .strengths import is_auto, strengths_for
 from .tune import prepared, tune_sampling, tune_training
 
 
@@ -79,7 +81,8 @@ def sample_stage(
 ) -> int:
     """Stage 2 over the stored vectors; notes its time and returns how many images there are.
 
-    With `sources`, the images that were inverted, it is measured how much of each its vector keeps.
+    With `sources`, the images that were inverted, it is measured how much of each its vector keeps; without them
+    noise_strength cannot be auto.
     `anew` deletes what this stage and later ones made, once the settings are known to be usable and there is room for
     what they ask for beyond what is deleted.
     """
@@ -87,7 +90,8 @@ def sample_stage(
     side = check(embeddings, generator, settings)
     make_way({run: len(embeddings) * settings.variants}, side, anew=anew)
     with timed(SyntheticStore(run, embeddings.class_names).manifest):
-        draw_variants(embeddings, generator, run, settings)
+        strengths = strengths_for(run, embeddings, generator, settings, sources)
+        draw_variants(embeddings, generator, run, settings, strengths)
         draw_reconstructions(run, embeddings, generator, settings, sources)
     return len(embeddings) * settings.variants
 
@@ -270,6 +274,8 @@ def run_all(
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
+    if is_auto(sample):
+        Judges(images, generator.device)
     for plan in plans[1:]:
         if read_record(plan.folder) is None:
             with _replicate(run, plan):

@@ -24,6 +24,7 @@ from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely,
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
 from .drawing import draw_missing, in_parts
+from .strengths import Strengths, of_source
 from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, SyntheticStore, parents
 from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of
 
@@ -45,9 +46,13 @@ def sample(
 
 
 def draw_variants(
-    embeddings: Embeddings, generator: Generator, out: str | Path, settings: SampleSettings | None = None
+    embeddings: Embeddings,
+    generator: Generator,
+    out: str | Path,
+    settings: SampleSettings | None = None,
+    strengths: Strengths | None = None,
 ) -> None:
-    """What `sample` does, without reading the images back."""
+    """What `sample` does, without reading the images back; `strengths` where noise_strength is auto."""
     settings = settings or SampleSettings()
     image_size = check(embeddings, generator, settings)
     if (resolution := resolution_of(embeddings, settings)) != embeddings.resolution:
@@ -68,7 +73,7 @@ def draw_variants(
             image_size,
             checker,
             plan=lambda image_id, variant, attempt: plan_variant(
-                embeddings, generator, settings, row_of[image_id], variant, attempt
+                embeddings, generator, of_source(settings, strengths, image_id), row_of[image_id], variant, attempt
             ),
             draw=lambda plans: draw_images(embeddings, generator, plans, settings),
             describe=lambda plan: metadata_row(embeddings, generator, settings, plan),
@@ -242,7 +247,7 @@ def metadata_row(
         "label": int(embeddings.labels[plan.source]),
         "partner_id": embeddings.ids[plan.partner],
         "interpolation": settings.interpolation,
-        "noise_strength": settings.noise_strength,
+        "noise_strength": plan.noise_strength,
         "guidance_scale": plan.guidance_scale,
         "inversion_step": plan.step,
         "scheduler": settings.scheduler,

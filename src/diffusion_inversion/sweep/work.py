@@ -27,6 +27,7 @@ from ..measure.extractors.catalog import open_extractor
 from ..measure.measuring import compare_images
 from ..run.images import load
 from ..run.methods import is_whole
+from ..run.strengths import is_auto, strengths_for
 from ..run.tune import prepared, tune_training
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
 from ..sample.sampling import check_settings, draw_variants
@@ -181,7 +182,9 @@ class Workshop:
             embeddings = read_embeddings(self.folder / vectors)
             there = SyntheticStore(home, embeddings.class_names).complete()  # another experiment may have drawn more
             settings = cell.sample.model_copy(update={"variants": max(most, there)})
-            draw_variants(embeddings, self.generator, home, settings)
+            sources = self.splits(cell.data).train if is_auto(settings) else None
+            strengths = strengths_for(home, embeddings, self.generator, settings, sources)
+            draw_variants(embeddings, self.generator, home, settings, strengths)
             return {"images": most * len(embeddings)}
 
         def whole() -> bool:

@@ -34,6 +34,7 @@ from ...train.store import ClassifierStore
 from ..layout import FIDELITY_FILE, GENERATOR_FILE, REDRAWN
 from ..methods import method_of
 from ..report.record import JudgeRecord
+from ..strengths import strengths_for
 from .judging import Judges
 from .redraw import draw_again, redrawn_store
 
@@ -218,7 +219,8 @@ def _redrawn(
             second = torch.tensor([row["partner_label" if row["label_weight"] < 1 else "label"] for row in rows])
             return judges.opinion(images, labels, [row["source_id"] for row in rows], second).failed
 
-        draw_again(run, jobs, embeddings, loaded, settings, examine, {"judge": judges.key})
+        strengths = strengths_for(run, embeddings, loaded, settings, judges.real)
+        draw_again(run, jobs, embeddings, loaded, settings, examine, {"judge": judges.key}, strengths)
     return _in_place(made, jobs, failed, store)
 
 

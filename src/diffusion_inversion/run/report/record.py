@@ -298,6 +298,39 @@ class SubgroupsRecord(TypedDict):
     parts: list[SubgroupRecord]
 
 
+class StrengthClassRecord(TypedDict):
+    """The noise strengths that were found for the images of a class."""
+
+    class_name: str
+    counts: list[int]  # of images at each level of the ladder
+    median: float | None  # lambda; None where none was judged
+
+
+class StrengthImageRecord(TypedDict):
+    """An image that bears little noise, or much."""
+
+    file: str
+    class_name: str
+    strength: float  # lambda
+    level: float  # the same as a share of its vector's root mean square
+    kept: int  # probes at it that show their class
+    copies: int  # probes at it that copy a training image
+
+
+class StrengthsRecord(TypedDict):
+    """How much noise each image bears (run/strengths.py)."""
+
+    images: int
+    judged: int
+    probes: int  # of each image at each level that was tried
+    ladder: list[float]  # the levels, as shares of a vector's root mean square
+    never: int  # images whose probes miss their class without noise
+    copies: int  # images whose probes copy training images at their strength
+    classes: list[StrengthClassRecord]
+    lowest: list[StrengthImageRecord]
+    highest: list[StrengthImageRecord]
+
+
 class TimeLimitRecord(TypedDict):
     """What a run left out to end in time (plan/time_limit.py)."""
 
@@ -327,6 +360,7 @@ class RunRecord(TypedDict):
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
+    strengths: NotRequired[StrengthsRecord]  # where noise_strength was auto
     copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     time_limit: NotRequired[TimeLimitRecord]

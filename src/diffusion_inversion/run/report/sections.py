@@ -17,6 +17,7 @@ from .fidelity import fidelity
 from .pictures import ReportImages
 from .plots import accuracies, arm_colours, differences, losses
 from .problem_groups import MOST_PROBLEMS, grouped
+from .strengths import strengths
 from .templates import fill
 
 Section = Callable[[Mapping[str, Any], ReportImages], str]
@@ -106,6 +107,7 @@ SECTIONS: tuple[Section, ...] = (
     _subgroups,
     _images,
     fidelity,
+    strengths,
     _copies,
     _chosen,
     _made,
