@@ -148,8 +148,17 @@ def auto_noise(bench: Bench, run: Path) -> None:
     pipeline.sample_stage(run, bench.generator(), settings, sources=open_splits(run).train)
 
 
+def online(bench: Bench, run: Path) -> None:
+    """Training, with images that are drawn while it goes on."""
+    settings = TRAIN.model_copy(
+        update={"steps": 12, "mixing": "queue", "arms": ("real+synthetic", "real"), "online": 3}
+    )
+    pipeline.train_stage(run, open_splits(run), settings, "cpu", generator=bench.generator())
+
+
 JOBS = STAGES | {
     "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "auto_noise": auto_noise,
+    "online": online,
 }  # fmt: skip
 
 

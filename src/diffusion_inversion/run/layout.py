@@ -24,6 +24,7 @@ DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 COARSENESS_FILE = "coarseness.json"
 STRENGTHS = "strengths"  # how much noise each vector bears (strengths.py)
+ONLINE = "online"  # what is drawn while classifiers train (online.py)
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
 TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
@@ -83,6 +84,7 @@ STORES = (
     Store(SYNTHETIC, "sample", _IMAGES),
     Store(STRENGTHS, "sample", re.compile(r"(?!)")),  # its units are records alone
     Store(REDRAWN, "train", _IMAGES),
+    Store(ONLINE, "train", _IMAGES),
     Store(CLASSIFIERS, "train", re.compile(r"[a-z+-]+-seed-?\d+-[0-9a-f]{8}\.safetensors")),
     Store(TUNING, "train", re.compile(r"(?!)"), SCRATCH),  # so are its
 )

@@ -49,6 +49,7 @@ from .forget import follow
 from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, ledger_files, stages_from, stores_of
 from .methods import images_made, method_of, require_images
+from .online import ahead_of, refuse_online
 from .plan.start import begin
 from .reconstructions import draw_reconstructions, read_reconstructions
 from .replicates import Replicate, replicate
@@ -178,6 +179,7 @@ def train_stage(
     arms = check_arms(real, checked, test, settings, own)
     tuning = prepared(None, None, settings) if tuning is None else tuning
 
+    refuse_online(run, settings, filtering, tuning)
     judges = judges_for(run, real, filtering, where)
 
     def material() -> Material:
@@ -214,6 +216,7 @@ def train_stage(
             folder=run,
             on_step=on_step,
             on_run=on_run,
+            ahead=ahead_of(run, splits.train, settings, where, generator),
         )
         advance(total - sum(done.values()))  # what another process trained
     return results
@@ -274,6 +277,7 @@ def run_all(
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
+    refuse_online(run, train, filtering, tuning)
     if is_auto(sample):
         Judges(images, generator.device)
     for plan in plans[1:]:

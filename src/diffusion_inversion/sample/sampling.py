@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from ..generator.generator import Generator
 from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely, load_safety_checker
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
-from .drawing import draw_missing, in_parts
+from .drawing import draw_jobs, draw_missing, in_parts
 from .strengths import Strengths, of_source
-from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, SyntheticStore, parents
+from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, Row, SyntheticStore, job_name, parents
 from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of
 
 
@@ -65,19 +66,52 @@ def draw_variants(
         begun = len(store.table("file_name")) > 0
         freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=begun)
         require_same_vectors(embeddings, store)
-        row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
+        how = _Drawing(embeddings, generator, settings, strengths)
         draw_missing(
-            store,
-            embeddings.ids,
-            settings,
-            image_size,
-            checker,
-            plan=lambda image_id, variant, attempt: plan_variant(
-                embeddings, generator, of_source(settings, strengths, image_id), row_of[image_id], variant, attempt
-            ),
-            draw=lambda plans: draw_images(embeddings, generator, plans, settings),
-            describe=lambda plan: metadata_row(embeddings, generator, settings, plan),
+            store, embeddings.ids, settings, image_size, checker, plan=how.plan, draw=how.draw, describe=how.describe
         )
+
+
+def draw_generation(
+    store: SyntheticStore,
+    embeddings: Embeddings,
+    generator: Generator,
+    settings: SampleSettings,
+    number: int,
+    strengths: Strengths | None = None,
+) -> None:
+    """Draw variant `number` of every source into `store`, as `draw_variants` would; what is there is not drawn again.
+
+    Call it inside `run_lock`, with the settings that the run's images were drawn with.
+    """
+    side, how = check(embeddings, generator, settings), _Drawing(embeddings, generator, settings, strengths)
+    jobs = [job_name(source_id, number) for source_id in embeddings.ids]
+    checker = load_safety_checker(generator) if settings.safety_checker else None
+    draw_jobs(store, jobs, settings.batch_size, side, checker, plan=how.plan, draw=how.draw, describe=how.describe)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How variants are planned, drawn and described: what the loops of drawing.py take."""
+
+    embeddings: Embeddings
+    generator: Generator
+    settings: SampleSettings
+    strengths: Strengths | None
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.embeddings.ids)}
+
+    def plan(self, source_id: str, variant: int, attempt: int) -> VariantPlan:
+        own = of_source(self.settings, self.strengths, source_id)
+        return plan_variant(self.embeddings, self.generator, own, self._row_of[source_id], variant, attempt)
+
+    def draw(self, plans: list[VariantPlan]) -> Tensor:
+        return draw_images(self.embeddings, self.generator, plans, self.settings)
+
+    def describe(self, plan: VariantPlan) -> Row:
+        return metadata_row(self.embeddings, self.generator, self.settings, plan)
 
 
 def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> int:

@@ -17,7 +17,7 @@ from ..data.images import LabelledImages
 from ..data.sources import Role
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
-from ..errors import ConfigMismatchError, PartialError
+from ..errors import ConfigMismatchError, PartialError, UsageError
 from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..generator.sides import require_side
@@ -85,6 +85,8 @@ class Workshop:
         return [self._add(cell) for cell in cells]
 
     def _add(self, cell: Cell) -> CellJobs:
+        if cell.train.online:
+            raise UsageError("train.online: the classifiers of a sweep are trained one by one. Leave it out.")
         learned_at = cell.invert.resolution or self.generator.resolution
         if cell.learns:
             check(self.generator, cell.invert, learned_at)

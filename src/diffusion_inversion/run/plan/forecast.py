@@ -44,6 +44,7 @@ class Left:
     probes: int  # of the autoencoder
     reports: int
     searched: int = 0  # images whose noise strength is to be found
+    online: int = 0  # synthetic images that are drawn while classifiers train
 
     def __add__(self, other: Left) -> Left:
         return Left(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -71,6 +72,7 @@ def left(plan: Replicate, images: int, *, own: bool) -> Left:
         probes=int(plan.number == 0 and not ledger.holds(COARSENESS_FILE)),
         reports=int(not ledger.holds(RUN_FILE)),
         searched=left_to_search(run, plan.sample, images),
+        online=images * max(plan.train.online - plan.sample.variants, 0) if lacking else 0,
     )
 
 
@@ -168,6 +170,7 @@ def seconds(
     drawn += todo.searched * ROUNDS * PROBES * probe
     amount = train.steps + _adversarial_steps(train, images, images * sample.variants)
     trained = todo.classifiers * (steps.setup + amount * steps.training + test * steps.testing)
+    trained += todo.online * steps.drawing
     own = todo.own_classifiers * (steps.setup + amount * steps.own_training + test * steps.own_testing)
     return {
         "before": todo.probes * steps.autoencoder,
