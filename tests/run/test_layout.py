@@ -38,6 +38,7 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
         "coarseness.json",
         "forgotten.json",
         "retrieval.json",
+        "strips.png",  # test_strips.py
         "time-limit.json",
         *tuned,
         *audited,

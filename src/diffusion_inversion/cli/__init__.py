@@ -20,6 +20,7 @@ from . import (
     push,
     retrieve,
     stages,
+    strips,
     sweeps,
 )
 from .command import Commands, add
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 METHOD = (plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
-USE = (predict.predict, export.export, push.push)
+USE = (strips.strips, predict.predict, export.export, push.push)
 CARE = (care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,

@@ -133,6 +133,19 @@ class AuditSettings(Settings):
     device: str = same(GeneratorSettings, "device")
 
 
+class StripsSettings(Settings):
+    """Which strips of variants are drawn (paper, figures 9 and 10)."""
+
+    images: int = setting(6, "sources, spread over the classes", "ours", ge=1, le=50)
+    interpolations: tuple[Annotated[float, Field(ge=-1, le=1)], ...] = setting(
+        (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0), "alpha of each cell, without noise", "ours", min_length=1, max_length=20
+    )
+    noise_strengths: tuple[Annotated[float, Field(ge=0, le=10)], ...] = setting(
+        (0.0, 0.1, 0.2, 0.4, 0.8), "lambda of each cell, without interpolation", "ours", min_length=1, max_length=20
+    )
+    device: str = same(GeneratorSettings, "device")
+
+
 class CompareSettings(Settings):
     """What generators are compared on, and how much of it."""
 

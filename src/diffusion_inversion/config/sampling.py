@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +22,13 @@ class SampleSettings(Settings):
     """Stage 2: draw variants around the learned vectors."""
 
     variants: int = setting(10, "images per learned vector", "ours; text: 45", ge=1)
+    balance: str = setting(
+        "none",
+        "what has as many images, real and synthetic ones together, in each of its parts: class, COLUMN of "
+        "--attributes, or class,COLUMN; variants says how many are drawn in all, and the rarest get the most",
+        "ours",
+        min_length=1,
+    )
     guidance_scales: tuple[GuidanceScale, ...] = setting(
         (1.0,),
         "to mix, e.g. 1.5,2,3; 1 = off, the text's w + 1",
@@ -172,6 +180,21 @@ class SampleSettings(Settings):
     def has_groups(self) -> bool:
         """Whether group_size makes a difference."""
         return self.unconditional == "group-mean" or self.partner == "reference"
+
+    @property
+    def balances_classes(self) -> bool:
+        """Whether the parts that have as many images are classes, or lie within them."""
+        return self.balance == "class" or self.balance.startswith("class,")
+
+    @property
+    def balanced_attribute(self) -> str | None:
+        """The attribute whose values part the images that have as many; None: none."""
+        attribute = self.balance.removeprefix("class,") if self.balances_classes else self.balance
+        return None if attribute in ("none", "class") else attribute
+
+    def described(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """As `Settings` has it; without `balance` where there is none, by which names of older work would differ."""
+        return super().described({*leave_out, *(("balance",) if self.balance == "none" else ())})
 
 
 class PromptSettings(Settings):

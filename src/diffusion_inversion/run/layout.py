@@ -25,6 +25,7 @@ RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.j
 COARSENESS_FILE = "coarseness.json"
 STRENGTHS = "strengths"  # how much noise each vector bears (strengths.py)
 ONLINE = "online"  # what is drawn while classifiers train (online.py)
+STRIPS_PICTURE = "strips.png"  # what more interpolation, and more noise, make of some vectors
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
 TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
@@ -99,6 +100,7 @@ LEDGER = (
     File(METADATA_FILE, "sample", "derived"),
     File(RECONSTRUCTIONS_FILE, "sample", "derived"),
     File(LIKENESS_FILE, "sample", "derived"),
+    File(STRIPS_PICTURE, "sample", "derived"),
     File(RETRIEVAL_FILE, "sample", "derived"),
     File(AUDIT_FILE, "sample", "derived"),
     File(AUDIT_PICTURE, "sample", "derived"),

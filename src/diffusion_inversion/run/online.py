@@ -40,10 +40,14 @@ SCHEMA = 1
 HELD = 2  # generations at a time, beside one that is drawn
 
 
-def refuse_online(run: Path, train: TrainSettings, filtering: FilterSettings, tuning: Tuning) -> None:
+def refuse_online(
+    run: Path, train: TrainSettings, filtering: FilterSettings, tuning: Tuning, balance: str | None = None
+) -> None:
     """Raise UsageError, before any work, where what is asked for beside `online` needs images that are there."""
     if not train.online:
         return
+    if balance is None:
+        balance = (SyntheticStore(run, ()).manifest.last("complete") or {}).get("balance", "none")
     if filtering.filter != "off":
         raise UsageError(f"--online --filter {filtering.filter}: images are judged when all are there. Leave out one.")
     if tuning.of("train"):
@@ -51,6 +55,8 @@ def refuse_online(run: Path, train: TrainSettings, filtering: FilterSettings, tu
         raise UsageError(f"--online --tune {names}: chosen on images that are there. Choose first, without --online.")
     if is_shared(run):
         raise UsageError("--online --join: one process draws for all classifiers. Leave out --join.")
+    if balance != "none":
+        raise UsageError(f"--online --balance {balance}: a queue has as many variants of each source. Leave out one.")
     if method_of(run).again is not None:
         raise UsageError(f"--online: {run} has no learned vectors to draw around. Leave it out.")
 

@@ -39,6 +39,7 @@ from .reconstructions import Likeness, read_likeness
 from .report import RunRecord, render_report
 from .report.record import CurveRecord, FoundRecord, GeneratorRecord, InvertRecord, ReplicateRecord
 from .strengths_record import strength_images, strengths_record
+from .strips import read_strips
 from .verdict_record import arms_of, verdict_of
 
 MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
@@ -151,6 +152,8 @@ def report_stage(
         if made.vectors is None
         else images_of_vectors(run, splits.train, made.vectors.embeddings, made.vectors.likeness)
     )
+    if made.vectors is not None:
+        pictures = replace(pictures, strips=read_strips(run, made.vectors.embeddings))
     if fidelity is not None:
         pictures = replace(pictures, failed=example_images(run, splits.train, fidelity["examples"]))
     if noise is not None:

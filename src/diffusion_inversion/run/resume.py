@@ -99,7 +99,8 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     if sampled is None:
         return (["sample"] if drawn.units() or drawn.dropped() or strengths_of(run) else []), None
     recorded = read_config(run, "sample")
-    settings = {**recorded["settings"], "variants": sampled["variants"]}
+    amounts = {key: value for key, value in sampled.items() if key in ("variants", "balance")}
+    settings = {**recorded["settings"], **amounts}
     sample_stage(
         run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded), sources=splits.train
     )

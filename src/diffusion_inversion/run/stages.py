@@ -38,7 +38,7 @@ from ..train.choosing import Folds, Material
 from ..train.classifiers import choose_architecture
 from ..train.own_size import at_own_size
 from ..train.store import ClassifierStore
-from .attributes import attributes_of
+from .attributes import attributes_of, balanced_values_of
 from .checks import check_run
 from .coarseness import coarseness
 from .copies import guard
@@ -92,7 +92,7 @@ def sample_stage(
     make_way({run: len(embeddings) * settings.variants}, side, anew=anew)
     with timed(SyntheticStore(run, embeddings.class_names).manifest):
         strengths = strengths_for(run, embeddings, generator, settings, sources)
-        draw_variants(embeddings, generator, run, settings, strengths)
+        draw_variants(embeddings, generator, run, settings, balanced_values_of(run, settings), strengths)
         draw_reconstructions(run, embeddings, generator, settings, sources)
     return len(embeddings) * settings.variants
 
@@ -236,8 +236,7 @@ def require_whole(run: Path, splits: Splits) -> None:
         raise UsageError(f"{run}: images were added since stage 1. Run the same `dinv invert` command again first.")
     embeddings = read_embeddings(run)
     synthetic = SyntheticStore(run, embeddings.class_names)
-    variants = synthetic.variants()
-    if len(synthetic.sources(variants)) != len(embeddings) * variants:
+    if len(synthetic.sources()) != len(embeddings) * synthetic.variants():
         raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
     read_reconstructions(run, embeddings)
 
@@ -277,7 +276,7 @@ def run_all(
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
-    refuse_online(run, train, filtering, tuning)
+    refuse_online(run, train, filtering, tuning, sample.balance)
     if is_auto(sample):
         Judges(images, generator.device)
     for plan in plans[1:]:

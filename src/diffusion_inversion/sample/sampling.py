@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..generator.generator import Generator
 from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely, load_safety_checker
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
+from .balance import counts_of, uneven
 from .drawing import draw_jobs, draw_missing, in_parts
 from .strengths import Strengths, of_source
 from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, Row, SyntheticStore, job_name, parents
@@ -51,11 +52,20 @@ def draw_variants(
     generator: Generator,
     out: str | Path,
     settings: SampleSettings | None = None,
+    value_of: Mapping[str, str] | None = None,
     strengths: Strengths | None = None,
 ) -> None:
-    """What `sample` does, without reading the images back; `strengths` where noise_strength is auto."""
+    """What `sample` does, without reading the images back.
+
+    `value_of` has each source's value of the attribute that `settings.balance` names, if it does; `strengths` its
+    noise strength where that is auto.
+    """
     settings = settings or SampleSettings()
     image_size = check(embeddings, generator, settings)
+    labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
+    counts = counts_of(labels, settings, value_of)
+    if (left := uneven(labels, settings, value_of)) is not None:
+        print(f"note: {left}", file=sys.stderr, flush=True)
     if (resolution := resolution_of(embeddings, settings)) != embeddings.resolution:
         learned = embeddings.resolution
         print(f"warning: resolution={resolution}: {elsewhere(learned)}", file=sys.stderr, flush=True)
@@ -68,7 +78,16 @@ def draw_variants(
         require_same_vectors(embeddings, store)
         how = _Drawing(embeddings, generator, settings, strengths)
         draw_missing(
-            store, embeddings.ids, settings, image_size, checker, plan=how.plan, draw=how.draw, describe=how.describe
+            store,
+            embeddings.ids,
+            settings,
+            image_size,
+            checker,
+            plan=how.plan,
+            draw=how.draw,
+            describe=how.describe,
+            counts=None if settings.balance == "none" else counts,
+            balance=settings.balance,
         )
 
 
@@ -257,14 +276,15 @@ def made_from(
 ) -> dict[str, Any]:
     """Everything an image depends on, but the vectors, as JSON data.
 
-    `variants` is left out, so that more can be added later; each image's row names the version of its vectors.
+    `variants` and `balance` are left out, so that more can be added later; each image's row names the version of its
+    vectors.
     The safety checker that is in use stands for the setting: where there is none, the setting makes no difference.
     """
     resolution = resolution_of(embeddings, settings)
     plain = settings.model_copy(update={"resolution": None if resolution == embeddings.resolution else resolution})
     return {
         "schema": SCHEMA,
-        "settings": plain.described({"variants", "strict", "safety_checker"})
+        "settings": plain.described({"variants", "balance", "strict", "safety_checker"})
         | {"image_size": image_side(settings, resolution, embeddings.image_size)},
         "generator": generator.record,
         **({"safety_checker": checker.hash} if checker else {}),

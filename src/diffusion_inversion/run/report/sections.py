@@ -14,7 +14,7 @@ from .changed_settings import changed
 from .confusion import MOST_CLASSES, most_confused, normalised
 from .copies import copies_section
 from .fidelity import fidelity
-from .pictures import ReportImages
+from .pictures import ReportImages, data_uri
 from .plots import accuracies, arm_colours, differences, losses
 from .problem_groups import MOST_PROBLEMS, grouped
 from .strengths import strengths
@@ -66,6 +66,10 @@ def _images(run: Mapping[str, Any], images: ReportImages) -> str:
     return fill("parts/images.html", run=run, images=images, cards=cards(images, run["data"]["class_names"]))
 
 
+def _strips(_: Mapping[str, Any], images: ReportImages) -> str:
+    return fill("parts/strips.html", picture=data_uri(images.strips)) if images.strips is not None else ""
+
+
 def _inversion(run: Mapping[str, Any], _: ReportImages) -> str:
     return fill("parts/inversion.html", run=run, plot=losses(run)) if "inversion_curve" in run else ""
 
@@ -106,6 +110,7 @@ SECTIONS: tuple[Section, ...] = (
     _classes,
     _subgroups,
     _images,
+    _strips,
     fidelity,
     strengths,
     _copies,
