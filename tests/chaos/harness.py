@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
 from diffusion_inversion.config.fidelity import FilterSettings
+from diffusion_inversion.config.growing import GrowSettings
 from diffusion_inversion.config.sampling import RetrieveSettings, SampleSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
@@ -36,6 +37,7 @@ from diffusion_inversion.errors import DinvError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.run import retrieval
 from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.grow import grow
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import STORES
 from diffusion_inversion.run.verify import verify
@@ -156,9 +158,18 @@ def online(bench: Bench, run: Path) -> None:
     pipeline.train_stage(run, open_splits(run), settings, "cpu", generator=bench.generator())
 
 
+GROW = TRAIN.model_copy(update={"arms": ("real+synthetic",)})
+
+
+def grown(bench: Bench, run: Path) -> None:
+    """9 images more in two rounds, once stage 2 is done."""
+    grow(run, open_splits(run), GrowSettings(images=9, round_images=6), GROW, bench.generator(), "cpu")
+
+
 JOBS = STAGES | {
     "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "auto_noise": auto_noise,
     "online": online,
+    "grown": grown,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from . import (
     few_shot,
     gan,
     generators,
+    grow,
     lecf,
     measures,
     plan,
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-METHOD = (plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
+METHOD = (plan.plan, stages.run, stages.invert, stages.sample, stages.train, grow.grow, stages.demo)
 USE = (strips.strips, predict.predict, export.export, push.push)
 CARE = (care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (

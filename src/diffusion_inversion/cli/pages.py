@@ -28,7 +28,7 @@ FIRST = {
     "--interpolation", "--recipe", "--architecture", "--train-steps", "--arms", "--seeds", "--prompts",
     "--k", "--pool", "--clip", "--extractor", "--sentences", "--shots", "--methods", "--with", "--stage",
     "--minutes", "--corpus", "--unet-samples", "--real", "--generated", "--filter", "--copies", "--time-limit",
-    "--price", "--to", "--arm", "--abstain-below", "--dry-run",
+    "--price", "--to", "--online", "--images", "--target-gain", "--arm", "--abstain-below", "--dry-run",
 }  # fmt: skip
 EXAMPLES = {
     "plan": ("dinv plan photos --price 2.5", "dinv plan photos --variants 20 --time-limit 2h"),
@@ -47,6 +47,10 @@ EXAMPLES = {
     "train": (
         "dinv train runs/photos --recipe fast --train-steps 2000",
         "dinv train runs/photos --restart --filter drop",
+    ),
+    "grow": (
+        "dinv grow runs/photos --images 2000",
+        "dinv grow runs/photos --target-gain 2 --time-limit 2h",
     ),
     "demo": ("dinv demo", "dinv demo --data digits"),
     "predict": (

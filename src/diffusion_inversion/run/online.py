@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from ..config.fidelity import FilterSettings
 from ..config.training import TrainSettings
 from ..config.tuning import Tuning
 from ..data.images import LabelledImages
-from ..data.soft_labels import SoftLabels
 from ..engine.disk import require_room
 from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
@@ -27,10 +25,11 @@ from ..engine.lock import is_shared
 from ..errors import UsageError
 from ..generator.generator import Generator
 from ..invert.embeddings import read_embeddings
-from ..sample.sampling import check, draw_generation, stale_files
-from ..sample.synthetic import SyntheticStore, read_images, soft_labels
+from ..sample.sampling import check, draw_jobs_of, stale_files
+from ..sample.synthetic import SyntheticStore, job_name
 from ..train.ahead import Ahead
 from .drawn_with import generator_of, sampling_of
+from .gathered import is_grown, joined, read_rows
 from .layout import ONLINE
 from .methods import method_of
 from .room import SPARE_BYTES, png_bytes
@@ -57,6 +56,8 @@ def refuse_online(
         raise UsageError("--online --join: one process draws for all classifiers. Leave out --join.")
     if balance != "none":
         raise UsageError(f"--online --balance {balance}: a queue has as many variants of each source. Leave out one.")
+    if is_grown(run):
+        raise UsageError(f"--online: images were grown in {run}, which no queue holds. Train on them without --online.")
     if method_of(run).again is not None:
         raise UsageError(f"--online: {run} has no learned vectors to draw around. Leave it out.")
 
@@ -83,12 +84,13 @@ def ahead_of(
     def ready(number: int) -> SyntheticStore:
         if number < sampling.variants:
             return drawn
-        draw_generation(store, embeddings, loaded(), sampling, number, strengths)
+        jobs = [job_name(source, number) for source in embeddings.ids]
+        draw_jobs_of(store, embeddings, loaded(), sampling, jobs, strengths)
         return store
 
     @lru_cache(1)
     def images(generations: tuple[int, ...]) -> LabelledImages:
-        return _joined([_read(ready(number), number) for number in generations]).with_classes_after(real.class_names)
+        return joined([read_rows(ready(number), number) for number in generations]).with_classes_after(real.class_names)
 
     def release(number: int) -> None:
         if not settings.online_keep:
@@ -102,28 +104,3 @@ def ahead_of(
     require_room(run, count * png_bytes(side) + SPARE_BYTES, f"{count} images drawn online")
     version = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     return Ahead(len(embeddings), settings.online, version, images, release)
-
-
-def _read(store: SyntheticStore, number: int) -> LabelledImages:
-    """The images of a generation, in the order of their files."""
-    columns = ("file_name", "sha256", "label", "source_id", "variant", "partner_label", "label_weight", "answers")
-    rows = store.table(*columns)
-    rows = rows.filter(rows["variant"].to_numpy() == number).sort_by("file_name")
-    names, hashes, labels, sources = (rows[key].to_pylist() for key in columns[:4])
-    found = read_images(store.folder, store.class_names, names, hashes, labels)
-    return replace(found, soft=soft_labels(rows), source_ids=tuple(sources))
-
-
-def _joined(parts: Sequence[LabelledImages]) -> LabelledImages:
-    first, soft = parts[0], None
-    if any(part.soft is not None for part in parts):
-        soft = SoftLabels.cat([part.soft or SoftLabels.hard(part.labels) for part in parts])
-    return replace(
-        first,
-        ids=tuple(name for part in parts for name in part.ids),
-        hashes=tuple(one for part in parts for one in part.hashes),
-        labels=torch.cat([part.labels for part in parts]),
-        images=torch.cat([part.images for part in parts]),
-        soft=soft,
-        source_ids=tuple(source for part in parts for source in part.source_ids),
-    )

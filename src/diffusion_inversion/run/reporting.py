@@ -33,6 +33,7 @@ from .copies import read_audit
 from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
+from .growth_record import growth_record
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
 from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
@@ -132,6 +133,8 @@ def report_stage(
         record["fidelity"] = fidelity
     if (noise := strengths_record(run, splits.train.class_names)) is not None:
         record["strengths"] = noise
+    if (growth := growth_record(run)) is not None:
+        record["growth"] = growth
     if choices := choices_of(run):
         record["chosen"] = choices
     if (limited := ledger.read_json(TIME_LIMIT_FILE)) is not None:

@@ -46,9 +46,10 @@ from .fidelity.judging import Judges
 from .fidelity.stage import JUDGED, filtered, judges_for
 from .foresight import forewarnings
 from .forget import follow
+from .gathered import is_grown
 from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, ledger_files, stages_from, stores_of
-from .methods import images_made, method_of, require_images
+from .methods import images_made, method_of, require_images, sources_of_images
 from .online import ahead_of, refuse_online
 from .plan.start import begin
 from .reconstructions import draw_reconstructions, read_reconstructions
@@ -180,10 +181,13 @@ def train_stage(
     tuning = prepared(None, None, settings) if tuning is None else tuning
 
     refuse_online(run, settings, filtering, tuning)
+    if filtering.filter != "off" and is_grown(run):
+        how = f"--filter {filtering.filter}"
+        raise UsageError(f"{how}: images were grown in {run}, chosen by what they show. Leave it out.")
     judges = judges_for(run, real, filtering, where)
 
     def material() -> Material:
-        return Material(synthetic, SyntheticStore(run, real.class_names).sources())
+        return Material(synthetic, sources_of_images(run, real.class_names))
 
     if anew:
         if tuning.of("train"):

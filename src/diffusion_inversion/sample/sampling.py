@@ -27,7 +27,7 @@ from ..invert.embeddings import Embeddings
 from .balance import counts_of, uneven
 from .drawing import draw_jobs, draw_missing, in_parts
 from .strengths import Strengths, of_source
-from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, Row, SyntheticStore, job_name, parents
+from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, Row, SyntheticStore, parents
 from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of
 
 
@@ -91,20 +91,19 @@ def draw_variants(
         )
 
 
-def draw_generation(
+def draw_jobs_of(
     store: SyntheticStore,
     embeddings: Embeddings,
     generator: Generator,
     settings: SampleSettings,
-    number: int,
+    jobs: Sequence[str],
     strengths: Strengths | None = None,
 ) -> None:
-    """Draw variant `number` of every source into `store`, as `draw_variants` would; what is there is not drawn again.
+    """Draw variants, by `job_name`, into `store`, as `draw_variants` would; what is there is not drawn again.
 
     Call it inside `run_lock`, with the settings that the run's images were drawn with.
     """
     side, how = check(embeddings, generator, settings), _Drawing(embeddings, generator, settings, strengths)
-    jobs = [job_name(source_id, number) for source_id in embeddings.ids]
     checker = load_safety_checker(generator) if settings.safety_checker else None
     draw_jobs(store, jobs, settings.batch_size, side, checker, plan=how.plan, draw=how.draw, describe=how.describe)
 

@@ -331,6 +331,20 @@ class StrengthsRecord(TypedDict):
     highest: list[StrengthImageRecord]
 
 
+class GrowthRecord(TypedDict):
+    """What `dinv grow` added, and what more would bring (run/grow.py); shares in [0, 1]."""
+
+    reason: str  # why it ended
+    added: int
+    images: int  # training images, each held out once
+    synthetic: list[int]  # images that were trained on, in each round and in the end
+    accuracies: list[float]  # of held-out training images, then
+    wanted: list[int]  # images that each class got, in the order of the classes
+    kept: int  # of all that were added, that kept their label as candidates
+    gain: list[float]  # in the end over the first round, low, high
+    sentence: str
+
+
 class TimeLimitRecord(TypedDict):
     """What a run left out to end in time (plan/time_limit.py)."""
 
@@ -360,6 +374,7 @@ class RunRecord(TypedDict):
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
+    growth: NotRequired[GrowthRecord]  # where `dinv grow` added images
     strengths: NotRequired[StrengthsRecord]  # where noise_strength was auto
     copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order

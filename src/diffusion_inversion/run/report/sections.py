@@ -58,6 +58,10 @@ def _chosen(run: Mapping[str, Any], _: ReportImages) -> str:
     return fill("parts/chosen.html", run=run) if "chosen" in run else ""
 
 
+def _growth(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/growth.html", run=run, found=run["growth"]) if "growth" in run else ""
+
+
 def _subgroups(run: Mapping[str, Any], _: ReportImages) -> str:
     return fill("parts/subgroups.html", run=run) if "subgroups" in run else ""
 
@@ -118,5 +122,6 @@ SECTIONS: tuple[Section, ...] = (
     _made,
     _data,
     _inversion,
+    _growth,
     _glossary,
 )
