@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import hold
-from .given import Given
+from .given import Fields, Given
 from .options import Device, Preset, Run
 
 if TYPE_CHECKING:
     from ..config.growing import GrowSettings
     from ..config.training import TrainSettings
+
+OF_THE_FOLDS = (
+    "architecture", "recipe", "augmentations", "mixing", "me_ada_every", "me_ada_share", "me_ada_steps", "me_ada_rate",
+    "me_ada_gamma", "me_ada_eta", "steps", "warm_up_steps", "batch_size", "learning_rate", "real_fraction", "seeds",
+)  # fmt: skip
 
 
 def grow(
@@ -19,7 +24,7 @@ def grow(
     growing: Given[GrowSettings],
     where: Device,
     preset: Preset = None,
-    training: Given[TrainSettings],
+    training: Annotated[Given[TrainSettings], Fields(only=OF_THE_FOLDS)],
 ) -> dict[str, Any]:
     """Add synthetic images to RUN round by round, most for the classes recognised least, until they are enough."""
     from ..run.grow import grow as grow_run
