@@ -13,6 +13,7 @@ from . import (
     few_shot,
     gan,
     generators,
+    grow,
     lecf,
     measures,
     membership,
@@ -36,7 +37,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-METHOD = (plan.preview, plan.plan, stages.run, stages.invert, stages.sample, stages.train, stages.demo)
+METHOD = (
+    plan.preview, plan.plan, stages.run, stages.invert, stages.sample, stages.train, grow.grow, stages.demo,
+)  # fmt: skip
 USE = (strips.strips, predict.predict, export.export, push.push)
 CARE = (
     status.status, care.inspect, audit.audit, membership.membership, care.doctor, care.verify, care.repair,

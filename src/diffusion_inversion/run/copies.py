@@ -31,8 +31,10 @@ from ..measure.extractors.catalog import open_extractor
 from ..measure.variant_groups import recorded_sources
 from ..randomness import generator_for
 from ..sample.png import encode_png
+from ..sample.synthetic import SyntheticStore
+from .gathered import is_grown
 from .images import open_splits
-from .layout import AUDIT_FILE, AUDIT_PICTURE
+from .layout import AUDIT_FILE, AUDIT_PICTURE, GROWN
 from .methods import images_made, images_store
 
 SHOWN_PAIRS, PAIRS_IN_A_ROW = 24, 8
@@ -66,7 +68,7 @@ def audit_run(run: Path, settings: AuditSettings, splits: Splits | None = None) 
         if kept is not None and kept.record["settings"] == asked:
             return kept.record
         generated = images_made(run, splits.train.class_names)
-        sources = [source for source, *_ in images_store(run, splits.train.class_names).sources()]
+        sources = list(generated.source_ids)
         known = None if {*sources}.isdisjoint(splits.train.ids) else sources
         found = _audit(splits.train, generated, splits.test, known, settings)
         for name in (AUDIT_FILE, AUDIT_PICTURE):
@@ -216,6 +218,10 @@ def made_from(run: Path, splits: Splits) -> dict[str, str]:
     """Hashes of the images that an audit, or a figure of membership, speaks of."""
     rows = images_store(run, splits.train.class_names).table("file_name", "sha256").sort_by("file_name")
     listed = "\n".join(f"{name} {digest}" for name, digest in zip(*(c.to_pylist() for c in rows.columns), strict=True))
+    if is_grown(run):
+        rows = SyntheticStore(run, splits.train.class_names, GROWN).table("file_name", "sha256").sort_by("file_name")
+        more = (f"{GROWN}/{name} {one}" for name, one in zip(*(c.to_pylist() for c in rows.columns), strict=True))
+        listed = "\n".join([listed, *more])
     return {
         "train": splits.train.digest,
         "test": splits.test.digest,

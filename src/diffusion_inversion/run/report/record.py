@@ -326,6 +326,53 @@ class SubgroupsRecord(TypedDict):
     parts: list[SubgroupRecord]
 
 
+class StrengthClassRecord(TypedDict):
+    """The noise strengths that were found for the images of a class."""
+
+    class_name: str
+    counts: list[int]  # of images at each level of the ladder
+    median: float | None  # lambda; None where none was judged
+
+
+class StrengthImageRecord(TypedDict):
+    """An image that bears little noise, or much."""
+
+    file: str
+    class_name: str
+    strength: float  # lambda
+    level: float  # the same as a share of its vector's root mean square
+    kept: int  # probes at it that show their class
+    copies: int  # probes at it that copy a training image
+
+
+class StrengthsRecord(TypedDict):
+    """How much noise each image bears (run/strengths.py)."""
+
+    images: int
+    judged: int
+    probes: int  # of each image at each level that was tried
+    ladder: list[float]  # the levels, as shares of a vector's root mean square
+    never: int  # images whose probes miss their class without noise
+    copies: int  # images whose probes copy training images at their strength
+    classes: list[StrengthClassRecord]
+    lowest: list[StrengthImageRecord]
+    highest: list[StrengthImageRecord]
+
+
+class GrowthRecord(TypedDict):
+    """What `dinv grow` added, and what more would bring (run/grow.py); shares in [0, 1]."""
+
+    reason: str  # why it ended
+    added: int
+    images: int  # training images, each held out once
+    synthetic: list[int]  # images that were trained on, in each round and in the end
+    accuracies: list[float]  # of held-out training images, then
+    wanted: list[int]  # images that each class got, in the order of the classes
+    kept: int  # of all that were added, that kept their label as candidates
+    gain: list[float]  # in the end over the first round, low, high
+    sentence: str
+
+
 class TimeLimitRecord(TypedDict):
     """What a run left out to end in time (plan/time_limit.py)."""
 
@@ -355,6 +402,8 @@ class RunRecord(TypedDict):
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
+    growth: NotRequired[GrowthRecord]  # where `dinv grow` added images
+    strengths: NotRequired[StrengthsRecord]  # where noise_strength was auto
     copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
     membership: NotRequired[MembershipRecord]  # where `dinv membership` measured it, of replicate 0
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
