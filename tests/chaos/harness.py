@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
+HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "helpers"))
+sys.path.insert(0, HERE[1])
 
 import no_sync  # noqa: F401
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
@@ -43,7 +44,6 @@ from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import STORES
 from diffusion_inversion.run.verify import verify
 
-HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "helpers"))
 INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
 SAMPLE = SampleSettings(variants=2, inference_steps=2, batch_size=3, guidance_scales=(1.0, 2.0))
 TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1))
