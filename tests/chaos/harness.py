@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "helpers"))
-sys.path.insert(0, HERE[1])
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
 import no_sync  # noqa: F401
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
@@ -44,6 +43,7 @@ from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import STORES
 from diffusion_inversion.run.verify import verify
 
+HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "helpers"))
 INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
 SAMPLE = SampleSettings(variants=2, inference_steps=2, batch_size=3, guidance_scales=(1.0, 2.0))
 TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1))
@@ -102,13 +102,8 @@ def report(bench: Bench, run: Path) -> None:
 
 
 STAGES: dict[str, Callable[[Bench, Path], None]] = {
-    "invert": invert,
-    "sample": sample,
-    "train": train,
-    "report": report,
-}
-
-
+    "invert": invert, "sample": sample, "train": train, "report": report,
+}  # fmt: skip
 REPLICATES = 3
 
 
