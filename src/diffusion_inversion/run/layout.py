@@ -104,6 +104,7 @@ LEDGER = (
     File(TRAIN_FILE, "train", "choice"),
     File(FIDELITY_FILE, "train", "derived"),
     File(settings_file("filter"), "train", "settings"),
+    File(settings_file("copies"), "train", "settings"),
     File(settings_file("train"), "train", "settings"),
     File(RUN_FILE, "report", "derived"),
     File(REPORT_FILE, "report", "derived"),

@@ -30,6 +30,7 @@ from ..train.store import ClassifierStore
 from .attributes import Attributes, add_subgroups
 from .coarseness import Coarseness, read_coarseness
 from .copies import read_audit
+from .fidelity.copies_record import redrawn_picture, redrawn_record
 from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
@@ -108,6 +109,9 @@ def report_stage(
         record["generator"] = made.generator
     if (audit := read_audit(run, splits)) is not None:
         record["copies"] = audit.shown()
+        redrawn = redrawn_record(run, splits.train.class_names, audit.record)
+        if redrawn is not None:
+            record["copies"]["redrawn"] = redrawn
     if made.vectors is not None:
         record["inversion_curve"] = made.vectors.curve
         record["stages"]["invert"] = made.vectors.inverted
@@ -151,7 +155,9 @@ def report_stage(
     if fidelity is not None:
         pictures = replace(pictures, failed=example_images(run, splits.train, fidelity["examples"]))
     if audit is not None:
-        pictures = replace(pictures, copies=audit.picture)
+        again = record["copies"].get("redrawn")
+        later = None if again is None else redrawn_picture(run, splits.train, again)
+        pictures = replace(pictures, copies=audit.picture, redrawn=later)
     ledger.commit(REPORT_FILE, render_report(record, pictures).encode())
     return record
 

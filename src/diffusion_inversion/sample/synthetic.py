@@ -50,15 +50,16 @@ PARENT_VERSIONS = ("source_version", "partner_version", "further_versions")
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
     "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "further_ids",
-    "further_versions", "mixture_weights", "rival_label", "attempt", "failed",
+    "further_versions", "mixture_weights", "rival_label", "attempt", "failed", "copied",
 )  # fmt: skip
+STRENGTHS = ("noise_strength", "interpolation")  # the same for all images of a unit, but where some are drawn again
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
     "label_weight": 1.0, "interpolation_kind": "lerp", "partner": "same-class", "unconditional": "mean",
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
     "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
     "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "mixture_weights": None,
-    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None,
+    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None, "copied": False, "audit": "",
 }  # fmt: skip
 Row = dict[str, Any]
 
@@ -105,6 +106,9 @@ class Columns(TypedDict):
     rival_label: NotRequired[list[int | None]]  # the class that rival_weight is of
     attempt: NotRequired[list[int]]  # of what was drawn again: see `variants.plan_variant`
     failed: NotRequired[list[bool]]  # of that: whether it still shows another class than its label
+    copied: NotRequired[list[bool]]  # of that: whether it still copies a training image
+    noise_strength: NotRequired[list[float]]  # where it differs between images: of what was drawn again
+    interpolation: NotRequired[list[float]]
 
 
 class DrawnUnit(Unit):
@@ -204,6 +208,8 @@ class SyntheticStore:
         }
         digests = commit_many({self.folder / name: data for name, data in files.items()})
         ids = [job_name(row["source_id"], row["variant"]) for row in rows]
+        own = [key for key in VARYING if any(row.get(key) is not None for row in rows)]
+        own += [key for key in STRENGTHS if any(row.get(key) != rows[0].get(key) for row in rows)]
         self.manifest.append(
             {
                 "event": "commit",
@@ -211,10 +217,8 @@ class SyntheticStore:
                 "count": len(rows),
                 "ids": ids,
                 "files": {name: digests[self.folder / name] for name in files},
-                "columns": {
-                    key: [row[key] for row in rows] for key in VARYING if any(row.get(key) is not None for row in rows)
-                },
-                "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
+                "columns": {key: [row[key] for row in rows] for key in own},
+                "shared": {key: value for key, value in rows[0].items() if key not in (*VARYING, *own)},
                 **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
                 **({"blanked": blanked} if blanked else {}),
             }

@@ -39,6 +39,9 @@ class ReportImages:
     # (3, S, S) each, of run.json's examples of failed labels: source, image, and what was drawn again.
     failed: Sequence[tuple[Tensor, Tensor, Tensor | None]] = ()
     copies: bytes | None = None  # PNG of synthetic images above the training images that they are too near to
+    redrawn: bytes | None = (
+        None  # PNG of training images, images too near to them, and what was drawn in place of these
+    )
 
     def __post_init__(self) -> None:
         rows, sides = len(self.real), self.real.shape[1:]

@@ -327,7 +327,8 @@ class RunRecord(TypedDict):
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
-    copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
+    # What `CopyAudit.record` has, of the pairs those that the report shows; `redrawn`: see fidelity/copies_record.py.
+    copies: NotRequired[dict[str, Any]]
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     time_limit: NotRequired[TimeLimitRecord]
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
