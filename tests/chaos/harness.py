@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
+from diffusion_inversion.config.commands import AuditSettings
 from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.config.sampling import RetrieveSettings, SampleSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
@@ -141,7 +142,16 @@ def redrawn(bench: Bench, run: Path) -> None:
     )  # fmt: skip
 
 
-JOBS = STAGES | {"replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn}
+def uncopied(bench: Bench, run: Path) -> None:
+    """Training and report of a run after stage 2; what copies a training image is drawn again first."""
+    splits, copies = open_splits(run), AuditSettings(planted=0)
+    results = pipeline.train_stage(run, splits, TRAIN, "cpu", copies=copies, generator=bench.generator())
+    pipeline.report_stage(run, splits, results, TRAIN, "dinv run data")
+
+
+JOBS = STAGES | {
+    "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "uncopied": uncopied,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
