@@ -79,7 +79,11 @@ class CopyGate:
         jobs = zip(*(one.to_pylist() for one in store.table("file_name", "source_id", "variant").columns), strict=True)
         job_of = {name: job_name(*job) for name, *job in jobs}
         limits = self._thresholds
-        return {job_of[pair["file"]]: int(pair["score"] < NEAR * limits[pair["view"]]) for pair in self.record["pairs"]}
+        return {  # what `dinv grow` added is not in the store, and never drawn again
+            job_of[pair["file"]]: self._many + (pair["score"] < NEAR * limits[pair["view"]])
+            for pair in self.record["pairs"]
+            if pair["file"] in job_of
+        }
 
 
 def recorded_copies(run: Path) -> AuditSettings | None:

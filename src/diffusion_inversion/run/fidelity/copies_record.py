@@ -31,7 +31,7 @@ def redrawn_record(run: Path, class_names: tuple[str, ...], audit: Mapping[str, 
     columns = ("file_name", "source_id", "variant", "attempt", "failed", "copied", "noise_strength", "interpolation")
     rows = again.table(*columns).to_pylist() if again.manifest.units() else []
     drawn = {job_name(row["source_id"], row["variant"]): row for row in rows}
-    pairs = [(pair, drawn.get(job_of[pair["file"]])) for pair in audit["pairs"]]
+    pairs = [(pair, drawn.get(job_of.get(pair["file"], ""))) for pair in audit["pairs"]]
     passed = [row is not None and not row["failed"] and not row["copied"] for _, row in pairs]
     of_class = Counter(pair["class"] for pair, _ in pairs)
     left = Counter(pair["class"] for (pair, _), good in zip(pairs, passed, strict=True) if not good)

@@ -26,6 +26,7 @@ from ...generator.safety import ATTEMPTS, SafetyChecker, draw_safely, load_safet
 from ...invert.embeddings import Embeddings
 from ...sample.drawing import in_parts
 from ...sample.sampling import check, metadata_row
+from ...sample.strengths import Strengths, of_source
 from ...sample.synthetic import Row, SyntheticStore, parse_job
 from ...sample.variants import VariantPlan, draw_images, plan_variant
 from ..layout import REDRAWN
@@ -58,7 +59,9 @@ def stronger(settings: SampleSettings, level: int) -> SampleSettings:
     alpha = settings.interpolation
     if 0 <= alpha < 0.5 and settings.partner != "other-class":
         alpha += (0.5 - alpha) * min(level, FARTHEST) / FARTHEST
-    noise = min(settings.noise_strength + NOISE_STEP * level, 10.0)
+    noise = settings.noise_strength
+    if noise != "auto":
+        noise = min(noise + NOISE_STEP * level, 10.0)
     return settings.model_copy(update={"noise_strength": noise, "interpolation": alpha})
 
 
@@ -76,6 +79,7 @@ def draw_again(
     examine: Examine,
     made_by: dict[str, str],
     levels: Mapping[str, int],
+    strengths: Strengths | None = None,
 ) -> None:
     """Draw those of the variants, by `job_name`, that the store of a run lacks, until `examine` lets them pass.
 
@@ -94,15 +98,18 @@ def draw_again(
     checker = load_safety_checker(generator) if settings.safety_checker else None
     row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
 
+    def own(source_id: str, level: int) -> SampleSettings:
+        return stronger(of_source(settings, strengths, source_id), level)
+
     def plan(source_id: str, variant: int, attempt: int, level: int) -> VariantPlan:
-        return plan_variant(embeddings, generator, stronger(settings, level), row_of[source_id], variant, attempt)
+        return plan_variant(embeddings, generator, own(source_id, level), row_of[source_id], variant, attempt)
 
     def draw(plans: list[VariantPlan]) -> Tensor:
         parts = partial(in_parts, partial(draw_images, embeddings, generator, settings=settings), plans)
         return within_memory(parts, len(plans))[0]
 
     def describe(plan: VariantPlan, level: int) -> Row:
-        row = metadata_row(embeddings, generator, stronger(settings, level), plan)
+        row = metadata_row(embeddings, generator, own(embeddings.ids[plan.source], level), plan)
         return row | {"attempt": plan.attempt, **made_by}
 
     with timed(store.manifest), track("draw again", missing) as advance:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config.fidelity import FilterSettings
-from ...config.sampling import SampleSettings
 from ...data.images import LabelledImages
 from ...data.soft_labels import SoftLabels
 from ...engine.frozen_settings import freeze_settings, settings_file
@@ -32,9 +31,11 @@ from ...train.choosing import Material
 from ...train.evaluation import calibration_error
 from ...train.fidelity import replaced, rivals
 from ...train.store import ClassifierStore
-from ..layout import FIDELITY_FILE, GENERATOR_FILE, REDRAWN
+from ..drawn_with import generator_of, sampling_of
+from ..layout import FIDELITY_FILE, REDRAWN
 from ..methods import method_of
 from ..report.record import JudgeRecord
+from ..strengths import strengths_for
 from .copies import CopyGate
 from .judging import Judges, Opinion
 from .redraw import Faults, draw_again, redrawn_store
@@ -258,6 +259,8 @@ def _redrawn(
     """The material with images (N,) bool that are bad drawn again where that passes, and which (N,) bool did."""
     embeddings, names = read_embeddings(run), made.synthetic.class_names
     store, original = redrawn_store(run, names), SyntheticStore(run, names)
+    there = {*original.table("file_name")["file_name"].to_pylist()}  # what was grown is left out instead
+    bad = bad & torch.tensor([name in there for name in made.synthetic.ids])
     jobs = _jobs(original, made.synthetic.ids, bad)
     made_by = {"judge": "" if judges is None else judges.key, "audit": "" if gate is None else gate.key}
     with briefly(run, REDRAWN):
@@ -268,18 +271,8 @@ def _redrawn(
             store.remove(stale)
     done = {job for record in store.manifest.units().values() for job in record["ids"]}
     if not done.issuperset(jobs):
-        device = "auto" if gate is None else gate.settings.device
-        device = device if judges is None else str(judges.device)
-        recorded, made_with = Ledger(run).read_json(settings_file("sample")), Ledger(run).read_json(GENERATOR_FILE)
-        loaded = generator or Generator.load(
-            made_with["source"],
-            made_with["revision"],
-            device,
-            made_with["dtype"],
-        )
-        settings = SampleSettings(
-            **recorded["settings"], variants=original.variants(), safety_checker="safety_checker" in recorded
-        )
+        device = gate.settings.device if judges is None and gate is not None else str(judges.device)
+        loaded, settings = generator or generator_of(run, device), sampling_of(run, names)
 
         def examine(images: Tensor, rows: Sequence[Row]) -> Faults:
             none = torch.zeros(len(images), dtype=torch.bool)
@@ -292,7 +285,9 @@ def _redrawn(
             return Faults(judges.opinion(images, labels, [row["source_id"] for row in rows], second).failed, copied)
 
         levels = {} if gate is None else gate.levels(original)
-        draw_again(run, jobs, embeddings, loaded, settings, examine, made_by, levels)
+        real = gate.real if judges is None and gate is not None else judges.real
+        strengths = strengths_for(run, embeddings, loaded, settings, real)
+        draw_again(run, jobs, embeddings, loaded, settings, examine, made_by, levels, strengths)
     return _in_place(made, jobs, bad, store)
 
 
