@@ -20,6 +20,7 @@ from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.copies import audit_run
+from diffusion_inversion.run.export.images import SyntheticImages
 from diffusion_inversion.run.fidelity.copies import CopyGate, copy_gate, recorded_copies
 from diffusion_inversion.run.fidelity.redraw import TRIES, redrawn_store, stronger
 from diffusion_inversion.run.fidelity.stage import filtered
@@ -150,6 +151,23 @@ def test_what_is_damaged_is_made_again_and_what_is_forgotten_is_gone(whole: Path
     assert not (run / "audit.json").exists() and not (run / "redrawn").exists()
     assert [path for path in run.rglob("*.json*") if path.is_file() and victim in path.read_text()] == []
     assert verify(run).findings == () and recorded_copies(run) == REDRAW.model_copy(update={"device": "auto"})
+
+
+def test_what_leaves_the_house_copies_nothing(whole: Path, tmp_path: Path) -> None:
+    gate, images = gate_of(run := Path(shutil.copytree(whole, tmp_path / "run"))), SyntheticImages.of(whole)
+    flagged = {pair["file"] for pair in gate.record["pairs"]}
+    found = {one.name: one.png for one in images}
+    assert (
+        len(found)
+        == len(material(run).synthetic) - json.loads((run / "run.json").read_text())["copies"]["redrawn"]["left"]
+    )
+    copied = {name: (run / "synthetic" / name).read_bytes() for name in flagged}
+    assert images.again <= flagged and images.again
+    assert all(found[name] == (run / "redrawn" / name).read_bytes() for name in images.again)
+    assert not any(found.get(name) == png for name, png in copied.items())
+    Ledger(run).drop("audit.json")
+    with pytest.raises(UsageError, match="not all images were compared"):
+        SyntheticImages.of(run)
 
 
 def test_how_copies_were_treated_stays_as_it_was(whole: Path, tmp_path: Path) -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...data.images import LabelledImages
+from ...engine.ledger import Ledger
+from ...errors import UsageError
 from ...generator.safety import ATTEMPTS
 from ...sample.synthetic import SyntheticStore, job_name, read_images
 from ..copies import mosaic
+from ..layout import AUDIT_FILE
 from .copies import recorded_copies
 from .redraw import TRIES, redrawn_store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 EXAMPLES = 8  # images that are shown, at most
 
@@ -59,6 +65,31 @@ def redrawn_record(run: Path, class_names: tuple[str, ...], audit: Mapping[str, 
             if row is not None
         ][:EXAMPLES],
     }
+
+
+def without_copies(run: Path, store: SyntheticStore, table: pa.Table) -> tuple[pa.Table, frozenset[str]]:
+    """A table of a run's images as `store.table` has it, without those that copy a training image.
+
+    In their place what was drawn again and passed, with the names of these, which lie in RUN/redrawn. The table as it
+    is where copies were not drawn again. Raises UsageError where nobody looked for copies in all of these images.
+    """
+    import pyarrow as pa
+
+    if recorded_copies(run) is None:
+        return table, frozenset()
+    audit = Ledger(run).read_json(AUDIT_FILE)
+    if audit is None or audit["copies"]["n"] < len(table):
+        raise UsageError(f"{run}: not all images were compared with the training images. `dinv train {run}` does it.")
+    copies = {pair["file"] for pair in audit["pairs"]}
+    kept = table.filter([name not in copies for name in table["file_name"].to_pylist()])
+    later = redrawn_store(run, store.class_names)
+    if not later.manifest.units():
+        return kept, frozenset()
+    again = later.table(*table.column_names)
+    faults = zip(*(one.to_pylist() for one in later.table("file_name", "failed", "copied").columns), strict=True)
+    again = again.filter([name in copies and not failed and not copied for name, failed, copied in faults])
+    both = pa.concat_tables([kept, again], promote_options="permissive").sort_by("file_name")
+    return both, frozenset(again["file_name"].to_pylist())
 
 
 def redrawn_picture(run: Path, train: LabelledImages, record: Mapping[str, Any]) -> bytes | None:
