@@ -79,7 +79,7 @@ def part_view(device: torch.device) -> View:
     The distance is of the better half of the parts, wherever they are found: so of what is shifted, cut out, mirrored,
     or joined from two images.
     """
-    lite0 = load_lite0().to(device, memory_format=torch.channels_last)
+    lite0 = load_lite0().to(device).to(memory_format=torch.channels_last)
     prepare = Preprocessing(INPUT_SIZE, "bilinear", (0.5,) * 3, (0.5,) * 3)
     images_at_once, known_at_once = (_AT_ONCE, _AT_ONCE) if device.type == "cpu" else (64, 256)
 

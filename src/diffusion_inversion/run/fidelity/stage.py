@@ -271,7 +271,11 @@ def _redrawn(
             store.remove(stale)
     done = {job for record in store.manifest.units().values() for job in record["ids"]}
     if not done.issuperset(jobs):
-        device = gate.settings.device if judges is None and gate is not None else str(judges.device)
+        if judges is not None:
+            real, device = judges.real, str(judges.device)
+        else:
+            assert gate is not None  # one of the two found what is bad
+            real, device = gate.real, gate.settings.device
         loaded, settings = generator or generator_of(run, device), sampling_of(run, names)
 
         def examine(images: Tensor, rows: Sequence[Row]) -> Faults:
@@ -285,7 +289,6 @@ def _redrawn(
             return Faults(judges.opinion(images, labels, [row["source_id"] for row in rows], second).failed, copied)
 
         levels = {} if gate is None else gate.levels(original)
-        real = gate.real if judges is None and gate is not None else judges.real
         strengths = strengths_for(run, embeddings, loaded, settings, real)
         draw_again(run, jobs, embeddings, loaded, settings, examine, made_by, levels, strengths)
     return _in_place(made, jobs, bad, store)
