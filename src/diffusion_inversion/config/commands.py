@@ -110,9 +110,10 @@ class AuditSettings(Settings):
     "Carlini" is Carlini et al., arXiv 2301.13188, section 5.1.
     """
 
-    copies: Literal["report", "refuse", "off"] = setting(
-        "report",
-        "name images that copy training images, end the run where that is beyond chance, or do not look",
+    copies: Literal["redraw", "report", "refuse", "off"] = setting(
+        "redraw",
+        "images that copy training images are drawn again or else left out, only named, end the run where they are "
+        "more than chance explains, or are not looked for",
         "ours",
     )
     false_positives: float = setting(

@@ -116,6 +116,7 @@ LEDGER = (
     File(TRAIN_FILE, "train", "choice"),
     File(FIDELITY_FILE, "train", "derived"),
     File(settings_file("filter"), "train", "settings"),
+    File(settings_file("copies"), "train", "settings"),
     File(settings_file("train"), "train", "settings"),
     File(MEMBERSHIP_FILE, "train", "derived"),
     File(RUN_FILE, "report", "derived"),

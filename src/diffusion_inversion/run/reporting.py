@@ -30,6 +30,7 @@ from ..train.store import ClassifierStore
 from .attributes import Attributes, add_subgroups
 from .coarseness import Coarseness, read_coarseness
 from .copies import read_audit
+from .fidelity.copies_record import redrawn_picture, redrawn_record
 from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
@@ -112,6 +113,9 @@ def report_stage(
         record["generator"] = made.generator
     if (audit := read_audit(run, splits)) is not None:
         record["copies"] = audit.shown()
+        redrawn = redrawn_record(run, splits.train.class_names, audit.record)
+        if redrawn is not None:
+            record["copies"]["redrawn"] = redrawn
     if (membership := read_membership(run, splits)) is not None:
         record["membership"] = {key: membership[key] for key in SHOWN}  # type: ignore[typeddict-item]
     if made.vectors is not None:
@@ -165,7 +169,9 @@ def report_stage(
     if noise is not None:
         pictures = replace(pictures, strengths=strength_images(run, splits.train, noise))
     if audit is not None:
-        pictures = replace(pictures, copies=audit.picture)
+        again = record["copies"].get("redrawn")
+        later = None if again is None else redrawn_picture(run, splits.train, again)
+        pictures = replace(pictures, copies=audit.picture, redrawn=later)
     ledger.commit(REPORT_FILE, render_report(record, pictures).encode())
     return record
 

@@ -50,7 +50,7 @@ PARENT_VERSIONS = ("source_version", "partner_version", "further_versions")
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
     "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "further_ids",
-    "further_versions", "mixture_weights", "rival_label", "attempt", "failed", "noise_strength",
+    "further_versions", "mixture_weights", "rival_label", "attempt", "failed", "copied", "noise_strength",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
@@ -58,7 +58,7 @@ EARLIER: dict[str, Any] = {
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
     "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
     "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "mixture_weights": None,
-    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None,
+    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None, "copied": False, "audit": "",
 }  # fmt: skip
 Row = dict[str, Any]
 
@@ -106,6 +106,8 @@ class Columns(TypedDict):
     attempt: NotRequired[list[int]]  # of what was drawn again: see `variants.plan_variant`
     noise_strength: NotRequired[list[float]]  # earlier versions had it in `shared`
     failed: NotRequired[list[bool]]  # of that: whether it still shows another class than its label
+    copied: NotRequired[list[bool]]  # of that: whether it still copies a training image
+    interpolation: NotRequired[list[float]]  # where it differs between images: of what was drawn again
 
 
 class DrawnUnit(Unit):
@@ -207,6 +209,9 @@ class SyntheticStore:
         }
         digests = commit_many({self.folder / name: data for name, data in files.items()})
         ids = [job_name(row["source_id"], row["variant"]) for row in rows]
+        own = [key for key in VARYING if any(row.get(key) is not None for row in rows)]
+        if any(row.get("interpolation") != rows[0].get("interpolation") for row in rows):  # drawn again, some farther
+            own.append("interpolation")
         self.manifest.append(
             {
                 "event": "commit",
@@ -214,10 +219,8 @@ class SyntheticStore:
                 "count": len(rows),
                 "ids": ids,
                 "files": {name: digests[self.folder / name] for name in files},
-                "columns": {
-                    key: [row[key] for row in rows] for key in VARYING if any(row.get(key) is not None for row in rows)
-                },
-                "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
+                "columns": {key: [row[key] for row in rows] for key in own},
+                "shared": {key: value for key, value in rows[0].items() if key not in (*VARYING, *own)},
                 **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
                 **({"blanked": blanked} if blanked else {}),
             }

@@ -53,7 +53,8 @@ def _body(images: SyntheticImages, record: RunRecord | None, source: str, source
     yield "- Each row names its source and partner, seed, guidance and the weight of its label."
     yield "- Images may be near to their sources. Learned vectors, which would draw these again, are not here."
     if record is not None and "copies" in record:
-        yield f"- {_text(sentence(record['copies']))}."
+        then = " Of these none is here." if "redrawn" in record["copies"] else ""
+        yield f"- {_text(sentence(record['copies']))}.{then}"
     yield "\n## What they were measured to do"
     yield from _measured(record)
 

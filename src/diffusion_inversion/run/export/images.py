@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ...engine.untrusted import inside
 from ...errors import DataError
 from ...sample.synthetic import COLUMNS
+from ..fidelity.copies_record import without_copies
 from ..images import read_record
+from ..layout import REDRAWN
 from ..methods import images_store
 
 if TYPE_CHECKING:
@@ -36,15 +38,19 @@ class SyntheticImages:
     folder: Path
     class_names: tuple[str, ...]
     table: pa.Table
+    again: frozenset[str] = frozenset()  # names of those that were drawn again, in a folder of their own
 
     @classmethod
     def of(cls, run: Path) -> SyntheticImages:
-        """Those of a run folder. Raises UsageError where stage 2 has not finished."""
+        """Those of a run folder, where copies of training images were drawn again without these (`without_copies`).
+
+        Raises UsageError where stage 2 has not finished, or nobody looked for copies in what was drawn since.
+        """
         record = read_record(run)
         store = images_store(run, () if record is None else tuple(record["class_names"]))
-        table = store.asked_for(store.table())
+        table, again = without_copies(run, store, store.asked_for(store.table()))
         known = [name for name in table.column_names if table[name].null_count < len(table)]
-        return cls(run, store.folder, store.class_names, table.select(known))
+        return cls(run, store.folder, store.class_names, table.select(known), again)
 
     @property
     def size(self) -> int:
@@ -70,7 +76,7 @@ class SyntheticImages:
                 yield SyntheticImage(name, png, label, row)
 
     def _path(self, name: str) -> Path:
-        path = inside(self.folder, name)
+        path = inside(self.run / REDRAWN if name in self.again else self.folder, name)
         if not path.is_file():
             raise DataError(f"{path}: listed in the manifest but missing. {self._remedy}")
         return path

@@ -309,7 +309,8 @@ class RunRecord(TypedDict):
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
     growth: NotRequired[GrowthRecord]  # where `dinv grow` added images
     strengths: NotRequired[StrengthsRecord]  # where noise_strength was auto
-    copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
+    # What `CopyAudit.record` has, of the pairs those that the report shows; `redrawn`: see fidelity/copies_record.py.
+    copies: NotRequired[dict[str, Any]]
     membership: NotRequired[MembershipRecord]  # where `dinv membership` measured it, of replicate 0
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     time_limit: NotRequired[TimeLimitRecord]
