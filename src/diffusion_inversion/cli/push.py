@@ -21,7 +21,8 @@ def push(*, run: Run, pushing: Given[PushSettings]) -> dict[str, Any]:
         count = write_publication(run, settings)
     summary = {"out": str(settings.out), "hub_id": settings.hub_id, "images": count, "licence": settings.licence}
     if settings.dry_run:
-        text = f"{count} images with their card: {settings.out}. Nothing was uploaded; rows name files of your data."
+        names = "; rows name files of your data" if settings.source_ids == "plain" else ""
+        text = f"{count} images with their card: {settings.out}. Nothing was uploaded{names}."
         return {**summary, "uploaded": False, "text": text}
     address = upload(settings)
     return {**summary, "uploaded": True, "address": address, "text": f"{count} images: {address}"}

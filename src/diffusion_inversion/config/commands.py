@@ -69,6 +69,18 @@ class PredictSettings(Settings):
     root: str | None = same(DataSettings, "root")
 
 
+SourceIds = Literal["hashed", "plain", "none"]
+
+
+def source_ids() -> Any:
+    return setting(
+        "hashed",
+        "what images, tables and names of files have in place of ids of your data: hashes by a salt that stays in the "
+        "run, the ids, or nothing",
+        "ours",
+    )
+
+
 class ExportSettings(Settings):
     """What of a run is written for other programs, and how."""
 
@@ -77,6 +89,7 @@ class ExportSettings(Settings):
     )
     out: Path = setting(..., "folder to make; one that holds anything is refused")
     arm: str | None = arm_of_use()
+    source_ids: SourceIds = source_ids()
 
 
 class PushSettings(Settings):
@@ -88,6 +101,7 @@ class PushSettings(Settings):
     licence: str | None = setting(
         None, "licence id of the hub, such as cc-by-4.0", unset="other where DATA names a licence, else unknown"
     )
+    source_ids: SourceIds = source_ids()
     public: bool = setting(False, "let everybody see the data set; else it is private")
     update: bool = setting(False, "write over a data set that exists")
 

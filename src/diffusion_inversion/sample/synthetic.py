@@ -29,6 +29,7 @@ from ..engine.units import unit_name
 from ..engine.untrusted import inside
 from ..errors import DataError, UsageError
 from .png import encode_png, read_pngs
+from .xmp import is_generated, packet, with_xmp
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -193,13 +194,15 @@ class SyntheticStore:
     def commit(self, images: Tensor, rows: list[Row], *, at_once: int | None = None, blanked: int = 0) -> None:
         """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record.
 
+        Each PNG that a model drew says so (`xmp.packet`).
+
         `at_once` is how many of them were computed at a time, all of them by default; `blanked` how many drawings a
         safety checker refused.
         """
         files = {
             file_name(
                 self.class_names[row["label"]], row["source_id"], row["variant"], self._folders.get(row["label"])
-            ): encode_png(image)
+            ): _marked(encode_png(image), row)
             for image, row in zip(images, rows, strict=True)
         }
         digests = commit_many({self.folder / name: data for name, data in files.items()})
@@ -303,6 +306,12 @@ class SyntheticStore:
         for name in deleted:
             inside(self.folder, name).unlink(missing_ok=True)
         return len(deleted)
+
+
+def _marked(png: bytes, row: Row) -> bytes:
+    """The PNG with what made it, where a model did: its hash, not its name, since folders move."""
+    method = row.get("method", EARLIER["method"])
+    return with_xmp(png, packet(method, generator_hash=row["generator_hash"])) if is_generated(method) else png
 
 
 def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledImages:

@@ -30,7 +30,7 @@ def write_publication(run: Path, settings: PushSettings) -> int:
     require_empty(settings.out)
     if method_of(run).name == RETRIEVAL:
         raise UsageError(f"{run}: images of a pool are photographs of others; publish them by their own licences.")
-    images, recorded = SyntheticImages.of(run), read_record(run)
+    images, recorded = SyntheticImages.of(run, settings.source_ids), read_record(run)
     require_room_for(images, settings.out)
     name = "images drawn from prompts" if recorded is None else recorded["name"]
     source_licence = "" if recorded is None else recorded["licence"]

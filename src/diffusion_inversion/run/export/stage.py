@@ -32,7 +32,7 @@ OF_IMAGES: dict[str, Callable[[SyntheticImages, Path, Advance], None]] = {
     "fiftyone": fiftyone.write,
     "coco-classification": coco.write,
 }
-_BESIDE = 2000  # bytes that a format adds to an image: its row, its place in a tar file
+_BESIDE = 8000  # bytes that an export adds to an image: its XMP, its signature, its row, its place in a tar file
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def export(run: Path, settings: ExportSettings) -> Exported:
     if settings.to in OF_IMAGES:
         if settings.arm is not None:
             raise UsageError(f"--arm {settings.arm}: names classifiers; leave it out with --to {settings.to}.")
-        return export_images(run, settings.to, settings.out)
+        return export_images(run, settings)
     if settings.to == "onnx":
         onnx.require()
     found, record = trained(run, settings.arm), read_record(run)
@@ -69,12 +69,12 @@ def export(run: Path, settings: ExportSettings) -> Exported:
     return Exported(count, f"classifiers of arm {found.arm} ({found.why})")
 
 
-def export_images(run: Path, to: str, out: Path) -> Exported:
+def export_images(run: Path, settings: ExportSettings) -> Exported:
     """Write the synthetic images of a run in a format of `OF_IMAGES`."""
-    images = SyntheticImages.of(run)
-    require_room_for(images, out)
-    with new_folder(out) as folder, track("export", len(images)) as advance:
-        OF_IMAGES[to](images, folder, advance)
+    images = SyntheticImages.of(run, settings.source_ids)
+    require_room_for(images, settings.out)
+    with new_folder(settings.out) as folder, track("export", len(images)) as advance:
+        OF_IMAGES[settings.to](images, folder, advance)
     return Exported(len(images), "synthetic images")
 
 
