@@ -1,4 +1,4 @@
-"""Where an image comes from: what a PNG says of itself, ids of sources as salted hashes, and what is no model's work."""
+"""Where an image comes from: what its file says, ids of sources as salted hashes, and what is no model's work."""
 
 from __future__ import annotations
 

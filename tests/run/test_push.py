@@ -20,8 +20,9 @@ from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import PushSettings
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import DinvError, UsageError
+from diffusion_inversion.run.export.describe import grid
 from diffusion_inversion.run.export.images import SyntheticImages
-from diffusion_inversion.run.export.publish import grid, upload, write_publication
+from diffusion_inversion.run.export.publish import upload, write_publication
 
 ID = "someone/cells"
 
@@ -95,7 +96,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.fixture(scope="module")
 def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("push") / "cells"
-    assert write_publication(finished, asked(out)) == 24
+    assert write_publication(finished, asked(out)).count == 24
     return out
 
 
@@ -108,7 +109,7 @@ def test_the_folder_is_a_data_set_with_its_card(finished: Path, folder: Path, tm
     from huggingface_hub import DatasetCard
 
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    assert files == ["README.md", "data/train-00000-of-00001.parquet", "samples.png"]
+    assert files == ["README.md", "croissant.json", "data/train-00000-of-00001.parquet", "samples.png"]
     rows = load_dataset(str(folder), cache_dir=str(tmp_path))["train"]
     assert len(rows) == 24 and rows.features["label"].names == ["cat", "dog"]
     card = DatasetCard.load(folder / "README.md")
@@ -131,7 +132,7 @@ def test_names_of_others_are_text_in_the_card(run: Path, tmp_path: Path) -> None
     header, body = text.removeprefix("---\n").split("\n---\n", 1)
     assert "license: other" in header and "Not measured." in body
     assert "<img" not in body and "[b](" not in body and "\n---\n" not in body
-    assert r"its licence: CC BY-NC 4.0: \*no\* trade" in body
+    assert r"CC-BY-NC-4.0 (attribution, non-commercial)" in body and "<img" not in json.dumps(body)
 
 
 def test_the_card_says_what_an_audit_and_a_filter_found(run: Path, tmp_path: Path) -> None:
@@ -143,6 +144,26 @@ def test_the_card_says_what_an_audit_and_a_filter_found(run: Path, tmp_path: Pat
     text = (tmp_path / "out" / "README.md").read_text()
     assert "6 of 24 synthetic images are nearer to a training image" in text
     assert "trained with --filter drop. The images here are the first drawings" in text and "3 of 20 show" in text
+
+
+def test_a_licence_that_the_source_excludes_is_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+    record = json.loads((run / "data.json").read_text())
+    record |= {"licence": "CC BY-NC-SA 4.0: non-commercial use only"}
+    Ledger(run).commit("data.json", json.dumps(record).encode(), note={"source": record["source"]})
+    command = ["push", str(run), ID, "--out", str(tmp_path / "out"), "--dry-run"]
+    refused = CliRunner().invoke(app, [*command, "--licence", "apache-2.0"])
+    assert refused.exit_code == 2 and not (tmp_path / "out").exists(), refused.output
+    assert "without non-commercial, share-alike of the source train (CC-BY-NC-SA-4.0)" in refused.stderr
+    assert "Ask for cc-by-nc-sa-4.0, or leave --licence out." in refused.stderr
+    done = CliRunner().invoke(app, [*command, "--licence", "cc-by-nc-sa-4.0", "--json"])
+    lines = json.loads(done.stdout)["licences"]
+    assert "licence of the source train: CC-BY-NC-SA-4.0 (attribution, non-commercial, share-alike)" in lines
+    assert "licence of the generator toy: none named; find out before you pass images on" in lines
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc-by-nc-sa-4.0" in text and "## Licences\n- Licence of the source train: CC-BY-NC-SA-4.0" in text
+    again = CliRunner().invoke(app, ["export", str(run), "--to", "coco-classification", "--out", str(tmp_path / "b")])
+    assert again.exit_code == 0 and "licence of the source train: CC-BY-NC-SA-4.0" in again.stdout
+    assert "license: other" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_the_picture_has_a_row_for_each_class(finished: Path) -> None:

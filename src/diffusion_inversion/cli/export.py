@@ -19,5 +19,6 @@ def export(*, run: Run, exporting: Given[ExportSettings]) -> dict[str, Any]:
     settings = exporting.settings()
     with hold(run):
         done = write(run, settings)
-    text = f"{done.count} {done.what} as {settings.to}: {settings.out}"
-    return {"out": str(settings.out), "to": settings.to, "count": done.count, "what": done.what, "text": text}
+    text = "\n".join([f"{done.count} {done.what} as {settings.to}: {settings.out}", *done.licences])
+    summary = {"out": str(settings.out), "to": settings.to, "count": done.count, "what": done.what}
+    return {**summary, "licences": list(done.licences), "text": text}

@@ -18,11 +18,13 @@ def push(*, run: Run, pushing: Given[PushSettings]) -> dict[str, Any]:
 
     settings = pushing.settings()
     with hold(run):
-        count = write_publication(run, settings)
-    summary = {"out": str(settings.out), "hub_id": settings.hub_id, "images": count, "licence": settings.licence}
+        done = write_publication(run, settings)
+    summary = {"out": str(settings.out), "hub_id": settings.hub_id, "images": done.count, "licence": settings.licence}
+    summary["licences"] = list(done.licences)
     if settings.dry_run:
         names = "; rows name files of your data" if settings.source_ids == "plain" else ""
-        text = f"{count} images with their card: {settings.out}. Nothing was uploaded{names}."
-        return {**summary, "uploaded": False, "text": text}
+        text = f"{done.count} images with their card: {settings.out}. Nothing was uploaded{names}."
+        return {**summary, "uploaded": False, "text": "\n".join([text, *done.licences])}
     address = upload(settings)
-    return {**summary, "uploaded": True, "address": address, "text": f"{count} images: {address}"}
+    text = "\n".join([f"{done.count} images: {address}", *done.licences])
+    return {**summary, "uploaded": True, "address": address, "text": text}

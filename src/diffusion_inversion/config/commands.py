@@ -70,6 +70,7 @@ class PredictSettings(Settings):
 
 
 SourceIds = Literal["hashed", "plain", "none"]
+ImageFormat = Literal["imagefolder", "webdataset", "parquet", "fiftyone", "coco-classification"]
 
 
 def source_ids() -> Any:
@@ -81,14 +82,19 @@ def source_ids() -> Any:
     )
 
 
+def asked_licence(unset: str) -> Any:
+    return setting(None, "licence of the images: an id of SPDX or of the hub, such as cc-by-4.0, or words", unset=unset)
+
+
 class ExportSettings(Settings):
     """What of a run is written for other programs, and how."""
 
-    to: Literal["onnx", "safetensors", "imagefolder", "webdataset", "parquet", "fiftyone", "coco-classification"] = (
-        setting(..., "of the classifiers the first two, of the synthetic images the others")
+    to: Literal["onnx", "safetensors", ImageFormat] = setting(
+        ..., "of the classifiers the first two, of the synthetic images the others"
     )
     out: Path = setting(..., "folder to make; one that holds anything is refused")
     arm: str | None = arm_of_use()
+    licence: str | None = asked_licence("none is named; terms of the sources are said all the same")
     source_ids: SourceIds = source_ids()
 
 
@@ -98,9 +104,7 @@ class PushSettings(Settings):
     hub_id: str = setting(..., "<owner>/<name> of the data set", option="HUB_ID")
     out: Path = setting(..., "folder to make of what is uploaded; one that holds anything is refused")
     dry_run: bool = setting(False, "make the folder and upload nothing")
-    licence: str | None = setting(
-        None, "licence id of the hub, such as cc-by-4.0", unset="other where DATA names a licence, else unknown"
-    )
+    licence: str | None = asked_licence("other where DATA names a licence, else unknown")
     source_ids: SourceIds = source_ids()
     public: bool = setting(False, "let everybody see the data set; else it is private")
     update: bool = setting(False, "write over a data set that exists")

@@ -27,9 +27,7 @@ FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the 
 TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
 AUDIT_FILE, AUDIT_PICTURE = "audit.json", "audit.png"  # copies of training images, and the pairs that are nearest
-SALT_FILE = (
-    "export-salt.json"  # that hashes the ids of sources in what leaves the run; in no export (export/source_ids.py)
-)
+SALT_FILE = "export-salt.json"  # hashes ids of sources in what leaves the run; part of no export
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
 REPLICATES = "replicates"

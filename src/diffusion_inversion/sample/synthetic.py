@@ -42,7 +42,7 @@ COLUMNS = (
     "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
     "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
     "clip", "clip_hash", "confidence", "answers", "further_ids", "further_versions", "mixture_weights",
-    "shared_noise", "rival_weight", "rival_label",
+    "shared_noise", "rival_weight", "rival_label", "generator_licence",
 )  # fmt: skip
 # The real images that one was made from, and the versions of their vectors; what `parents` takes.
 PARENTS = ("source_id", "partner_id", "further_ids")
@@ -59,7 +59,7 @@ EARLIER: dict[str, Any] = {
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
     "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
     "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "mixture_weights": None,
-    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None,
+    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None, "generator_licence": "",
 }  # fmt: skip
 Row = dict[str, Any]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from ...config.commands import SourceIds
 from ...engine.untrusted import inside
 from ...errors import DataError
 from ...sample.synthetic import COLUMNS
-from ...sample.xmp import packet, with_xmp
+from ...sample.xmp import is_generated, packet, with_xmp
 from ..images import read_record
 from ..methods import images_store
 from .source_ids import named_as
@@ -72,6 +72,16 @@ class SyntheticImages:
     def metadata(self) -> pa.Table:
         """Name, label and provenance of every image, in the order of `__iter__`."""
         return self.table.select([name for name in COLUMNS if name in self.table.column_names])
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a model drew all of them; else some are photographs of a pool."""
+        return all(map(is_generated, self.table["method"].unique().to_pylist()))
+
+    def some(self, places: Iterable[int]) -> Iterator[tuple[int, SyntheticImage]]:
+        """Those of some rows of the table, each with its row, unsigned."""
+        rows = sorted(places)
+        return zip(rows, replace(self, table=self.table.take(rows), sign=None), strict=True)
 
     def __len__(self) -> int:
         return len(self.table)

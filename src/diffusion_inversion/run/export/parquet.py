@@ -9,7 +9,9 @@ from pathlib import Path
 from ...data.tables import class_label_metadata
 from .images import SyntheticImages
 
-FILE = "data/train-00000-of-00001.parquet"  # where `load_dataset(folder)` looks for the split train
+FOLDER = "data"
+FILE = f"{FOLDER}/train-00000-of-00001.parquet"  # where `load_dataset(folder)` looks for the split train
+PATTERN = f"{FOLDER}/train-*.parquet"
 _ROWS = 100  # of a row group: what a reader holds at once
 
 

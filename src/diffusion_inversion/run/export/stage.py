@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...config.commands import ExportSettings
+from ...config.commands import ExportSettings, ImageFormat
 from ...engine.disk import require_room
 from ...engine.progress import track
 from ...engine.store import PARTIAL_PREFIX, disk_errors, sync_folder
@@ -18,6 +18,8 @@ from ...errors import UsageError
 from ..images import read_record
 from ..trained import Trained, trained
 from . import coco, fiftyone, imagefolder, onnx, parquet, safetensors, webdataset
+from .card import Origin
+from .describe import describe, origin_of
 from .images import SyntheticImages
 
 Advance = Callable[[int], None]
@@ -25,7 +27,7 @@ OF_CLASSIFIERS: dict[str, Callable[[Trained, int, Path, Advance], None]] = {
     "onnx": onnx.write,
     "safetensors": safetensors.write,
 }
-OF_IMAGES: dict[str, Callable[[SyntheticImages, Path, Advance], None]] = {
+OF_IMAGES: dict[ImageFormat, Callable[[SyntheticImages, Path, Advance], None]] = {
     "imagefolder": imagefolder.write,
     "webdataset": webdataset.write,
     "parquet": parquet.write,
@@ -41,6 +43,7 @@ class Exported:
 
     count: int
     what: str  # "synthetic images", or "classifiers of arm real (why)"
+    licences: tuple[str, ...] = ()  # lines about those of the sources
 
 
 def export(run: Path, settings: ExportSettings) -> Exported:
@@ -52,10 +55,13 @@ def export(run: Path, settings: ExportSettings) -> Exported:
     DataError (a file of the run is missing or changed), DiskError. After an error the folder is as it was.
     """
     require_empty(settings.out)
-    if settings.to in OF_IMAGES:
+    if settings.to != "onnx" and settings.to != "safetensors":
         if settings.arm is not None:
             raise UsageError(f"--arm {settings.arm}: names classifiers; leave it out with --to {settings.to}.")
-        return export_images(run, settings)
+        origin = origin_of(run, settings.licence, settings.source_ids)
+        return write_images(run, settings.to, settings.out, origin)
+    if settings.licence is not None:
+        raise UsageError(f"--licence {settings.licence}: of images; leave it out with --to {settings.to}.")
     if settings.to == "onnx":
         onnx.require()
     found, record = trained(run, settings.arm), read_record(run)
@@ -69,13 +75,14 @@ def export(run: Path, settings: ExportSettings) -> Exported:
     return Exported(count, f"classifiers of arm {found.arm} ({found.why})")
 
 
-def export_images(run: Path, settings: ExportSettings) -> Exported:
-    """Write the synthetic images of a run in a format of `OF_IMAGES`."""
-    images = SyntheticImages.of(run, settings.source_ids)
-    require_room_for(images, settings.out)
-    with new_folder(settings.out) as folder, track("export", len(images)) as advance:
-        OF_IMAGES[settings.to](images, folder, advance)
-    return Exported(len(images), "synthetic images")
+def write_images(run: Path, to: ImageFormat, out: Path, origin: Origin, address: str = "") -> Exported:
+    """Write the synthetic images of a run in a format of `OF_IMAGES`, with what `describe` writes beside them."""
+    images = SyntheticImages.of(run, origin.source_ids, origin.rights)
+    require_room_for(images, out)
+    with new_folder(out) as folder, track("export", len(images)) as advance:
+        OF_IMAGES[to](images, folder, advance)
+        describe(images, folder, to, origin, address)
+    return Exported(len(images), "synthetic images", tuple(one.line for one in origin.findings))
 
 
 def require_room_for(images: SyntheticImages, out: Path) -> None:
