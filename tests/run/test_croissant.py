@@ -41,16 +41,7 @@ def test_its_loader_opens_the_folder(run: Path, tmp_path: Path, to: Any) -> None
     own = by_source(pq.read_table(run / "synthetic" / "metadata.parquet").to_pylist())
     assert len(own) == 24 and by_source(rows).keys() == own.keys()
     for key, row in by_source(rows).items():
-        same = (
-            "label",
-            "class_name",
-            "partner_id",
-            "seed",
-            "guidance_scale",
-            "generator_hash",
-            "label_weight",
-            "method",
-        )
+        same = ("label", "class_name", "partner_id", "seed", "guidance_scale", "generator_hash", "label_weight")
         assert {name: row[name] for name in same} == {name: own[key][name] for name in same}
         pixels = np.asarray(Image.open(run / "synthetic" / own[key]["file_name"]))
         assert np.array_equal(np.asarray(row["image"]), pixels)
