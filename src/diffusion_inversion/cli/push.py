@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def push(*, run: Run, pushing: Given[PushSettings]) -> dict[str, Any]:
     """Publish the synthetic images of RUN: a data set with card, provenance, verdict and picture."""
     from ..run.export.publish import upload, write_publication
+    from ..run.export.vectors import LEFT_OUT
 
     settings = pushing.settings()
     with hold(run):
@@ -24,7 +25,7 @@ def push(*, run: Run, pushing: Given[PushSettings]) -> dict[str, Any]:
     if settings.dry_run:
         names = "; rows name files of your data" if settings.source_ids == "plain" else ""
         text = f"{done.count} images with their card: {settings.out}. Nothing was uploaded{names}."
-        return {**summary, "uploaded": False, "text": "\n".join([text, *done.licences])}
+        return {**summary, "uploaded": False, "text": "\n".join([text, LEFT_OUT, *done.licences])}
     address = upload(settings)
-    text = "\n".join([f"{done.count} images: {address}", *done.licences])
+    text = "\n".join([f"{done.count} images: {address}", LEFT_OUT, *done.licences])
     return {**summary, "uploaded": True, "address": address, "text": text}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,13 @@ def named_as(table: pa.Table, run: Path, how: SourceIds) -> pa.Table:
     import pyarrow as pa
 
     return pa.table({name: columns[name] for name in table.column_names if name in columns}).sort_by("file_name")
+
+
+def ids_as(ids: Sequence[str], run: Path, how: SourceIds) -> list[str] | None:
+    """The ids of images of a run as `named_as` names them; None where it does not."""
+    if how == "none":
+        return None
+    return list(map(_hidden(_salt(run)), ids)) if how == "hashed" else list(ids)
 
 
 def _salt(run: Path) -> str:
