@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import threading
@@ -35,6 +36,9 @@ class FakeHub(ThreadingHTTPServer):
         self.created: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.allowed = True
+        self.lfs = False  # whether parquet files go the way of large ones
+        self.large: dict[str, bytes] = {}  # content by its hash: what git-lfs keeps beside the repository
+        self.sent: list[str] = []  # hashes of what was uploaded there
 
     @property
     def address(self) -> str:
@@ -60,15 +64,31 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"errors": [], "warnings": []})
         if self.path == f"/api/datasets/{ID}/preupload/main":
             names = [one["path"] for one in json.loads(body)["files"]]
-            regular = {"uploadMode": "regular", "shouldIgnore": False}
-            return self.answer(200, {"files": [{"path": name, **regular} for name in names]})
+            modes = ["lfs" if name.endswith(".parquet") and self.server.lfs else "regular" for name in names]
+            files = [{"path": name, "uploadMode": mode} for name, mode in zip(names, modes, strict=True)]
+            return self.answer(200, {"files": [{**one, "shouldIgnore": False} for one in files]})
+        if self.path == f"/datasets/{ID}.git/info/lfs/objects/batch":  # git-lfs, docs/api/batch.md
+            asked = json.loads(body)["objects"]
+            missing = [one["oid"] for one in asked if one["oid"] not in self.server.large]
+            upload = {one: {"upload": {"href": f"{self.server.address}/lfs/{one}"}} for one in missing}
+            found = [{**one, **({"actions": upload[one["oid"]]} if one["oid"] in upload else {})} for one in asked]
+            return self.answer(200, {"transfer": "basic", "objects": found})
         if self.path == f"/api/datasets/{ID}/commit/main":
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "lfsFile":
+                    self.server.files[line["value"]["path"]] = self.server.large[line["value"]["oid"]]
             url = f"{self.server.address}/datasets/{ID}/commit/1"
             return self.answer(200, {"commitOid": "1" * 40, "commitUrl": url})
         return self.answer(404, {"error": self.path})
+
+    def do_PUT(self) -> None:
+        content, name = self.rfile.read(int(self.headers["Content-Length"])), self.path.rpartition("/")[2]
+        assert hashlib.sha256(content).hexdigest() == name
+        self.server.large[name] = content
+        self.server.sent.append(name)
+        self.answer(200, {})
 
     def answer(self, status: int, record: dict[str, Any]) -> None:
         content = json.dumps(record).encode()
@@ -190,6 +210,25 @@ def test_what_is_uploaded_is_the_folder(folder: Path, hub: FakeHub) -> None:
     assert hub.files == {}
     upload(asked(folder, update=True), hub.address)
     assert hub.files == there
+
+
+def test_large_files_go_the_way_of_git_lfs_and_only_once(
+    run: Path, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several files, as of a large set, each sent beside the commit; an upload that was cut short goes on."""
+    monkeypatch.setattr("diffusion_inversion.run.export.parquet._IN_A_FILE", 5_000)
+    monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)  # what answers it is no HTTP
+    hub.lfs = True
+    write_publication(run, asked(tmp_path / "out"))
+    parts = sorted((tmp_path / "out" / "data").iterdir())
+    assert len(parts) > 2 and parts[1].name == f"train-00001-of-{len(parts):05d}.parquet"
+    one = parts[1].read_bytes()
+    hub.large[hashlib.sha256(one).hexdigest()] = one  # had arrived before the connection broke
+    upload(asked(tmp_path / "out"), hub.address)
+    out = tmp_path / "out"
+    assert hub.files == {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")}
+    assert len(hub.sent) == len(parts) - 1
+    assert hashlib.sha256(one).hexdigest() not in hub.sent
 
 
 def test_a_public_data_set_is_asked_for(folder: Path, hub: FakeHub) -> None:

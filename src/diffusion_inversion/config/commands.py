@@ -86,7 +86,22 @@ def asked_licence(unset: str) -> Any:
     return setting(None, "licence of the images: an id of SPDX or of the hub, such as cc-by-4.0, or words", unset=unset)
 
 
-class ExportSettings(Settings):
+class CredentialSettings(Settings):
+    """With what images are signed that leave a run."""
+
+    c2pa_certificate: Path | None = setting(
+        None, "sign each image by C2PA (Content Credentials): PEM file of the certificate and those above it"
+    )
+    c2pa_key: Path | None = setting(None, "PEM file of its private key")
+
+    @model_validator(mode="after")
+    def _a_certificate_has_its_key(self) -> CredentialSettings:
+        if (self.c2pa_certificate is None) != (self.c2pa_key is None):
+            raise ValueError("c2pa_certificate and c2pa_key: give both or none")
+        return self
+
+
+class ExportSettings(CredentialSettings):
     """What of a run is written for other programs, and how."""
 
     to: Literal["onnx", "safetensors", ImageFormat] = setting(
@@ -103,7 +118,7 @@ class ExportSettings(Settings):
     )
 
 
-class PushSettings(Settings):
+class PushSettings(CredentialSettings):
     """How the synthetic images of a run are published as a data set of the Hugging Face hub."""
 
     hub_id: str = setting(..., "<owner>/<name> of the data set", option="HUB_ID")

@@ -20,6 +20,8 @@ from .source_ids import named_as
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Signer = Callable[[bytes], bytes]  # a PNG => the same one, signed
+
 
 @dataclass(frozen=True)
 class SyntheticImage:
@@ -44,7 +46,7 @@ class SyntheticImages:
     class_names: tuple[str, ...]
     table: pa.Table
     rights: str = ""
-    sign: Callable[[bytes], bytes] | None = None
+    sign: Signer | None = None
 
     @classmethod
     def of(
@@ -52,7 +54,7 @@ class SyntheticImages:
         run: Path,
         source_ids: SourceIds = "plain",
         rights: str = "",
-        sign: Callable[[bytes], bytes] | None = None,
+        sign: Signer | None = None,
     ) -> SyntheticImages:
         """Those of a run folder. Raises UsageError where stage 2 has not finished."""
         record = read_record(run)

@@ -8,7 +8,7 @@ from ...config.commands import PushSettings
 from ...errors import DinvError, UsageError
 from ..methods import RETRIEVAL, method_of
 from .describe import origin_of
-from .stage import Exported, require_empty, write_images
+from .stage import Exported, require_empty, signer_of, write_images
 
 
 def write_publication(run: Path, settings: PushSettings) -> Exported:
@@ -23,9 +23,8 @@ def write_publication(run: Path, settings: PushSettings) -> Exported:
     origin = origin_of(run, settings.licence, settings.source_ids)
     if refused := [one.line for one in origin.findings if one.contradicts]:
         raise UsageError("\n".join(refused))
-    return write_images(
-        run, "parquet", settings.out, origin, address=f"https://huggingface.co/datasets/{settings.hub_id}"
-    )
+    address = f"https://huggingface.co/datasets/{settings.hub_id}"
+    return write_images(run, "parquet", settings.out, origin, signer_of(run, settings), address=address)
 
 
 def upload(settings: PushSettings, endpoint: str | None = None) -> str:

@@ -10,18 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...config.commands import ExportSettings, ImageFormat
+from ...config.commands import CredentialSettings, ExportSettings, ImageFormat
 from ...engine.disk import require_room
 from ...engine.progress import track
 from ...engine.store import PARTIAL_PREFIX, disk_errors, sync_folder
 from ...errors import UsageError
 from ...invert.embeddings import Embeddings, read_embeddings
 from ..images import read_record
+from ..methods import RETRIEVAL, method_of
 from ..trained import Trained, trained
 from . import coco, fiftyone, imagefolder, onnx, parquet, safetensors, vectors, webdataset
 from .card import Origin
+from .credentials import signer
 from .describe import describe, origin_of
-from .images import SyntheticImages
+from .images import Signer, SyntheticImages
 
 Advance = Callable[[int], None]
 OF_CLASSIFIERS: dict[str, Callable[[Trained, int, Path, Advance], None]] = {
@@ -62,9 +64,10 @@ def export(run: Path, settings: ExportSettings) -> Exported:
         if settings.arm is not None:
             raise UsageError(f"--arm {settings.arm}: names classifiers; leave it out with --to {settings.to}.")
         origin = origin_of(run, settings.licence, settings.source_ids)
-        return write_images(run, settings.to, settings.out, origin, learned=learned)
-    if settings.licence is not None:
-        raise UsageError(f"--licence {settings.licence}: of images; leave it out with --to {settings.to}.")
+        return write_images(run, settings.to, settings.out, origin, signer_of(run, settings), learned=learned)
+    if settings.licence is not None or settings.c2pa_key is not None:
+        option = "--c2pa-key" if settings.licence is None else "--licence"
+        raise UsageError(f"{option}: of images; leave it out with --to {settings.to}.")
     if settings.to == "onnx":
         onnx.require()
     found, record = trained(run, settings.arm), read_record(run)
@@ -80,16 +83,32 @@ def export(run: Path, settings: ExportSettings) -> Exported:
 
 
 def write_images(
-    run: Path, to: ImageFormat, out: Path, origin: Origin, *, learned: Embeddings | None = None, address: str = ""
+    run: Path,
+    to: ImageFormat,
+    out: Path,
+    origin: Origin,
+    sign: Signer | None,
+    *,
+    learned: Embeddings | None = None,
+    address: str = "",
 ) -> Exported:
     """Write the synthetic images of a run in a format of `OF_IMAGES`, with what `describe` writes beside them."""
-    images = SyntheticImages.of(run, origin.source_ids, origin.rights)
+    images = SyntheticImages.of(run, origin.source_ids, origin.rights, sign)
     require_room_for(images, out)
     with new_folder(out) as folder, track("export", len(images)) as advance:
         OF_IMAGES[to](images, folder, advance)
         describe(images, folder, to, origin, address)
         vectors.write(learned, folder, run, origin.source_ids)
     return Exported(len(images), "synthetic images", tuple(one.line for one in origin.findings))
+
+
+def signer_of(run: Path, settings: CredentialSettings) -> Signer | None:
+    """What signs the images of a run; None where they are not signed. Raises UsageError."""
+    if settings.c2pa_certificate is None or settings.c2pa_key is None:
+        return None
+    if method_of(run).name == RETRIEVAL:
+        raise UsageError(f"{run}: no model made images of a pool; leave --c2pa-certificate and --c2pa-key out.")
+    return signer(settings.c2pa_certificate, settings.c2pa_key)
 
 
 def require_room_for(images: SyntheticImages, out: Path) -> None:
