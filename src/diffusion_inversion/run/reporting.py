@@ -15,6 +15,7 @@ import torch
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..data.duplicates import doubts
+from ..data.licences import findings
 from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import Manifest
@@ -36,6 +37,7 @@ from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
 from .growth_record import growth_record
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
+from .materials import materials
 from .membership import SHOWN, read_membership
 from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
@@ -103,6 +105,7 @@ def report_stage(
     record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(replicates))
     if (few := too_few(splits.test.labels, settings, len(replicates))) is not None:
         record["verdict"]["too_few"] = few
+    record["licences"] = [one.line for one in findings(materials(run))]
     if attributes is not None:
         add_subgroups(record, replicates, attributes)
     if made.called is not None:

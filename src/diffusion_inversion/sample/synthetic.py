@@ -29,6 +29,7 @@ from ..engine.units import unit_name
 from ..engine.untrusted import inside
 from ..errors import DataError, UsageError
 from .png import encode_png, read_pngs
+from .xmp import is_generated, packet, with_xmp
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +42,7 @@ COLUMNS = (
     "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
     "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
     "clip", "clip_hash", "confidence", "answers", "further_ids", "further_versions", "mixture_weights",
-    "shared_noise", "rival_weight", "rival_label",
+    "shared_noise", "rival_weight", "rival_label", "generator_licence",
 )  # fmt: skip
 # The real images that one was made from, and the versions of their vectors; what `parents` takes.
 PARENTS = ("source_id", "partner_id", "further_ids")
@@ -59,6 +60,7 @@ EARLIER: dict[str, Any] = {
     "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
     "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "mixture_weights": None,
     "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None, "copied": False, "audit": "",
+    "generator_licence": "",
 }  # fmt: skip
 Row = dict[str, Any]
 
@@ -198,13 +200,15 @@ class SyntheticStore:
     def commit(self, images: Tensor, rows: list[Row], *, at_once: int | None = None, blanked: int = 0) -> None:
         """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record.
 
+        Each PNG that a model drew says so (`xmp.packet`).
+
         `at_once` is how many of them were computed at a time, all of them by default; `blanked` how many drawings a
         safety checker refused.
         """
         files = {
             file_name(
                 self.class_names[row["label"]], row["source_id"], row["variant"], self._folders.get(row["label"])
-            ): encode_png(image)
+            ): _marked(encode_png(image), row)
             for image, row in zip(images, rows, strict=True)
         }
         digests = commit_many({self.folder / name: data for name, data in files.items()})
@@ -331,6 +335,12 @@ class SyntheticStore:
         for name in deleted:
             inside(self.folder, name).unlink(missing_ok=True)
         return len(deleted)
+
+
+def _marked(png: bytes, row: Row) -> bytes:
+    """The PNG with what made it, where a model did: its hash, not its name, since folders move."""
+    method = row.get("method", EARLIER["method"])
+    return with_xmp(png, packet(method, generator_hash=row["generator_hash"])) if is_generated(method) else png
 
 
 def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledImages:

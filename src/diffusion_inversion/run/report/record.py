@@ -296,6 +296,7 @@ class RunRecord(TypedDict):
     images: NotRequired[str]  # what those beside the real ones are called where no vectors made them: retrieved, say
     generator: NotRequired[GeneratorRecord]  # not where images were found; with a curve where vectors made them
     found: NotRequired[FoundRecord]  # where they were retrieved
+    licences: NotRequired[list[str]]  # lines about what the images were made with; not in records of earlier versions
     settings: dict[str, dict[str, Any]]  # invert, sample, train: the settings models as JSON
     stages: StagesRecord
     inversion_curve: NotRequired[CurveRecord]
