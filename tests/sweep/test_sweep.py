@@ -330,7 +330,7 @@ def test_a_step_that_is_not_kept_is_refused_before_anything_is_done(file: Path, 
 
 
 def test_every_committed_experiment_can_be_read() -> None:
-    found = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+    found = sorted((Path(__file__).parents[2] / "experiments").rglob("*.toml"))
     sweeps = [path for path in found if "title" in path.read_text().split("[")[0]]
     assert len(sweeps) >= 5
     for path in sweeps:
