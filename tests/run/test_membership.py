@@ -35,7 +35,7 @@ from diffusion_inversion.run.verify import verify
 
 ASKED = MembershipSettings(draws=1, device="cpu")
 MEMBERS, OTHERS = 24, 48  # half of the others calibrate
-TRAIN = TrainSettings(architecture="resnet20", steps=40, batch_size=12, seeds=(0,), arms=("real", "synthetic"))
+TRAIN = TrainSettings(architecture="resnet20", steps=40, batch_size=12, seeds=(0,), arms=("real",))
 
 
 def dinv(*arguments: object) -> Any:
@@ -47,15 +47,17 @@ def figures(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def drawn(count: int, side: int = 16) -> LabelledImages:
-    """Smooth pictures with labels that say nothing of them: who names them rightly has them by heart."""
+    """Smooth pictures; of the first 32 the second class is bright, of the others the first: none says it of the other."""
     images = torch.nn.functional.interpolate(pictures(count, 5), size=(side, side), mode="bicubic", antialias=True)
     toys = toy_images(count, side)
+    bright = (toys.labels == 1) ^ (torch.arange(count) >= 32)
+    images = images // 2 + 120 * bright[:, None, None, None].byte()
     return LabelledImages(**{**vars(toys), "images": images})
 
 
 @pytest.fixture(scope="module")
 def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with two replicates, of 24 of 32 training images each; its classifiers had time to learn them by heart."""
+    """A run of 24 of 32 training images, whose classifier had time to learn what is true of them alone."""
     folder = tmp_path_factory.mktemp("membership")
     images = drawn(32 + OTHERS)
     write_images(folder / "data" / "train", images, range(32))
@@ -85,13 +87,13 @@ def test_what_knows_its_images_is_told_and_what_does_not_is_not(measured: Path) 
     found = figures(record)
     assert list(found) == [
         "vectors: denoising loss with the nearest vectors", "vectors: distance to what they draw",
-        "synthetic images: distance to the nearest", "classifier real: loss", "classifier synthetic: loss",
+        "synthetic images: distance to the nearest", "classifier real: loss",
     ]  # fmt: skip
-    assert found["classifier real: loss"]["auc_low"] > 0.7, "labels that say nothing were learned by heart"
+    assert found["classifier real: loss"]["auc_low"] > 0.7
     assert found["classifier real: loss"]["calibrated_by"] == "nothing"
     # What an untrained generator draws has nothing to do with its sources.
-    independent = [found["synthetic images: distance to the nearest"], found["classifier synthetic: loss"]]
-    assert all(one["auc_low"] < 0.5 < one["auc_high"] for one in (*independent, record["control"]))
+    independent = (found["synthetic images: distance to the nearest"], record["control"])
+    assert all(one["auc_low"] < 0.5 < one["auc_high"] for one in independent)
     assert all(one["false_positives"] == 1 / 25 and one["members"] == 24 for one in found.values())
     assert "cannot hold a rate of 1 %, but one of 4 %" in " ".join(record["notes"])
     assert "no statement of differential privacy" in record["notes"][0]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,12 +39,11 @@ from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, MEMBERSHIP_FILE
 from .methods import INVERSION, images_made, method_of
 from .replicates import replicate_folders
+from .report.record import MembershipRecord
 from .trained import Trained, arms_trained, trained
 
 MOST_REFERENCES = 500  # held-out images that distances are calibrated by
 MOST_VECTORS = 2000  # that an image is looked for among: those of the images that are tried, and others
-# Of its record what run.json has.
-SHOWN = ("members", "held_out", "references", "false_positives", "figures", "control", "notes")
 _LEAST = 1e-3  # of a distance whose logarithm is taken
 _KNOWN = 2000  # images whose descriptions are in memory at a time
 _AT_ONCE = 50  # images whose denoising loss is in memory at a time
@@ -93,6 +92,12 @@ def read_membership(run: Path, splits: Splits) -> dict[str, Any] | None:
     return None if record is None or record["made_from"] != _made_from(run, splits) else record
 
 
+def shown(record: dict[str, Any]) -> MembershipRecord:
+    """What run.json has of it."""
+    names = MembershipRecord.__annotations__
+    return cast("MembershipRecord", {name: value for name, value in record.items() if name in names})
+
+
 def _text(record: dict[str, Any]) -> bytes:
     return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
 
@@ -122,8 +127,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
 
     def add(of: str, by: str, scores: Tensor, calibration: str) -> None:
         kept = scores.isfinite()
-        sides = [scores[kept & tried.members], scores[kept & ~tried.members]]
-        result = told(*sides, settings.false_positives)
+        result = told(scores[kept & tried.members], scores[kept & ~tried.members], settings.false_positives)
         found.append({"of": of, "by": by, "calibrated_by": calibration, **result.record()})
 
     def add_calibrated(

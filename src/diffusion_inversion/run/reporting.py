@@ -34,7 +34,7 @@ from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
-from .membership import SHOWN, read_membership
+from .membership import read_membership, shown
 from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
 from .report import RunRecord, render_report
@@ -111,7 +111,7 @@ def report_stage(
     if (audit := read_audit(run, splits)) is not None:
         record["copies"] = audit.shown()
     if (membership := read_membership(run, splits)) is not None:
-        record["membership"] = {key: membership[key] for key in SHOWN}
+        record["membership"] = shown(membership)
     if made.vectors is not None:
         record["inversion_curve"] = made.vectors.curve
         record["stages"]["invert"] = made.vectors.inverted
