@@ -47,7 +47,7 @@ def figures(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def drawn(count: int, side: int = 16) -> LabelledImages:
-    """Smooth pictures; of the first 32 the second class is bright, of the others the first: none says it of the other."""
+    """Smooth pictures; of the first 32 the second class is bright, of the others the first."""
     images = torch.nn.functional.interpolate(pictures(count, 5), size=(side, side), mode="bicubic", antialias=True)
     toys = toy_images(count, side)
     bright = (toys.labels == 1) ^ (torch.arange(count) >= 32)
