@@ -111,9 +111,9 @@ def _made_from(run: Path, splits: Splits) -> dict[str, Any]:
 
 def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[str, Any]:
     method = method_of(run)
-    arms = arms_trained(run) if "classifier" in settings.of else {}
+    arms = arms_trained(run) if "classifier" in settings.held else {}
     embeddings = read_embeddings(run) if method == INVERSION else None
-    if embeddings is None and settings.of == ("vectors",):
+    if embeddings is None and settings.held == ("vectors",):
         raise UsageError(f"{run}: its images were made without vectors. Ask --of synthetic, classifier or both.")
     made = images_made(run, splits.train.class_names)
     side = min(made.size, splits.train.size)
@@ -145,7 +145,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
         add(of, by, scores, "nothing")
 
     add("nothing of the run", "distance to held-out images", apart[0], "nothing")
-    if "vectors" in settings.of:
+    if "vectors" in settings.held:
         if embeddings is None:
             print(f"note: {run}: made without vectors; these are not measured", file=sys.stderr, flush=True)
         else:
@@ -153,7 +153,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
             by_loss, drawn = _of_vectors(embeddings, generator, tried, search, side, settings)
             add("vectors", "denoising loss with the nearest vectors", by_loss, "the loss without them")
             add("vectors", "distance to what they draw", drawn - apart[0], "held-out images")
-    if "synthetic" in settings.of:
+    if "synthetic" in settings.held:
         nearness = search.nearness(made.resized(side).images)
         theirs = [search.nearness(images_made(one, made.class_names).resized(side).images) for one in others]
         add_calibrated(f"{method.images} images", "distance to the nearest", nearness, theirs, apart)
@@ -190,7 +190,7 @@ def _notes(control: dict[str, Any], settings: MembershipSettings, embeddings: Em
             f"{control['others']} held-out images cannot hold a rate of {100 * settings.false_positives:g} %, but one "
             f"of {100 * control['false_positives']:.2g} %."
         )
-    if "vectors" in settings.of and embeddings is not None and len(embeddings) > MOST_VECTORS:
+    if "vectors" in settings.held and embeddings is not None and len(embeddings) > MOST_VECTORS:
         found.append(f"Vectors: looked for among {MOST_VECTORS:,} of {len(embeddings):,}.")
     return found
 
