@@ -15,6 +15,7 @@ import torch
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..data.duplicates import doubts
+from ..data.licences import findings
 from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import Manifest
@@ -30,15 +31,19 @@ from ..train.store import ClassifierStore
 from .attributes import Attributes, add_subgroups
 from .coarseness import Coarseness, read_coarseness
 from .copies import read_audit
+from .fidelity.copies_record import redrawn_picture, redrawn_record
 from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
+from .growth_record import growth_record
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
+from .materials import materials
 from .membership import read_membership, shown
 from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
 from .report import RunRecord, render_report
 from .report.record import CurveRecord, FoundRecord, GeneratorRecord, InvertRecord, ReplicateRecord
+from .strengths_record import strength_images, strengths_record
 from .strips import read_strips
 from .verdict_record import arms_of, verdict_of
 
@@ -100,6 +105,7 @@ def report_stage(
     record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(replicates))
     if (few := too_few(splits.test.labels, settings, len(replicates))) is not None:
         record["verdict"]["too_few"] = few
+    record["licences"] = [one.line for one in findings(materials(run))]
     if attributes is not None:
         add_subgroups(record, replicates, attributes)
     if made.called is not None:
@@ -110,6 +116,9 @@ def report_stage(
         record["generator"] = made.generator
     if (audit := read_audit(run, splits)) is not None:
         record["copies"] = audit.shown()
+        redrawn = redrawn_record(run, splits.train.class_names, audit.record)
+        if redrawn is not None:
+            record["copies"]["redrawn"] = redrawn
     if (membership := read_membership(run, splits)) is not None:
         record["membership"] = shown(membership)
     if made.vectors is not None:
@@ -132,6 +141,10 @@ def report_stage(
     fidelity = fidelity_record(run, splits.train.class_names)
     if fidelity is not None:
         record["fidelity"] = fidelity
+    if (noise := strengths_record(run, splits.train.class_names)) is not None:
+        record["strengths"] = noise
+    if (growth := growth_record(run)) is not None:
+        record["growth"] = growth
     if choices := choices_of(run):
         record["chosen"] = choices
     if (limited := ledger.read_json(TIME_LIMIT_FILE)) is not None:
@@ -156,8 +169,12 @@ def report_stage(
         pictures = replace(pictures, strips=read_strips(run, made.vectors.embeddings))
     if fidelity is not None:
         pictures = replace(pictures, failed=example_images(run, splits.train, fidelity["examples"]))
+    if noise is not None:
+        pictures = replace(pictures, strengths=strength_images(run, splits.train, noise))
     if audit is not None:
-        pictures = replace(pictures, copies=audit.picture)
+        again = record["copies"].get("redrawn")
+        later = None if again is None else redrawn_picture(run, splits.train, again)
+        pictures = replace(pictures, copies=audit.picture, redrawn=later)
     ledger.commit(REPORT_FILE, render_report(record, pictures).encode())
     return record
 

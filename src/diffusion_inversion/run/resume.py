@@ -32,6 +32,7 @@ from .methods import is_whole, method_of
 from .replicates import replicate_folders
 from .reporting import read_config, replicated, report_stage
 from .stages import invert_stage, inverted_with, sample_stage, train_stage
+from .strengths import strengths_of
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,10 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     if stale := stale_files(vectors, store):  # of vectors that were not learned again to the same bits
         store.remove(stale)
     if sampled is None:
-        return (["sample"] if drawn.units() or drawn.dropped() else []), None
+        return (["sample"] if drawn.units() or drawn.dropped() or strengths_of(run) else []), None
     recorded = read_config(run, "sample")
-    settings = {**recorded["settings"], "variants": sampled["variants"]}
+    amounts = {key: value for key, value in sampled.items() if key in ("variants", "balance")}
+    settings = {**recorded["settings"], **amounts}
     sample_stage(
         run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded), sources=splits.train
     )
