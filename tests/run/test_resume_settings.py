@@ -36,8 +36,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "grouping": "joint", "group_size": 3, "joint_batch_size": 2, "gradient_checkpointing": True,
     },
     "SampleSettings": {
-        "variants": 1, "balance": "class", "guidance_scales": (1.0,), "kept_steps": (1,), "noise_strength": 0.2, "interpolation": 0.3,
-        "scheduler": "dpm++", "inference_steps": 3, "image_size": 8, "batch_size": 3, "seed": 1,
+        "variants": 1, "guidance_scales": (1.0,), "kept_steps": (1,), "noise_strength": 0.2, "interpolation": 0.3,
+        "balance": "class", "scheduler": "dpm++", "inference_steps": 3, "image_size": 8, "batch_size": 3, "seed": 1,
         "interpolation_kind": "slerp", "partner": "nearest", "unconditional": "zero", "group_size": 3,
         "guidance_interval": (0.0, 0.5), "eta": 0.5, "resolution": 32, "strict": True,
         "safety_checker": False, "combinations": "grid", "mixture_size": 4, "shared_noise": 0.5, "rival_weight": 0.5,

@@ -75,6 +75,7 @@ def sample(
     join: Join = False,
 ) -> dict[str, Any]:
     """Stage 2: draw variants around the learned vectors of RUN. With --prompts: draw from prompts instead."""
+    from ..run.balancing import line, read_counts, whole
     from ..run.images import recorded_data
     from ..run.stages import inverted_with, sample_stage, sources_of
     from ..sample.synthetic import refused_drawings
@@ -89,7 +90,7 @@ def sample(
         raise UsageError("--classes-of: goes with --prompts; vectors have their classes.")
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder. Start with `dinv invert DATA --out {run}`.")
-    settings = sampling.settings(preset, of=recorded_data(run))
+    settings = whole(sampling.settings(preset, of=recorded_data(run)))
     chosen = where.settings()
     if "generator" not in where.values:
         recorded, revision = inverted_with(run)
@@ -98,9 +99,12 @@ def sample(
     with hold(run, join, restart):
         count = sample_stage(run, loaded, settings, anew=restart, sources=sources_of(run))
     folder = run / "synthetic"
-    text = f"{count} images in {folder}. Next: dinv train {run}"
+    lines, balance = [f"{count} images in {folder}. Next: dinv train {run}"], read_counts(run)
+    if balance is not None:
+        lines = [line(balance), *([balance["uneven"]] if balance["uneven"] else []), *lines]
     return {
-        "run": str(run), "images": count, "folder": str(folder), "blanked": refused_drawings(run), "text": text,
+        "run": str(run), "images": count, "folder": str(folder), "blanked": refused_drawings(run),
+        **({} if balance is None else {"balance": balance}), "text": "\n".join(lines),
     }  # fmt: skip
 
 
@@ -160,6 +164,7 @@ def run(
 ) -> dict[str, Any]:
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
     from ..config.tuning import read_tuning
+    from ..run.balancing import whole
     from ..run.place import default_folder, require_place
     from ..run.stages import run_all
 
@@ -171,7 +176,8 @@ def run(
     invert, sample, train = settings_of_a_run(preset, data, inverting, sampling, training)
     with hold(folder, join):
         record = run_all(
-            folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
+            folder, chosen, load(where.settings()), invert=invert, sample=whole(sample), train=train,
+            command=command_line(),
             replicates=replicates, own_size=own_size, tuning=tuning, time_limit=limiting.settings().time_limit,
             filtering=filtering.settings(), audit=auditing.settings(), attributes=absolute_file(attributes),
         )  # fmt: skip

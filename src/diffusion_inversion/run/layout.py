@@ -22,6 +22,8 @@ from ..train.store import FOLDER as CLASSIFIERS
 # Names that files below have in the room that writes them stay there; these are written here, in run/.
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
+ATTRIBUTES_FILE = "attributes.json"  # the attribute that subgroups are shown of, and its values of the test images
+BALANCE_FILE = "balance.json"  # counts of real and synthetic images where stage 2 evens them
 COARSENESS_FILE = "coarseness.json"
 STRIPS_PICTURE = "strips.png"  # what more interpolation, and more noise, make of some vectors
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
@@ -87,6 +89,7 @@ STORES = (
 )
 # The ledger's files. In a stage the settings come last: a kill while it is taken back leaves nothing that others fit.
 LEDGER = (
+    File(ATTRIBUTES_FILE, "images", "derived"),
     File(DATA_FILE, "images", "settings"),
     File(FORGOTTEN_FILE, "forget", "settings"),
     File(TIME_LIMIT_FILE, "images", "settings"),
@@ -100,6 +103,7 @@ LEDGER = (
     File(RETRIEVAL_FILE, "sample", "derived"),
     File(AUDIT_FILE, "sample", "derived"),
     File(AUDIT_PICTURE, "sample", "derived"),
+    File(BALANCE_FILE, "sample", "derived"),
     File(SAMPLE_FILE, "sample", "choice"),
     File(settings_file("sample"), "sample", "settings"),
     File(_FRACTION_FILE, "train", "choice"),

@@ -23,7 +23,7 @@ from ..generator.generator import Generator
 from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely, load_safety_checker
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
-from .balance import counts_of, uneven
+from .balance import counts_of
 from .drawing import draw_missing, in_parts
 from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, SyntheticStore, parents
 from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of
@@ -60,8 +60,6 @@ def draw_variants(
     image_size = check(embeddings, generator, settings)
     labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
     counts = counts_of(labels, settings, value_of)
-    if (left := uneven(labels, settings, value_of)) is not None:
-        print(f"note: {left}", file=sys.stderr, flush=True)
     if (resolution := resolution_of(embeddings, settings)) != embeddings.resolution:
         learned = embeddings.resolution
         print(f"warning: resolution={resolution}: {elsewhere(learned)}", file=sys.stderr, flush=True)

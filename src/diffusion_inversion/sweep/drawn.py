@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings
 from ..generator.generator import Generator
 from ..invert.embeddings import EmbeddingStore, read_embeddings
-from ..run.attributes import balanced_values
-from ..sample.balance import counts_of
+from ..run.balancing import values_to_balance
+from ..sample.balance import counts_of, uneven
 from ..sample.sampling import draw_variants
 from ..sample.synthetic import SyntheticStore
 
@@ -20,7 +21,7 @@ def counts(vectors: Path, sample: SampleSettings, data: DataSettings) -> dict[st
     store = EmbeddingStore(vectors)
     without = store.failed()
     labels = {image_id: label for image_id, (_, label) in store.images().items() if image_id not in without}
-    return counts_of(labels, sample, balanced_values(data, sample))
+    return counts_of(labels, sample, values_to_balance(data, sample))
 
 
 def draw(vectors: Path, home: Path, sample: SampleSettings, data: DataSettings, generator: Generator) -> dict[str, Any]:
@@ -30,5 +31,9 @@ def draw(vectors: Path, home: Path, sample: SampleSettings, data: DataSettings, 
     if sample.balance == "none":  # another experiment may have drawn more
         there = SyntheticStore(home, embeddings.class_names).complete()
         sample = sample.model_copy(update={"variants": max(sample.variants, there)})
-    draw_variants(embeddings, generator, home, sample, balanced_values(data, sample))
+    value_of = values_to_balance(data, sample)
+    labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
+    if (left := uneven(labels, sample, value_of)) is not None:
+        print(f"note: {left}", file=sys.stderr, flush=True)
+    draw_variants(embeddings, generator, home, sample, value_of)
     return found

@@ -223,6 +223,16 @@ class FidelitySourceRecord(FidelityClassRecord):
     file: str
 
 
+class FidelitySubgroupRecord(TypedDict):
+    """Images whose sources have one value of the attribute; the interval is of the share that fails."""
+
+    value: str
+    judged: int
+    failed: int
+    low: float
+    high: float
+
+
 class FailedRecord(TypedDict):
     """A synthetic image that shows another class than its label; probabilities are the judge's."""
 
@@ -248,6 +258,8 @@ class FidelityRecord(TypedDict):
     judge: JudgeRecord
     classes: list[FidelityClassRecord]
     sources: list[FidelitySourceRecord]  # those whose variants fail most often
+    attribute: NotRequired[str]  # where one is given that training images have, too
+    subgroups: NotRequired[list[FidelitySubgroupRecord]]
     examples: list[FailedRecord]  # the clearest
     seconds: float
 
@@ -305,6 +317,24 @@ class TimeLimitRecord(TypedDict):
     cut: list[str]  # such as "variants 10 -> 4"; empty where all fitted
 
 
+class BalancedPart(TypedDict):
+    """Images of a class, of a value of the attribute, or of both."""
+
+    class_name: str | None
+    value: str | None
+    real: int
+    synthetic: int
+
+
+class BalanceRecord(TypedDict):
+    """What stage 2 made of the counts of images."""
+
+    of: str  # the setting
+    attribute: str | None
+    parts: list[BalancedPart]
+    uneven: str | None  # what stays uneven, in a sentence
+
+
 class RunRecord(TypedDict):
     """All of `run.json`."""
 
@@ -323,6 +353,7 @@ class RunRecord(TypedDict):
     # By arm, over all seeds and replicates: (classes, classes) test images, row = true, column = predicted class.
     confusion: NotRequired[dict[str, list[list[int]]]]
     verdict: VerdictRecord
+    balance: NotRequired[BalanceRecord]  # where stage 2 evens counts; of replicate 0
     subgroups: NotRequired[SubgroupsRecord]  # where an attribute of the test images was given
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
