@@ -100,6 +100,7 @@ def load_splits(
     allow_near_duplicates: bool = False,
     chosen: Chosen | None = None,
     groups: str | None = None,
+    licence: str | None = None,
 ) -> Splits:
     """Load training and test images, both at one size, with the same classes and no image in common.
 
@@ -120,14 +121,16 @@ def load_splits(
         chosen: Ids that an earlier call trained and tested on: they keep their part where DATA grew since.
         groups: What says of which patient, part or scene an image is, as `groups.with_groups` reads it. A group is held
             out whole; limits then take images of either part, whole groups or not.
+        licence: That of DATA, where it names none.
 
-    Raises DataError where an image or a group is in both parts (names it), where class names differ, or for one class.
+    Raises DataError where an image or a group is in both parts (names it), where class names differ, or for one class;
+    UsageError for a licence beside another one that DATA names.
     """
     check_arguments(size, holdout, limit=limit, test_limit=test_limit)
     folder = default_root() if root is None else Path(root)
     selected = select(
         data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder, chosen=chosen,
-        groups=groups,
+        groups=groups, licence=licence,
     )  # fmt: skip
     train_source, test_source = selected.train, with_classes(selected.test, selected.train)
     check_classes(train_source)
@@ -218,6 +221,11 @@ def _load(source: Source, rows: Sequence[int], size: int | None) -> LabelledImag
 
 
 def _collected(source: Source, decoded: _Decoded) -> LabelledImages:
+    if not decoded.rows and source.ids:
+        raise DataError(
+            f"{source.name}: {len(source.ids)} images of {len(source.class_names)} classes are too few to train on some"
+            " and test on others; give two of each class at least, or test images (--test)"
+        )
     if not decoded.rows:
         raise DataError(f"{source.name}: no images; give a folder of class folders that hold images")
     ids = tuple(source.ids[row] for row in decoded.rows)

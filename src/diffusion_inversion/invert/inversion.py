@@ -65,6 +65,7 @@ def invert(
                 "generator_hash": generator.hash,
                 "resolution": resolution,
                 "image_size": images.size,
+                **({"vector_dtype": settings.vector_dtype} if settings.vector_dtype != "float32" else {}),
             }
         )
         row_of = {image_id: row for row, image_id in enumerate(images.ids)}
@@ -73,7 +74,7 @@ def invert(
         means = class_means(images, generator, settings, resolution) if left and settings.init == "class-mean" else None
         room = most_at_once(settings)
         with (
-            track("invert", left * max(1, settings.steps), "image-steps") as advance,
+            track("invert", left * max(1, settings.steps), "image-steps", 1 / max(1, settings.steps)) as advance,
             gradient_checkpointing(generator, settings.gradient_checkpointing),
         ):
 

@@ -19,7 +19,7 @@ from ..errors import UsageError
 from ..sample.balance import counts_of, parts_of, uneven
 from .images import read_record, recorded_settings
 from .layout import BALANCE_FILE
-from .report.record import BalanceRecord
+from .report.image_records import BalanceRecord
 
 MOST_SHOWN = 50  # parts in a table
 

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings
+from ..config.training import TrainSettings
+from ..data.datasets import Splits
+from ..errors import UsageError
 from ..generator.generator import Generator
 from ..invert.embeddings import EmbeddingStore, read_embeddings
 from ..run.balancing import values_to_balance
+from ..run.strengths import is_auto, strengths_for
 from ..sample.balance import counts_of, uneven
 from ..sample.sampling import draw_variants
 from ..sample.synthetic import SyntheticStore
+from ..train.mixing import refuse_unjudged
+
+
+def refuse_elsewhere(train: TrainSettings) -> None:
+    """Raise UsageError for what a run can do with its images and the cells of a sweep cannot."""
+    refuse_unjudged(train)
+    if train.online:
+        raise UsageError("train.online: the classifiers of a sweep are trained one by one. Leave it out.")
 
 
 def counts(vectors: Path, sample: SampleSettings, data: DataSettings) -> dict[str, int]:
@@ -24,8 +37,18 @@ def counts(vectors: Path, sample: SampleSettings, data: DataSettings) -> dict[st
     return counts_of(labels, sample, values_to_balance(data, sample))
 
 
-def draw(vectors: Path, home: Path, sample: SampleSettings, data: DataSettings, generator: Generator) -> dict[str, Any]:
-    """Draw what the folder lacks. What cells with other counts of images have asked for lies there too, and stays."""
+def draw(
+    vectors: Path,
+    home: Path,
+    sample: SampleSettings,
+    data: DataSettings,
+    generator: Generator,
+    splits: Callable[[DataSettings], Splits],
+) -> dict[str, Any]:
+    """Draw what the folder lacks. What cells with other counts of images have asked for lies there too, and stays.
+
+    `splits` loads the images that were inverted, where they say how much noise each vector bears.
+    """
     embeddings = read_embeddings(vectors)
     found = {"images": sample.variants * len(embeddings)}
     if sample.balance == "none":  # another experiment may have drawn more
@@ -35,5 +58,6 @@ def draw(vectors: Path, home: Path, sample: SampleSettings, data: DataSettings, 
     labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
     if (left := uneven(labels, sample, value_of)) is not None:
         print(f"note: {left}", file=sys.stderr, flush=True)
-    draw_variants(embeddings, generator, home, sample, value_of)
+    strengths = strengths_for(home, embeddings, generator, sample, splits(data).train if is_auto(sample) else None)
+    draw_variants(embeddings, generator, home, sample, value_of, strengths)
     return found

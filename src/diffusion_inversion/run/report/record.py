@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from typing_extensions import NotRequired
 
     from ...train.choosing import ChoiceRecord
+    from .image_records import BalanceRecord, FidelityRecord, GrowthRecord, StrengthsRecord
 
 
 class ProblemRecord(TypedDict):
@@ -203,65 +204,32 @@ class FoundRecord(TypedDict):
     similarity: dict[str, float]  # least and mean cosine to the training image that an image was found for
 
 
-class JudgeRecord(TypedDict):
-    """How judges of labels do on real images that they never saw; rates in [0, 1]."""
+class ToldRecord(TypedDict):
+    """How well training images are told from held-out ones by a score; every figure in [0, 1], intervals at 95 %."""
 
-    images: int
-    folds: int
-    accuracy: float
-    calibration_error: float
-    failed: float  # share that fails by the rule that synthetic images are judged by
-
-
-class FidelityClassRecord(TypedDict):
-    class_name: str
-    judged: int
-    failed: int
-
-
-class FidelitySourceRecord(FidelityClassRecord):
-    file: str
+    of: str  # what an adversary has: vectors, say
+    by: str  # what the score is
+    calibrated_by: str
+    auc: float
+    auc_low: float
+    auc_high: float
+    true_positives: float
+    true_low: float
+    true_high: float
+    false_positives: float  # the rate at which they are, on average
+    false_at_most: float  # the same with 95 % confidence
+    members: int
+    others: int
 
 
-class FidelitySubgroupRecord(TypedDict):
-    """Images whose sources have one value of the attribute; the interval is of the share that fails."""
-
-    value: str
-    judged: int
-    failed: int
-    low: float
-    high: float
-
-
-class FailedRecord(TypedDict):
-    """A synthetic image that shows another class than its label; probabilities are the judge's."""
-
-    file: str
-    source: str
-    class_name: str
-    confidence: float  # in the label
-    shows: str
-    rival_confidence: float
-    passed_again: bool | None  # whether its last drawing passes; None where it was not drawn again
-
-
-class FidelityRecord(TypedDict):
-    """Whether synthetic images show their class (run/fidelity/)."""
-
-    filter: str  # drop, redraw or soft
-    images: int
-    judged: int  # of them; the others have no judge
-    failed: int  # of these: show another class
-    drawn_again: int
-    left: int  # that still fail after it
-    unfit: list[str]  # classes of which every image does: they keep them
-    judge: JudgeRecord
-    classes: list[FidelityClassRecord]
-    sources: list[FidelitySourceRecord]  # those whose variants fail most often
-    attribute: NotRequired[str]  # where one is given that training images have, too
-    subgroups: NotRequired[list[FidelitySubgroupRecord]]
-    examples: list[FailedRecord]  # the clearest
-    seconds: float
+class MembershipRecord(TypedDict):
+    members: int
+    held_out: int
+    references: int  # held-out images that distances were calibrated by
+    false_positives: float  # the rate that was asked for
+    figures: list[ToldRecord]
+    control: ToldRecord  # what tells them apart without the run
+    notes: list[str]
 
 
 class ReplicateRecord(TypedDict):
@@ -317,24 +285,6 @@ class TimeLimitRecord(TypedDict):
     cut: list[str]  # such as "variants 10 -> 4"; empty where all fitted
 
 
-class BalancedPart(TypedDict):
-    """Images of a class, of a value of the attribute, or of both."""
-
-    class_name: str | None
-    value: str | None
-    real: int
-    synthetic: int
-
-
-class BalanceRecord(TypedDict):
-    """What stage 2 made of the counts of images."""
-
-    of: str  # the setting
-    attribute: str | None
-    parts: list[BalancedPart]
-    uneven: str | None  # what stays uneven, in a sentence
-
-
 class RunRecord(TypedDict):
     """All of `run.json`."""
 
@@ -346,6 +296,7 @@ class RunRecord(TypedDict):
     images: NotRequired[str]  # what those beside the real ones are called where no vectors made them: retrieved, say
     generator: NotRequired[GeneratorRecord]  # not where images were found; with a curve where vectors made them
     found: NotRequired[FoundRecord]  # where they were retrieved
+    licences: NotRequired[list[str]]  # lines about what the images were made with; not in records of earlier versions
     settings: dict[str, dict[str, Any]]  # invert, sample, train: the settings models as JSON
     stages: StagesRecord
     inversion_curve: NotRequired[CurveRecord]
@@ -358,7 +309,11 @@ class RunRecord(TypedDict):
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
-    copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
+    growth: NotRequired[GrowthRecord]  # where `dinv grow` added images
+    strengths: NotRequired[StrengthsRecord]  # where noise_strength was auto
+    # What `CopyAudit.record` has, of the pairs those that the report shows; `redrawn`: see fidelity/copies_record.py.
+    copies: NotRequired[dict[str, Any]]
+    membership: NotRequired[MembershipRecord]  # where `dinv membership` measured it, of replicate 0
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     time_limit: NotRequired[TimeLimitRecord]
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.
