@@ -20,7 +20,7 @@ def sampling_of(run: Path, class_names: tuple[str, ...]) -> SampleSettings:
 
 
 def most_drawn(run: Path) -> int:
-    """The most variants of a source that stage 2 was last asked for; with balanced counts more than its settings say."""
+    """The most variants of a source that stage 2 was last asked for; balanced counts are uneven."""
     last = SyntheticStore(run, ()).manifest.last("complete") or {}
     return max(last.get("counts", {}).values(), default=int(last.get("variants", 0)))
 
