@@ -6,12 +6,14 @@ TORCH_INDEX ?=
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
 PYTEST_ARGS ?=
+TRAIN ?= cifar10-train.parquet
+TEST ?= cifar10-test.parquet
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install test demo lint docs dist clean
+.PHONY: install test demo lint docs dist reproduce clean
 
 install: $(STAMP)
 
@@ -38,6 +40,10 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/zensical build --clean --strict > site.log 2>&1 || { cat site.log; exit 1; }
 	@! grep -vE '^(Build started|Build finished|No issues found|$$)' site.log
+
+# The published tables in small: `make reproduce TRAIN=cifar10-train.parquet TEST=cifar10-test.parquet`, under an hour.
+reproduce: $(STAMP)
+	$(BIN)/python benchmarks/reproduce.py $(TRAIN) $(TEST)
 
 # As `pip` and a package index would take it: the wheel is built from the source archive, apart from this environment.
 dist: $(STAMP)

@@ -150,7 +150,9 @@ def test_images_of_a_candidate_are_those_that_a_run_would_draw(bench: Bench, who
     both, one = pictures.material(SAMPLE), pictures.material(few)
     made = SyntheticStore(run, embeddings.class_names)
     assert both.key == Material(made.read(), made.sources()).key
-    assert torch.equal(one.synthetic.images, made.read(1).images)
+    assert torch.equal(
+        one.synthetic.images, made.read(dict.fromkeys({source for source, *_ in made.sources()}, 1)).images
+    )
     homes = list((run / "tuning" / "images").iterdir())
     assert len(homes) == 1, "values of `variants` share them"
     mixed = pictures.material(SAMPLE.model_copy(update={"interpolation": 0.9}))

@@ -89,14 +89,15 @@ def test_read_is_in_the_order_of_the_names_and_of_the_first_variants(store: Synt
     by_name = sorted(zip(one_by_one(store), pictures(12), strict=True), key=lambda pair: pair[0]["file_name"])
     for wanted in (1, VARIANTS):
         kept = [(entry, image) for entry, image in by_name if entry["variant"] < wanted]
-        found = store.read(wanted)
+        counts = {f"train/{source:02d}.png": wanted for source in (0, 1, 4, 5)}
+        found = store.read(counts)
         assert found.ids == tuple(entry["file_name"] for entry, _ in kept)
         assert torch.equal(found.images, torch.stack([image for _, image in kept]))
         assert found.labels.tolist() == [entry["label"] for entry, _ in kept]
         assert found.soft is not None
         assert found.soft.second.tolist() == [entry["partner_label"] for entry, _ in kept]
         assert found.soft.weight.tolist() == pytest.approx([entry["label_weight"] for entry, _ in kept])
-        assert store.sources(wanted) == [
+        assert store.sources(counts) == [
             (entry["source_id"], entry["partner_id"], *(entry["further_ids"] or ())) for entry, _ in kept
         ]
 

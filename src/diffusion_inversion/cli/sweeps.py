@@ -28,7 +28,7 @@ def sweep(
     """Run an experiment file: every combination of its settings, each stage once for all that share it."""
     from ..data.problems import aligned
     from ..sweep import read_plan, run_sweep
-    from ..sweep.table import accuracy_table, scope, spread_table
+    from ..sweep.table import accuracy_table, classes_table, scope, shows_classes, spread_table
 
     plan = read_plan(file, data, test, replicates)
     folder = out or Path("sweeps")
@@ -41,6 +41,9 @@ def sweep(
     if plan.replicates > 1:
         head, body = spread_table(found.rows)
         lines += ["", "where the spread comes from", *aligned([head, *body], indent="")]
+    if shows_classes(found):
+        head, body = classes_table(found.rows)
+        lines += ["", "classes", *aligned([head, *body], indent="")]
     lines += [scope(found)]
     lines += [f"{c.outcome}: {c.claim.says}" for c in found.claims]
     claims = [{"says": c.claim.says, "outcome": c.outcome} for c in found.claims]

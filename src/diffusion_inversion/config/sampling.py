@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,12 +15,20 @@ Unconditional = Literal["mean", "class-mean", "group-mean", "empty", "zero"]
 InterpolationKind = Literal["lerp", "slerp", "circle", "dirichlet"]
 PartnerPolicy = Literal["same-class", "nearest", "farthest", "other-class", "context", "reference"]
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
+NoiseStrength = Annotated[float, Field(ge=0, le=10)] | Literal["auto"]
 
 
 class SampleSettings(Settings):
     """Stage 2: draw variants around the learned vectors."""
 
     variants: int = setting(10, "images per learned vector", "ours; text: 45", ge=1)
+    balance: str = setting(
+        "none",
+        "what has as many images, real and synthetic ones together, in each of its parts: class, COLUMN of "
+        "--attributes, or class,COLUMN; variants says how many are drawn in all, and the rarest get the most",
+        "ours",
+        min_length=1,
+    )
     guidance_scales: tuple[GuidanceScale, ...] = setting(
         (1.0,),
         "to mix, e.g. 1.5,2,3; 1 = off, the text's w + 1",
@@ -32,9 +41,18 @@ class SampleSettings(Settings):
         "of kept steps and guidance scales, one drawn for each image, or all in turn, each equally often",
         "random: text, of guidance; grid: code, 3 x 3 with 5 variants each",
     )
-    noise_strength: float = setting(0.1, "lambda, standard deviation of the noise added to c", "text", ge=0, le=10)
+    noise_strength: NoiseStrength = setting(
+        0.1,
+        "lambda, standard deviation of the noise added to c; auto: for each image the largest whose probes still show "
+        "its class",
+        "text; auto: ours",
+    )
     interpolation: float = setting(
-        0.1, "alpha, weight of a partner's vector; below 0 leads away", "text; below 0: ours", ge=-1, le=1
+        0.1,
+        "alpha, weight of a partner's vector; below 0 leads away; `--tune interpolation=0,0.1,0.25,0.4` chooses one",
+        "text; below 0: ours",
+        ge=-1,
+        le=1,
     )
     interpolation_kind: InterpolationKind = setting(
         "lerp",
@@ -102,6 +120,13 @@ class SampleSettings(Settings):
         True, "draw again what the checkpoint's safety checker, if any, would blank", "ours; code: off"
     )
 
+    @field_validator("interpolation", mode="before")
+    @classmethod
+    def _interpolation_is_chosen_elsewhere(cls, value: object) -> object:
+        if value == "auto":
+            raise ValueError("one for all images is chosen on folds; use --tune interpolation=0,0.1,0.25,0.4")
+        return value
+
     @field_validator("guidance_interval")
     @classmethod
     def _interval_is_one(cls, interval: tuple[float, float]) -> tuple[float, float]:
@@ -155,6 +180,21 @@ class SampleSettings(Settings):
     def has_groups(self) -> bool:
         """Whether group_size makes a difference."""
         return self.unconditional == "group-mean" or self.partner == "reference"
+
+    @property
+    def balances_classes(self) -> bool:
+        """Whether the parts that have as many images are classes, or lie within them."""
+        return self.balance == "class" or self.balance.startswith("class,")
+
+    @property
+    def balanced_attribute(self) -> str | None:
+        """The attribute whose values part the images that have as many; None: none."""
+        attribute = self.balance.removeprefix("class,") if self.balances_classes else self.balance
+        return None if attribute in ("none", "class") else attribute
+
+    def described(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """As `Settings` has it; without `balance` where there is none, by which names of older work would differ."""
+        return super().described({*leave_out, *(("balance",) if self.balance == "none" else ())})
 
 
 class PromptSettings(Settings):

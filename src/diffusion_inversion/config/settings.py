@@ -66,6 +66,9 @@ class InvertSettings(Settings):
     group_size: int = setting(100, "joint: images per group", "code", ge=1)
     joint_batch_size: int = setting(50, "joint: images with a loss at each step", "code", ge=1)
     gradient_checkpointing: bool = setting(False, "stage 1 in less memory, slower, with the same numbers", "ours")
+    vector_dtype: Literal["float32", "float16", "int8"] = setting(
+        "float32", "how vectors are kept on disk, in 4, 2 or 1 bytes a number", "ours"
+    )
     eval_draws: int = setting(
         8, "fixed (timestep, noise) draws that measure an image's loss", "ours", ge=1, option=None
     )
@@ -77,6 +80,11 @@ class InvertSettings(Settings):
         if bad:
             raise ValueError(f"keep_steps={bad}: outside 0..steps={self.steps}; lower them or raise steps")
         return self
+
+    def described(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """As `Settings` has it; without `vector_dtype` where vectors are kept as they are, as in older work."""
+        plain = type(self).model_fields["vector_dtype"].default
+        return super().described({*leave_out, *(("vector_dtype",) if self.vector_dtype == plain else ())})
 
     @property
     def checkpoints(self) -> tuple[int, ...]:

@@ -19,8 +19,8 @@ from .listed import Source, reading
 # or -; what ends with the first number; what stands before the last _ or -.
 _USUAL = (r"^([^#]+)#", r"^([^_-]+)[_-]", r"^(\D*\d+)\D+\d", r"^(.+)[_-][^_-]+$")
 _FILE_REMEDY = "give a CSV file of image name and value in each line"
-Option = Literal["groups", "attributes"]
-_CALLED: dict[Option, str] = {"groups": "group", "attributes": "value"}
+Option = Literal["groups", "attributes", "balance"]
+_CALLED: dict[Option, str] = {"groups": "group", "attributes": "value", "balance": "value"}
 _FEWEST = 3  # groups that file names may suggest
 _NAMED = 3  # ids or names in a message
 

@@ -14,58 +14,29 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from safetensors.torch import save
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict
 
 from ..data.images import LabelledImages
 from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import NAME as MANIFEST
-from ..engine.manifest import Manifest, Record, Unit
+from ..engine.manifest import Manifest, Record
 from ..engine.store import commit_bytes
 from ..engine.units import unit_name
 from ..engine.untrusted import TensorSpec, check_record, inside, parse_json, read_tensors
 from ..errors import DataError, UsageError
 from ..randomness import shuffled
+from .packing import VectorDtype, pack, specs, unpack
 from .peers import Peers, nearest_classes, nearest_rows, peers_in_groups, peers_of
+from .records import Config, Header, LearnedUnit
 
 FOLDER, CONFIG_FILE = "embeddings", settings_file("invert")
 SCHEMA = 2
 LARGEST_SHARD = 8 << 30  # bytes: 100 images of 77 x 1,024 tokens at 200 kept steps take 6.3 GB
-LARGEST_NORM = 1e6  # of one token: those of Stable Diffusion's text encoder are near 28
-SPECS = {
+SPECS = {  # of all but the vectors, see packing.py
     "labels": TensorSpec(torch.int64, ("images",)),
-    "vectors": TensorSpec(torch.float32, ("steps", "images", "tokens", "width"), max_norm=LARGEST_NORM),
     "losses": TensorSpec(torch.float32, ("points", "images")),
     "null_losses": TensorSpec(torch.float32, ("images",)),
 }
-
-
-class LearnedUnit(Unit):
-    """A commit record of stage 1; the lists go with "ids"."""
-
-    labels: list[int]
-    hashes: list[str]  # of the images' contents
-    failed: list[str]  # ids whose vectors are not finite: the shard does not hold them
-    reasons: NotRequired[dict[str, str]]  # why, by id
-    rates: NotRequired[dict[str, float]]  # learning rates of images that were retried, by id
-    at_once: NotRequired[int]  # images computed at a time, where memory did not suffice for more
-
-
-class Header(TypedDict):
-    """What all shards of a run share; see `Embeddings`."""
-
-    class_names: list[str]
-    steps: list[int]
-    curve_steps: list[int]
-    generator_hash: str
-    resolution: int
-    image_size: int
-
-
-class Config(TypedDict):
-    """The settings of stage 1, as far as they matter here."""
-
-    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -223,6 +194,13 @@ class EmbeddingStore:
         self.folder = run / FOLDER
         self.manifest = Manifest(self.folder / MANIFEST, {"commit": LearnedUnit, "header": Header})
 
+    @property
+    def vector_dtype(self) -> VectorDtype:
+        """How the vectors lie in the shards, as `begin` was told."""
+        header = self.manifest.last("header")
+        dtype: VectorDtype = header.get("vector_dtype", "float32") if header is not None else "float32"
+        return dtype
+
     def images(self) -> dict[str, tuple[str, int]]:
         """Content hash and label of every image that was tried, by id."""
         return {
@@ -246,7 +224,9 @@ class EmbeddingStore:
         )
 
     def begin(self, header: dict[str, Any]) -> None:
-        """Record what all shards share: class_names, steps, curve_steps, generator_hash, resolution, image_size."""
+        """Record what all shards share: class_names, steps, curve_steps, generator_hash, resolution, image_size;
+        vector_dtype where it is not float32.
+        """
         record = {"event": "header", "schema": SCHEMA, **header}
         if self.manifest.last("header") != record:
             self.manifest.append(record)
@@ -257,7 +237,8 @@ class EmbeddingStore:
         Images that the shard does not hold, or not with finite vectors, are listed as failed. `notes` are the keys of
         LearnedUnit that need not be there.
         """
-        finite = shard.vectors.isfinite().all(dim=-1).all(dim=-1).all(dim=0)
+        vectors = shard.vectors.half() if self.vector_dtype == "float16" else shard.vectors
+        finite = vectors.isfinite().all(dim=-1).all(dim=-1).all(dim=0)
         kept = shard.rows(finite)
         name = f"shard-{unit_name(images.ids)}.safetensors"
         self.manifest.append(
@@ -277,7 +258,7 @@ class EmbeddingStore:
     def _write(self, name: str, shard: Shard) -> str:
         tensors = {
             "labels": shard.labels,
-            "vectors": shard.vectors.float().contiguous(),
+            **pack(shard.vectors.float(), self.vector_dtype),
             "losses": shard.losses.float().contiguous(),
             "null_losses": shard.null_losses.float().contiguous(),
         }
@@ -380,13 +361,14 @@ class EmbeddingStore:
     def _read_shard(self, name: str, digest: str) -> Shard:
         path = inside(self.folder, name)
         try:
-            tensors, metadata = read_tensors(path, SPECS, max_bytes=LARGEST_SHARD, sha256=digest)
+            wanted = SPECS | specs(self.vector_dtype)
+            tensors, metadata = read_tensors(path, wanted, max_bytes=LARGEST_SHARD, sha256=digest)
             ids = tuple(check_record(parse_json(metadata.get("ids", "null").encode(), path), list[str], path))
             if len(ids) != len(tensors["labels"]):
                 raise DataError(f"{path}: {len(ids)} ids for {len(tensors['labels'])} vectors")
         except DataError as error:
             raise DataError(f"{error} `dinv repair {self.folder.parent}` learns its vectors again.") from error
-        return Shard(ids, tensors["labels"], tensors["vectors"], tensors["losses"], tensors["null_losses"])
+        return Shard(ids, tensors["labels"], unpack(tensors), tensors["losses"], tensors["null_losses"])
 
 
 def read_embeddings(run: str | Path) -> Embeddings:

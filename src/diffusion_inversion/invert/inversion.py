@@ -65,6 +65,7 @@ def invert(
                 "generator_hash": generator.hash,
                 "resolution": resolution,
                 "image_size": images.size,
+                **({"vector_dtype": settings.vector_dtype} if settings.vector_dtype != "float32" else {}),
             }
         )
         row_of = {image_id: row for row, image_id in enumerate(images.ids)}

@@ -16,8 +16,8 @@ from ..config.settings import InvertSettings
 from ..engine.state import UnitState
 from ..generator.generator import EMPTY_PROMPT, Generator, Images, LatentDistribution, Tokens
 from ..randomness import generator_for
-from .embeddings import LARGEST_NORM
 from .objective import EvaluationBank, draw, encode, gradients, loss_scale, rows_of
+from .packing import LARGEST_NORM
 
 CURVE_POINTS = 4
 RETRIES = 2  # of an image whose numbers run away, each from its start at a third of the rate before

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings
 from ..data.datasets import Splits
 from ..data.groups import values_of
@@ -108,3 +109,20 @@ def _parts(found: Subgroups) -> list[SubgroupRecord]:
 
 def _estimate(found: Estimate) -> EstimateRecord:
     return {"mean": found.mean, "low": found.low, "high": found.high}
+
+
+def balanced_values(data: DataSettings, sample: SampleSettings) -> dict[str, str] | None:
+    """What the attribute that stage 2 balances says of each image that DATA names, by id; None: it balances none.
+
+    Nothing is decoded. Raises UsageError for what is no file, column or expression, DataError for images without one.
+    """
+    if (given := sample.balanced_attribute) is None:
+        return None
+    source, _ = open_data(data.data, default_root() if data.root is None else Path(data.root))
+    return dict(zip(source.ids, values_of(source, given, "balance"), strict=True))
+
+
+def balanced_values_of(run: Path, sample: SampleSettings) -> dict[str, str] | None:
+    """The same of the images of a run."""
+    record = read_record(run) if sample.balanced_attribute is not None else None
+    return None if record is None else balanced_values(recorded_settings(record["source"]), sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,16 +23,18 @@ def images_of_vectors(
 ) -> ReportImages:
     """A few real images beside their reconstructions and variants, those that are least like their sources first."""
     store = SyntheticStore(run, embeddings.class_names)
-    shown = min(REPORT_VARIANTS, store.variants())
     rows, drawn_again = read_reconstructions(run, embeddings)
     columns = ("file_name", "sha256", "label", "source_id", "variant")
-    each = zip(*(column.to_pylist() for column in store.table(*columns).columns), strict=True)
-    drawn_from = {(source, variant): file for *file, source, variant in each}
-    files = zip(*(drawn_from[embeddings.ids[row], v] for row in rows for v in range(shown)), strict=True)
+    each = store.asked_for(store.table(*columns)).select(columns)
+    drawn_from: dict[str, list[tuple[int, list[Any]]]] = {}
+    for *file, source, variant in zip(*(column.to_pylist() for column in each.columns), strict=True):
+        drawn_from.setdefault(source, []).append((variant, file))
+    shown = [[file for _, file in sorted(drawn_from.get(embeddings.ids[row], []))[:REPORT_VARIANTS]] for row in rows]
+    files = zip(*(file for found in shown for file in found), strict=True)
     drawn = read_images(store.folder, embeddings.class_names, *files)
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     sources = train.subset([row_of[embeddings.ids[row]] for row in rows])
-    variants = drawn.images.split(shown)
+    variants = drawn.images.split([len(found) for found in shown])
     return ReportImages(
         real=sources.resized(drawn.size).images,
         reconstruction=resize(drawn_again, drawn.size),

@@ -96,6 +96,7 @@ def draw_reconstructions(
         rows = shown_rows(embeddings, read_likeness(run, embeddings))
         ids = [embeddings.ids[row] for row in rows]
         note = {"versions": [embeddings.versions[row] for row in rows], "variants": settings.variants}
+        note |= {} if settings.balance == "none" else {"balance": settings.balance}
         ledger = Ledger(run)
         if ledger.holds(RECONSTRUCTIONS_FILE) and ledger.note(RECONSTRUCTIONS_FILE) == note:
             return

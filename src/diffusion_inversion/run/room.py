@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..config.settings import InvertSettings
 from ..generator.generator import Generator
+from ..invert.packing import BYTES, SCALE_BYTES
 
-FLOAT_BYTES, BLOCK_BYTES = 4, 4096  # of a float32; that a file system hands out at once
+BLOCK_BYTES = 4096  # that a file system hands out at once
 SPARE_BYTES = 32 << 20  # manifests, report and temporary files of one stage
 CLASSIFIER_BYTES = {"resnet20": 2 << 20, "resnet56": 4 << 20, "vgg16": 540 << 20}  # of one file, with its saved state
 OTHER_CLASSIFIER_BYTES = 100 << 20
@@ -13,7 +14,9 @@ OTHER_CLASSIFIER_BYTES = 100 << 20
 
 def vector_bytes(generator: Generator, settings: InvertSettings) -> int:
     """What is kept of one image in stage 1."""
-    return len(settings.checkpoints) * settings.tokens * generator.text_width * FLOAT_BYTES
+    scale = SCALE_BYTES if settings.vector_dtype == "int8" else 0
+    token = generator.text_width * BYTES[settings.vector_dtype] + scale
+    return len(settings.checkpoints) * settings.tokens * token
 
 
 def png_bytes(side: int) -> int:

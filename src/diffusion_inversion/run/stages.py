@@ -40,18 +40,21 @@ from ..train.classifiers import choose_architecture
 from ..train.own_size import at_own_size
 from ..train.recipes import resolve
 from ..train.store import ClassifierStore
-from .attributes import attributes_of
+from .attributes import attributes_of, balanced_values_of
 from .checks import check_run
 from .coarseness import coarseness
 from .copies import guard
+from .fidelity.judging import Judges
 from .fidelity.stage import JUDGED, filtered, judges_for
 from .foresight import forewarnings
 from .forget import follow
 from .gallery import images_of_vectors
+from .gathered import is_grown
 from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, ledger_files, stages_from, stores_of
 from .logs import SILENT, Log, logging_of
-from .methods import images_made, method_of, require_images
+from .methods import images_made, method_of, require_images, sources_of_images
+from .online import ahead_of, refuse_online
 from .plan.forecast import disk_bytes, sum_left
 from .plan.start import begin
 from .preview import Wanted, picture
@@ -60,6 +63,7 @@ from .replicates import Replicate, replicate
 from .report import RunRecord
 from .reporting import replicated, report_stage
 from .room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
+from .strengths import is_auto, strengths_for
 from .tune import prepared, tune_sampling, tune_training
 
 
@@ -85,7 +89,8 @@ def sample_stage(
 ) -> int:
     """Stage 2 over the stored vectors; notes its time and returns how many images there are.
 
-    With `sources`, the images that were inverted, it is measured how much of each its vector keeps.
+    With `sources`, the images that were inverted, it is measured how much of each its vector keeps; without them
+    noise_strength cannot be auto.
     `anew` deletes what this stage and later ones made, once the settings are known to be usable and there is room for
     what they ask for beyond what is deleted.
     """
@@ -93,7 +98,8 @@ def sample_stage(
     side = check(embeddings, generator, settings)
     make_way({run: len(embeddings) * settings.variants}, side, anew=anew)
     with timed(SyntheticStore(run, embeddings.class_names).manifest):
-        draw_variants(embeddings, generator, run, settings)
+        strengths = strengths_for(run, embeddings, generator, settings, sources)
+        draw_variants(embeddings, generator, run, settings, balanced_values_of(run, settings), strengths)
         draw_reconstructions(run, embeddings, generator, settings, sources)
     return len(embeddings) * settings.variants
 
@@ -181,10 +187,14 @@ def train_stage(
     arms = check_arms(real, checked, test, settings, own)
     tuning = prepared(None, None, settings) if tuning is None else tuning
 
+    refuse_online(run, settings, filtering, tuning)
+    if filtering.filter != "off" and is_grown(run):
+        how = f"--filter {filtering.filter}"
+        raise UsageError(f"{how}: images were grown in {run}, chosen by what they show. Leave it out.")
     judges = judges_for(run, real, filtering, where)
 
     def material() -> Material:
-        return Material(synthetic, SyntheticStore(run, real.class_names).sources())
+        return Material(synthetic, sources_of_images(run, real.class_names))
 
     if anew:
         if tuning.of("train"):
@@ -220,6 +230,7 @@ def train_stage(
             folder=run,
             on_step=on_step,
             on_run=on_run,
+            ahead=ahead_of(run, splits.train, settings, where, generator),
         )
         advance(total - sum(done.values()))  # what another process trained
     return results
@@ -243,8 +254,7 @@ def require_whole(run: Path, splits: Splits) -> None:
         )
     embeddings = read_embeddings(run)
     synthetic = SyntheticStore(run, embeddings.class_names)
-    variants = synthetic.variants()
-    if len(synthetic.sources(variants)) != len(embeddings) * variants:
+    if len(synthetic.sources()) != len(embeddings) * synthetic.variants():
         raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
     read_reconstructions(run, embeddings)
 
@@ -288,6 +298,9 @@ def run_all(
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
+    refuse_online(run, train, filtering, tuning, sample.balance)
+    if is_auto(sample):
+        Judges(images, generator.device)
     for plan in plans[1:]:
         if read_record(plan.folder) is None:
             with _replicate(run, plan):

@@ -27,6 +27,7 @@ from ..errors import ConfigMismatchError, UsageError
 from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings, read_embeddings
+from ..sample.balance import counts_of
 from ..sample.sampling import check, draw_variants
 from ..sample.synthetic import SyntheticStore
 from ..train.choosing import (
@@ -44,6 +45,7 @@ from ..train.choosing import (
 )
 from ..train.store import ClassifierStore
 from ..train.training import recipe
+from .attributes import balanced_values_of
 
 MIXTURE = ("real_fraction", "mixing")  # settings that arms of one kind of image do not see
 HELD = 3  # sets of images in memory
@@ -61,6 +63,12 @@ def prepared(tuning: Tuning | None, sample: SampleSettings | None, train: TrainS
         tuning = replace(tuning, axes=(*tuning.axes, AUTO))
     elif tuning.axes and "real+synthetic" not in train.arms:
         raise UsageError(f"--tune: arms={','.join(train.arms)}: choices are scored by real+synthetic; add that arm.")
+    if sample is not None and sample.noise_strength == "auto" and tuning.of("sample"):
+        names = ", ".join(axis.key for axis in tuning.of("sample"))
+        raise UsageError(
+            f"--tune {names}: with --noise-strength auto every value would need strengths of its own; give a number, "
+            "or choose first and go on with what was chosen."
+        )
     bases: dict[str, Settings | None] = {"sample": sample, "train": plain(train)}
     tried = [axis.others(base) for axis in tuning.axes if (base := bases[axis.stage]) is not None]
     return replace(tuning, family=sum(map(len, tried)))
@@ -150,14 +158,16 @@ class _Pictures:
         return float(record["seconds"]) if record["purpose"] == purpose else 0.0
 
     def _material(self, settings: SampleSettings) -> Material:
-        """The images; the first of many are those that fewer variants would be."""
-        like = json.dumps([settings.described({"variants"}), self.embeddings.digest], sort_keys=True)
+        """The images; those that several numbers of variants have in common lie there once."""
+        embeddings = self.embeddings
+        like = json.dumps([settings.described({"variants", "balance"}), embeddings.digest], sort_keys=True)
         home = self.folds.run / FOLDER / SCRATCH / hashlib.sha256(like.encode()).hexdigest()[:16]
-        store = SyntheticStore(home, self.embeddings.class_names)
-        most = max(store.complete(), settings.variants)
-        draw_variants(self.embeddings, self.generator, home, settings.model_copy(update={"variants": most}))
-        known = self.folds.real.class_names
-        return Material(store.read(settings.variants).with_classes_after(known), store.sources(settings.variants))
+        store = SyntheticStore(home, embeddings.class_names)
+        value_of = balanced_values_of(self.folds.run, settings)
+        draw_variants(embeddings, self.generator, home, settings, value_of)
+        labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
+        asked, known = counts_of(labels, settings, value_of), self.folds.real.class_names
+        return Material(store.read(asked).with_classes_after(known), store.sources(asked))
 
 
 def tune_training(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from ..generator.generator import Generator
 from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely, load_safety_checker
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
-from .drawing import draw_missing, in_parts
-from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, SyntheticStore, parents
+from .balance import counts_of, uneven
+from .drawing import draw_jobs, draw_missing, in_parts
+from .strengths import Strengths, of_source
+from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, Row, SyntheticStore, parents
 from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of
 
 
@@ -45,11 +48,24 @@ def sample(
 
 
 def draw_variants(
-    embeddings: Embeddings, generator: Generator, out: str | Path, settings: SampleSettings | None = None
+    embeddings: Embeddings,
+    generator: Generator,
+    out: str | Path,
+    settings: SampleSettings | None = None,
+    value_of: Mapping[str, str] | None = None,
+    strengths: Strengths | None = None,
 ) -> None:
-    """What `sample` does, without reading the images back."""
+    """What `sample` does, without reading the images back.
+
+    `value_of` has each source's value of the attribute that `settings.balance` names, if it does; `strengths` its
+    noise strength where that is auto.
+    """
     settings = settings or SampleSettings()
     image_size = check(embeddings, generator, settings)
+    labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
+    counts = counts_of(labels, settings, value_of)
+    if (left := uneven(labels, settings, value_of)) is not None:
+        print(f"note: {left}", file=sys.stderr, flush=True)
     if (resolution := resolution_of(embeddings, settings)) != embeddings.resolution:
         learned = embeddings.resolution
         print(f"warning: resolution={resolution}: {elsewhere(learned)}", file=sys.stderr, flush=True)
@@ -60,19 +76,60 @@ def draw_variants(
         begun = len(store.table("file_name")) > 0
         freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=begun)
         require_same_vectors(embeddings, store)
-        row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
+        how = _Drawing(embeddings, generator, settings, strengths)
         draw_missing(
             store,
             embeddings.ids,
             settings,
             image_size,
             checker,
-            plan=lambda image_id, variant, attempt: plan_variant(
-                embeddings, generator, settings, row_of[image_id], variant, attempt
-            ),
-            draw=lambda plans: draw_images(embeddings, generator, plans, settings),
-            describe=lambda plan: metadata_row(embeddings, generator, settings, plan),
+            plan=how.plan,
+            draw=how.draw,
+            describe=how.describe,
+            counts=None if settings.balance == "none" else counts,
+            balance=settings.balance,
         )
+
+
+def draw_jobs_of(
+    store: SyntheticStore,
+    embeddings: Embeddings,
+    generator: Generator,
+    settings: SampleSettings,
+    jobs: Sequence[str],
+    strengths: Strengths | None = None,
+) -> None:
+    """Draw variants, by `job_name`, into `store`, as `draw_variants` would; what is there is not drawn again.
+
+    Call it inside `run_lock`, with the settings that the run's images were drawn with.
+    """
+    side, how = check(embeddings, generator, settings), _Drawing(embeddings, generator, settings, strengths)
+    checker = load_safety_checker(generator) if settings.safety_checker else None
+    draw_jobs(store, jobs, settings.batch_size, side, checker, plan=how.plan, draw=how.draw, describe=how.describe)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How variants are planned, drawn and described: what the loops of drawing.py take."""
+
+    embeddings: Embeddings
+    generator: Generator
+    settings: SampleSettings
+    strengths: Strengths | None
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.embeddings.ids)}
+
+    def plan(self, source_id: str, variant: int, attempt: int) -> VariantPlan:
+        own = of_source(self.settings, self.strengths, source_id)
+        return plan_variant(self.embeddings, self.generator, own, self._row_of[source_id], variant, attempt)
+
+    def draw(self, plans: list[VariantPlan]) -> Tensor:
+        return draw_images(self.embeddings, self.generator, plans, self.settings)
+
+    def describe(self, plan: VariantPlan) -> Row:
+        return metadata_row(self.embeddings, self.generator, self.settings, plan)
 
 
 def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> int:
@@ -229,14 +286,15 @@ def made_from(
 ) -> dict[str, Any]:
     """Everything an image depends on, but the vectors, as JSON data.
 
-    `variants` is left out, so that more can be added later; each image's row names the version of its vectors.
+    `variants` and `balance` are left out, so that more can be added later; each image's row names the version of its
+    vectors.
     The safety checker that is in use stands for the setting: where there is none, the setting makes no difference.
     """
     resolution = resolution_of(embeddings, settings)
     plain = settings.model_copy(update={"resolution": None if resolution == embeddings.resolution else resolution})
     return {
         "schema": SCHEMA,
-        "settings": plain.described({"variants", "strict", "safety_checker"})
+        "settings": plain.described({"variants", "balance", "strict", "safety_checker"})
         | {"image_size": image_side(settings, resolution, embeddings.image_size)},
         "generator": generator.record,
         **({"safety_checker": checker.hash} if checker else {}),
@@ -253,7 +311,7 @@ def metadata_row(
         "label": int(embeddings.labels[plan.source]),
         "partner_id": embeddings.ids[plan.partner],
         "interpolation": settings.interpolation,
-        "noise_strength": settings.noise_strength,
+        "noise_strength": plan.noise_strength,
         "guidance_scale": plan.guidance_scale,
         "inversion_step": plan.step,
         "scheduler": settings.scheduler,

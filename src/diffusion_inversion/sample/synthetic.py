@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import compress
@@ -50,7 +50,7 @@ PARENT_VERSIONS = ("source_version", "partner_version", "further_versions")
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
     "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "further_ids",
-    "further_versions", "mixture_weights", "rival_label", "attempt", "failed",
+    "further_versions", "mixture_weights", "rival_label", "attempt", "failed", "noise_strength",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
@@ -104,6 +104,7 @@ class Columns(TypedDict):
     mixture_weights: NotRequired[list[list[float] | None]]  # in a mixture, of source, partner and the further ones
     rival_label: NotRequired[list[int | None]]  # the class that rival_weight is of
     attempt: NotRequired[list[int]]  # of what was drawn again: see `variants.plan_variant`
+    noise_strength: NotRequired[list[float]]  # earlier versions had it in `shared`
     failed: NotRequired[list[bool]]  # of that: whether it still shows another class than its label
 
 
@@ -121,6 +122,8 @@ class Complete(TypedDict):
 
     variants: int
     count: int
+    balance: NotRequired[str]  # of which stage 2 took the counts
+    counts: NotRequired[dict[str, int]]  # of each source that has any, where they have not all `variants`
 
 
 class SyntheticStore:
@@ -230,8 +233,11 @@ class SyntheticStore:
             found.update(zip(record["columns"]["label"], folders, strict=True))
         return found
 
-    def finish(self, variants: int) -> None:
-        """Write metadata.parquet from the manifest and mark `variants` a source as complete."""
+    def finish(self, variants: int, counts: Mapping[str, int] | None = None, balance: str = "none") -> None:
+        """Write metadata.parquet from the manifest and mark `variants` a source as complete, or so many of each.
+
+        `balance` says where the counts come from.
+        """
         import pyarrow.parquet as pq
 
         table = self.table(*COLUMNS).sort_by("file_name")
@@ -239,7 +245,10 @@ class SyntheticStore:
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         Ledger(self.run).commit(f"{FOLDER}/{METADATA}", buffer.getvalue())
-        record = {"event": "complete", "variants": variants, "count": len(table)}
+        record: Record = {"event": "complete", "variants": variants, "count": len(table)}
+        if counts is not None:
+            record["balance"] = balance
+            record["counts"] = {source: count for source, count in counts.items() if count}
         if self.manifest.last("complete") != record:
             self.manifest.append(record)
 
@@ -255,30 +264,46 @@ class SyntheticStore:
         there = sum(len(unit["files"]) for unit in self.manifest.units().values())
         return int(last["variants"]) if last is not None and last["count"] == there else 0
 
-    def read(self, variants: int | None = None) -> LabelledImages:
-        """The first variants of every source, by default all that the last finished call asked for.
+    def holds(self, counts: Mapping[str, int]) -> bool:
+        """Whether the first variants of each source are there, so many of each."""
+        there = {job for unit in self.manifest.units().values() for job in unit["ids"]}
+        return all(job_name(source, variant) in there for source, most in counts.items() for variant in range(most))
+
+    def read(self, counts: Mapping[str, int] | None = None) -> LabelledImages:
+        """The first variants of each source, so many of each; by default those that the last finished call asked for.
 
         The first of many are those that a call for fewer draws. Raises UsageError where there are not as many.
         """
         own = ("file_name", "sha256", "label")
-        rows = self._drawn(variants, *own, "partner_label", "label_weight", "answers", "source_id", "confidence")
+        rows = self._drawn(counts, *own, "partner_label", "label_weight", "answers", "source_id", "confidence")
         found = read_images(self.folder, self.class_names, *(rows[name].to_pylist() for name in own))
         sources, judged = rows["source_id"].to_pylist(), rows["confidence"].to_pylist()
         confidence = None if None in judged else torch.tensor(judged, dtype=torch.float32)
         return replace(found, soft=soft_labels(rows), source_ids=tuple(sources), confidence=confidence)
 
-    def sources(self, variants: int | None = None) -> list[tuple[str, ...]]:
+    def sources(self, counts: Mapping[str, int] | None = None) -> list[tuple[str, ...]]:
         """Ids of the real images, source and partners, that each image of `read` was made from, in its order."""
-        rows = self._drawn(variants, *PARENTS, "file_name")
+        rows = self._drawn(counts, *PARENTS, "file_name")
         return list(parents(*(rows[name].to_pylist() for name in PARENTS)))
 
-    def _drawn(self, wanted: int | None, *columns: str) -> pa.Table:
+    def _drawn(self, wanted: Mapping[str, int] | None, *columns: str) -> pa.Table:
         """Columns of the images of `read`, in its order; the file names are one of them."""
-        finished = self.variants()
-        variants = finished if wanted is None else wanted
-        if variants > finished:
-            raise UsageError(f"{self.folder}: holds {finished} variants of every source, not {variants}.")
-        rows = self.table(*columns, "variant")
+        if wanted is None:
+            return self.asked_for(self.table(*columns, "source_id", "variant"))
+        found = _first(self.table(*columns, "source_id", "variant"), wanted)
+        if (lacking := sum(wanted.values()) - len(found)) > 0:
+            raise UsageError(f"{self.folder}: lacks {lacking} of the images that are asked for. Draw them first.")
+        return found
+
+    def asked_for(self, rows: pa.Table) -> pa.Table:
+        """Of rows with source_id, variant and file_name those that the last finished call asked for, by name.
+
+        Raises UsageError where none has finished.
+        """
+        variants = self.variants()
+        counts = (self.manifest.last("complete") or {}).get("counts")
+        if counts is not None:
+            return _first(rows, counts)
         return rows.filter(rows["variant"].to_numpy() < variants).sort_by("file_name")
 
     def remove(self, files: Collection[str]) -> int:
@@ -313,6 +338,14 @@ def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledIma
     Raises UsageError where stage 2 has not finished, DataError where a file is missing or changed.
     """
     return SyntheticStore(Path(run), class_names).read()
+
+
+def _first(rows: pa.Table, counts: Mapping[str, int]) -> pa.Table:
+    """The first variants of each source, so many of each, by name."""
+    pairs = zip(rows["source_id"].to_pylist(), rows["variant"].to_pylist(), strict=True)
+    return rows.filter(np.array([variant < counts.get(source, 0) for source, variant in pairs], bool)).sort_by(
+        "file_name"
+    )
 
 
 def soft_labels(rows: pa.Table) -> SoftLabels | None:

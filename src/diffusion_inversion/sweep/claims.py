@@ -33,7 +33,8 @@ Outcome = Literal["holds", "does not hold", "too noisy to say"]
 UNCLEAR: Outcome = "too noisy to say"
 LEAST_P = 1e-12  # smaller ones are given as this
 MAX_BYTES = 1 << 28  # of a sweep's JSON
-BOUNDED = ("accuracy", "balanced_accuracy", "precision", "recall", "coverage")  # differences of them are in [-1, 1]
+# Differences of them are in [-1, 1].
+BOUNDED = ("accuracy", "balanced_accuracy", "worst_class_accuracy", "precision", "recall", "coverage")
 _GRID = 4096  # levels between LEAST_P and 1, between which logarithms are interpolated
 
 

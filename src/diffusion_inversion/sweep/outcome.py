@@ -20,6 +20,7 @@ from .claims import Difference, Outcome
 from .elsewhere import filtered_by
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
+from .worst import WORST, difference, of_worst_class
 
 METRICS = ("fid", "fid_infinity", "kid", "cmmd", "precision", "recall", "density", "coverage")
 
@@ -83,6 +84,17 @@ class Row:
         if len(self.draws) == 1:
             return self.draws[0].correct
         return recognised([draw.correct for draw in self.draws], [draw.test_ids for draw in self.draws])
+
+    @cached_property
+    def worst_of_seeds(self) -> tuple[tuple[float, ...], ...]:
+        """Accuracy of the worst class, of each replicate one for each seed."""
+        return tuple(of_worst_class(draw.correct, draw.labels) for draw in self.draws)
+
+    @property
+    def worst_units(self) -> tuple[float, ...]:
+        """As `units`, of the worst class."""
+        found = self.worst_of_seeds
+        return found[0] if len(found) == 1 else tuple(map(statistics.fmean, found))
 
     @property
     def mean(self) -> float:
@@ -172,13 +184,14 @@ def require_answerable(
 ) -> None:
     """Raise UsageError for a claim that does not name one result, or metrics that nobody measures."""
     known = [f"{name}{suffix}" for name in METRICS] if plan.metrics is not None else []
-    asked = [*(plan.figure.y if plan.figure is not None else ()), *(claim.of for claim in plan.claims)]
+    claimed = [claim.of for claim in plan.claims if claim.of != WORST]
+    asked = [*(plan.figure.y if plan.figure is not None else ()), *claimed]
     if unknown := [name for name in asked if name not in ("accuracy", *known)]:
         raise UsageError(f"{plan.title}: {unknown[0]} is not measured here; these are: accuracy {' '.join(known)}")
     for claim in plan.claims:
         for side in (side for pair in claim.pairs for side in (pair.greater, pair.less)):
             fitting = [found[0] for drawn, found in zip(cells, jobs, strict=True) if _fits(drawn[0], side)]
-            if claim.of == "accuracy":
+            if claim.of in ("accuracy", WORST):
                 named = {found.classifiers[side.arm] for found in fitting if side.arm in found.classifiers}
             else:
                 named = {(found.metrics,) for found in fitting if found.metrics is not None}
@@ -226,10 +239,12 @@ def _draw(workshop: Workshop, cell: Cell, jobs: CellJobs, arm: str) -> RowDraw:
 def _images_of(workshop: Workshop, job: str, cell: Cell) -> int:
     """How many images the first variants are, of the vectors that were learned: the job may have drawn more.
 
-    Of a pool, or of LECF, they are all that are there.
+    Of a pool, or of LECF, and where counts are balanced, they are all that the job speaks of.
     """
     images = int(workshop.read(job)["images"])
-    return images if not cell.learns else images // int(job.rpartition("-")[2]) * cell.sample.variants
+    if not cell.learns or cell.sample.balance != "none":
+        return images
+    return images // int(job.rpartition("-")[2]) * cell.sample.variants
 
 
 def _shared(cells: Sequence[Cell], members: Sequence[int]) -> dict[str, Any]:
@@ -275,6 +290,13 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
                     image_error=found.test_error, images=found.test_images,
                 )
             )  # fmt: skip
+        elif claim.of == WORST:
+            more, less = _find(pair.greater, cells, rows), _find(pair.less, cells, rows)
+            enough &= len(more.worst_units) >= MIN_UNITS
+            measure = "accuracy of the worst class"
+            apart = difference(more.worst_units, less.worst_units, more.correct, less.correct, more.labels)
+            differences.append(_interval(apart, 1 - 0.05 / count, least=-1.0, most=1.0))
+            errors.append(apart)
         else:
             first, second = _find(pair.greater, cells, metrics), _find(pair.less, cells, metrics)
             errors.append(_errors(first.draws, second.draws, claim.of))

@@ -8,7 +8,17 @@ from ..engine.text import visible_values
 from ..run.report.pictures import data_uri
 from ..run.report.templates import environment, style
 from .outcome import SweepResult
-from .table import accuracy_table, claims_table, measures, metrics_table, over, scope, spread_table
+from .table import (
+    accuracy_table,
+    claims_table,
+    classes_table,
+    measures,
+    metrics_table,
+    over,
+    scope,
+    shows_classes,
+    spread_table,
+)
 
 
 def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
@@ -16,6 +26,8 @@ def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
     tables = {"accuracy": accuracy_table(found)}
     if found.plan.replicates > 1:
         tables["spread"] = spread_table(found.rows)
+    if shows_classes(found):
+        tables["classes"] = classes_table(found.rows)
     if found.metrics:
         tables["metrics"] = metrics_table(found.metrics)
     if found.claims:

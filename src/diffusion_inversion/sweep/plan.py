@@ -69,7 +69,7 @@ class Claim(Settings):
     """One sentence of the paper, as an order of results: it holds if every pair does."""
 
     says: str
-    of: str = Field("accuracy", description="accuracy or a metric's name")
+    of: str = Field("accuracy", description="accuracy, worst_class_accuracy or a metric's name")
     pairs: tuple[Pair, ...] = Field(min_length=1)
 
 
@@ -158,9 +158,11 @@ class Cell:
         return self.retrieve is None and self.lecf is None
 
     @property
-    def variants(self) -> int | None:
-        """How many images of each source it uses; None: all that are there."""
-        return self.sample.variants if self.learns else None
+    def amounts(self) -> tuple[int | str | None, ...]:
+        """What says how many images of each source it uses; (None,): all that are there."""
+        if not self.learns:
+            return (None,)
+        return (self.sample.variants, *(() if self.sample.balance == "none" else (self.sample.balance,)))
 
     @property
     def root(self) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .outcome import Checked, MetricsRow, Row, SweepResult
+from .worst import WORST
 
 
 def label(at: Mapping[str, Any]) -> str:
@@ -48,7 +50,10 @@ def as_csv(found: SweepResult) -> str:
     for row in found.rows:
         at = [shown(row.at.get(key, "")) for key in keys]
         for number, draw in enumerate(row.draws):
-            measures = {"accuracy": draw.accuracies, "balanced_accuracy": draw.balanced, "ece": draw.ece}
+            measures = {
+                "accuracy": draw.accuracies, "balanced_accuracy": draw.balanced, WORST: row.worst_of_seeds[number],
+                "ece": draw.ece,
+            }  # fmt: skip
             for name, values in measures.items():
                 for seed, value in zip(draw.seeds, values, strict=True):
                     row_of = [row.arm, number, seed, name, value, "", "", ""]
@@ -95,6 +100,7 @@ def _row(row: Row) -> dict[str, Any]:
         "seeds": _flat(draw.seeds for draw in draws),
         "accuracies": _flat(draw.accuracies for draw in draws), "mean": row.mean, "std": row.std, "n": len(row.units),
         "balanced_accuracies": _flat(draw.balanced for draw in draws), "ece": _flat(draw.ece for draw in draws),
+        "worst_class_accuracies": _flat(row.worst_of_seeds),
         "n_train": row.n_train, "n_test": draws[0].correct.shape[1], "synthetic_images": row.images,
         "real_fraction": draws[0].real_fraction,
     }  # fmt: skip
@@ -128,6 +134,8 @@ def as_markdown(found: SweepResult, command: str, figures: Sequence[str]) -> str
     lines += [f"{scope(found)}", ""]
     if found.plan.replicates > 1:
         lines += ["## Where the spread comes from", "", *_markdown(*spread_table(found.rows)), ""]
+    if shows_classes(found):
+        lines += ["## Classes", "", *_markdown(*classes_table(found.rows)), ""]
     if found.metrics:
         n = sorted({row.n_real for row in found.metrics})
         lines += [f"Against {' or '.join(f'{count:,}' for count in n)} real images; 95 % intervals in brackets.", ""]
@@ -185,6 +193,31 @@ def spread_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return ["", "arm", "between replicates, points", "between seeds of one, points"], body
 
 
+def shows_classes(found: SweepResult) -> bool:
+    """Whether it is about what single classes gain: where counts are balanced, and where a claim is about the worst."""
+    balanced = any(cell.sample.balance != "none" for cell in found.cells)
+    return balanced or any(claim.of == WORST for claim in found.plan.claims)
+
+
+def classes_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: of each arm the accuracy of its worst class, balanced accuracy and accuracy."""
+    body = []
+    for row in rows:
+        measured = (
+            row.worst_of_seeds,
+            [draw.balanced for draw in row.draws],
+            [draw.accuracies for draw in row.draws],
+        )
+        body.append([label(row.at) or "all", row.arm, *map(_mean_and_spread, measured)])
+    return ["", "arm", "worst class, %", "balanced accuracy, %", "accuracy, %"], body
+
+
+def _mean_and_spread(of_seeds: Sequence[Sequence[float]]) -> str:
+    units = of_seeds[0] if len(of_seeds) == 1 else [statistics.fmean(one) for one in of_seeds]
+    spread = f" ± {100 * statistics.stdev(units):.1f}" if len(units) > 1 else ""
+    return f"{100 * statistics.fmean(units):.1f}{spread} (n={len(units)})"
+
+
 def metrics_table(rows: Sequence[MetricsRow]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: one row for each set of synthetic images, one column for each metric."""
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
@@ -206,7 +239,7 @@ def claims_table(claims: Sequence[Checked]) -> tuple[list[str], list[list[str]]]
     """Head and rows: every claim, the differences it rests on, and what became of it."""
     body = []
     for checked in claims:
-        scale, unit = (100, " points") if checked.claim.of == "accuracy" else (1, "")
+        scale, unit = (100, " points") if checked.claim.of.endswith("accuracy") else (1, "")
         parts = []
         for value, low, high in checked.differences:
             span = "" if low is None or high is None else f" [{scale * low:+.3g}, {scale * high:+.3g}]"

@@ -29,16 +29,16 @@ from ..run.images import load
 from ..run.methods import is_whole
 from ..run.tune import prepared, tune_training
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
-from ..sample.sampling import check_settings, draw_variants
+from ..sample.sampling import check_settings
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import check_settings as check_training
 from ..train.arms import train_arms
 from ..train.choosing import Material
 from ..train.classifiers import Classifier, require_form
 from ..train.evaluation import OWN_SIZE, Evaluation, evaluate
-from ..train.mixing import refuse_unjudged
 from ..train.own_size import own_side
 from ..train.training import fingerprint
+from .drawn import counts, draw, refuse_elsewhere
 from .elsewhere import check_cell, fill
 from .jobs import Job, result
 from .plan import Cell, SweepPlan
@@ -91,7 +91,7 @@ class Workshop:
                 self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
                 image_size=cell.data.size or learned_at, classes=2,
             )  # fmt: skip
-            refuse_unjudged(cell.train)
+            refuse_elsewhere(cell.train)
         else:
             splits = None if cell.lecf is None else self.splits(cell.data)
             check_cell(cell, splits, self.folder / self._images_folder(cell), self.generator, self.device)
@@ -175,20 +175,22 @@ class Workshop:
         if not cell.learns:
             return self._made_elsewhere(cell)
         vectors, folder = self._vectors(cell), self._images_folder(cell)
-        most = self._most_variants[folder]
+        asked, name = cell.sample, self._name("images", folder, *cell.amounts)
+        if asked.balance == "none":
+            most = self._most_variants[folder]
+            asked, name = asked.model_copy(update={"variants": most}), f"{folder}-{most}"
 
         def do(home: Path) -> dict[str, Any]:
-            embeddings = read_embeddings(self.folder / vectors)
-            there = SyntheticStore(home, embeddings.class_names).complete()  # another experiment may have drawn more
-            settings = cell.sample.model_copy(update={"variants": max(most, there)})
-            draw_variants(embeddings, self.generator, home, settings)
-            return {"images": most * len(embeddings)}
+            return draw(self.folder / vectors, home, asked, cell.data, self.generator, self.splits)
 
         def whole() -> bool:
-            return SyntheticStore(self.folder / folder, ()).complete() >= most
+            return SyntheticStore(self.folder / folder, ()).holds(counts(self.folder / vectors, asked, cell.data))
 
-        says = f"{most} an image, {cell.differs('sample')}"
-        return self._job(f"{folder}-{most}", says, [vectors], do, folder, whole)
+        return self._job(name, f"{asked.variants} an image, {cell.differs('sample')}", [vectors], do, folder, whole)
+
+    def _counts(self, cell: Cell) -> dict[str, int] | None:
+        """How many variants of each source a cell uses; None: all that are there."""
+        return counts(self.folder / self._vectors_name(cell), cell.sample, cell.data) if cell.learns else None
 
     def _made_elsewhere(self, cell: Cell) -> str:
         name = self._images_folder(cell)
@@ -212,7 +214,7 @@ class Workshop:
             return f"{self._name('images', 'lecf', *own)}/t{filtering.thresholds[0]:g}"
         if cell.retrieve is not None:
             return self._name("images", "retrieval", _dump(cell.data), _dump(cell.retrieve), asked)
-        return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants"))
+        return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants", "balance"))
 
     def _autoencoded(self, cell: Cell, part: Role, resolution: int) -> str:
         def do(home: Path) -> dict[str, Any]:
@@ -228,13 +230,14 @@ class Workshop:
 
         def do(home: Path) -> dict[str, Any]:
             store = self._store(cell)
-            material = Material(store.read(cell.variants), store.sources(cell.variants))
+            asked = self._counts(cell)
+            material = Material(store.read(asked), store.sources(asked))
             real, _ = self._real(cell, "real+synthetic")
             with run_lock(home):
                 chosen = tune_training(home, real, lambda: material, train, self.device, prepared(None, None, train))
             return {"real_fraction": chosen.real_fraction}
 
-        drawn = [self._images_folder(cell), cell.variants]
+        drawn = [self._images_folder(cell), *cell.amounts]
         name = self._name("fraction", "on folds", drawn, _dump(train), cell.autoencode.train)
         return self._job(name, cell.differs(), [images, *self._trained_on(cell)], do)
 
@@ -247,7 +250,7 @@ class Workshop:
         settings = cell.train.model_copy(update={"arms": (arm,), "seeds": (seed,), **mixed})
 
         def do(home: Path) -> dict[str, Any]:
-            synthetic = None if images is None else self._store(cell).read(cell.variants)
+            synthetic = None if images is None else self._store(cell).read(self._counts(cell))
             real, test = self._real(cell, arm)
             chosen = settings
             if fraction is not None:
@@ -257,7 +260,7 @@ class Workshop:
             file = found.classifier.relative_to(self.folder).as_posix()
             return {**_measured(found.evaluation), "seconds": found.seconds, "classifier": file}
 
-        drawn = [] if images is None else [self._images_folder(cell), cell.variants]
+        drawn = [] if images is None else [self._images_folder(cell), *cell.amounts]
         through = cell.autoencode.train if arm != "synthetic" else None
         side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
         if cell.retrieve is not None and cell.retrieve.image_size is not None:
@@ -314,15 +317,16 @@ class Workshop:
 
         def do(home: Path) -> dict[str, Any]:
             store = self._store(cell)
-            synthetic = store.read(cell.variants)
+            asked = self._counts(cell)
+            synthetic = store.read(asked)
             real = self._part(cell, wanted.against).resized(synthetic.size)
             return compare_images(
                 real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device,
-                generated_groups=[source for source, *_ in store.sources(cell.variants)],
+                generated_groups=[source for source, *_ in store.sources(asked)],
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.
-        name = self._name("metrics", "by source, in two parts", self._images_folder(cell), cell.variants, _dump(wanted))
+        name = self._name("metrics", "by source, in two parts", self._images_folder(cell), *cell.amounts, _dump(wanted))
         return self._job(name, cell.differs(), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:

@@ -240,7 +240,7 @@ def compare(
     images = 2.0
     if correct is not None:
         per_image = _image_differences(arm, baseline, correct, n, unit)
-        test_variance, images = _test_variance(per_image) if labels is None else _balanced(per_image, labels)
+        test_variance, images = _test_variance(per_image) if labels is None else balanced_variance(per_image, labels)
     unit_variance = unit_interval = interval = None
     if n > 1:
         unit_variance = float(differences.var(correction=1)) / n
@@ -310,8 +310,8 @@ def _test_variance(differences: Tensor) -> tuple[float, float]:
     return max(variance, float(weights.max()) ** 2), n_test
 
 
-def _balanced(differences: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The same of a mean over the classes of `labels` (images,)."""
+def balanced_variance(differences: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The same of a mean over the classes of `labels` (images,): variance, and the images that stand behind it."""
     present = [k for k in labels.unique().tolist() if not differences[:, labels == k].isnan().all()]
     parts = [_test_variance(differences[:, labels == k]) for k in present]
     sizes = [size for _, size in parts]

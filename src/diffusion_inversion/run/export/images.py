@@ -42,9 +42,7 @@ class SyntheticImages:
         """Those of a run folder. Raises UsageError where stage 2 has not finished."""
         record = read_record(run)
         store = images_store(run, () if record is None else tuple(record["class_names"]))
-        variants = store.variants()
-        table = store.table()
-        table = table.filter(table["variant"].to_numpy() < variants).sort_by("file_name")
+        table = store.asked_for(store.table())
         known = [name for name in table.column_names if table[name].null_count < len(table)]
         return cls(run, store.folder, store.class_names, table.select(known))
 

@@ -107,12 +107,11 @@ def open_extra(source: str, class_names: Sequence[str], root: str | Path | None)
     run = next((f for f in (folder, folder.parent) if (f / FOLDER / MANIFEST).is_file()), None)
     if run is not None and folder not in (run, run / FOLDER):
         run = None
-    variants = 0 if run is None else SyntheticStore(run, ()).variants()
+    if run is not None:
+        SyntheticStore(run, ()).variants()  # or refused
     if run is not None and (record := read_record(run)) is not None:
         store = images_store(run, tuple(record["class_names"]))
-        rows = sorted(
-            (row for row in store.table().to_pylist() if row["variant"] < variants), key=lambda r: str(r["file_name"])
-        )
+        rows = store.asked_for(store.table()).to_pylist()
         content = dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
         made_from = tuple(_sources(row, content) for row in rows)
         identities = tuple(

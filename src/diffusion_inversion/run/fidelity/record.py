@@ -85,9 +85,8 @@ def example_images(
 
 def _rows(store: SyntheticStore) -> list[Row]:
     """The images of a store as `read` has them, in its order."""
-    table = store.table("file_name", "sha256", "label", "source_id", "variant").sort_by("file_name")
-    variants = store.complete()
-    return [row for row in table.to_pylist() if row["variant"] < variants]
+    rows: list[Row] = store.asked_for(store.table("file_name", "sha256", "label", "source_id", "variant")).to_pylist()
+    return rows
 
 
 def _again(run: Path, class_names: tuple[str, ...]) -> dict[str, Row]:

@@ -39,7 +39,10 @@ class ReportImages:
     nearest: tuple[Nearest, ...] | None = None  # of each source's variants; None: not measured
     # (3, S, S) each, of run.json's examples of failed labels: source, image, and what was drawn again.
     failed: Sequence[tuple[Tensor, Tensor, Tensor | None]] = ()
+    # (3, S, S) and (V, 3, S, S) each, of run.json's images of the lowest and the highest noise: source and variants.
+    strengths: Sequence[tuple[Tensor, Tensor]] = ()
     copies: bytes | None = None  # PNG of synthetic images above the training images that they are too near to
+    strips: bytes | None = None  # PNG of vectors at growing strengths of interpolation and noise
 
     def __post_init__(self) -> None:
         rows, sides = len(self.real), self.real.shape[1:]

@@ -14,9 +14,10 @@ from .changed_settings import changed
 from .confusion import MOST_CLASSES, most_confused, normalised
 from .copies import copies_section
 from .fidelity import fidelity
-from .pictures import ReportImages
+from .pictures import ReportImages, data_uri
 from .plots import accuracies, arm_colours, differences, losses
 from .problem_groups import MOST_PROBLEMS, grouped
+from .strengths import strengths
 from .templates import fill
 
 Section = Callable[[Mapping[str, Any], ReportImages], str]
@@ -53,8 +54,16 @@ def _copies(run: Mapping[str, Any], images: ReportImages) -> str:
     return copies_section(run, images.copies)
 
 
+def _membership(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/membership.html", run=run) if "membership" in run else ""
+
+
 def _chosen(run: Mapping[str, Any], _: ReportImages) -> str:
     return fill("parts/chosen.html", run=run) if "chosen" in run else ""
+
+
+def _growth(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/growth.html", run=run, found=run["growth"]) if "growth" in run else ""
 
 
 def _subgroups(run: Mapping[str, Any], _: ReportImages) -> str:
@@ -63,6 +72,10 @@ def _subgroups(run: Mapping[str, Any], _: ReportImages) -> str:
 
 def _images(run: Mapping[str, Any], images: ReportImages) -> str:
     return fill("parts/images.html", run=run, images=images, cards=cards(images, run["data"]["class_names"]))
+
+
+def _strips(_: Mapping[str, Any], images: ReportImages) -> str:
+    return fill("parts/strips.html", picture=data_uri(images.strips)) if images.strips is not None else ""
 
 
 def _inversion(run: Mapping[str, Any], _: ReportImages) -> str:
@@ -105,11 +118,15 @@ SECTIONS: tuple[Section, ...] = (
     _classes,
     _subgroups,
     _images,
+    _strips,
     fidelity,
+    strengths,
     _copies,
+    _membership,
     _chosen,
     _made,
     _data,
     _inversion,
+    _growth,
     _glossary,
 )
