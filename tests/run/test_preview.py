@@ -21,7 +21,7 @@ from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.run.place import default_folder
 from diffusion_inversion.run.plan import start
-from diffusion_inversion.run.preview import MADE_BY, Wanted, chosen_rows, files_of, look, stronger
+from diffusion_inversion.run.preview import MADE_BY, Wanted, chosen_rows, files_of, look, plain, stronger
 from diffusion_inversion.run.reconstructions import likeness_of
 from diffusion_inversion.run.stages import run_all
 from diffusion_inversion.run.verify import verify
@@ -63,6 +63,8 @@ def test_stronger_settings_stay_in_their_ranges() -> None:
     found = stronger(SAMPLE.model_copy(update={"noise_strength": 0.2, "interpolation": -0.4}), 3.0)
     assert (found.noise_strength, found.interpolation) == (pytest.approx(0.6), -1.0)
     assert stronger(SAMPLE.model_copy(update={"noise_strength": 5.0}), 3.0).noise_strength == 10.0
+    auto = SAMPLE.model_copy(update={"noise_strength": "auto"})
+    assert plain(auto).noise_strength == 0.1 and stronger(auto, 3.0).noise_strength == pytest.approx(0.3)
 
 
 def test_a_reconstruction_that_is_its_source_has_no_distance() -> None:

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
 from .untrusted import shown
@@ -37,7 +38,7 @@ def without_waiting() -> Iterator[None]:
     import datasets
     from huggingface_hub import constants
 
-    places = (constants, datasets.config)
+    places: list[Any] = [constants, datasets.config]
     before = [place.HF_HUB_OFFLINE for place in places]
     offline = not hub_reachable()
     try:
