@@ -65,7 +65,7 @@ def stronger(settings: SampleSettings, times: float) -> SampleSettings:
 
 def said(settings: SampleSettings) -> str:
     """The strengths in a few characters."""
-    return f"λ {settings.noise_strength}, \N{GREEK SMALL LETTER ALPHA} {settings.interpolation:g}"
+    return f"λ {float(settings.noise_strength):g}, \N{GREEK SMALL LETTER ALPHA} {settings.interpolation:g}"
 
 
 def look(
