@@ -27,9 +27,9 @@ class Log:
         self._trackers, self._prefix = dict(trackers), prefix
         self._last: dict[str, Mapping[str, int]] = {}
         for name in list(self._trackers):
-            self._try(name, partial(self._recall, name))
+            self._try(name, partial(self._resume, name))
 
-    def _recall(self, name: str, tracker: Tracker) -> None:
+    def _resume(self, name: str, tracker: Tracker) -> None:
         self._last[name] = tracker.last_steps()
 
     def of(self, number: int) -> Log:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...data.images import LabelledImages
 from ...sample.synthetic import Row, SyntheticStore, job_name, read_images
-from ..report.record import FailedRecord, FidelityRecord
+from ..report.image_records import FailedRecord, FidelityRecord
 from .redraw import redrawn_store
 from .stage import read_fidelity, recorded_filter
 
@@ -94,8 +94,8 @@ def _again(run: Path, class_names: tuple[str, ...]) -> dict[str, Row]:
     store = redrawn_store(run, class_names)
     if not store.manifest.units():
         return {}
-    table = store.table("file_name", "sha256", "label", "source_id", "variant", "failed")
-    return {_job(row): row for row in table.to_pylist()}
+    table = store.table("file_name", "sha256", "label", "source_id", "variant", "failed", "copied")
+    return {_job(row): row | {"failed": row["failed"] or row["copied"]} for row in table.to_pylist()}
 
 
 def _job(row: Row) -> str:
