@@ -6,7 +6,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..engine.hub import without_waiting
 from ..engine.untrusted import LFS_CAUSE, LFS_POINTER, LFS_REMEDY, parse_json
 from ..errors import DataError, UsageError
 from .decode import UnusableImageError, open_image
@@ -217,7 +218,7 @@ def _hub_splits(data: str, asked: HubName, root: Path) -> Iterator[tuple[Any, Se
     if local and (pattern := next((c for c in "*[" if c in name), "")):
         raise UsageError(f"DATA {data}: {pattern} in a path is a pattern to `datasets`; rename the folder")
     remedy = "check the id, the revision, the config and the network, or give a local folder or parquet file"
-    with reading(data, remedy, kept_in=root):
+    with reading(data, remedy, kept_in=root), nullcontext() if local else without_waiting():
         splits = datasets.load_dataset(
             name,
             asked.config or None,
