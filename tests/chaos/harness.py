@@ -21,9 +21,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
+import no_sync  # noqa: F401
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
 from diffusion_inversion.config.fidelity import FilterSettings
+from diffusion_inversion.config.growing import GrowSettings
 from diffusion_inversion.config.sampling import RetrieveSettings, SampleSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
@@ -36,6 +38,7 @@ from diffusion_inversion.errors import DinvError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.run import retrieval
 from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.grow import grow
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import STORES
 from diffusion_inversion.run.verify import verify
@@ -58,16 +61,16 @@ def write_images(folder: Path, images: LabelledImages, rows: range) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """A toy checkpoint and a folder of images, 12 to learn and 8 to test."""
+    """A toy checkpoint and a folder of images, of which 8 are to test."""
 
     checkpoint: Path
     data: Path
 
     @classmethod
-    def build(cls, folder: Path) -> Bench:
-        images = toy_images(20)
-        write_images(folder / "data" / "train", images, range(12))
-        write_images(folder / "data" / "test", images, range(12, 20))
+    def build(cls, folder: Path, to_learn: int = 12) -> Bench:
+        images = toy_images(to_learn + 8)
+        write_images(folder / "data" / "train", images, range(to_learn))
+        write_images(folder / "data" / "test", images, range(to_learn, to_learn + 8))
         return cls(build_checkpoint(folder / "toy", MINI_SCHEDULER), folder / "data")
 
     def generator(self) -> Generator:
@@ -141,7 +144,34 @@ def redrawn(bench: Bench, run: Path) -> None:
     )  # fmt: skip
 
 
-JOBS = STAGES | {"replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn}
+def auto_noise(bench: Bench, run: Path) -> None:
+    """Stages 1 and 2, each image with the noise that it bears; it takes 24 images to learn."""
+    invert(bench, run)
+    settings = SAMPLE.model_copy(update={"noise_strength": "auto", "batch_size": 40})
+    pipeline.sample_stage(run, bench.generator(), settings, sources=open_splits(run).train)
+
+
+def online(bench: Bench, run: Path) -> None:
+    """Training, with images that are drawn while it goes on."""
+    settings = TRAIN.model_copy(
+        update={"steps": 12, "mixing": "queue", "arms": ("real+synthetic", "real"), "online": 3}
+    )
+    pipeline.train_stage(run, open_splits(run), settings, "cpu", generator=bench.generator())
+
+
+GROW = TRAIN.model_copy(update={"arms": ("real+synthetic",)})
+
+
+def grown(bench: Bench, run: Path) -> None:
+    """9 images more in two rounds, once stage 2 is done."""
+    grow(run, open_splits(run), GrowSettings(images=9, round_images=6), GROW, bench.generator(), "cpu")
+
+
+JOBS = STAGES | {
+    "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "auto_noise": auto_noise,
+    "online": online,
+    "grown": grown,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "grouping": "joint", "group_size": 3, "joint_batch_size": 2, "gradient_checkpointing": True,
     },
     "SampleSettings": {
-        "variants": 1, "balance": "class", "guidance_scales": (1.0,), "kept_steps": (1,), "noise_strength": 0.2, "interpolation": 0.3,
+        "variants": 1, "balance": "class", "guidance_scales": (1.0,), "kept_steps": (1,), "noise_strength": 0.2,
+        "interpolation": 0.3,
         "scheduler": "dpm++", "inference_steps": 3, "image_size": 8, "batch_size": 3, "seed": 1,
         "interpolation_kind": "slerp", "partner": "nearest", "unconditional": "zero", "group_size": 3,
         "guidance_interval": (0.0, 0.5), "eta": 0.5, "resolution": 32, "strict": True,
@@ -46,7 +47,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "architecture": "resnet18", "recipe": "fast", "steps": 3, "batch_size": 6, "learning_rate": 0.05,
         "momentum": 0.5, "weight_decay": 0.0, "augmentations": ("none",), "mixing": "sequential",
         "real_fraction": 0.25, "me_ada_every": 1, "me_ada_share": 0.2, "me_ada_steps": 2, "me_ada_rate": 0.1,
-        "me_ada_gamma": 2.0, "me_ada_eta": 0.5, "arms": ("real",), "seeds": (0, 1), "warm_up_steps": 1,
+        "me_ada_gamma": 2.0, "me_ada_eta": 0.5, "arms": ("real",), "seeds": (0, 1), "warm_up_steps": 1, "online": 3,
+        "online_keep": True,
     },
     "DataSettings": {
         "data": "copy", "test": "test-copy", "size": 8, "limit": 6, "test_limit": 3, "holdout": 0.4, "seed": 1,
@@ -54,7 +56,10 @@ OTHER: dict[str, dict[str, Any]] = {
         "per_class": 3, "groups": r"\d+",
     },
 }  # fmt: skip
-BESIDE = {"mixture_size": {"interpolation_kind": "dirichlet"}}  # without which a field may not change
+BESIDE = {
+    "mixture_size": {"interpolation_kind": "dirichlet"},
+    "online_keep": {"online": 3},
+}  # without which a field may not change
 # What may change: more or fewer results of the same kind, where files lie, and what makes no difference to the images.
 HARMLESS = {
     "InvertSettings": {"gradient_checkpointing"},

@@ -114,6 +114,8 @@ def _faults(error: ValidationError, model: type[Settings], given: Mapping[str, A
         if fault["type"] not in _REMEDIES:
             lines[f"{place}: {message}"] = []
             continue
+        if fault["type"] == "too_short" and place in lines:  # of a list whose values were refused before
+            continue
         remedy = _REMEDIES[fault["type"]].format(**context).replace("'", "")
         if inside and isinstance(inside[0], int) and fault["type"] != "missing":  # one of a list
             remedy += f" in place of {fault['input']}"
@@ -220,9 +222,9 @@ def options(function: Make) -> tuple[list[inspect.Parameter], Callable[[Mapping[
 
     Each parameter of type `Given[Model]`, which `Fields` may narrow, becomes the options of the model's fields.
     """
-    from ..config import commands, few_shot, fidelity, planning, sampling, settings, training
+    from ..config import commands, few_shot, fidelity, growing, planning, sampling, settings, training
 
-    models_of = (settings, sampling, fidelity, training, commands, few_shot, planning)
+    models_of = (settings, sampling, fidelity, training, commands, few_shot, growing, planning)
     known = {name: one for module in models_of for name, one in vars(module).items()} | {"Given": Given}
     hints = get_type_hints(function, localns=known, include_extras=True)
     own: dict[str, inspect.Parameter] = {}

@@ -28,9 +28,11 @@ FIRST = {
     "--interpolation", "--recipe", "--architecture", "--train-steps", "--arms", "--seeds", "--prompts",
     "--k", "--pool", "--clip", "--extractor", "--sentences", "--shots", "--methods", "--with", "--stage",
     "--minutes", "--corpus", "--unet-samples", "--real", "--generated", "--filter", "--copies", "--time-limit",
-    "--price", "--to", "--arm", "--abstain-below", "--dry-run",
+    "--price", "--images", "--stronger", "--preview", "--log-to", "--to", "--online", "--target-gain", "--arm",
+    "--abstain-below", "--dry-run",
 }  # fmt: skip
 EXAMPLES = {
+    "preview": ("dinv preview photos", "dinv preview photos --images 12 --stronger 5 --out looks/photos.png"),
     "plan": ("dinv plan photos --price 2.5", "dinv plan photos --variants 20 --time-limit 2h"),
     "run": (
         "dinv run photos --out runs/photos",
@@ -47,6 +49,10 @@ EXAMPLES = {
     "train": (
         "dinv train runs/photos --recipe fast --train-steps 2000",
         "dinv train runs/photos --restart --filter drop",
+    ),
+    "grow": (
+        "dinv grow runs/photos --images 2000",
+        "dinv grow runs/photos --target-gain 2 --time-limit 2h",
     ),
     "demo": ("dinv demo", "dinv demo --data digits"),
     "predict": (
@@ -65,7 +71,12 @@ EXAMPLES = {
         "dinv audit runs/photos",
         "dinv audit photos photos-synthetic --test photos-test --out audits/photos",
     ),
+    "membership": (
+        "dinv membership runs/photos",
+        "dinv membership runs/photos --of synthetic,classifier --limit 1000",
+    ),
     "inspect": ("dinv inspect photos", "dinv inspect photos --test photos-test --csv problems.csv"),
+    "status": ("dinv status runs/photos", "dinv status runs/photos --watch 10"),
     "verify": ("dinv verify runs/photos",),
     "repair": ("dinv repair runs/photos",),
     "forget": ("dinv forget runs/photos train/cat/001.png",),

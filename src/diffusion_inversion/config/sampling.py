@@ -15,6 +15,7 @@ Unconditional = Literal["mean", "class-mean", "group-mean", "empty", "zero"]
 InterpolationKind = Literal["lerp", "slerp", "circle", "dirichlet"]
 PartnerPolicy = Literal["same-class", "nearest", "farthest", "other-class", "context", "reference"]
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
+NoiseStrength = Annotated[float, Field(ge=0, le=10)] | Literal["auto"]
 
 
 class SampleSettings(Settings):
@@ -40,9 +41,18 @@ class SampleSettings(Settings):
         "of kept steps and guidance scales, one drawn for each image, or all in turn, each equally often",
         "random: text, of guidance; grid: code, 3 x 3 with 5 variants each",
     )
-    noise_strength: float = setting(0.1, "lambda, standard deviation of the noise added to c", "text", ge=0, le=10)
+    noise_strength: NoiseStrength = setting(
+        0.1,
+        "lambda, standard deviation of the noise added to c; auto: for each image the largest whose probes still show "
+        "its class",
+        "text; auto: ours",
+    )
     interpolation: float = setting(
-        0.1, "alpha, weight of a partner's vector; below 0 leads away", "text; below 0: ours", ge=-1, le=1
+        0.1,
+        "alpha, weight of a partner's vector; below 0 leads away; `--tune interpolation=0,0.1,0.25,0.4` chooses one",
+        "text; below 0: ours",
+        ge=-1,
+        le=1,
     )
     interpolation_kind: InterpolationKind = setting(
         "lerp",
@@ -109,6 +119,13 @@ class SampleSettings(Settings):
     safety_checker: bool = setting(
         True, "draw again what the checkpoint's safety checker, if any, would blank", "ours; code: off"
     )
+
+    @field_validator("interpolation", mode="before")
+    @classmethod
+    def _interpolation_is_chosen_elsewhere(cls, value: object) -> object:
+        if value == "auto":
+            raise ValueError("one for all images is chosen on folds; use --tune interpolation=0,0.1,0.25,0.4")
+        return value
 
     @field_validator("guidance_interval")
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,6 +54,14 @@ class TrainSettings(Settings):
         "variants, half a batch of each with its own loss, or losses weighed by a judge's confidence in each label",
         "text; the others: ours",
     )
+    online: int = setting(
+        0,
+        "variants of each source that are drawn while classifiers train, ahead of them: a queue of one epoch, whose "
+        "oldest tenth is replaced at even steps; 0 = all drawn beforehand",
+        "ours",
+        ge=0,
+    )
+    online_keep: bool = setting(False, "online: images stay, else they are deleted when all classifiers passed them")
     me_ada_every: int = setting(
         0, "ME-ADA: steps between two rounds of adversarial copies (T_min), 0 = off", "ours", ge=0
     )
@@ -126,6 +135,24 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _a_queue_is_all_that_goes_online(self) -> TrainSettings:
+        if self.online_keep and not self.online:
+            raise ValueError("online_keep: nothing is drawn while classifiers train; leave it out or give online")
+        if self.online and self.mixing not in ("batch", "queue"):
+            raise ValueError(
+                f"online={self.online}: images come in a queue, mixing={self.mixing} needs all; leave out one"
+            )
+        if self.online and self.real_fraction == "auto":
+            raise ValueError(
+                f"online={self.online}: real_fraction=auto is chosen on images that are there; give a number"
+            )
+        if self.online and self.me_ada_every:
+            raise ValueError(
+                f"online={self.online}: adversarial copies have no place in a queue; leave out me_ada_every"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_mixing_has_what_it_needs(self) -> TrainSettings:
         if self.me_ada_every and self.mixing in ("curriculum", "queue", "confidence"):
             raise ValueError(
@@ -138,3 +165,7 @@ class TrainSettings(Settings):
                 "kind; give at least 4"
             )
         return self
+
+    def described(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """As `Settings` has it; without `online` where it is off, by which older work would differ."""
+        return super().described({*leave_out, *(() if self.online else ("online", "online_keep"))})

@@ -127,8 +127,9 @@ def _axis(text: str) -> Axis:
         raise UsageError(f"--tune {named}: {_why_not(homes, name)}")
     (home,) = free
     field = MODELS["sample" if home == "sample" else "train"].model_fields[name]
-    if home == "train" and name == "real_fraction" and "auto" in each:
-        raise UsageError("--tune real_fraction=auto: give numbers, or --real-fraction auto without --tune.")
+    if "auto" in each and name in ("real_fraction", "noise_strength"):
+        option = f"--{name.replace('_', '-')} auto"
+        raise UsageError(f"--tune {name}=auto: give numbers, or {option} without --tune of it.")
     parts: Sequence[Any] = each
     if get_origin(field.annotation) is tuple:
         parts = [tuple(part for part in value.split("+") if part) for value in each]

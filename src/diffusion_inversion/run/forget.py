@@ -27,7 +27,7 @@ from ..train.choosing import FOLDER as TUNING
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
 from .images import changed_images, load, read_record, recorded_settings
-from .layout import DATA_FILE, REDRAWN, STORES, ledger_files
+from .layout import DATA_FILE, GROWN, GROWTH, ONLINE, REDRAWN, STORES, STRENGTHS, ledger_files
 from .methods import images_store, method_of
 from .replicates import replicate_folders
 
@@ -171,7 +171,8 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     records, choices = ledger.manifest.records(), ledger_files("choice")
     if any(record.get("unit") in choices for record in records):  # they hold copies of them
         ledger.manifest.rewrite([record for record in records if record.get("unit") not in choices])
-    for folder in (CLASSIFIERS, REDRAWN, TUNING):  # judged, trained and chosen with what they learned from the images
+    # What was judged, trained and chosen by what was learned from the images.
+    for folder in (CLASSIFIERS, GROWN, GROWTH, ONLINE, REDRAWN, STRENGTHS, TUNING):
         shutil.rmtree(run / folder, ignore_errors=True)
     if (record := read_record(run)) is not None:
         text = json.dumps(_without(record, gone), indent=1) + "\n"

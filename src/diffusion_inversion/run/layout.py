@@ -23,11 +23,15 @@ from ..train.store import FOLDER as CLASSIFIERS
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 COARSENESS_FILE = "coarseness.json"
+STRENGTHS = "strengths"  # how much noise each vector bears (strengths.py)
+GROWTH_FILE, GROWTH, GROWN = "growth.json", "growth", "grown"  # rounds, what candidates showed, and images (grow.py)
+ONLINE = "online"  # what is drawn while classifiers train (online.py)
 STRIPS_PICTURE = "strips.png"  # what more interpolation, and more noise, make of some vectors
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
 TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
 AUDIT_FILE, AUDIT_PICTURE = "audit.json", "audit.png"  # copies of training images, and the pairs that are nearest
+MEMBERSHIP_FILE = "membership.json"  # how well the images that a run was made from are told from others
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
 REPLICATES = "replicates"
@@ -81,9 +85,13 @@ _IMAGES = re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png")
 STORES = (
     Store(EMBEDDINGS, "invert", re.compile(r"shard-[0-9a-f]{16}\.safetensors")),
     Store(SYNTHETIC, "sample", _IMAGES),
+    Store(STRENGTHS, "sample", re.compile(r"(?!)")),  # its units are records alone
+    Store(GROWTH, "sample", re.compile(r"(?!)")),
+    Store(GROWN, "sample", _IMAGES),
     Store(REDRAWN, "train", _IMAGES),
+    Store(ONLINE, "train", _IMAGES),
     Store(CLASSIFIERS, "train", re.compile(r"[a-z+-]+-seed-?\d+-[0-9a-f]{8}\.safetensors")),
-    Store(TUNING, "train", re.compile(r"(?!)"), SCRATCH),  # its units are records alone
+    Store(TUNING, "train", re.compile(r"(?!)"), SCRATCH),  # so are its
 )
 # The ledger's files. In a stage the settings come last: a kill while it is taken back leaves nothing that others fit.
 LEDGER = (
@@ -100,13 +108,16 @@ LEDGER = (
     File(RETRIEVAL_FILE, "sample", "derived"),
     File(AUDIT_FILE, "sample", "derived"),
     File(AUDIT_PICTURE, "sample", "derived"),
+    File(GROWTH_FILE, "sample", "choice"),
     File(SAMPLE_FILE, "sample", "choice"),
+    File(settings_file("grow"), "sample", "settings"),
     File(settings_file("sample"), "sample", "settings"),
     File(_FRACTION_FILE, "train", "choice"),
     File(TRAIN_FILE, "train", "choice"),
     File(FIDELITY_FILE, "train", "derived"),
     File(settings_file("filter"), "train", "settings"),
     File(settings_file("train"), "train", "settings"),
+    File(MEMBERSHIP_FILE, "train", "derived"),
     File(RUN_FILE, "report", "derived"),
     File(REPORT_FILE, "report", "derived"),
 )

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..sample.prompting import PROMPTS
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import ArmResults
+from .gathered import grown, joined
 from .layout import METADATA_FILE, RETRIEVAL_FILE
 
 LECF = "lecf"  # the kind of what CLIP keeps of the images of many sentences
@@ -63,7 +64,16 @@ def images_made(run: Path, class_names: tuple[str, ...]) -> LabelledImages:
 
     Raises UsageError where they are not all there, DataError where a file is missing or changed.
     """
-    return images_store(run, class_names).read().with_classes_after(class_names)
+    store = images_store(run, class_names)
+    more = grown(run, store.class_names)
+    return joined([store.read(), *([] if more is None else [more[0]])]).with_classes_after(class_names)
+
+
+def sources_of_images(run: Path, class_names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Ids of the real images that each image of `images_made` was made from, its source first."""
+    store = images_store(run, class_names)
+    more = grown(run, store.class_names)
+    return [*store.sources(), *([] if more is None else more[1])]
 
 
 def require_images(run: Path, splits: Splits) -> None:

@@ -33,11 +33,14 @@ from .copies import read_audit
 from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
+from .growth_record import growth_record
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
+from .membership import SHOWN, read_membership
 from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
 from .report import RunRecord, render_report
 from .report.record import CurveRecord, FoundRecord, GeneratorRecord, InvertRecord, ReplicateRecord
+from .strengths_record import strength_images, strengths_record
 from .strips import read_strips
 from .verdict_record import arms_of, verdict_of
 
@@ -109,6 +112,8 @@ def report_stage(
         record["generator"] = made.generator
     if (audit := read_audit(run, splits)) is not None:
         record["copies"] = audit.shown()
+    if (membership := read_membership(run, splits)) is not None:
+        record["membership"] = {key: membership[key] for key in SHOWN}
     if made.vectors is not None:
         record["inversion_curve"] = made.vectors.curve
         record["stages"]["invert"] = made.vectors.inverted
@@ -129,6 +134,10 @@ def report_stage(
     fidelity = fidelity_record(run, splits.train.class_names)
     if fidelity is not None:
         record["fidelity"] = fidelity
+    if (noise := strengths_record(run, splits.train.class_names)) is not None:
+        record["strengths"] = noise
+    if (growth := growth_record(run)) is not None:
+        record["growth"] = growth
     if choices := choices_of(run):
         record["chosen"] = choices
     if (limited := ledger.read_json(TIME_LIMIT_FILE)) is not None:
@@ -153,6 +162,8 @@ def report_stage(
         pictures = replace(pictures, strips=read_strips(run, made.vectors.embeddings))
     if fidelity is not None:
         pictures = replace(pictures, failed=example_images(run, splits.train, fidelity["examples"]))
+    if noise is not None:
+        pictures = replace(pictures, strengths=strength_images(run, splits.train, noise))
     if audit is not None:
         pictures = replace(pictures, copies=audit.picture)
     ledger.commit(REPORT_FILE, render_report(record, pictures).encode())

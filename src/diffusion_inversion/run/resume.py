@@ -27,10 +27,12 @@ from .fidelity.stage import recorded_filter
 from .forget import follow
 from .images import open_splits
 from .layout import GENERATOR_FILE, RECONSTRUCTIONS_FILE, RUN_FILE
+from .membership import membership_again
 from .methods import is_whole, method_of
 from .replicates import replicate_folders
 from .reporting import read_config, replicated, report_stage
 from .stages import invert_stage, inverted_with, sample_stage, train_stage
+from .strengths import strengths_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     if stale := stale_files(vectors, store):  # of vectors that were not learned again to the same bits
         store.remove(stale)
     if sampled is None:
-        return (["sample"] if drawn.units() or drawn.dropped() else []), None
+        return (["sample"] if drawn.units() or drawn.dropped() or strengths_of(run) else []), None
     recorded = read_config(run, "sample")
     amounts = {key: value for key, value in sampled.items() if key in ("variants", "balance")}
     settings = {**recorded["settings"], **amounts}
@@ -123,4 +125,5 @@ def _train_again(run: Path, splits: Splits) -> tuple[list[str], Redone | None]:
         run, splits, training, recorded["device"], own_size=trained.get("own_size", False),
         filtering=recorded_filter(run),
     )  # fmt: skip
+    membership_again(run, splits)
     return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})

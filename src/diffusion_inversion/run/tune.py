@@ -63,6 +63,12 @@ def prepared(tuning: Tuning | None, sample: SampleSettings | None, train: TrainS
         tuning = replace(tuning, axes=(*tuning.axes, AUTO))
     elif tuning.axes and "real+synthetic" not in train.arms:
         raise UsageError(f"--tune: arms={','.join(train.arms)}: choices are scored by real+synthetic; add that arm.")
+    if sample is not None and sample.noise_strength == "auto" and tuning.of("sample"):
+        names = ", ".join(axis.key for axis in tuning.of("sample"))
+        raise UsageError(
+            f"--tune {names}: with --noise-strength auto every value would need strengths of its own; give a number, "
+            "or choose first and go on with what was chosen."
+        )
     bases: dict[str, Settings | None] = {"sample": sample, "train": plain(train)}
     tried = [axis.others(base) for axis in tuning.axes if (base := bases[axis.stage]) is not None]
     return replace(tuning, family=sum(map(len, tried)))

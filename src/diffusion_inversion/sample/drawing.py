@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -55,9 +55,25 @@ def draw_missing(
     asked = dict.fromkeys(source_ids, settings.variants) if counts is None else counts
     most = max(asked.values(), default=0)
     jobs = [job_name(source, variant) for variant in range(most) for source in source_ids if variant < asked[source]]
+    draw_jobs(store, jobs, settings.batch_size, image_size, checker, plan=plan, draw=draw, describe=describe)
+    store.finish(settings.variants, counts, balance)
+
+
+def draw_jobs(
+    store: SyntheticStore,
+    jobs: Sequence[str],
+    batch_size: int,
+    image_size: int,
+    checker: SafetyChecker | None,
+    *,
+    plan: Callable[[str, int, int], Item],
+    draw: Callable[[list[Item]], Drawn],
+    describe: Callable[[Item], Row],
+) -> None:
+    """Draw those of the images, by `job_name`, that `store` lacks; as `draw_missing`."""
     left = set(jobs).difference(*(unit["ids"] for unit in store.manifest.units().values()))
     already("sample", len(jobs) - len(left), len(jobs), "images")
-    room = settings.batch_size
+    room = batch_size
     with track("sample", len(left)) as advance:
 
         def draw_unit(unit: tuple[str, ...]) -> None:
@@ -82,8 +98,7 @@ def draw_missing(
             store.commit(resize(to_uint8(images), image_size), rows, at_once=at_once, blanked=blanked)
             advance(len(items))
 
-        each_unit(store.run, jobs, store.manifest, settings.batch_size, draw_unit)
-    store.finish(settings.variants, counts, balance)
+        each_unit(store.run, jobs, store.manifest, batch_size, draw_unit)
 
 
 def in_parts(draw: Callable[[list[Item]], Drawn], items: list[Item], at_once: int) -> Drawn:

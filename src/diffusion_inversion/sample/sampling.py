@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely,
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
 from .balance import counts_of, uneven
-from .drawing import draw_missing, in_parts
-from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, SyntheticStore, parents
+from .drawing import draw_jobs, draw_missing, in_parts
+from .strengths import Strengths, of_source
+from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, Row, SyntheticStore, parents
 from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of
 
 
@@ -51,10 +53,12 @@ def draw_variants(
     out: str | Path,
     settings: SampleSettings | None = None,
     value_of: Mapping[str, str] | None = None,
+    strengths: Strengths | None = None,
 ) -> None:
     """What `sample` does, without reading the images back.
 
-    `value_of` has each source's value of the attribute that `settings.balance` names, if it does.
+    `value_of` has each source's value of the attribute that `settings.balance` names, if it does; `strengths` its
+    noise strength where that is auto.
     """
     settings = settings or SampleSettings()
     image_size = check(embeddings, generator, settings)
@@ -72,21 +76,60 @@ def draw_variants(
         begun = len(store.table("file_name")) > 0
         freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=begun)
         require_same_vectors(embeddings, store)
-        row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
+        how = _Drawing(embeddings, generator, settings, strengths)
         draw_missing(
             store,
             embeddings.ids,
             settings,
             image_size,
             checker,
-            plan=lambda image_id, variant, attempt: plan_variant(
-                embeddings, generator, settings, row_of[image_id], variant, attempt
-            ),
-            draw=lambda plans: draw_images(embeddings, generator, plans, settings),
-            describe=lambda plan: metadata_row(embeddings, generator, settings, plan),
+            plan=how.plan,
+            draw=how.draw,
+            describe=how.describe,
             counts=None if settings.balance == "none" else counts,
             balance=settings.balance,
         )
+
+
+def draw_jobs_of(
+    store: SyntheticStore,
+    embeddings: Embeddings,
+    generator: Generator,
+    settings: SampleSettings,
+    jobs: Sequence[str],
+    strengths: Strengths | None = None,
+) -> None:
+    """Draw variants, by `job_name`, into `store`, as `draw_variants` would; what is there is not drawn again.
+
+    Call it inside `run_lock`, with the settings that the run's images were drawn with.
+    """
+    side, how = check(embeddings, generator, settings), _Drawing(embeddings, generator, settings, strengths)
+    checker = load_safety_checker(generator) if settings.safety_checker else None
+    draw_jobs(store, jobs, settings.batch_size, side, checker, plan=how.plan, draw=how.draw, describe=how.describe)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How variants are planned, drawn and described: what the loops of drawing.py take."""
+
+    embeddings: Embeddings
+    generator: Generator
+    settings: SampleSettings
+    strengths: Strengths | None
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.embeddings.ids)}
+
+    def plan(self, source_id: str, variant: int, attempt: int) -> VariantPlan:
+        own = of_source(self.settings, self.strengths, source_id)
+        return plan_variant(self.embeddings, self.generator, own, self._row_of[source_id], variant, attempt)
+
+    def draw(self, plans: list[VariantPlan]) -> Tensor:
+        return draw_images(self.embeddings, self.generator, plans, self.settings)
+
+    def describe(self, plan: VariantPlan) -> Row:
+        return metadata_row(self.embeddings, self.generator, self.settings, plan)
 
 
 def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings) -> int:
@@ -201,29 +244,40 @@ def in_batches(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, batches: Sequence[Sequence[int]]
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """What `reconstruct` returns, of one batch of rows after the other."""
-    if not batches:
-        return
     unperturbed = {"noise_strength": 0.0, "interpolation": 0.0, "shared_noise": 1.0 if settings.shared_noise else 0.0}
     plain = settings.model_copy(update={**unperturbed, "variants": 1})
-    checker = load_safety_checker(generator) if settings.safety_checker else None
-    draw = partial(draw_images, embeddings, generator, settings=plain)
+    jobs = [[(row, 0) for row in batch] for batch in batches]
+    yield from zip(batches, drawn(embeddings, generator, plain, jobs, "reconstruct"), strict=True)
 
-    def planner(batch: Sequence[int]) -> Callable[[int, int], VariantPlan]:
-        return lambda place, attempt: plan_variant(embeddings, generator, plain, batch[place], 0, attempt)
+
+def drawn(
+    embeddings: Embeddings,
+    generator: Generator,
+    settings: SampleSettings,
+    batches: Sequence[Sequence[tuple[int, int]]],
+    what: str,
+) -> Iterator[UInt8[Tensor, "batch 3 side side"]]:
+    """Draw variants that are named by their row and number, one batch after the other, and store none of them.
+
+    They are those that `sample` draws, but for white ones where the safety checker blanks every attempt. `what` is
+    what the progress calls it.
+    """
+    if not batches:
+        return
+    checker = load_safety_checker(generator) if settings.safety_checker else None
+    draw = partial(draw_images, embeddings, generator, settings=settings)
+
+    def planner(batch: Sequence[tuple[int, int]]) -> Callable[[int, int], VariantPlan]:
+        return lambda place, attempt: plan_variant(embeddings, generator, settings, *batch[place], attempt)
 
     def together(plans: list[VariantPlan]) -> Float[Tensor, "batch 3 side side"]:
         return within_memory(partial(in_parts, draw, plans), len(plans))[0]
 
-    with track("reconstruct", sum(map(len, batches))) as advance:
+    with track(what, sum(map(len, batches))) as advance:
         for batch in batches:
-            _, images, _ = draw_safely(
-                planner(batch),
-                together,
-                [embeddings.ids[row] for row in batch],
-                checker,
-                white=True,
-            )
-            yield batch, to_uint8(images)
+            names = [embeddings.ids[row] for row, _ in batch]
+            _, images, _ = draw_safely(planner(batch), together, names, checker, white=True)
+            yield to_uint8(images)
             advance(len(batch))
 
 
@@ -257,7 +311,7 @@ def metadata_row(
         "label": int(embeddings.labels[plan.source]),
         "partner_id": embeddings.ids[plan.partner],
         "interpolation": settings.interpolation,
-        "noise_strength": settings.noise_strength,
+        "noise_strength": plan.noise_strength,
         "guidance_scale": plan.guidance_scale,
         "inversion_step": plan.step,
         "scheduler": settings.scheduler,

@@ -50,7 +50,7 @@ PARENT_VERSIONS = ("source_version", "partner_version", "further_versions")
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
     "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "further_ids",
-    "further_versions", "mixture_weights", "rival_label", "attempt", "failed",
+    "further_versions", "mixture_weights", "rival_label", "attempt", "failed", "noise_strength",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
@@ -104,6 +104,7 @@ class Columns(TypedDict):
     mixture_weights: NotRequired[list[list[float] | None]]  # in a mixture, of source, partner and the further ones
     rival_label: NotRequired[list[int | None]]  # the class that rival_weight is of
     attempt: NotRequired[list[int]]  # of what was drawn again: see `variants.plan_variant`
+    noise_strength: NotRequired[list[float]]  # earlier versions had it in `shared`
     failed: NotRequired[list[bool]]  # of that: whether it still shows another class than its label
 
 

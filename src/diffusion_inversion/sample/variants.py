@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config.sampling import SampleSettings
+from ..errors import UsageError
 from ..generator.generator import EMPTY_PROMPT, Generator, Tokens
 from ..generator.safety import attempt_identity
 from ..invert.embeddings import Embeddings
@@ -42,6 +43,7 @@ class VariantPlan:
     embedding: Float[Tensor, "tokens features"]
     initial_noise: Float[Tensor, "channels height width"]
     attempt: int  # from 0: how many drawings of it the safety checker refused
+    noise_strength: float  # lambda
     further: tuple[int, ...] = ()  # partners beside `partner`, of a mixture
     weights: tuple[float, ...] = ()  # of source, partner and further ones in a mixture; elsewhere alpha says it
 
@@ -54,7 +56,12 @@ def resolution_of(embeddings: Embeddings, settings: SampleSettings) -> int:
 def plan_variant(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, row: int, variant: int, attempt: int = 0
 ) -> VariantPlan:
-    """Decide everything random about one variant, from its own stream; another attempt has another stream."""
+    """Decide everything random about one variant, from its own stream; another attempt has another stream.
+
+    Settings must have a number as noise_strength (strengths.py gives each source its own). Raises UsageError.
+    """
+    if settings.noise_strength == "auto":
+        raise UsageError("noise_strength=auto: found for the images of a run alone (`dinv run`, `dinv sample`).")
     stream = generator_for(settings.seed, "sample", embeddings.ids[row], variant, *attempt_identity(attempt))
     step, guidance_scale = combination(settings, embeddings.steps, variant, stream)
     partners: tuple[int, ...]
@@ -74,8 +81,9 @@ def plan_variant(
         own = torch.randn(initial_noise.shape, generator=generator_for(settings.seed, "start", embeddings.ids[row]))
         initial_noise = circle(initial_noise, own, 0.0, settings.shared_noise)
     return VariantPlan(
-        row, variant, partners[0], step, guidance_scale, embedding, initial_noise, attempt, partners[1:], weights
-    )
+        row, variant, partners[0], step, guidance_scale, embedding, initial_noise, attempt, settings.noise_strength,
+        partners[1:], weights,
+    )  # fmt: skip
 
 
 def blend(

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings
+from ..config.training import TrainSettings
+from ..data.datasets import Splits
+from ..errors import UsageError
 from ..generator.generator import Generator
 from ..invert.embeddings import EmbeddingStore, read_embeddings
 from ..run.attributes import balanced_values
+from ..run.strengths import is_auto, strengths_for
 from ..sample.balance import counts_of
 from ..sample.sampling import draw_variants
 from ..sample.synthetic import SyntheticStore
+from ..train.mixing import refuse_unjudged
+
+
+def refuse_elsewhere(train: TrainSettings) -> None:
+    """Raise UsageError for what a run can do with its images and the cells of a sweep cannot."""
+    refuse_unjudged(train)
+    if train.online:
+        raise UsageError("train.online: the classifiers of a sweep are trained one by one. Leave it out.")
 
 
 def counts(vectors: Path, sample: SampleSettings, data: DataSettings) -> dict[str, int]:
@@ -23,12 +36,23 @@ def counts(vectors: Path, sample: SampleSettings, data: DataSettings) -> dict[st
     return counts_of(labels, sample, balanced_values(data, sample))
 
 
-def draw(vectors: Path, home: Path, sample: SampleSettings, data: DataSettings, generator: Generator) -> dict[str, Any]:
-    """Draw what the folder lacks. What cells with other counts of images have asked for lies there too, and stays."""
+def draw(
+    vectors: Path,
+    home: Path,
+    sample: SampleSettings,
+    data: DataSettings,
+    generator: Generator,
+    splits: Callable[[DataSettings], Splits],
+) -> dict[str, Any]:
+    """Draw what the folder lacks. What cells with other counts of images have asked for lies there too, and stays.
+
+    `splits` loads the images that were inverted, where they say how much noise each vector bears.
+    """
     embeddings = read_embeddings(vectors)
     found = {"images": sample.variants * len(embeddings)}
     if sample.balance == "none":  # another experiment may have drawn more
         there = SyntheticStore(home, embeddings.class_names).complete()
         sample = sample.model_copy(update={"variants": max(sample.variants, there)})
-    draw_variants(embeddings, generator, home, sample, balanced_values(data, sample))
+    strengths = strengths_for(home, embeddings, generator, sample, splits(data).train if is_auto(sample) else None)
+    draw_variants(embeddings, generator, home, sample, balanced_values(data, sample), strengths)
     return found

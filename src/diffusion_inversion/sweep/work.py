@@ -36,10 +36,9 @@ from ..train.arms import train_arms
 from ..train.choosing import Material
 from ..train.classifiers import Classifier, require_form
 from ..train.evaluation import OWN_SIZE, Evaluation, evaluate
-from ..train.mixing import refuse_unjudged
 from ..train.own_size import own_side
 from ..train.training import fingerprint
-from .drawn import counts, draw
+from .drawn import counts, draw, refuse_elsewhere
 from .elsewhere import check_cell, fill
 from .jobs import Job, result
 from .plan import Cell, SweepPlan
@@ -92,7 +91,7 @@ class Workshop:
                 self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
                 image_size=cell.data.size or learned_at, classes=2,
             )  # fmt: skip
-            refuse_unjudged(cell.train)
+            refuse_elsewhere(cell.train)
         else:
             splits = None if cell.lecf is None else self.splits(cell.data)
             check_cell(cell, splits, self.folder / self._images_folder(cell), self.generator, self.device)
@@ -182,7 +181,7 @@ class Workshop:
             asked, name = asked.model_copy(update={"variants": most}), f"{folder}-{most}"
 
         def do(home: Path) -> dict[str, Any]:
-            return draw(self.folder / vectors, home, asked, cell.data, self.generator)
+            return draw(self.folder / vectors, home, asked, cell.data, self.generator, self.splits)
 
         def whole() -> bool:
             return SyntheticStore(self.folder / folder, ()).holds(counts(self.folder / vectors, asked, cell.data))

@@ -22,6 +22,7 @@ from ..engine.state import UnitState, clear_states
 from ..engine.units import each_unit
 from ..errors import DataError, UsageError
 from ..generator.device import resolve_device
+from .ahead import Ahead, Stretch, go_side_by_side
 from .augment import make_augmentation
 from .classifiers import Classifier, choose_architecture
 from .evaluation import OWN_SIZE, SMALLEST_EFFECT, Evaluation, evaluate, score
@@ -29,6 +30,8 @@ from .mixing import check_images, measure
 from .store import ClassifierStore
 from .training import digest_of, fingerprint, recipe, train
 from .verdict import Verdict, verdict
+
+WITH_SYNTHETIC = ("synthetic", "real+synthetic")  # arms
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def train_arms(
     folder: Path | None = None,
     on_step: Callable[[str, int, int, float], None] | None = None,
     on_run: Callable[[ArmRun], None] | None = None,
+    ahead: Ahead | None = None,
 ) -> ArmResults:
     """Train and test one classifier per arm and seed of the settings, all with the same number of optimizer steps.
 
@@ -110,6 +114,9 @@ def train_arms(
     `on_step(arm, seed, step, loss)` follows every step that is trained now; `on_run(run)` every finished
     classifier, those found in the folder too (`run.resumed`).
 
+    With `ahead`, which takes a folder, the synthetic images are those of its queue: all classifiers go through it side
+    by side, stretch by stretch, so that each image is drawn once.
+
     Raises ConfigMismatchError when the folder was made with other settings, UsageError when an arm needs
     synthetic images and there are none, DataError for images that do not fit together, LockedError, DiskError.
     """
@@ -119,6 +126,10 @@ def train_arms(
     data = {arm: data_version(real, synthetic, test, source.measured) for arm, source in sources.items()}
     if OWN_SIZE in sources:  # synthetic images that come or go make no difference to it
         data[OWN_SIZE] = data_version(sources[OWN_SIZE].images, None, sources[OWN_SIZE].test)
+    if ahead is not None:
+        parts = [fingerprint(real), ahead.version, fingerprint(test)]
+        queued = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        data |= {arm: queued for arm in sources if arm in WITH_SYNTHETIC}
     # Seeds outside, arms inside: whatever a killed run has finished can be compared.
     units = {unit_of(arm, seed, data[arm]): (arm, seed) for seed in settings.seeds for arm in sources}
     store = None if folder is None else ClassifierStore(folder)
@@ -126,20 +137,29 @@ def train_arms(
     tell = on_run or (lambda run: None)
     runs: list[ArmRun] = []
 
+    def state_of(unit: str) -> UnitState | None:
+        return None if store is None else UnitState(store.folder, (unit,), [described, data])
+
+    def go_on(unit: str, state: UnitState | None, stretch: Stretch | None) -> Classifier:
+        arm, seed = units[unit]
+        images, mixed, part = sources[arm].images, sources[arm].mixed_with, None
+        if ahead is not None and stretch is not None and arm in WITH_SYNTHETIC:
+            drawn, part = ahead.images(stretch.generations), ahead.part(stretch)
+            images, mixed = (drawn, None) if mixed is None else (images, drawn)
+        tell_step = None if on_step is None else partial(on_step, arm, seed)
+        return train(
+            images, synthetic=mixed, settings=settings, seed=seed, device=device, on_step=tell_step, state=state,
+            part=part,
+        )  # fmt: skip
+
+    stretches = [] if ahead is None else ahead.stretches(settings.steps)
+
     def learn(unit: str) -> None:
         arm, seed = units[unit]
         source = sources[arm]
         start = time.monotonic()
-        state = None if store is None else UnitState(store.folder, (unit,), [described, data])
-        classifier = train(
-            source.images,
-            synthetic=source.mixed_with,
-            settings=settings,
-            seed=seed,
-            device=device,
-            on_step=None if on_step is None else partial(on_step, arm, seed),
-            state=state,
-        )
+        state = state_of(unit)
+        classifier = go_on(unit, state, stretches[-1] if stretches else None)
         found = evaluate(classifier, source.test)
         run = ArmRun(arm, seed, found, time.monotonic() - start, None, resumed=False)
         if store is not None and state is not None:
@@ -159,7 +179,13 @@ def train_arms(
         already("train", len(before), len(units), "classifiers")
         for unit in before:
             tell(_arm_run(store, unit, test, True))
+        if ahead is not None:
+            left = {unit: state_of(unit) for unit, (arm, _) in units.items() if arm in WITH_SYNTHETIC}
+            left = {unit: state for unit, state in left.items() if unit not in store.manifest.units()}
+            go_side_by_side(ahead, stretches, left, go_on)
         each_unit(folder, list(units), store.manifest, 1, lambda jobs: learn(*jobs))
+        if ahead is not None:
+            ahead.release(ahead.count)
         store.finish(settings, own_size=OWN_SIZE in sources)
         clear_states(store.folder)
         # Read again: in a shared run others trained some of them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +27,9 @@ from ..engine.state import UnitState, clear_states
 from ..engine.units import each_unit, unit_name
 from ..errors import DataError
 from ..generator.device import resolve_device
+from .classifiers import Classifier
 from .evaluation import MIN_UNITS, predict
-from .folds import FOLDS, Split, fold_of, split
+from .folds import FOLDS, Split, fold_of, in_order, split
 from .halving import Cell, Choice, Trial, halve, trials_of
 from .training import fingerprint, recipe, train
 
@@ -131,28 +133,62 @@ class Folds:
         for number in self.numbers:
             self.split(material, number)
 
-    def trial(self, candidate: Candidate, cell: Cell, purpose: str) -> Trial:
+    def part(self, material: Material, number: int, share: float) -> Split | None:
+        """`split` with this share of the training images of each class, at least one, and what was made of them alone.
+
+        A larger share holds a smaller one. None where no synthetic image is left.
+        """
+        whole = self.split(material, number)
+        labels = self.real.labels.tolist()
+        ordered = sorted(whole.training, key=lambda row: in_order(self.real.ids[row]))
+        taken: list[int] = []
+        for label in {*labels}:
+            own = [row for row in ordered if labels[row] == label]
+            taken += own[: math.ceil(share * len(own))]
+        known = {self.real.ids[row] for row in taken}
+        synthetic = tuple(row for row in whole.synthetic if known.issuperset(material.sources[row]))
+        return Split(tuple(sorted(taken)), whole.held_out, synthetic) if synthetic else None
+
+    def learn(
+        self, candidate: Candidate, cell: Cell, found: Split | None = None, state: UnitState | None = None
+    ) -> Classifier:
+        """Train a candidate on what its cell may see, all of it unless a part was `found`."""
+        material = candidate.material()
+        found = found or self.split(material, cell.fold)
+        return train(
+            self.real.subset(found.training),
+            synthetic=material.synthetic.subset(found.synthetic),
+            settings=candidate.settings,
+            seed=cell.seed,
+            device=str(self.device),
+            state=state,
+        )
+
+    def trial(
+        self,
+        candidate: Candidate,
+        cell: Cell,
+        purpose: str,
+        *,
+        part: Split | None = None,
+        on_trained: Callable[[Classifier], None] = lambda _: None,
+    ) -> Trial:
         """Train and measure one candidate in one cell, or read what was kept of it.
 
-        Seconds are those that were spent for this `purpose`; what was done for another is there for nothing.
+        Seconds are those that were spent for this `purpose`; what was done for another is there for nothing. `part`:
+        what is trained on in place of all of it. `on_trained` hears of a classifier that is trained now.
         """
         described = recipe(candidate.settings, self.device)
         made_from = [SCHEMA, candidate.key(), fingerprint(self.real), self.folds, described, cell.seed, cell.fold]
+        if part is not None:
+            made_from += [part.training, part.synthetic]
         unit = unit_name([json.dumps(made_from, sort_keys=True)])
 
         def learn(_: tuple[str, ...]) -> None:
-            material = candidate.material()
-            found = self.split(material, cell.fold)
+            found = part or self.split(candidate.material(), cell.fold)
             state = UnitState(self.manifest.path.parent, (unit,), made_from)
             clock = seconds_of(self.device)
-            classifier = train(
-                self.real.subset(found.training),
-                synthetic=material.synthetic.subset(found.synthetic),
-                settings=candidate.settings,
-                seed=cell.seed,
-                device=str(self.device),
-                state=state,
-            )
+            classifier = self.learn(candidate, cell, part, state)
             held = self.real.subset(found.held_out)
             correct = predict(classifier, held)[0] == held.labels
             self.manifest.append(
@@ -163,6 +199,7 @@ class Folds:
                 }
             )  # fmt: skip
             state.clear()
+            on_trained(classifier)
 
         each_unit(self.run, [unit], self.manifest, 1, learn)
         record = self.manifest.units()[unit]

@@ -36,7 +36,7 @@ def fold_of(images: LabelledImages, count: int = FOLDS) -> tuple[int, ...]:
     group = _alike(images)
     labels = images.labels.tolist()
     number = _dealt(images, group, count) if images.groups else dict[int, int]()
-    for row in sorted(range(len(images)), key=lambda row: (labels[row], _hash(images.ids[row]))):
+    for row in sorted(range(len(images)), key=lambda row: (labels[row], in_order(images.ids[row]))):
         number.setdefault(group[row], len(number) % count)
     members: dict[int, set[int]] = {}
     for label, one in zip(labels, group, strict=True):
@@ -51,7 +51,7 @@ def _dealt(images: LabelledImages, group: Sequence[int], count: int) -> dict[int
     """The fold of each group, the largest dealt first, those of one size in the order of the hashes of their ids."""
     size = Counter(group)
     places = {
-        one: place for place, one in enumerate(sorted(size, key=lambda one: (-size[one], _hash(images.ids[one]))))
+        one: place for place, one in enumerate(sorted(size, key=lambda one: (-size[one], in_order(images.ids[one]))))
     }
     counts = np.zeros((len(places), len(images.class_names)), np.int64)
     for label, one in zip(images.labels.tolist(), group, strict=True):
@@ -97,5 +97,6 @@ def _alike(images: LabelledImages) -> list[int]:
     return [top(row) for row in range(len(images))]
 
 
-def _hash(text: str) -> str:
+def in_order(text: str) -> str:
+    """What ids are sorted by where their order must not depend on how they are named."""
     return hashlib.sha256(f"fold {text}".encode("utf-8", "surrogatepass")).hexdigest()

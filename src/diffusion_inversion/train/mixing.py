@@ -54,11 +54,20 @@ class Window:
 
         The first begins with the first `self.slots` rows of the order; from there the changes are evenly spread.
         """
-        to_come = len(self.order) - self.slots
-        changes = math.ceil(to_come / self.at_once)
-        gone = min((step - 1) * (changes + 1) // steps * self.at_once, to_come)
+        gone = self.gone(step, steps)
         turns = (gone - slots + self.slots - 1) // self.slots  # how often a slot has changed its image
         return self.order[slots + turns * self.slots]
+
+    def gone(self, step: int, steps: int) -> int:
+        """How many images of the order were replaced before step `step` of 1 to `steps`."""
+        to_come = len(self.order) - self.slots
+        changes = math.ceil(to_come / self.at_once)
+        return min((step - 1) * (changes + 1) // steps * self.at_once, to_come)
+
+
+def queue(order: Tensor, epoch: int) -> Window:
+    """A queue of one epoch of images: the oldest tenth gives way to what comes next in the order (N,)."""
+    return Window(order, epoch, math.ceil(epoch / 10))
 
 
 class Pool:
@@ -137,23 +146,24 @@ def make_pools(
     settings: TrainSettings,
     seed: int,
     measured: Tensor | None = None,
+    window: Window | None = None,
 ) -> list[Pool]:
     """The pools of a training, after `check_images`. One order per pool: real images come alike in every arm of a seed.
 
     With `synthetic` there are two, `images` first; with mixing="concatenate" one that holds all images. `measured` is
-    what `measure` says. Where some images have soft labels or weights, all pools draw targets of all classes.
+    what `measure` says; `window` is that of the last pool, where a part of its images is there. Where some images have
+    soft labels or weights, all pools draw targets of all classes.
     """
     parts = [images] if synthetic is None else [images, synthetic]
     pixels, labels = [part.images for part in parts], [part.labels for part in parts]
     weights: tuple[Tensor | None, ...] = (None, None)
-    windows: tuple[Window | None, ...] = (None, None)
+    windows: tuple[Window | None, ...] = (None, None) if window is None else (*[None] * (len(parts) - 1), window)
     if measured is not None and settings.mixing == "confidence":
         weights = (torch.ones(len(images)), measured)
     elif measured is not None and settings.mixing == "curriculum":
         windows = (None, Window(far_to_near(measured, labels[1]), math.ceil(len(measured) / 2)))
     elif measured is not None:
-        epoch = int((measured == 0).sum())
-        windows = (None, Window(measured.argsort(stable=True), epoch, math.ceil(epoch / 10)))
+        windows = (None, queue(measured.argsort(stable=True), int((measured == 0).sum())))
     soft: list[SoftLabels] = []
     if weights[0] is not None or any(part.soft is not None for part in parts):
         soft = [part.soft or SoftLabels.hard(part.labels) for part in parts]

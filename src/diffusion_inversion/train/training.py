@@ -21,6 +21,7 @@ from ..errors import DinvError
 from ..generator.device import bfloat16_is_fast, resolve_device
 from ..randomness import generator_for
 from .adversarial import ascend
+from .ahead import Part
 from .architectures import form_of
 from .augment import make_augmentation
 from .classifiers import Classifier, choose_architecture
@@ -52,6 +53,7 @@ def train(
     device: str = "auto",
     on_step: Callable[[int, float], None] | None = None,
     state: UnitState | None = None,
+    part: Part | None = None,
 ) -> Classifier:
     """Train one classifier; return it in eval mode on `device`, as the last step left it.
 
@@ -65,6 +67,9 @@ def train(
     CPU at once, elsewhere when the losses of 50 steps are read, so that the host does not wait for each. With `state` a
     long training is saved now and then, and goes on from there with the same bits.
 
+    With `part` the synthetic images are those of a queue that are there: it trains up to the last step that has no need
+    of others, and saves there what the next call goes on from.
+
     Raises DataError for empty or mismatched images, or without what the mixing reads of them, UsageError for an
     unusable device, augmentation or architecture, DinvError when a loss that was read is not finite.
     """
@@ -72,8 +77,9 @@ def train(
     recipe = resolve(settings)
     where = resolve_device(device)
     check_images(images, synthetic)
-    measured = None if synthetic is None else measure(images, synthetic, settings.mixing)
-    pools = make_pools(images, synthetic, settings, seed, measured)
+    measured = None if synthetic is None or part is not None else measure(images, synthetic, settings.mixing)
+    pools = make_pools(images, synthetic, settings, seed, measured, None if part is None else part.window)
+    last = settings.steps if part is None else part.last
     shares = shares_of(settings, len(pools))
     loss_of = F.cross_entropy if pools[0].weights is None else weighted_loss
     augmentation = make_augmentation(settings.augmentations, len(images.class_names))
@@ -87,14 +93,14 @@ def train(
     optimizer = make_optimizer(recipe, classifier.parameters())
     schedule = make_schedule(recipe, optimizer, settings.steps)
     moves = generator_for("train", seed, "augmentation")
-    losses = Losses(READ_EVERY.get(where.type, READ_ELSEWHERE), settings.steps)
+    losses = Losses(READ_EVERY.get(where.type, READ_ELSEWHERE), last)
     first = 0
     form = form_of(classifier.architecture, images.size)
     if state is not None and (saved := state.load()) is not None and int(saved.get("form", 1)) == form:
         first = _restore(saved, classifier, optimizer, schedule, moves, pools)
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        for step in range(first + 1, settings.steps + 1):
+        for step in range(first + 1, last + 1):
             batches, goals = [], []
             for drawn, labels in batches_at(step, settings, pools):
                 batch, targets = augmentation(drawn, labels, moves)
@@ -130,7 +136,11 @@ def train(
             if state is not None and read and step < settings.steps:
                 state.offer(partial(_progress, step, classifier, optimizer, schedule, moves, pools))
 
+    if state is not None and first < last < settings.steps:
+        state.save(_progress(last, classifier, optimizer, schedule, moves, pools))
     classifier.provenance = {"seed": seed, **provenance(images, synthetic, settings, where, measured)}
+    if part is not None:
+        classifier.provenance["images" if synthetic is None else "synthetic"] = part.described()
     return classifier.eval()
 
 

@@ -21,7 +21,7 @@ from .views import View
 
 FEWEST = 5  # training images, and images of the null
 MOST_NULL = 1000  # of these: enough for a rate of 0.1 %
-_LEAST_UNIT = 1e-3
+LEAST_UNIT = 1e-3
 
 
 def audit_images(
@@ -50,10 +50,10 @@ def audit_images(
         raise DataError(f"{generated.name}: no images to audit; give generated images")
     side, stream = min(real.size, generated.size), generator_for(seed, "audit")
     known, queries = real.resized(side).images, generated.resized(side).images
-    doubles = _doubles(real)
-    within = _some_of(real, doubles, stream)
-    dropped = doubles if test is None else _shown_in(test, real)
-    apart = within if test is None else _some_of(test, dropped, stream)
+    same = doubles(real)
+    within = some_of(real, same, stream)
+    dropped = same if test is None else shown_in(test, real)
+    apart = within if test is None else some_of(test, dropped, stream)
     rows = torch.randperm(len(real), generator=stream)[:planted].sort().values
     copies = {level: plant(level, known, rows, seed) for level in LEVELS} if planted else {}
 
@@ -61,7 +61,7 @@ def audit_images(
     returned: dict[str, dict[str, Nearest]] = {}
     for view in views:
         memory = Known(view, known, neighbours, within, advance)
-        unit = max(float(memory.left_out.scores.quantile(false_positives)), _LEAST_UNIT)
+        unit = max(float(memory.left_out.scores.quantile(false_positives)), LEAST_UNIT)
         null = memory.left_out if test is None else memory.search(test.resized(side).images[apart])
         again = {level: memory.search(one.images) for level, one in copies.items()}
         every = torch.cat([one.scores for one in again.values()]) if again else torch.empty(0)
@@ -100,7 +100,7 @@ def images_to_search(real: int, generated: int, test: int | None, planted: int) 
     return real + generated + min(test or 0, MOST_NULL) + len(LEVELS) * min(planted, real)
 
 
-def _some_of(images: LabelledImages, but: set[int], stream: torch.Generator) -> Tensor:
+def some_of(images: LabelledImages, but: set[int], stream: torch.Generator) -> Tensor:
     """At most MOST_NULL rows of images that copy nothing, at random, ascending."""
     rows = torch.tensor([row for row in range(len(images)) if row not in but], dtype=torch.int64)
     if len(rows) < FEWEST:
@@ -111,14 +111,14 @@ def _some_of(images: LabelledImages, but: set[int], stream: torch.Generator) -> 
     return rows[torch.randperm(len(rows), generator=stream)[:MOST_NULL].sort().values]
 
 
-def _doubles(images: LabelledImages) -> set[int]:
+def doubles(images: LabelledImages) -> set[int]:
     """Rows of the images that show the same picture as another one."""
     times = Counter(images.hashes)
     near = {row for pair in near_pairs(_thumbnails(images)) for row in (pair.first, pair.second)}
     return near | {row for row, content in enumerate(images.hashes) if times[content] > 1}
 
 
-def _shown_in(images: LabelledImages, others: LabelledImages) -> set[int]:
+def shown_in(images: LabelledImages, others: LabelledImages) -> set[int]:
     """Rows of the images that show the same picture as one of the others."""
     contents = {*others.hashes}
     near = {row for _, row in NearTo(_thumbnails(others)).pairs(_thumbnails(images))}

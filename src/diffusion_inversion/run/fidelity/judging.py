@@ -43,7 +43,8 @@ class Judges:
         if not hold_outs(real.labels, self.folds):
             raise DataError(
                 f"{real.name}: {len(real)} training images are too few to judge labels by: it takes two classes, each "
-                f"in three folds, and {FEWEST} images outside a fold. Give more images, or --filter off."
+                f"in three folds, and {FEWEST} images outside a fold. Give more images, or neither --filter nor "
+                "--noise-strength auto."
             )
 
     @cached_property

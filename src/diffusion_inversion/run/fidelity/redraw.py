@@ -21,6 +21,7 @@ from ...generator.safety import ATTEMPTS, SafetyChecker, draw_safely, load_safet
 from ...invert.embeddings import Embeddings
 from ...sample.drawing import in_parts
 from ...sample.sampling import check, metadata_row
+from ...sample.strengths import Strengths, of_source
 from ...sample.synthetic import Row, SyntheticStore, parse_job
 from ...sample.variants import VariantPlan, draw_images, plan_variant
 from ..layout import REDRAWN
@@ -44,6 +45,7 @@ def draw_again(
     settings: SampleSettings,
     examine: Examine,
     made_by: dict[str, str],
+    strengths: Strengths | None = None,
 ) -> None:
     """Draw those of the variants, by `job_name`, that the store of a run lacks, until `examine` lets them pass.
 
@@ -61,7 +63,8 @@ def draw_again(
     row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
 
     def plan(source_id: str, variant: int, attempt: int) -> VariantPlan:
-        return plan_variant(embeddings, generator, settings, row_of[source_id], variant, attempt)
+        own = of_source(settings, strengths, source_id)
+        return plan_variant(embeddings, generator, own, row_of[source_id], variant, attempt)
 
     def draw(plans: list[VariantPlan]) -> Tensor:
         parts = partial(in_parts, partial(draw_images, embeddings, generator, settings=settings), plans)

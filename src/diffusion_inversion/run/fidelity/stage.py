@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config.fidelity import FilterSettings
-from ...config.sampling import SampleSettings
 from ...data.images import LabelledImages
 from ...data.soft_labels import SoftLabels
 from ...engine.frozen_settings import freeze_settings, settings_file
@@ -31,9 +30,11 @@ from ...train.choosing import Material
 from ...train.evaluation import calibration_error
 from ...train.fidelity import replaced, rivals
 from ...train.store import ClassifierStore
-from ..layout import FIDELITY_FILE, GENERATOR_FILE, REDRAWN
+from ..drawn_with import generator_of, sampling_of
+from ..layout import FIDELITY_FILE, REDRAWN
 from ..methods import method_of
 from ..report.record import JudgeRecord
+from ..strengths import strengths_for
 from .judging import Judges
 from .redraw import draw_again, redrawn_store
 
@@ -204,13 +205,7 @@ def _redrawn(
             store.remove(stale)
     done = {job for record in store.manifest.units().values() for job in record["ids"]}
     if not done.issuperset(jobs):
-        recorded, made_with = Ledger(run).read_json(settings_file("sample")), Ledger(run).read_json(GENERATOR_FILE)
-        loaded = generator or Generator.load(
-            made_with["source"], made_with["revision"], str(judges.device), made_with["dtype"]
-        )
-        settings = SampleSettings(
-            **recorded["settings"], variants=original.variants(), safety_checker="safety_checker" in recorded
-        )
+        loaded, settings = generator or generator_of(run, str(judges.device)), sampling_of(run, names)
 
         def examine(images: Tensor, rows: Sequence[Row]) -> Tensor:
             labels = torch.tensor([row["label"] for row in rows])
@@ -218,7 +213,8 @@ def _redrawn(
             second = torch.tensor([row["partner_label" if row["label_weight"] < 1 else "label"] for row in rows])
             return judges.opinion(images, labels, [row["source_id"] for row in rows], second).failed
 
-        draw_again(run, jobs, embeddings, loaded, settings, examine, {"judge": judges.key})
+        strengths = strengths_for(run, embeddings, loaded, settings, judges.real)
+        draw_again(run, jobs, embeddings, loaded, settings, examine, {"judge": judges.key}, strengths)
     return _in_place(made, jobs, failed, store)
 
 

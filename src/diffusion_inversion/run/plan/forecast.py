@@ -26,6 +26,7 @@ from ...train.store import ClassifierStore
 from ..layout import COARSENESS_FILE, RECONSTRUCTIONS_FILE, RUN_FILE
 from ..replicates import Replicate
 from ..room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
+from ..strengths import PROBE_STEPS, PROBES, ROUNDS, left_to_search
 from .steps import Steps
 
 REPORT = 4.0  # seconds of verdict and report of a small run on an idle core; docs/results/plan.md
@@ -42,6 +43,8 @@ class Left:
     own_classifiers: int  # of real images at their own side
     probes: int  # of the autoencoder
     reports: int
+    searched: int = 0  # images whose noise strength is to be found
+    online: int = 0  # synthetic images that are drawn while classifiers train
 
     def __add__(self, other: Left) -> Left:
         return Left(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -68,6 +71,8 @@ def left(plan: Replicate, images: int, *, own: bool) -> Left:
         own_classifiers=lacking.count(OWN_SIZE),
         probes=int(plan.number == 0 and not ledger.holds(COARSENESS_FILE)),
         reports=int(not ledger.holds(RUN_FILE)),
+        searched=left_to_search(run, plan.sample, images),
+        online=images * max(plan.train.online - plan.sample.variants, 0) if lacking else 0,
     )
 
 
@@ -132,12 +137,17 @@ def forecast(
         "training": todo.classifiers + todo.own_classifiers,
     }
     shared = {name: value * _share(units[name], workers) if name in units else value for name, value in found.items()}
+    disk = disk_bytes(todo, generator, invert, train, side)
+    pixels = len(splits.train) * sample.variants * 3 * side * side  # of a replicate; they are trained on from memory
+    return Forecast(shared, disk, steps.memory + pixels, workers)
+
+
+def disk_bytes(todo: Left, generator: Generator, invert: InvertSettings, train: TrainSettings, side: int) -> int:
+    """What the files take that are still to be written, with images of `side` px."""
     vectors = todo.vectors * vector_bytes(generator, invert)
     architecture = choose_architecture(train.architecture, generator.device)
     classifiers = (todo.classifiers + todo.own_classifiers) * classifier_bytes(architecture)
-    disk = vectors + todo.variants * png_bytes(side) + classifiers + SPARE_BYTES
-    pixels = len(splits.train) * sample.variants * 3 * side * side  # of a replicate; they are trained on from memory
-    return Forecast(shared, disk, steps.memory + pixels, workers)
+    return vectors + todo.variants * png_bytes(side) + classifiers + SPARE_BYTES
 
 
 def _share(units: float, workers: int) -> float:
@@ -161,8 +171,11 @@ def seconds(
     with_loss = 1.0 if invert.grouping == "independent" else min(invert.joint_batch_size / invert.group_size, 1.0)
     each = steps.begin + evaluations * steps.evaluation + invert.steps * with_loss * steps.learning
     drawn = (todo.variants + todo.reconstructions) * steps.drawing + todo.reconstructions * steps.likeness
+    probe = steps.drawing * min(PROBE_STEPS / sample.inference_steps, 1) + steps.likeness
+    drawn += todo.searched * ROUNDS * PROBES * probe
     amount = train.steps + _adversarial_steps(train, images, images * sample.variants)
     trained = todo.classifiers * (steps.setup + amount * steps.training + test * steps.testing)
+    trained += todo.online * steps.drawing
     own = todo.own_classifiers * (steps.setup + amount * steps.own_training + test * steps.own_testing)
     return {
         "before": todo.probes * steps.autoencoder,

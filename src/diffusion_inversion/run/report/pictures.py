@@ -33,11 +33,14 @@ class ReportImages:
     labels: Tensor  # (R,) int64, index into the run's class names
     distances: tuple[float, ...] | None = None  # of each reconstruction to its source; None: not measured
     called: str = "variant"  # what a variant is called
+    captions: tuple[str, ...] | None = None  # of each source's variants, all alike; None: `called` with a number
     ids: tuple[str, ...] | None = None  # of the sources
     photographs: Tensor | None = None  # (R, 3, P, P), P > S: the sources before they were shrunk; None: never larger
     nearest: tuple[Nearest, ...] | None = None  # of each source's variants; None: not measured
     # (3, S, S) each, of run.json's examples of failed labels: source, image, and what was drawn again.
     failed: Sequence[tuple[Tensor, Tensor, Tensor | None]] = ()
+    # (3, S, S) and (V, 3, S, S) each, of run.json's images of the lowest and the highest noise: source and variants.
+    strengths: Sequence[tuple[Tensor, Tensor]] = ()
     copies: bytes | None = None  # PNG of synthetic images above the training images that they are too near to
     strips: bytes | None = None  # PNG of vectors at growing strengths of interpolation and noise
 

@@ -252,6 +252,34 @@ class FidelityRecord(TypedDict):
     seconds: float
 
 
+class ToldRecord(TypedDict):
+    """How well training images are told from held-out ones by a score; every figure in [0, 1], intervals at 95 %."""
+
+    of: str  # what an adversary has: vectors, say
+    by: str  # what the score is
+    calibrated_by: str
+    auc: float
+    auc_low: float
+    auc_high: float
+    true_positives: float
+    true_low: float
+    true_high: float
+    false_positives: float  # the rate at which they are, on average
+    false_at_most: float  # the same with 95 % confidence
+    members: int
+    others: int
+
+
+class MembershipRecord(TypedDict):
+    members: int
+    held_out: int
+    references: int  # held-out images that distances were calibrated by
+    false_positives: float  # the rate that was asked for
+    figures: list[ToldRecord]
+    control: ToldRecord  # what tells them apart without the run
+    notes: list[str]
+
+
 class ReplicateRecord(TypedDict):
     """One replicate: where it is, what was its own, and every accuracy."""
 
@@ -298,6 +326,53 @@ class SubgroupsRecord(TypedDict):
     parts: list[SubgroupRecord]
 
 
+class StrengthClassRecord(TypedDict):
+    """The noise strengths that were found for the images of a class."""
+
+    class_name: str
+    counts: list[int]  # of images at each level of the ladder
+    median: float | None  # lambda; None where none was judged
+
+
+class StrengthImageRecord(TypedDict):
+    """An image that bears little noise, or much."""
+
+    file: str
+    class_name: str
+    strength: float  # lambda
+    level: float  # the same as a share of its vector's root mean square
+    kept: int  # probes at it that show their class
+    copies: int  # probes at it that copy a training image
+
+
+class StrengthsRecord(TypedDict):
+    """How much noise each image bears (run/strengths.py)."""
+
+    images: int
+    judged: int
+    probes: int  # of each image at each level that was tried
+    ladder: list[float]  # the levels, as shares of a vector's root mean square
+    never: int  # images whose probes miss their class without noise
+    copies: int  # images whose probes copy training images at their strength
+    classes: list[StrengthClassRecord]
+    lowest: list[StrengthImageRecord]
+    highest: list[StrengthImageRecord]
+
+
+class GrowthRecord(TypedDict):
+    """What `dinv grow` added, and what more would bring (run/grow.py); shares in [0, 1]."""
+
+    reason: str  # why it ended
+    added: int
+    images: int  # training images, each held out once
+    synthetic: list[int]  # images that were trained on, in each round and in the end
+    accuracies: list[float]  # of held-out training images, then
+    wanted: list[int]  # images that each class got, in the order of the classes
+    kept: int  # of all that were added, that kept their label as candidates
+    gain: list[float]  # in the end over the first round, low, high
+    sentence: str
+
+
 class TimeLimitRecord(TypedDict):
     """What a run left out to end in time (plan/time_limit.py)."""
 
@@ -327,7 +402,10 @@ class RunRecord(TypedDict):
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
+    growth: NotRequired[GrowthRecord]  # where `dinv grow` added images
+    strengths: NotRequired[StrengthsRecord]  # where noise_strength was auto
     copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
+    membership: NotRequired[MembershipRecord]  # where `dinv membership` measured it, of replicate 0
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     time_limit: NotRequired[TimeLimitRecord]
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.

@@ -17,6 +17,7 @@ from .fidelity import fidelity
 from .pictures import ReportImages, data_uri
 from .plots import accuracies, arm_colours, differences, losses
 from .problem_groups import MOST_PROBLEMS, grouped
+from .strengths import strengths
 from .templates import fill
 
 Section = Callable[[Mapping[str, Any], ReportImages], str]
@@ -53,8 +54,16 @@ def _copies(run: Mapping[str, Any], images: ReportImages) -> str:
     return copies_section(run, images.copies)
 
 
+def _membership(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/membership.html", run=run) if "membership" in run else ""
+
+
 def _chosen(run: Mapping[str, Any], _: ReportImages) -> str:
     return fill("parts/chosen.html", run=run) if "chosen" in run else ""
+
+
+def _growth(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/growth.html", run=run, found=run["growth"]) if "growth" in run else ""
 
 
 def _subgroups(run: Mapping[str, Any], _: ReportImages) -> str:
@@ -111,10 +120,13 @@ SECTIONS: tuple[Section, ...] = (
     _images,
     _strips,
     fidelity,
+    strengths,
     _copies,
+    _membership,
     _chosen,
     _made,
     _data,
     _inversion,
+    _growth,
     _glossary,
 )

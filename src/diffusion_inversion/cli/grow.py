@@ -1,0 +1,42 @@
+"""`dinv grow`: add synthetic images where they are needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from .command import hold
+from .given import Fields, Given
+from .options import Device, Preset, Run
+
+if TYPE_CHECKING:
+    from ..config.growing import GrowSettings
+    from ..config.training import TrainSettings
+
+OF_THE_FOLDS = (
+    "architecture", "recipe", "augmentations", "mixing", "me_ada_every", "me_ada_share", "me_ada_steps", "me_ada_rate",
+    "me_ada_gamma", "me_ada_eta", "steps", "warm_up_steps", "batch_size", "learning_rate", "real_fraction", "seeds",
+)  # fmt: skip
+
+
+def grow(
+    *,
+    run: Run,
+    growing: Given[GrowSettings],
+    where: Device,
+    preset: Preset = None,
+    training: Annotated[Given[TrainSettings], Fields(only=OF_THE_FOLDS)],
+) -> dict[str, Any]:
+    """Add synthetic images to RUN round by round, most for the classes recognised least, until they are enough."""
+    from ..run.grow import grow as grow_run
+    from ..run.images import open_splits, recorded_data
+
+    asked, settings = growing.settings(), training.settings(preset, of=recorded_data(run))
+    with hold(run):
+        found = grow_run(run, open_splits(run), asked, settings, None, where.settings().device)
+    gain, low, high = (100 * one for one in found["gain"])
+    text = (
+        f"{found['added']} images were added to {run}: {found['reason']}. Of {found['images']} held-out training "
+        f"images {100 * found['accuracy']:.1f} % are recognised, {gain:+.1f} points [{low:+.1f}, {high:+.1f}].\n"
+        f"{found['sentence']}.\nNext: dinv train {run}"
+    )
+    return {"run": str(run), **found, "text": text}

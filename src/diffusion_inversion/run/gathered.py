@@ -1,0 +1,80 @@
+"""Images of several stores of a run as one set: generations of a queue, and what was grown beside what was drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..data.images import LabelledImages
+from ..data.soft_labels import SoftLabels
+from ..engine.ledger import Ledger
+from ..errors import UsageError
+from ..sample.synthetic import PARENTS, SyntheticStore, parents, read_images, soft_labels
+from .layout import GROWN, GROWTH_FILE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def read_rows(store: SyntheticStore, variant: int | None = None) -> LabelledImages:
+    """The images of a store, or those of one variant, in the order of their files."""
+    rows = _rows(store)
+    if variant is not None:
+        rows = rows.filter(rows["variant"].to_numpy() == variant)
+    files = (rows[key].to_pylist() for key in ("file_name", "sha256", "label"))
+    found = read_images(store.folder, store.class_names, *files)
+    return replace(found, soft=soft_labels(rows), source_ids=tuple(rows["source_id"].to_pylist()))
+
+
+def _rows(store: SyntheticStore) -> pa.Table:
+    own = ("file_name", "sha256", "label", "variant", "partner_label", "label_weight", "answers")
+    return store.table(*own, *PARENTS).sort_by("file_name")
+
+
+def joined(parts: Sequence[LabelledImages]) -> LabelledImages:
+    """One set after the other."""
+    first, soft = parts[0], None
+    if len(parts) == 1:
+        return first
+    if any(part.soft is not None for part in parts):
+        soft = SoftLabels.cat([part.soft or SoftLabels.hard(part.labels) for part in parts])
+    return replace(
+        first,
+        ids=tuple(name for part in parts for name in part.ids),
+        hashes=tuple(one for part in parts for one in part.hashes),
+        labels=torch.cat([part.labels for part in parts]),
+        images=torch.cat([part.images for part in parts]),
+        soft=soft,
+        source_ids=tuple(source for part in parts for source in part.source_ids),
+        confidence=None,
+    )
+
+
+def is_grown(run: Path) -> bool:
+    """Whether images were grown here."""
+    return bool(SyntheticStore(run, (), GROWN).manifest.units())
+
+
+def grown(run: Path, class_names: tuple[str, ...]) -> tuple[LabelledImages, list[tuple[str, ...]]] | None:
+    """What was grown, and for each image the ids of those that it was made from; None where nothing was.
+
+    Raises UsageError where a round is not finished.
+    """
+    store = SyntheticStore(run, class_names, GROWN)
+    kept = Ledger(run).read_json(GROWTH_FILE)
+    wanted = {job for one in (kept or {"rounds": []})["rounds"] for job in one["chosen"]}
+    there = {job for unit in store.manifest.units().values() for job in unit["ids"]}
+    if not wanted.issubset(there):
+        raise UsageError(f"{run}: `dinv grow` was cut short here. Run the same command again first.")
+    if not there:
+        return None
+    rows = _rows(store)
+    images = read_rows(store)
+    return (
+        replace(images, ids=tuple(f"{GROWN}/{name}" for name in images.ids)),
+        list(parents(*(rows[name].to_pylist() for name in PARENTS))),
+    )

@@ -1,0 +1,184 @@
+"""`dinv grow`: rounds that add what is needed, to the same bits after a kill, measured without test images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from harness import GROW, SAMPLE, TRAIN, Bench, Kill, content, finish, invert, kill_during
+from typer.testing import CliRunner
+
+from diffusion_inversion.cli import app
+from diffusion_inversion.config.fidelity import FilterSettings
+from diffusion_inversion.config.growing import GrowSettings
+from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.engine.manifest import Manifest
+from diffusion_inversion.errors import ConfigMismatchError, UsageError
+from diffusion_inversion.invert.embeddings import read_embeddings
+from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.forget import forget
+from diffusion_inversion.run.grow import CANDIDATE_STEPS, CANDIDATES, PATIENCE, RoundRecord, _ended, grow
+from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.layout import identify
+from diffusion_inversion.run.methods import images_made, sources_of_images
+from diffusion_inversion.run.verify import verify
+from diffusion_inversion.sample.sampling import sample
+from diffusion_inversion.sample.synthetic import SyntheticStore, parse_job
+
+
+@pytest.fixture(scope="module")
+def drawn(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run after stage 2; not to be changed."""
+    run = tmp_path_factory.mktemp("drawn") / "run"
+    with run_lock(run):
+        invert(bench, run)
+        pipeline.sample_stage(run, bench.generator(), SAMPLE, sources=open_splits(run).train)
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(bench: Bench, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that grew by 9 images in two rounds; not to be changed."""
+    run = Path(shutil.copytree(drawn, tmp_path_factory.mktemp("grown") / "run"))
+    finish(bench, run, "grown")
+    return run
+
+
+def rounds(run: Path) -> list[RoundRecord]:
+    found: list[RoundRecord] = json.loads((run / "growth.json").read_text())["rounds"]
+    return found
+
+
+def test_rounds_add_what_was_asked_for(bench: Bench, drawn: Path, whole: Path, tmp_path: Path) -> None:
+    """As many of each class as the round wanted, the best of three times as many candidates, in full."""
+    found, names = rounds(whole), read_embeddings(whole).class_names
+    assert [sum(one["wanted"]) for one in found] == [6, 3] and [one["synthetic"] for one in found] == [24, 30]
+    scored = {}
+    for unit in Manifest(whole / "growth" / "manifest.jsonl").units().values():
+        scored |= dict(zip(unit["ids"], zip(unit["kept"], unit["doubt"], strict=True), strict=True))
+    labels = dict(zip(open_splits(whole).train.ids, open_splits(whole).train.labels.tolist(), strict=True))
+    for one in found:
+        chosen = set(one["chosen"])
+        classes = [labels[parse_job(job)[0]] for job in one["chosen"]]
+        assert [classes.count(label) for label in range(len(names))] == one["wanted"]
+        assert sum(one["candidates"].values()) == CANDIDATES * sum(one["wanted"]) and chosen <= scored.keys()
+        assert one["kept"] == sum(scored[job][0] for job in chosen)
+    first = {
+        job for job in scored if parse_job(job)[1] < SAMPLE.variants + found[0]["candidates"].get(parse_job(job)[0], 0)
+    }
+    for label, count in enumerate(found[0]["wanted"]):
+        own = sorted((not scored[job][0], -scored[job][1]) for job in first if labels[parse_job(job)[0]] == label)
+        taken = sorted(
+            (not scored[j][0], -scored[j][1]) for j in found[0]["chosen"] if labels[parse_job(j)[0]] == label
+        )
+        assert taken == own[:count]
+    # An image that was added is the variant of its number, as stage 2 would have drawn it.
+    most = max(parse_job(job)[1] for one in found for job in one["chosen"]) + 1
+    sample(read_embeddings(whole), bench.generator(), tmp_path, SAMPLE.model_copy(update={"variants": most}))
+    own_rows, all_rows = (
+        {
+            (row["source_id"], row["variant"]): row["sha256"]
+            for row in store.table("source_id", "variant", "sha256").to_pylist()
+        }
+        for store in (SyntheticStore(whole, names, "grown"), SyntheticStore(tmp_path, names))
+    )
+    assert len(own_rows) == 9 and own_rows.items() <= all_rows.items()
+
+
+def test_the_end_says_what_it_brought(whole: Path) -> None:
+    ended = json.loads((whole / "growth.json").read_text())["ended"]
+    assert ended["reason"] == "9 images were added" and ended["added"] == 9 and ended["images"] == 12
+    low, gain, high = ended["gain"][1], ended["gain"][0], ended["gain"][2]
+    assert low <= gain <= high and gain == pytest.approx(ended["accuracy"] - rounds(whole)[0]["accuracy"])
+    assert "2 times as many real images would bring" in ended["sentence"] and "synthetic ones" in ended["sentence"]
+    assert verify(whole).findings == () and all(identify(name) is not None for name in content(whole))
+
+
+@pytest.mark.parametrize("kill", [Kill("recorded", 9), Kill("renamed", 5)], ids=str)
+def test_a_killed_run_goes_on_with_the_same_bits(
+    bench: Bench, drawn: Path, whole: Path, tmp_path: Path, kill: Kill
+) -> None:
+    run = Path(shutil.copytree(drawn, tmp_path / "run"))
+    assert kill_during(bench, run, "grown", kill)
+    finish(bench, run, "grown")
+    left, right = (rounds(one) for one in (run, whole))
+    assert [{**one, "seconds": 0} for one in left] == [{**one, "seconds": 0} for one in right]
+    ours, theirs = content(run), content(whole)
+    assert {k: v for k, v in ours.items() if k.startswith("grown/")} == {
+        k: v for k, v in theirs.items() if k.startswith("grown/")
+    }
+
+
+def test_what_was_grown_is_trained_on_and_shown(bench: Bench, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    splits = open_splits(run)
+    made, made_of = images_made(run, splits.train.class_names), sources_of_images(run, splits.train.class_names)
+    assert len(made) == len(made_of) == 33 and [one[0] for one in made_of] == list(made.source_ids)
+    settings = TRAIN.model_copy(update={"seeds": (0,), "arms": ("real", "real+synthetic")})
+    with run_lock(run):
+        results = pipeline.train_stage(run, splits, settings, "cpu")
+        pipeline.report_stage(run, splits, results, settings, "dinv run data")
+        for changes in ({"filtering": FilterSettings(filter="drop")}, {}):
+            other = settings if changes else settings.model_copy(update={"online": 3})
+            with pytest.raises(UsageError, match="images were grown in"):
+                pipeline.train_stage(run, splits, other, "cpu", **changes)  # type: ignore[arg-type]
+    found, page = json.loads((run / "run.json").read_text())["growth"], (run / "report.html").read_text()
+    assert found["synthetic"] == [24, 30, 33] and sum(found["wanted"]) == found["added"] == 9
+    assert found["sentence"] in page and "What did growing bring, and what would more?" in page
+    gone = splits.train.ids[0]
+    forget(run, [gone])
+    assert not (run / "grown").exists() and not (run / "growth").exists() and not (run / "growth.json").exists()
+
+
+def test_it_goes_on_with_another_end_and_the_same_settings_alone(bench: Bench, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    with run_lock(run):
+        more = grow(run, open_splits(run), GrowSettings(images=11, round_images=6), GROW, bench.generator(), "cpu")
+        assert more["added"] == 11 and [sum(one["wanted"]) for one in rounds(run)] == [6, 3, 2]
+        assert [one["chosen"] for one in rounds(run)][:2] == [one["chosen"] for one in rounds(whole)]
+        other = GROW.model_copy(update={"steps": 3})
+        with pytest.raises(ConfigMismatchError, match=r"steps: was 2, now 3"):
+            grow(run, open_splits(run), GrowSettings(images=20), other, bench.generator(), "cpu")
+        pipeline.restart(run, "train")
+        assert len(rounds(run)) == 3, "what trains on it can begin anew"
+        pipeline.restart(run, "sample")
+        assert not (run / "grown").exists() and not (run / "growth.json").exists()
+
+
+def record(accuracy: float, added: int = 10, seconds: float = 60.0) -> RoundRecord:
+    return {
+        "synthetic": 0, "accuracy": accuracy, "correct": "", "wanted": [], "candidates": {},
+        "chosen": ["a"] * added, "kept": 0, "seconds": seconds,
+    }  # fmt: skip
+
+
+def test_it_ends_at_whichever_end_comes_first() -> None:
+    both = GrowSettings(images=30, target_gain=2.0, time_limit=300)
+    before = [record(0.50), record(0.51)]
+    assert _ended(both, before, 0.519, 5.0) is None
+    assert _ended(both, before, 0.521, 5.0) == "the gain of 2 points was reached"
+    assert _ended(both, [*before, record(0.51)], 0.51, 5.0) == "30 images were added"
+    assert "beyond" in str(_ended(both, before, 0.51, 130.0)), "another round would take 60 s"
+    target = GrowSettings(target_gain=2.0)
+    worse = [record(0.50), *[record(0.49)] * (PATIENCE - 1)]
+    assert _ended(target, worse, 0.49, 5.0) == "3 rounds in turn brought no more"
+    assert _ended(target, worse, 0.505, 5.0) is None and _ended(target, [], 0.9, 5.0) is None
+    with pytest.raises(ValueError, match="no end was given"):
+        GrowSettings(round_images=5)
+
+
+def test_the_command_line_has_it(bench: Bench, drawn: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(drawn, tmp_path / "run"))
+    found = CliRunner().invoke(app, ["grow", str(run)])
+    assert found.exit_code != 0 and "no end was given" in found.stderr
+    arguments = ["--images", "2", "--train-steps", "2", "--train-batch-size", "4", "--architecture", "resnet20"]
+    found = CliRunner().invoke(app, ["grow", str(run), *arguments])
+    assert found.exit_code == 0, found.stderr
+    assert "2 images were added to" in found.stdout and "times as many real images would bring" in found.stdout
+
+
+def test_candidates_are_drawn_at_few_steps() -> None:
+    assert CANDIDATE_STEPS < 16 and torch.tensor(CANDIDATES).item() == 3

@@ -1,0 +1,84 @@
+"""What a growing set gets, and what the power law says that more would bring: planted cases and closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_inversion.train.growing import best, entropy, errors_of, shares
+from diffusion_inversion.train.power_law import Gain, expected_gain, fit, sentence
+
+SIZES = [20, 40, 80, 160, 320, 640, 1280]
+
+
+@pytest.mark.parametrize("exponent", [-0.2, -0.5, -1.0])
+@pytest.mark.parametrize("curvature", [0.0, -0.1, 0.08])
+def test_it_recovers_planted_exponents(exponent: float, curvature: float) -> None:
+    """A law with its bend at 160 images: level, exponent and curvature are found, and what lies beyond the data."""
+
+    def planted(count: float) -> float:
+        x = math.log(count / 160)
+        return 0.3 * math.exp(exponent * x + curvature * min(x, 0.0) ** 2)
+
+    law = fit(SIZES, [planted(count) for count in SIZES])
+    assert law.slope == pytest.approx(exponent, abs=1e-6)
+    assert law.error(20_000) == pytest.approx(planted(20_000), rel=1e-5)
+    if curvature:
+        assert (law.bend, law.curvature) == (pytest.approx(160), pytest.approx(curvature))
+
+
+def test_noise_moves_the_exponent_little() -> None:
+    stream = np.random.default_rng(0)
+    found = []
+    for _ in range(50):
+        errors = [0.4 * (count / 20) ** -0.4 * math.exp(stream.normal(0, 0.03)) for count in SIZES]
+        found.append(fit(SIZES, errors).slope)
+    assert np.mean(found) == pytest.approx(-0.4, abs=0.03) and np.std(found) < 0.1
+
+
+def test_few_sizes_are_a_straight_line_and_more_images_never_harm() -> None:
+    straight = fit([10, 20, 40], [0.4, 0.2, 0.1])
+    assert straight.curvature == 0 and straight.slope == pytest.approx(-1)
+    assert straight.error(80) == pytest.approx(0.05)
+    assert fit([10, 20, 40], [0.1, 0.2, 0.4]).slope == 0, "a rise is taken for none"
+    flat = fit([10], [0.3])
+    assert flat.error(1000) == pytest.approx(0.3)
+    assert fit([10, 20], [0.9, 0.5]).error(1) <= 1
+
+
+def test_the_interval_holds_the_planted_gain() -> None:
+    """Of 40 drawn sets of 300 held-out images, the 95 % interval holds the planted gain in most."""
+    stream = np.random.default_rng(1)
+    errors = np.array([0.5 * (count / 20) ** -0.5 for count in SIZES[:4]])
+    planted = errors[-1] * (1 - 2**-0.5)
+    held = 0
+    for draw in range(10):
+        luck = stream.random(300)
+        correct = np.stack([luck >= error for error in errors])
+        found = expected_gain(SIZES[:4], correct, 2.0, seed=draw)
+        held += found.low <= planted <= found.high
+        assert found.low <= found.gain <= found.high
+    assert held >= 8
+    text = sentence(Gain(0.02, 0.01, 0.03), Gain(0.0, -0.001, 0.004), 2)
+    assert "2 times as many real images would bring +2.0 points [+1.0, +3.0], 2 times as many synthetic" in text
+
+
+def test_the_weakest_class_gets_the_most() -> None:
+    assert shares([0.4, 0.1, 0.0], 10) == [8, 2, 0]
+    assert shares([0.0, 0.0], 5) in ([3, 2], [2, 3])
+    assert sum(shares([0.31, 0.27, 0.11, 0.05], 17)) == 17
+    correct = torch.tensor([True, False, False, True, True, True])
+    found = errors_of(correct, torch.tensor([0, 0, 0, 1, 1, 1]), 3)
+    assert found == pytest.approx([2.5 / 4, 0.5 / 4, 0.0])
+
+
+def test_the_least_clear_that_keep_their_label_are_taken() -> None:
+    even = entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.9, 0.1]]))
+    assert even.tolist() == pytest.approx([math.log(2), 0.0, -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))])
+    kept, doubt = [True, True, False, True, True, False], [0.1, 0.6, 0.69, 0.3, 0.2, 0.5]
+    assert best(kept, doubt, [0, 0, 0, 0, 1, 1], [2, 1]) == [1, 3, 4]
+    assert best(kept, doubt, [0, 0, 0, 0, 1, 1], [4, 2]) == [0, 1, 2, 3, 4, 5], "the number of a class is kept"
+    assert best(kept, doubt, [0, 0, 0, 0, 1, 1], [0, 9]) == [4, 5]
