@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
+import no_sync  # noqa: F401
 import pytest
 import torch
 from toy import MINI_SCHEDULER, SD14_SCHEDULER, build_checkpoint

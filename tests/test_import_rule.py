@@ -143,7 +143,8 @@ def test_the_tests_mirror_the_rooms() -> None:
     besides = {"chaos", "helpers", "hostile"}
     rooms = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert rooms - besides <= set(FLOOR)
-    of_the_whole = {Path(__file__).name, "test_docs.py", "test_public_names.py"}
+    names = ("docs", "docs_commands", "examples", "public_names", "published")
+    of_the_whole = {Path(__file__).name, *(f"test_{name}.py" for name in names)}
     assert {path.name for path in (ROOT / "tests").glob("test_*.py")} <= of_the_whole
 
 

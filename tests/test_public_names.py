@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import python as forked
 
 import diffusion_inversion
 from diffusion_inversion.engine.toml import read_toml
@@ -18,9 +17,8 @@ ROOMS = ("invert", "measure", "sample", "train")
 
 
 def python(code: str) -> str:
-    """What a fresh interpreter prints."""
-    code = f"import sys; sys.path.insert(0, {SOURCE!r})\n{code}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    """What a process prints that has imported nothing of ours."""
+    return forked(f"import sys; sys.path.insert(0, {SOURCE!r})\n{code}").strip()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
+import no_sync  # noqa: F401
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
 from diffusion_inversion.config.fidelity import FilterSettings
@@ -60,16 +61,16 @@ def write_images(folder: Path, images: LabelledImages, rows: range) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """A toy checkpoint and a folder of images, 12 to learn and 8 to test."""
+    """A toy checkpoint and a folder of images, of which 8 are to test."""
 
     checkpoint: Path
     data: Path
 
     @classmethod
-    def build(cls, folder: Path) -> Bench:
-        images = toy_images(20)
-        write_images(folder / "data" / "train", images, range(12))
-        write_images(folder / "data" / "test", images, range(12, 20))
+    def build(cls, folder: Path, to_learn: int = 12) -> Bench:
+        images = toy_images(to_learn + 8)
+        write_images(folder / "data" / "train", images, range(to_learn))
+        write_images(folder / "data" / "test", images, range(to_learn, to_learn + 8))
         return cls(build_checkpoint(folder / "toy", MINI_SCHEDULER), folder / "data")
 
     def generator(self) -> Generator:

@@ -13,7 +13,7 @@ from harness import STAGES, Bench, Kill, assert_same, finish, kill_during, unint
 
 from diffusion_inversion.engine.faults import POINTS
 
-KILLS = 25  # of each stage
+KILLS = 14  # of each stage; campaign.py makes hundreds
 NAMES = tuple(STAGES)
 
 
@@ -21,7 +21,7 @@ NAMES = tuple(STAGES)
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Bench.build(tmp_path_factory.mktemp("bench"))
+    yield Bench.build(tmp_path_factory.mktemp("bench"), to_learn=8)
     torch.set_num_threads(threads)
 
 
@@ -44,7 +44,7 @@ def whole(
 
 
 def kills(stage: str, seconds: float, passed: dict[str, int], count: int, seed: int) -> list[Kill]:
-    """Every fault point at its first pass, its last and some between, then random moments."""
+    """Every fault point at its first pass and its last, then some between and random moments."""
     stream = random.Random(f"{stage} {seed}")
     found = [Kill(point, nth) for point in POINTS for nth in sorted({1, passed[point]}) if passed[point]]
     while len(found) < count:
@@ -72,9 +72,10 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(stage: str, bench: Bench, who
 
 def test_a_stage_that_is_killed_again_and_again_gets_there(bench: Bench, whole: dict, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for stage in NAMES:
+    for stage in NAMES[:-1]:  # a report is written at once
+        _, after, _, passed = whole[stage]
         deaths = 0
-        while kill_during(bench, run, stage, Kill("recorded", 3)):
+        while kill_during(bench, run, stage, Kill("recorded", passed["recorded"] // 2)):
             deaths += 1
-        assert deaths >= (0 if stage == "report" else 2)
-        assert_same(run, whole[stage][1])
+        assert deaths >= 2
+        assert_same(run, after)

@@ -15,7 +15,7 @@ from harness import Bench, command_child, content, forkserver
 from diffusion_inversion.engine import signals
 from diffusion_inversion.invert.embeddings import EmbeddingStore, read_embeddings
 
-STEPS = 100  # of stage 1: a batch takes half a second or more
+STEPS = 40  # of stage 1: a batch takes half a second or more
 
 
 @pytest.fixture(scope="module")

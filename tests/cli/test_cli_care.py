@@ -95,6 +95,8 @@ def test_doctor(tmp_path: Path) -> None:
     names = {check["name"] for check in json.loads(done.stdout)["checks"]}
     assert any("torch" in name for name in names) and any("mini" in name for name in names)
     assert "torch" in dinv("doctor").stdout
+    refused = dinv("doctor", "/proc/no-run")
+    assert refused.exit_code == 2 and not refused.stderr.startswith("error: ok") and "(!!)" in refused.stderr
 
 
 def test_verify_names_what_is_not_of_the_run(run: Path) -> None:

@@ -114,6 +114,7 @@ def test_every_kind_of_field_is_read() -> None:
         (["--soup-kind", "leak"], "--soup-kind leak: give pea or leek; did you mean leek?"),
         (["--herbs", "dill,hay"], "--herbs dill,hay: give dill or mint in place of hay"),
         (["--times", "1,x"], "--times 1,x: give a whole number in place of x"),
+        (["--times", "x"], "--times x: give a whole number in place of x"),
         (["--share", "half"], "--share half: give a number or all"),
         (["--share", "-1"], "--share -1: give more than 0 or all"),
         (["--spoons", 1, "--guests", "a", "--guests", "b"], "--spoons 1: fewer than --guests 2; add some"),

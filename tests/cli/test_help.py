@@ -1,4 +1,5 @@
-"""Every help page of `dinv`, as kept in tests/cli/help. Renew them by `.venv/bin/python tests/cli/test_help.py`.
+"""Every help page of `dinv`, as kept in tests/cli/help. Renew them by `.venv/bin/python tests/cli/test_help.py`, and
+with them the pages of docs/reference that are made of the same options.
 
 A command with many options has two: what `--help` shows first, and `--help-all`.
 """
@@ -6,6 +7,7 @@ A command with many options has two: what `--help` shows first, and `--help-all`
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from typing import Any
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # as a program, too
+from reference_pages import reference_pages
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.cli.pages import EXAMPLES, FIRST
@@ -61,6 +66,11 @@ def test_a_page_is_as_it_is_kept(words: tuple[str, ...]) -> None:
         assert page(words, whole) == found, "meant? Renew the pages and commit their diff."
 
 
+def test_the_reference_in_docs_is_as_the_program() -> None:
+    for path, text in reference_pages():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: renew it as the help pages"
+
+
 def test_no_page_is_left_of_a_command_that_is_gone() -> None:
     assert {path.name for path in FOLDER.iterdir()} == {path.name for path, _ in pages()}
 
@@ -105,4 +115,7 @@ if __name__ == "__main__":
     for old in FOLDER.glob("*.txt"):
         old.unlink()
     for path, text in pages():
+        path.write_text(text, encoding="utf-8")
+    for path, text in reference_pages():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")

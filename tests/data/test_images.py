@@ -293,6 +293,17 @@ def test_beside_splits_nothing_is_silent(tmp_path: Path) -> None:
     assert {(problem.file, problem.fatal) for problem in problems} == {("extra", False), ("loose.png", True)}
 
 
+def test_files_that_are_alike_are_counted_not_listed() -> None:
+    problems = [Problem(f"{row:03d}.jpg", "outside a class folder", "move it", fatal=True) for row in range(300)]
+    problems += [Problem(f"cat/{row}.png", "damaged", "delete it", fatal=True) for row in range(3)]
+    with pytest.raises(DataError) as caught:
+        raise_fatal("pets", problems)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("pets: 303 files") and len(lines) == 2 + 3 + 3
+    assert [line.split("  ")[1] for line in lines[2:5]] == ["000.jpg", "001.jpg", "and 298 more"]
+    assert all("outside a class folder" in line for line in lines[2:5]) and "cat/2.png" in lines[-1]
+
+
 def test_fatal_table_is_capped_and_counts() -> None:
     problems = [Problem(f"cat/{row:02d}.png", f"cause {row}", "remedy", fatal=True) for row in range(13)]
     problems.append(Problem("cat/fine.png", "hidden", "none", fatal=False))

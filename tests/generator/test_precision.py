@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import python
 from torch import Tensor
 from toy import WIDTH, toy_images
 
@@ -112,9 +111,7 @@ def test_checkpointing_takes_less_memory() -> None:
     """Peak resident memory that one step adds, of a UNet of 6 million parameters at 16 images, in child processes."""
     found = {}
     for enabled in ("yes", "no"):
-        command = [sys.executable, "-c", PEAK, enabled]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[enabled] = tuple(map(float, done.stdout.split()))
+        found[enabled] = tuple(map(float, python(PEAK, enabled).split()))
     print(found)
     assert found["yes"][0] < 0.75 * found["no"][0]
     assert found["yes"][1] == pytest.approx(found["no"][1], rel=1e-6)

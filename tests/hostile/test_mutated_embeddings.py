@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import random
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import LARGEST, MUTATIONS, SPECS, join, mutate, outcome, split, valid_shard
@@ -120,7 +120,6 @@ def test_memory_is_the_file_s_size_and_a_constant(tmp_path: Path) -> None:
     (tmp_path / "hole").touch()
     os.truncate(tmp_path / "hole", 8 * 2**30)
     # In a process of its own: the peak of this one may already be higher.
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)
-    hole, claim, whole = map(int, done.stdout.split())
+    hole, claim, whole = map(int, python(MEASURE, tmp_path).split())
     assert max(hole, claim) < 4 * 2**20
     assert size * 0.8 < whole < size + 16 * 2**20

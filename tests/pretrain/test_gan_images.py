@@ -127,7 +127,7 @@ def test_inversion_finds_the_image_of_a_planted_latent(tmp_path: Path) -> None:
     images = LabelledImages(
         "planted", ("a", "b"), ("a" * 64, "b" * 64), torch.tensor([0, 1]), ("dog", "cat"), planted, 32
     )
-    settings = GanInvertSettings(steps=60, starts=3, batch_size=2)
+    settings = GanInvertSettings(steps=40, starts=2, batch_size=2)
     found = invert_gan(gan, images, open_lite0(CPU), tmp_path, settings)
     made = SyntheticStore(tmp_path, images.class_names).read()
     both = zip(made.images, made.labels.tolist(), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from diffusion_inversion.data.images import to_model_range
 from diffusion_inversion.errors import DataError, UsageError
+from diffusion_inversion.generator.adapter import Adapter
 from diffusion_inversion.generator.generator import Generator, initialise, noise_schedule
 from diffusion_inversion.pretrain import decoder, loop, parts, recipe, unet
 from diffusion_inversion.pretrain.checkpoint import Progress
@@ -28,6 +30,7 @@ from diffusion_inversion.sample.png import encode_png
 NAMES = ("goldfish", "tabby cat")
 CPU = torch.device("cpu")
 SIZE = 32  # the smaller of the two architectures
+WIDTH = 32  # of tokens, where the architecture is narrow
 
 
 def setting(folder: Path, **changes: object) -> recipe.Setting:
@@ -43,9 +46,30 @@ def corpus() -> Corpus:
     return Corpus(images.repeat_interleave(4, 2).repeat_interleave(4, 3), torch.arange(16) % 2, NAMES)
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe's config files, those of the smaller size with an eighth of its channels."""
+    folder = Path(shutil.copytree(recipe.ARCHITECTURES, tmp_path_factory.mktemp("narrow") / "architecture"))
+    for name, changes in {
+        "vae": {"block_out_channels": [8, 8, 16], "norm_num_groups": 4},
+        "unet": {"block_out_channels": [16, 32], "norm_num_groups": 4, "cross_attention_dim": WIDTH},
+        "text_encoder": {
+            "hidden_size": WIDTH,
+            "projection_dim": WIDTH,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+        },
+    }.items():
+        path = folder / str(SIZE) / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation and logs at every step of a few images."""
+def small(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thin networks, validation and logs at every step of a few images."""
+    monkeypatch.setattr(recipe, "ARCHITECTURES", narrow)
+    monkeypatch.setattr(Adapter.__init__, "__defaults__", (5, WIDTH, 16))  # tokens, width, hidden
     monkeypatch.setattr(unet, "VALIDATION_IMAGES", 4)
     monkeypatch.setattr(unet, "VALIDATION_DRAWS", 1)
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
@@ -227,7 +251,7 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(["a photo of a goldfish"], num_inference_steps=2).images[0].size == (32, 32)
     generator = Generator.load(whole / "mini", dtype="float32")
-    assert generator.image_tokens(to_model_range(corpus.images[:2])).shape == (2, 5, 256)
+    assert generator.image_tokens(to_model_range(corpus.images[:2])).shape == (2, 5, WIDTH)
     assert "not measured" in (whole / "mini" / "README.md").read_text()
 
     # Go on from the export alone: its weights (to half precision), its place in the log, fresh moments.
@@ -301,6 +325,7 @@ def test_parts_are_small_and_of_one_save(tmp_path: Path, monkeypatch: pytest.Mon
         parts.read_parts(other, tmp_path / "a")
 
 
+@pytest.mark.usefixtures("small")
 def test_a_state_of_another_architecture_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     recipe.run_vae(corpus, corpus, setting(tmp_path), Budget(samples=4))
     (tmp_path / "unet.state.safetensors").write_bytes((tmp_path / "vae.state.safetensors").read_bytes())

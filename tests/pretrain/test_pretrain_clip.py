@@ -99,8 +99,9 @@ def test_with_one_positive_each_the_loss_is_clip_s_and_else_the_mean_over_positi
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of two thin layers, and a log of every step."""
+    """Networks of thin layers and few patches, and a log of every step."""
     monkeypatch.setattr(clip, "WIDTH", 24)
+    monkeypatch.setattr(clip, "PATCHES", 4)
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
 
 
@@ -151,7 +152,7 @@ def test_it_learns_what_it_is_told_and_says_what_it_was_not(tmp_path: Path, monk
     write_corpus(tmp_path / "held.parquet", corpus_of(60, 1).images, corpus_of(60, 1).labels.tolist(), COLOURS)
     call = [
         "pretrain", "--corpus", tmp_path / "corpus.parquet", "--validation", tmp_path / "held.parquet", "--size", 32,
-        "--stage", "clip", "--clip-samples", 24 * 90, "--batch-size", 24, "--device", "cpu", "--out", tmp_path / "out",
+        "--stage", "clip", "--clip-samples", 24 * 60, "--batch-size", 24, "--device", "cpu", "--out", tmp_path / "out",
     ]  # fmt: skip
     done = CliRunner().invoke(app, [str(one) for one in call])
     assert done.exit_code == 0, done.output

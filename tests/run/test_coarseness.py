@@ -109,7 +109,7 @@ def test_the_interval_holds_the_truth() -> None:
     labels = torch.arange(100) % 4
     fold = np.arange(100) // 4 % FOLDS
     held = []
-    for _ in range(120):
+    for _ in range(60):
         truth = (stream.normal(size=(4, 40)) * 0.5)[labels.numpy()] + stream.normal(size=(100, 40))
         views = [torch.from_numpy(truth + 0.7 * stream.normal(size=truth.shape)) for _ in range(2)]
         plain, through = (cross_validated(view, views[0], labels, fold) for view in views)

@@ -14,7 +14,7 @@ from toy import toy_images
 from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.config.training import TrainSettings
-from diffusion_inversion.errors import DataError, UsageError
+from diffusion_inversion.errors import DataError, DiskError, UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.images import open_splits
@@ -51,6 +51,7 @@ def run_all(bench: Bench, run: Path, generator: Generator, sample: SampleSetting
         ({"image_size": 17}, UsageError, "image_size=17: larger than the 16 px"),
         ({"resolution": 17}, UsageError, "resolution=17: not a multiple of 2"),
         ({"resolution": 24, "strict": True}, UsageError, "strict: the vectors were learned at 16 px"),
+        ({"variants": 10**9}, DiskError, "12 vectors, 12000000000 images of 16 px.*nothing was computed"),
     ],
 )
 def test_images_that_cannot_be_drawn(

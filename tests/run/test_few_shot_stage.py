@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from harness import Bench
+from harness import Bench, command_child, forkserver
 from toy import toy_images
 from toy_clip import build_clip, write_coloured
 from typer.testing import CliRunner
@@ -215,22 +212,18 @@ def test_a_killed_call_goes_on_where_it_was(colours: Path, clip: Path, tmp_path:
     options = ["--shots", "2,4", "--seeds", "0,1,2", "--methods", "coop,tip-adapter-f", "--tip-epochs", 3]
     whole, out = tmp_path / "whole", tmp_path / "out"
     few_shot(colours, clip, whole, *options)
-    command = [sys.executable, "-m", "diffusion_inversion", "few-shot", colours, "--clip", clip, "--out", out]
-    source = Path(__file__).resolve().parents[2] / "src"
+    command = [*map(str, ["few-shot", colours, "--clip", clip, "--out", out, *QUICK, *options])]
     killed = 0
     for _ in range(2):
         before = len(answers(out)) if out.exists() else 0
-        process = subprocess.Popen(
-            list(map(str, [*command, *QUICK, *options])),
-            env={**os.environ, "PYTHONPATH": str(source)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = forkserver().Process(target=command_child, args=(command, str(tmp_path / "log"), {}))
+        process.start()
         manifest = out / "few-shot" / "manifest.jsonl"
-        while process.poll() is None and (not manifest.exists() or manifest.read_bytes().count(b"\n") < before + 3):
+        while process.is_alive() and (not manifest.exists() or manifest.read_bytes().count(b"\n") < before + 3):
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
     assert killed and len(answers(out)) < len(answers(whole)) == 12
     few_shot(colours, clip, out, *options)
     assert answers(out) == answers(whole)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Bench
+from harness import Bench, command_child, forkserver
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -183,15 +182,14 @@ def test_a_sweep_goes_on_where_it_was_and_grows(made: Path, tmp_path: Path) -> N
     )
 
 
-def _work(file: str, out: str) -> None:
-    done = sweep(Path(file), Path(out), "--join")
-    raise SystemExit(done.exit_code)
-
-
 def test_processes_share_a_sweep(made: Path, tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
     out = tmp_path / "out"
-    workers = [spawn.Process(target=_work, args=(str(made.parent / "small.toml"), str(out))) for _ in range(2)]
+    options = ["--device", "cpu", "--dtype", "float32", "--join"]
+    command = ["sweep", str(made.parent / "small.toml"), "--out", str(out), *options]
+    workers = [
+        forkserver().Process(target=command_child, args=(command, str(tmp_path / f"log-{number}"), {}))
+        for number in range(2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from training_toys import TINY, batches_seen, equal, run_toy, toy
@@ -184,11 +182,7 @@ run_toy(Path(sys.argv[1]), on_step=die)
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    paths = os.pathsep.join(filter(None, sys.path))
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, killed], env={**os.environ, "PYTHONPATH": paths}, check=False
-    )
-    assert process.returncode == 9
+    assert forked.run(KILLED, killed).returncode == 9
     assert [(r["arm"], r["seed"]) for r in Manifest(killed / "classifiers" / "manifest.jsonl").records()] == [
         ("real", 0), ("synthetic", 0), ("real+synthetic", 0), ("real", 1),
     ]  # fmt: skip

@@ -21,6 +21,7 @@ from . import (
     push,
     retrieve,
     stages,
+    status,
     strips,
     sweeps,
 )
@@ -35,9 +36,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-METHOD = (plan.plan, stages.run, stages.invert, stages.sample, stages.train, grow.grow, stages.demo)
+METHOD = (plan.preview, plan.plan, stages.run, stages.invert, stages.sample, stages.train, grow.grow, stages.demo)
 USE = (strips.strips, predict.predict, export.export, push.push)
-CARE = (care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
+CARE = (status.status, care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
     generators.pretrain,

@@ -66,7 +66,8 @@ def doctor(
     checks = examine(out)
     record = {"checks": [vars(check) for check in checks]}
     if any(check.ok is False for check in checks):
-        raise UsageError(table(checks), record)
+        wrong = ", ".join(check.name for check in checks if check.ok is False)
+        raise UsageError(f"{wrong}: not as a run needs it (!!)\n{table(checks)}", record)
     return {**record, "text": table(checks)}
 
 

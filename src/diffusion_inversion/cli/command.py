@@ -211,6 +211,11 @@ def hold(run: Path, join: bool = False, restart: bool = False) -> Iterator[None]
         yield
 
 
+def is_watched() -> bool:
+    """Whether somebody sits before a terminal and waits for words, not for JSON."""
+    return sys.stderr.isatty() and sys.stdout.isatty() and "--json" not in sys.argv
+
+
 def command_line() -> str:
     """The command that was given, as it can be typed again, without secrets."""
     from ..engine.redaction import redact

@@ -114,6 +114,8 @@ def _faults(error: ValidationError, model: type[Settings], given: Mapping[str, A
         if fault["type"] not in _REMEDIES:
             lines[f"{place}: {message}"] = []
             continue
+        if fault["type"] == "too_short" and place in lines:  # of a list whose values were refused before
+            continue
         remedy = _REMEDIES[fault["type"]].format(**context).replace("'", "")
         if inside and isinstance(inside[0], int) and fault["type"] != "missing":  # one of a list
             remedy += f" in place of {fault['input']}"

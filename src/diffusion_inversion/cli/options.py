@@ -63,6 +63,15 @@ AttributesOption = Annotated[
         "column of the test images' table; else a regular expression on file names. [default: none]",
     ),
 ]
+Preview = Annotated[
+    bool,
+    typer.Option(
+        "--preview/--no-preview",
+        help="On a terminal, look first: a picture and a page of 8 images with variants, beside the run folder, where "
+        "that takes at most a minute. [default: on]",
+        show_default=False,
+    ),
+]
 Join = Annotated[
     bool, typer.Option("--join", help="Share the work with other processes that were started with --join on this run.")
 ]

@@ -28,9 +28,11 @@ FIRST = {
     "--interpolation", "--recipe", "--architecture", "--train-steps", "--arms", "--seeds", "--prompts",
     "--k", "--pool", "--clip", "--extractor", "--sentences", "--shots", "--methods", "--with", "--stage",
     "--minutes", "--corpus", "--unet-samples", "--real", "--generated", "--filter", "--copies", "--time-limit",
-    "--price", "--to", "--online", "--images", "--target-gain", "--arm", "--abstain-below", "--dry-run",
+    "--price", "--images", "--stronger", "--preview", "--log-to", "--to", "--online", "--target-gain", "--arm",
+    "--abstain-below", "--dry-run",
 }  # fmt: skip
 EXAMPLES = {
+    "preview": ("dinv preview photos", "dinv preview photos --images 12 --stronger 5 --out looks/photos.png"),
     "plan": ("dinv plan photos --price 2.5", "dinv plan photos --variants 20 --time-limit 2h"),
     "run": (
         "dinv run photos --out runs/photos",
@@ -70,6 +72,7 @@ EXAMPLES = {
         "dinv audit photos photos-synthetic --test photos-test --out audits/photos",
     ),
     "inspect": ("dinv inspect photos", "dinv inspect photos --test photos-test --csv problems.csv"),
+    "status": ("dinv status runs/photos", "dinv status runs/photos --watch 10"),
     "verify": ("dinv verify runs/photos",),
     "repair": ("dinv repair runs/photos",),
     "forget": ("dinv forget runs/photos train/cat/001.png",),

@@ -1,23 +1,28 @@
-"""The command that says beforehand what a run will take: plan."""
+"""The commands that say and show beforehand what a run will take and give: plan, preview."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import data_settings, load
+from .command import command_line, data_settings, load
 from .given import Given
 from .options import OwnSize, Preset, Replicates
 from .stages import settings_of_a_run
 
 if TYPE_CHECKING:
-    from ..config.planning import PlanSettings
+    from ..config.planning import PlanSettings, PreviewSettings
     from ..config.sampling import SampleSettings
     from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
     from ..config.training import TrainSettings
+    from ..run.plan.start import Outlook
+
+_GLANCE = 1.0  # seconds that steps of one part are timed for; there are five parts
 
 
 def plan(
@@ -36,23 +41,14 @@ def plan(
     replicates: Replicates = 1,
 ) -> dict[str, Any]:
     """Say what `dinv run` with these options will take: time, disk, memory, cost. A few real steps are timed for it."""
-    from ..config.tuning import Tuning
-    from ..run.checks import check_run
-    from ..run.images import load as load_images
-    from ..run.images import read_record
-    from ..run.plan.start import BUDGET, Outlook, process_age
+    from ..run.plan.start import BUDGET, process_age
     from ..run.plan.time_limit import said, within
-    from ..run.replicates import replicate
 
-    asked, chosen = planning.settings(), data_settings(source)
-    settings = settings_of_a_run(preset, source.values["data"], inverting, sampling, training)
-    generator = load(where.settings())
-    with TemporaryDirectory() as nothing:
-        folder = out or Path(nothing)
-        splits = load_images(folder, chosen, read_record(folder))
-        side, own = check_run(splits, generator, *settings, own_size=own_size, tuning=Tuning(), judged=True)
-        plans = [replicate(folder, number, chosen, *settings) for number in range(replicates)]
-        outlook = Outlook(plans, splits, generator, side, own, asked.workers)
+    asked = planning.settings()
+    with outlook_of(
+        out, where, preset, source, inverting, sampling, training,
+        own_size=own_size, replicates=replicates, workers=asked.workers,
+    ) as outlook:  # fmt: skip
         amounts = outlook.asked
         outlook.time(amounts, 0.0)  # as a run does, with all that is loaded or compiled at its first use
         start = process_age()
@@ -67,3 +63,85 @@ def plan(
     if asked.time_limit is not None:
         lines.append(said(asked.time_limit, cut["cut"]))
     return {**found.record(asked.price), "steps": vars(steps), **cut, "text": "\n".join(lines)}
+
+
+def preview(
+    *,
+    where: Given[GeneratorSettings],
+    preset: Preset = None,
+    source: Given[DataSettings],
+    inverting: Given[InvertSettings],
+    sampling: Given[SampleSettings],
+    training: Given[TrainSettings],
+    looking: Given[PreviewSettings],
+    own_size: OwnSize = True,
+    replicates: Replicates = 1,
+) -> dict[str, Any]:
+    """Look before you wait: a few images of DATA, their reconstructions and variants, as a picture and a page.
+
+    And what `dinv run` with these options will take. No run folder is made or touched.
+    """
+    from ..run.foresight import forewarnings
+    from ..run.plan.start import process_age
+    from ..run.preview import Wanted, make
+
+    settings = looking.settings()
+    files = files_for(settings.out, data_settings(source).data)
+    with outlook_of(
+        None, where, preset, source, inverting, sampling, training, own_size=own_size, replicates=replicates
+    ) as outlook:
+        asked, splits = outlook.asked, outlook.splits
+        notes = forewarnings(splits, asked.train, outlook.side, replicates=replicates, own_size=own_size)
+        outlook.time(asked, 0.0)
+        start = process_age()
+        found = outlook.forecast(outlook.time(asked, _GLANCE), asked).after(start)
+        wanted = Wanted(settings, files, command_line(), notes)
+        generator = outlook.generator
+        count = make(splits, generator, asked.invert, asked.sample, wanted, side=outlook.side, plan=found.lines())
+    text = "\n".join([*notes, *(f"plan: {line}" for line in found.lines()), f"preview: {files[0]}, page: {files[1]}"])
+    return {
+        "picture": str(files[0]), "page": str(files[1]), "images": count, "notes": list(notes), "plan": found.record(),
+        "text": text,
+    }  # fmt: skip
+
+
+def files_for(out: Path | None, data: str) -> tuple[Path, Path]:
+    """Where the preview of a DATA is written; UsageError where that is no place for it."""
+    from ..run.place import default_folder
+    from ..run.preview import files_of
+
+    folder = default_folder(data)
+    return files_of(out or folder.with_name(f"{folder.name}-preview.png"))
+
+
+@contextmanager
+def outlook_of(
+    out: Path | None,
+    where: Given[GeneratorSettings],
+    preset: str | None,
+    source: Given[DataSettings],
+    inverting: Given[InvertSettings],
+    sampling: Given[SampleSettings],
+    training: Given[TrainSettings],
+    *,
+    own_size: bool,
+    replicates: int,
+    workers: int = 1,
+) -> Iterator[Outlook]:
+    """A run with these options, refused where `dinv run` would refuse it; without `out` one that was not begun."""
+    from ..config.tuning import Tuning
+    from ..run.checks import check_run
+    from ..run.images import load as load_images
+    from ..run.images import read_record
+    from ..run.plan.start import Outlook
+    from ..run.replicates import replicate
+
+    chosen = data_settings(source)
+    settings = settings_of_a_run(preset, source.values["data"], inverting, sampling, training)
+    generator = load(where.settings())
+    with TemporaryDirectory() as nothing:
+        folder = out or Path(nothing)
+        splits = load_images(folder, chosen, read_record(folder))
+        side, own = check_run(splits, generator, *settings, own_size=own_size, tuning=Tuning(), judged=True)
+        plans = [replicate(folder, number, chosen, *settings) for number in range(replicates)]
+        yield Outlook(plans, splits, generator, side, own, workers)

@@ -8,19 +8,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .command import absolute_file, command_line, data_settings, hold, load, notes_on
+from .command import absolute_file, command_line, data_settings, hold, is_watched, load, notes_on
 from .given import Fields, Given
-from .options import AttributesOption, Device, Join, OwnSize, Preset, Replicates, Restart, Run, Tune, TuneSeconds
+from .options import (
+    AttributesOption,
+    Device,
+    Join,
+    OwnSize,
+    Preset,
+    Preview,
+    Replicates,
+    Restart,
+    Run,
+    Tune,
+    TuneSeconds,
+)
 from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
 
 if TYPE_CHECKING:
     from ..config.commands import AuditSettings
     from ..config.fidelity import FilterSettings
-    from ..config.planning import LimitSettings
+    from ..config.planning import LimitSettings, LogSettings
     from ..config.sampling import PromptSettings, SampleSettings
     from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
     from ..config.training import TrainSettings
+    from ..run.preview import Wanted
 
 Recorded = Annotated[
     "Given[GeneratorSettings]", Fields(unset={"generator": "the one it was inverted with; with --prompts: mini"})
@@ -156,12 +169,15 @@ def run(
     own_size: OwnSize = True,
     attributes: AttributesOption = None,
     replicates: Replicates = 1,
+    preview: Preview = True,
+    logging: Given[LogSettings],
     join: Join = False,
 ) -> dict[str, Any]:
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
     from ..config.tuning import read_tuning
     from ..run.place import default_folder, require_place
     from ..run.stages import run_all
+    from ..run.trackers import require_trackers
 
     tuning = read_tuning(tune or (), tune_seconds)
     data = source.values["data"]
@@ -169,13 +185,30 @@ def run(
     folder = out or default_folder(chosen.data)
     require_place(folder, chosen.data, chosen.test)
     invert, sample, train = settings_of_a_run(preset, data, inverting, sampling, training)
+    logs = logging.settings()
+    require_trackers(logs.log_to)
+    if logs.log_to and join:
+        raise UsageError("--log-to --join: several processes would write one log. Leave one of the two out.")
+    look = first_look(folder) if preview and is_watched() else None
     with hold(folder, join):
         record = run_all(
             folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
             replicates=replicates, own_size=own_size, tuning=tuning, time_limit=limiting.settings().time_limit,
             filtering=filtering.settings(), audit=auditing.settings(), attributes=absolute_file(attributes),
+            preview=look, logs=logs,
         )  # fmt: skip
     return summarise(folder, record, data, source.values.get("test"))
+
+
+def first_look(folder: Path) -> Wanted | None:
+    """The preview of a run, beside its folder; None where other files have its names."""
+    from ..config.planning import PreviewSettings
+    from ..run.preview import Wanted, files_of
+
+    try:
+        return Wanted(PreviewSettings(), files_of(folder.with_name(f"{folder.name}-preview.png")), command_line())
+    except UsageError:
+        return None
 
 
 def settings_of_a_run(

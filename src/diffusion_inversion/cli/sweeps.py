@@ -26,6 +26,7 @@ def sweep(
     join: Join = False,
 ) -> dict[str, Any]:
     """Run an experiment file: every combination of its settings, each stage once for all that share it."""
+    from ..data.problems import aligned
     from ..sweep import read_plan, run_sweep
     from ..sweep.table import accuracy_table, classes_table, scope, shows_classes, spread_table
 
@@ -36,13 +37,13 @@ def sweep(
     with hold(folder, join):
         found = run_sweep(plan, folder, loaded, command=command_line())
     head, body = accuracy_table(found)
-    lines = [" | ".join(row) for row in (head, *body)]
+    lines = aligned([head, *body], indent="")
     if plan.replicates > 1:
         head, body = spread_table(found.rows)
-        lines += ["", "where the spread comes from", *(" | ".join(row) for row in (head, *body))]
+        lines += ["", "where the spread comes from", *aligned([head, *body], indent="")]
     if shows_classes(found):
         head, body = classes_table(found.rows)
-        lines += ["", "classes", *(" | ".join(row) for row in (head, *body))]
+        lines += ["", "classes", *aligned([head, *body], indent="")]
     lines += [scope(found)]
     lines += [f"{c.outcome}: {c.claim.says}" for c in found.claims]
     claims = [{"says": c.claim.says, "outcome": c.outcome} for c in found.claims]

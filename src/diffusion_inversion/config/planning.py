@@ -1,9 +1,10 @@
-"""What a run may cost: settings of `dinv plan` and of a time limit."""
+"""What a run may cost and what it will look like: settings of `dinv plan`, of a time limit, a preview and logs."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -47,4 +48,28 @@ class PlanSettings(LimitSettings):
     workers: int = setting(1, "processes that share the run (--join), each with a machine like this one", ge=1)
     price: float | None = setting(
         None, "price of an hour of one machine, in any currency", unset="cost is not said", ge=0
+    )
+
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+class LogSettings(Settings):
+    """Where a run logs what it does, beside its own files."""
+
+    log_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = setting(
+        (), "losses, accuracies, pictures and settings, as the run goes; needs the extra of that name", unset="nowhere"
+    )
+    log_dir: Path | None = setting(None, "folder of the logs, which runs may share", unset="logs beside the run folder")
+
+
+class PreviewSettings(Settings):
+    """What is drawn for a first look."""
+
+    images: int = setting(8, "real images to look at, as many of each class as of any other", ge=1, le=64)
+    stronger: float = setting(
+        3.0, "times the noise strength and the interpolation, for the variants beside those of the run", ge=0
+    )
+    out: Path | None = setting(
+        None, "FILE.png, with FILE.html beside it, or a folder for both", unset="runs/<name of DATA>-preview.png"
     )

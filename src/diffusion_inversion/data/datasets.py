@@ -218,6 +218,11 @@ def _load(source: Source, rows: Sequence[int], size: int | None) -> LabelledImag
 
 
 def _collected(source: Source, decoded: _Decoded) -> LabelledImages:
+    if not decoded.rows and source.ids:
+        raise DataError(
+            f"{source.name}: {len(source.ids)} images of {len(source.class_names)} classes are too few to train on some"
+            " and test on others; give two of each class at least, or test images (--test)"
+        )
     if not decoded.rows:
         raise DataError(f"{source.name}: no images; give a folder of class folders that hold images")
     ids = tuple(source.ids[row] for row in decoded.rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..engine.text import shown
 from ..errors import DataError
 
-_SHOWN_PROBLEMS = 10
+_SHOWN_PROBLEMS, _ALIKE = 10, 3  # rows of a table, and of them files that are alike
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -41,13 +41,23 @@ def aligned(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
 
 
 def raise_fatal(name: str, problems: Sequence[Problem]) -> None:
-    """Raise `DataError` with a table of the fatal problems (the first 10 and how many more), if there are any."""
+    """Raise `DataError` with a table of the fatal problems (the first 10 rows and how many more), if there are any.
+
+    Of more than three files with the same cause and remedy two are named.
+    """
     fatal = [problem for problem in problems if problem.fatal]
     if not fatal:
         return
-    rows = [("file", "cause", "remedy"), *((p.file, p.cause, p.remedy) for p in fatal[:_SHOWN_PROBLEMS])]
-    lines = aligned(rows)
-    if len(fatal) > _SHOWN_PROBLEMS:
-        lines.append(f"  ... and {len(fatal) - _SHOWN_PROBLEMS} more")
+    alike: dict[tuple[str, str], list[str]] = {}
+    for problem in fatal:
+        alike.setdefault((problem.cause, problem.remedy), []).append(problem.file)
+    rows = []
+    for (cause, remedy), files in alike.items():
+        few = len(files) <= _ALIKE
+        rows += [(file, cause, remedy) for file in (files if few else files[: _ALIKE - 1])]
+        rows += [] if few else [(f"and {len(files) - _ALIKE + 1} more", cause, remedy)]
+    lines = aligned([("file", "cause", "remedy"), *rows[:_SHOWN_PROBLEMS]])
+    if len(rows) > _SHOWN_PROBLEMS:
+        lines.append(f"  ... and {len(rows) - _SHOWN_PROBLEMS} more")
     count = "1 file" if len(fatal) == 1 else f"{len(fatal)} files"
     raise DataError("\n".join([f"{name}: {count} cannot be used; nothing was computed.", *lines]))

@@ -229,7 +229,10 @@ def _hold_out_groups(source: Source, share: float, seed: int, chosen: Chosen) ->
 def check_classes(train: Source) -> None:
     """Raise DataError for one class: nothing can be told apart."""
     if len(train.class_names) == 1:
-        raise DataError(f"{train.name}: one class, {train.class_names[0]}; a classifier needs two")
+        raise DataError(
+            f"{train.name}: one class, {train.class_names[0]}; a classifier needs two. "
+            "Where a table says what each image is, give that table (.csv, .tsv, .jsonl) as DATA"
+        )
 
 
 def refuse_shared_groups(chosen: Selection) -> None:

@@ -8,25 +8,88 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigMismatchError, DiskError, LockedError
+from .redaction import redact
 from .store import disk_errors, remove_partials
 
 LOCK_NAME, CLAIMS = ".lock", ".claims"
 _PATIENCE = 3.0  # seconds
-_held: dict[str, bool] = {}  # run folders this process holds => whether it shares them
 
 
-def _holder(text: str) -> str:
-    """Describe who wrote the lock file; the file is empty for an instant after it is made."""
+@dataclass
+class _Hold:
+    """A run folder that this process holds, and what its lock file says: who works there, at what."""
+
+    descriptor: int
+    record: dict[str, Any]
+
+    def write(self) -> None:
+        """Put the record into the file. Others read it without a lock: what follows the record counts for nothing."""
+        content = json.dumps(self.record).encode()
+        os.pwrite(self.descriptor, content, 0)
+        os.ftruncate(self.descriptor, len(content))
+
+
+_held: dict[str, _Hold] = {}  # run folders this process holds, the outermost first
+
+
+def say(facts: Mapping[str, Any]) -> None:
+    """Put facts about the work in hand, JSON data, into the lock file of the outermost folder that this process holds.
+
+    `dinv status` reads them. Nothing depends on them: they are not synced, and a full disk does not stop the work.
+    """
+    for hold in list(_held.values())[:1]:
+        hold.record |= facts
+        with suppress(OSError):
+            hold.write()
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What the lock file of a folder says, without locking it; nothing where there is none or it is being written."""
     try:
-        record = json.loads(text)
-        return f"process {record['pid']} on {record['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
+        found, _ = json.JSONDecoder().raw_decode((folder / LOCK_NAME).read_text(errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def holders(folder: Path) -> list[int] | None:
+    """Processes that have the lock file of a folder open, so hold it; None where this machine cannot know.
+
+    It looks at files that are open, for a lock that is tried would refuse a process that starts just then. Processes
+    of other users are not seen, but for the one that the file names.
+    """
+    record = record_of(folder)
+    if not record or record.get("host") != socket.gethostname():
+        return None if record else []
+    found = []
+    try:
+        ours = os.stat(folder / LOCK_NAME)
+        processes = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError:
+        return None
+    for process in processes:
+        try:
+            opened = [os.stat(entry) for entry in os.scandir(f"/proc/{process}/fd")]
+        except PermissionError:
+            found += [process] if process == record.get("pid") else []
+        except OSError:  # it has ended
+            continue
+        else:
+            found += [process] if any(os.path.samestat(one, ours) for one in opened) else []
+    return found
+
+
+def _holder(folder: Path) -> str:
+    """Describe who wrote the lock file; the file is empty for an instant after it is made."""
+    record = record_of(folder)
+    return f"process {record['pid']} on {record['host']}" if {"pid", "host"} <= record.keys() else "another process"
 
 
 @contextmanager
@@ -49,21 +112,28 @@ def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
     try:
         alone = _try_lock(descriptor, fcntl.LOCK_EX, path)
         if not alone and not (shared and _join(descriptor, path)):
-            holder = _holder(path.read_text(errors="replace"))
             raise LockedError(
-                f"{folder}: {holder} works in this run folder; wait until it ends, stop it, or choose another folder. "
-                "Several processes share a run where each was started with --join."
+                f"{folder}: {_holder(folder)} works in this run folder; wait until it ends, stop it, or choose another "
+                "folder. Several processes share a run where each was started with --join."
             )
+        us = {"pid": os.getpid(), "host": socket.gethostname(), "shared": shared, "since": time.time()}
+        hold = _Hold(descriptor, us)
         with disk_errors(path):
-            os.ftruncate(descriptor, 0)
-            us = {"pid": os.getpid(), "host": socket.gethostname(), "shared": shared}
-            os.pwrite(descriptor, json.dumps(us).encode(), 0)
+            hold.write()
             if alone:
                 remove_partials(folder)
         if alone and shared:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _held[key] = shared
-        yield
+        _held[key] = hold
+        try:
+            yield
+        except BaseException as error:
+            hold.record["error"] = redact(str(error).partition("\n")[0]) or type(error).__name__
+            raise
+        finally:
+            hold.record["ended"] = time.time()
+            with suppress(OSError):
+                hold.write()
     finally:
         _held.pop(key, None)
         os.close(descriptor)
@@ -81,7 +151,8 @@ def _join(descriptor: int, path: Path) -> bool:
 
 def is_shared(folder: Path) -> bool:
     """Whether this process holds the run folder together with others."""
-    return _held.get(os.path.realpath(folder), False)
+    hold = _held.get(os.path.realpath(folder))
+    return hold is not None and bool(hold.record["shared"])
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def invert(
         means = class_means(images, generator, settings, resolution) if left and settings.init == "class-mean" else None
         room = most_at_once(settings)
         with (
-            track("invert", left * max(1, settings.steps), "image-steps") as advance,
+            track("invert", left * max(1, settings.steps), "image-steps", 1 / max(1, settings.steps)) as advance,
             gradient_checkpointing(generator, settings.gradient_checkpointing),
         ):
 

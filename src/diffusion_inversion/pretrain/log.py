@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from ..engine.lock import say
 from ..engine.store import commit_bytes
 
 OF_EVERY_LOG = ("time", "step", "samples", "seconds", "device")
@@ -29,6 +30,7 @@ class TrainingLog:
         line = "\t".join([*fields, *(f"{values[c]:.5f}" for c in self.columns[len(OF_EVERY_LOG) :])])
         with self.path.open("a") as handle:
             handle.write(line + "\n")
+        say({"step": f"{self.path.stem}: step {step}, {samples} images, {samples / max(seconds, 1.0):.1f} images/s"})
         if self.echo:
             print(line, flush=True)
 

@@ -72,6 +72,16 @@ class _Profiles:
         return profile(self._lite0, to_model_range(same).to(self.device)).double().cpu()
 
 
+def likeness_of(drawn: Tensor, sources: Tensor, device: torch.device) -> tuple[float, ...] | None:
+    """Distance of every image to its source, both (N, 3, S, S) uint8, in the units of `Likeness`; None of one alone."""
+    if len(sources) < 2:
+        return None
+    profiles = _Profiles(drawn.shape[-1], device)
+    known = profiles(sources)
+    unit = max(float(torch.pdist(known).mean()), 10.0**-_DIGITS)
+    return tuple(((profiles(drawn) - known).norm(dim=1) / unit).tolist())
+
+
 def draw_reconstructions(
     run: Path, embeddings: Embeddings, generator: Generator, settings: SampleSettings, sources: LabelledImages | None
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from ..config.commands import AuditSettings
 from ..config.fidelity import OFF, FilterSettings
+from ..config.planning import LogSettings
 from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings, InvertSettings
 from ..config.training import TrainSettings
@@ -23,7 +24,7 @@ from ..data.datasets import Splits
 from ..data.images import LabelledImages
 from ..engine.disk import require_room
 from ..engine.ledger import Ledger
-from ..engine.lock import is_shared, run_lock
+from ..engine.lock import is_shared, run_lock, say
 from ..engine.manifest import timed
 from ..engine.progress import track
 from ..errors import DinvError, UsageError
@@ -37,6 +38,7 @@ from ..train.arms import ArmResults, ArmRun, check_arms, train_arms
 from ..train.choosing import Folds, Material
 from ..train.classifiers import choose_architecture
 from ..train.own_size import at_own_size
+from ..train.recipes import resolve
 from ..train.store import ClassifierStore
 from .attributes import attributes_of, balanced_values_of
 from .checks import check_run
@@ -46,13 +48,17 @@ from .fidelity.judging import Judges
 from .fidelity.stage import JUDGED, filtered, judges_for
 from .foresight import forewarnings
 from .forget import follow
+from .gallery import images_of_vectors
 from .gathered import is_grown
 from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, ledger_files, stages_from, stores_of
+from .logs import SILENT, Log, logging_of
 from .methods import images_made, method_of, require_images, sources_of_images
 from .online import ahead_of, refuse_online
+from .plan.forecast import disk_bytes, sum_left
 from .plan.start import begin
-from .reconstructions import draw_reconstructions, read_reconstructions
+from .preview import Wanted, picture
+from .reconstructions import draw_reconstructions, read_likeness, read_reconstructions
 from .replicates import Replicate, replicate
 from .report import RunRecord
 from .reporting import replicated, report_stage
@@ -160,6 +166,7 @@ def train_stage(
     tuning: Tuning | None = None,
     filtering: FilterSettings = OFF,
     generator: Generator | None = None,
+    log: Log = SILENT,
 ) -> ArmResults:
     """Train and test every arm and seed; notes its time. `anew` deletes what this stage made before, once it can begin.
 
@@ -200,15 +207,18 @@ def train_stage(
     trained = len(ClassifierStore(run).manifest.units())
     size = classifier_bytes(choose_architecture(settings.architecture, where))
     _require_room(run, max(len(arms) * len(settings.seeds) - trained, 0), size, "classifiers")
-    with timed(ClassifierStore(run).manifest), track("train", total, "steps") as advance:
+    with timed(ClassifierStore(run).manifest), track("train", total, "steps", resolve(settings).batch_size) as advance:
         done: dict[tuple[str, int], int] = {}  # steps of each classifier, also those before a kill
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
             advance(step - done.get((arm, seed), 0))
             done[arm, seed] = step
+            log.step(arm, seed, step, loss, settings.steps)
 
         def on_run(found: ArmRun) -> None:
-            on_step(found.arm, found.seed, settings.steps, 0.0)
+            advance(settings.steps - done.get((found.arm, found.seed), 0))
+            done[found.arm, found.seed] = settings.steps
+            log.classifier(found, settings.seeds.index(found.seed))
 
         results = train_arms(
             real,
@@ -237,7 +247,11 @@ def require_whole(run: Path, splits: Splits) -> None:
         return
     store = EmbeddingStore(run)
     if set(store.images()) != set(splits.train.ids):
-        raise UsageError(f"{run}: images were added since stage 1. Run the same `dinv invert` command again first.")
+        lacking = len(set(splits.train.ids) - set(store.images()))
+        raise UsageError(
+            f"{run}: {lacking} of {len(splits.train)} training images have no vector: stage 1 did not finish, or they "
+            "were added since. Run the same `dinv invert` command again first."
+        )
     embeddings = read_embeddings(run)
     synthetic = SyntheticStore(run, embeddings.class_names)
     if len(synthetic.sources()) != len(embeddings) * synthetic.variants():
@@ -261,13 +275,15 @@ def run_all(
     attributes: str | None = None,
     audit: AuditSettings | None = None,
     time_limit: float | None = None,
+    preview: Wanted | None = None,
+    logs: LogSettings | None = None,
 ) -> RunRecord:
     """Every stage in order, for every replicate; what is already in `run` is not done again.
 
     `time_limit`, in seconds, lowers some settings before the work where it would take longer (plan/time_limit.py).
     What `tuning` names is chosen in each replicate before it is used. Settings that a later stage would refuse, and
     images that a replicate would, are refused before stage 1. With `audit` copies of training images are looked for
-    before training.
+    before training. With `preview` a few images are drawn first and thrown away, which changes no bit of the run.
     """
     tuning = prepared(tuning, sample, train)
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
@@ -277,6 +293,8 @@ def run_all(
     side, own = check_run(
         splits, generator, invert, sample, train, own_size=own_size, tuning=tuning, judged=filtering.filter in JUDGED
     )
+    if time_limit is None:  # which may lower what is asked for
+        _require_all_room(plans, images, generator, side, own)
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
@@ -291,19 +309,42 @@ def run_all(
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
     untimed = [f"--filter {filtering.filter}"] if filtering.filter != "off" else []
     untimed += [f"--copies {audit.copies}"] if audit is not None and audit.copies != "off" else []
-    now = begin(plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, untimed=untimed)
+    if preview is not None:
+        notes = forewarnings(splits, train, side, replicates=replicates, own_size=own_size)
+        preview = replace(preview, notes=notes)
+    now = begin(
+        plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, untimed=untimed, preview=preview
+    )
     if time_limit is not None:
         train = now.train
         plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
-    results = _all_stages(plans[0], splits, generator, own_size, tuning, filtering, audit)
-    others = []
-    for plan in plans[1:]:
-        print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
-        with _replicate(run, plan) as theirs:
-            found = _all_stages(plan, theirs, generator, own_size, tuning, filtering, audit)
-            report_stage(plan.folder, theirs, found, plan.train, command)
-            others.append(replicated(plan.folder, theirs, found))
-    return report_stage(run, splits, results, train, command, others, tested_by)
+    classifiers = len(train.seeds) * (len(train.arms) + (own is not None))
+    drawn = len(images) * plans[0].sample.variants
+    totals = {"vectors": len(images), "images": drawn, "classifiers": classifiers}
+    say({"totals": {kind: replicates * count for kind, count in totals.items()}})
+    described = {"data": data, "invert": now.invert, "sample": now.sample, "train": train}
+    settings = {part: one.model_dump(mode="json") for part, one in described.items()}
+    with logging_of(run, logs, settings) as log:
+        results = _all_stages(plans[0], splits, generator, own_size, tuning, filtering, audit, log)
+        others = []
+        for plan in plans[1:]:
+            print(f"replicate {plan.number} of 0 to {replicates - 1}", file=sys.stderr, flush=True)
+            with _replicate(run, plan) as theirs:
+                numbered = log.of(plan.number)
+                found = _all_stages(plan, theirs, generator, own_size, tuning, filtering, audit, numbered)
+                report_stage(plan.folder, theirs, found, plan.train, command)
+                others.append(replicated(plan.folder, theirs, found))
+        return report_stage(run, splits, results, train, command, others, tested_by)
+
+
+def _require_all_room(
+    plans: Sequence[Replicate], images: LabelledImages, generator: Generator, side: int, own: int | None
+) -> None:
+    """Raise DiskError unless there is room for all that a run still writes, before it begins."""
+    todo, first = sum_left(plans, len(images), own=own is not None), plans[0]
+    if not todo.nothing:
+        needed = disk_bytes(todo, generator, first.invert, first.train, side)
+        require_room(first.folder, needed, f"{todo.vectors} vectors, {todo.variants} images of {side} px and the rest")
 
 
 def forewarn(splits: Splits, settings: TrainSettings, used: int, *, replicates: int = 1, own_size: bool = True) -> None:
@@ -320,16 +361,25 @@ def _all_stages(
     tuning: Tuning,
     filtering: FilterSettings,
     audit: AuditSettings | None,
+    log: Log,
 ) -> ArmResults:
-    invert_stage(plan.folder, splits, generator, plan.invert)
+    vectors = invert_stage(plan.folder, splits, generator, plan.invert)
+    log.vectors(vectors)
     sample = tune_sampling(plan.folder, splits.train, generator, plan.sample, plan.train, tuning)
     sample_stage(plan.folder, generator, sample, sources=splits.train)
+    log.picture("images", lambda: _picture(plan.folder, splits, vectors), 0)
     if audit is not None:
         guard(plan.folder, audit, splits)
     return train_stage(
         plan.folder, splits, plan.train, str(generator.device), own_size=own_size, tuning=tuning, filtering=filtering,
-        generator=generator,
+        generator=generator, log=log,
     )  # fmt: skip
+
+
+def _picture(run: Path, splits: Splits, vectors: Embeddings) -> bytes:
+    """The images that the report shows, as one PNG."""
+    images = images_of_vectors(run, splits.train, vectors, read_likeness(run, vectors))
+    return picture(images, splits.train.class_names)
 
 
 @contextmanager

@@ -244,29 +244,40 @@ def in_batches(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, batches: Sequence[Sequence[int]]
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """What `reconstruct` returns, of one batch of rows after the other."""
-    if not batches:
-        return
     unperturbed = {"noise_strength": 0.0, "interpolation": 0.0, "shared_noise": 1.0 if settings.shared_noise else 0.0}
     plain = settings.model_copy(update={**unperturbed, "variants": 1})
-    checker = load_safety_checker(generator) if settings.safety_checker else None
-    draw = partial(draw_images, embeddings, generator, settings=plain)
+    jobs = [[(row, 0) for row in batch] for batch in batches]
+    yield from zip(batches, drawn(embeddings, generator, plain, jobs, "reconstruct"), strict=True)
 
-    def planner(batch: Sequence[int]) -> Callable[[int, int], VariantPlan]:
-        return lambda place, attempt: plan_variant(embeddings, generator, plain, batch[place], 0, attempt)
+
+def drawn(
+    embeddings: Embeddings,
+    generator: Generator,
+    settings: SampleSettings,
+    batches: Sequence[Sequence[tuple[int, int]]],
+    what: str,
+) -> Iterator[UInt8[Tensor, "batch 3 side side"]]:
+    """Draw variants that are named by their row and number, one batch after the other, and store none of them.
+
+    They are those that `sample` draws, but for white ones where the safety checker blanks every attempt. `what` is
+    what the progress calls it.
+    """
+    if not batches:
+        return
+    checker = load_safety_checker(generator) if settings.safety_checker else None
+    draw = partial(draw_images, embeddings, generator, settings=settings)
+
+    def planner(batch: Sequence[tuple[int, int]]) -> Callable[[int, int], VariantPlan]:
+        return lambda place, attempt: plan_variant(embeddings, generator, settings, *batch[place], attempt)
 
     def together(plans: list[VariantPlan]) -> Float[Tensor, "batch 3 side side"]:
         return within_memory(partial(in_parts, draw, plans), len(plans))[0]
 
-    with track("reconstruct", sum(map(len, batches))) as advance:
+    with track(what, sum(map(len, batches))) as advance:
         for batch in batches:
-            _, images, _ = draw_safely(
-                planner(batch),
-                together,
-                [embeddings.ids[row] for row in batch],
-                checker,
-                white=True,
-            )
-            yield batch, to_uint8(images)
+            names = [embeddings.ids[row] for row, _ in batch]
+            _, images, _ = draw_safely(planner(batch), together, names, checker, white=True)
+            yield to_uint8(images)
             advance(len(batch))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.ledger import Ledger
-from ..engine.lock import claim, is_shared
+from ..engine.lock import claim, is_shared, say
 from ..errors import DataError
 
 _POLL = 1.0  # seconds between two looks at jobs that other processes hold
@@ -52,7 +52,9 @@ def run_jobs(folder: Path, jobs: Mapping[str, Job]) -> None:
                 if not mine:
                     continue
                 if not _is_done(ledger, job):
-                    print(f"{len(done) + 1} of {total}: {job.says}", file=sys.stderr, flush=True)
+                    step = f"{len(done) + 1} of {total}: {job.says}"
+                    print(step, file=sys.stderr, flush=True)
+                    say({"step": step, "totals": {"jobs": total}})
                     text = json.dumps(job.do(), allow_nan=False) + "\n"
                     ledger.commit(job.file, text.encode())
                 done.add(job.name)

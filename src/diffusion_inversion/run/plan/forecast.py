@@ -137,12 +137,17 @@ def forecast(
         "training": todo.classifiers + todo.own_classifiers,
     }
     shared = {name: value * _share(units[name], workers) if name in units else value for name, value in found.items()}
+    disk = disk_bytes(todo, generator, invert, train, side)
+    pixels = len(splits.train) * sample.variants * 3 * side * side  # of a replicate; they are trained on from memory
+    return Forecast(shared, disk, steps.memory + pixels, workers)
+
+
+def disk_bytes(todo: Left, generator: Generator, invert: InvertSettings, train: TrainSettings, side: int) -> int:
+    """What the files take that are still to be written, with images of `side` px."""
     vectors = todo.vectors * vector_bytes(generator, invert)
     architecture = choose_architecture(train.architecture, generator.device)
     classifiers = (todo.classifiers + todo.own_classifiers) * classifier_bytes(architecture)
-    disk = vectors + todo.variants * png_bytes(side) + classifiers + SPARE_BYTES
-    pixels = len(splits.train) * sample.variants * 3 * side * side  # of a replicate; they are trained on from memory
-    return Forecast(shared, disk, steps.memory + pixels, workers)
+    return vectors + todo.variants * png_bytes(side) + classifiers + SPARE_BYTES
 
 
 def _share(units: float, workers: int) -> float:

@@ -12,16 +12,19 @@ from pathlib import Path
 from ...config.training import TrainSettings
 from ...config.tuning import Tuning
 from ...data.datasets import Splits
-from ...engine.lock import is_shared
+from ...engine.lock import is_shared, say
+from ...engine.progress import duration
 from ...errors import UsageError
 from ...generator.generator import Generator
+from ..preview import EACH, Wanted, make
 from ..replicates import Replicate
-from .forecast import Forecast, Left, forecast, sum_left
+from .forecast import Forecast, Left, forecast, seconds, sum_left
 from .steps import Steps, time_steps
 from .time_limit import Amounts, record, recorded, said, within
 
 BUDGET = 4.0  # seconds that steps of one part are timed for, where a single one is not longer; there are five parts
 LONG = 300.0  # seconds of work from which on a run says what it will take
+MOST = 60.0  # seconds that a run looks first for, by the same forecast
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,21 @@ def begin(
     limit: float | None,
     tuning: Tuning,
     untimed: Sequence[str] = (),
+    preview: Wanted | None = None,
 ) -> Amounts:
     """Say on stderr what the run will take where that is long, and return its settings, within `limit` seconds.
 
     Without a limit a first look at two images decides whether the steps are timed in earnest; whatever goes wrong
-    there, the run goes on. `untimed` are options whose work no plan has. Call it inside `run_lock`. Raises as `within`
-    and `recorded` do, and UsageError for a limit in a shared run or beside a choice of settings whose time has no end.
+    there, the run goes on. `untimed` are options whose work no plan has. With `preview` it says so in any case, and a
+    run that has no vector yet is looked at first, where that takes no longer than a minute. Call it inside `run_lock`.
+    Raises as `within` and `recorded` do, and UsageError for a limit in a shared run or beside a choice of settings
+    whose time has no end.
     """
     outlook = Outlook(plans, splits, generator, side, own)
     run, asked = plans[0].folder, outlook.asked
     if limit is None:
         if not outlook.left(asked).nothing:
-            _foretell(outlook, untimed)
+            _foretell(outlook, untimed, preview)
         return asked
     if is_shared(run):
         raise UsageError(
@@ -96,27 +102,56 @@ def begin(
         gone = process_age() + (tuning.seconds or 0.0)
         chosen = within(limit, asked, lambda amounts: outlook.forecast(steps, amounts).total, gone=gone)
         record(run, limit, asked, chosen, **also)
-        _say([*outlook.forecast(steps, chosen).lines(), *_left_out(untimed)])
+        lines = [*outlook.forecast(steps, chosen).lines(), *_left_out(untimed)]
+        _say(lines)
+        say({"plan_ends": time.time() + outlook.forecast(steps, chosen).total})
+        _look_first(outlook, chosen, steps, preview, lines)
     _say([said(limit, chosen.cut_from(asked))])
     return chosen
 
 
-def _foretell(outlook: Outlook, untimed: Sequence[str]) -> None:
+def _foretell(outlook: Outlook, untimed: Sequence[str], preview: Wanted | None) -> None:
     try:
-        if outlook.forecast(outlook.time(outlook.asked, 0.0), outlook.asked).total >= LONG:
-            found = outlook.forecast(outlook.time(outlook.asked, BUDGET), outlook.asked)
-            _say([*found.lines(), *_left_out(untimed)])
+        steps = outlook.time(outlook.asked, 0.0)
+        if long := outlook.forecast(steps, outlook.asked).total >= LONG:
+            steps = outlook.time(outlook.asked, BUDGET)
+        lines = [*outlook.forecast(steps, outlook.asked).lines(), *_left_out(untimed)]
     except Exception as error:  # whatever it is, the run can do without
         _say([f"how long this will take is not known: {str(error).partition(chr(10))[0]}"])
+        return
+    say({"plan_ends": time.time() + outlook.forecast(steps, outlook.asked).total})
+    if long or preview is not None:
+        _say(lines)
+    _look_first(outlook, outlook.asked, steps, preview, lines)
+
+
+def _look_first(outlook: Outlook, amounts: Amounts, steps: Steps, preview: Wanted | None, lines: Sequence[str]) -> None:
+    """Make the preview of a run that has no vector yet and that nobody shares, and say where it lies."""
+    begun = outlook.left(amounts).vectors < len(outlook.plans) * len(outlook.splits.train)
+    if preview is None or begun or is_shared(outlook.plans[0].folder):
+        return
+    images = preview.settings.images
+    todo = Left(2 * images, 2 * EACH * images, images, 0, 0, 0, 0)  # each with a partner, at most
+    takes = sum(seconds(steps, todo, 0, 0, *vars(amounts).values()).values())
+    if takes > MOST:
+        _say([f"left out, it would take about {duration(takes)}; `dinv preview` makes it all the same"], "preview")
+        return
+    first, generator = outlook.splits, outlook.generator
+    try:
+        make(first, generator, amounts.invert, amounts.sample, preview, side=outlook.side, plan=lines)
+    except Exception as error:  # the run can do without this too
+        _say([f"none: {str(error).partition(chr(10))[0]}"], "preview")
+        return
+    _say([f"{preview.files[0]} (and {preview.files[1].name}): Ctrl-C stops, --no-preview leaves it out"], "preview")
 
 
 def _left_out(untimed: Sequence[str]) -> list[str]:
     return [f"not in it: {', '.join(untimed)}"] if untimed else []
 
 
-def _say(lines: Sequence[str]) -> None:
+def _say(lines: Sequence[str], what: str = "plan") -> None:
     for line in lines:
-        print(f"plan: {line}", file=sys.stderr, flush=True)
+        print(f"{what}: {line}", file=sys.stderr, flush=True)
 
 
 def process_age() -> float:

@@ -59,7 +59,8 @@ def _card(images: ReportImages, row: int, class_names: Sequence[str]) -> Card:
             found = NearestPicture(
                 picture_uri(nearest.images[place]), visible(nearest.ids[place]), nearest.distances[place]
             )
-        variants.append(Picture(picture_uri(variant), f"{images.called} {place + 1}", found))
+        caption = f"{images.called} {place + 1}" if images.captions is None else images.captions[place]
+        variants.append(Picture(picture_uri(variant), caption, found))
     return Card(
         class_name=class_names[label],
         label=label,

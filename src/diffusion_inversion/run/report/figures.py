@@ -55,11 +55,11 @@ def legend(place: Axes | Figure, handles: Sequence[Any], names: Sequence[str]) -
 
 
 @without_tex
-def png(figure: Figure) -> bytes:
-    """Draw a figure; the same figure gives the same bytes."""
+def png(figure: Figure, made_by: str | None = None) -> bytes:
+    """Draw a figure; the same figure gives the same bytes. `made_by` is kept in the file, in plain text."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A class name in a script that matplotlib's font lacks shows as boxes; the page's text has it right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": made_by})
     return buffer.getvalue()

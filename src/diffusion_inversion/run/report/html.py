@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -23,6 +23,13 @@ def script() -> tuple[Markup, Markup]:
     return Markup(text), Markup(f"'sha256-{digest}'")
 
 
+def page(title: str, sections: Sequence[str]) -> str:
+    """A page of sections in HTML, with the report's style and script; its title is text, never markup."""
+    code, policy = script()
+    made = [Markup(section) for section in sections if section]
+    return str(fill("page.html", title=title, style=style(), script=code, policy=policy, sections=made))
+
+
 def render_report(run: Mapping[str, Any], images: ReportImages) -> str:
     """The page for `run`, the content of `run.json` (`RunRecord`), with its images.
 
@@ -30,6 +37,6 @@ def render_report(run: Mapping[str, Any], images: ReportImages) -> str:
     that `run` lacks. Everything in `run` is text, never markup.
     """
     shown = visible_values(run)
-    code, policy = script()
-    sections = [Markup(made) for section in SECTIONS if (made := section(shown, images))]
-    return str(fill("page.html", run=shown, style=style(), script=code, policy=policy, sections=sections))
+    found = shown["verdict"]
+    title = f"{shown['data']['name']}: {found.get('headline', found['outcome'])}"
+    return page(title, [section(shown, images) for section in SECTIONS])

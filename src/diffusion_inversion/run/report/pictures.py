@@ -33,6 +33,7 @@ class ReportImages:
     labels: Tensor  # (R,) int64, index into the run's class names
     distances: tuple[float, ...] | None = None  # of each reconstruction to its source; None: not measured
     called: str = "variant"  # what a variant is called
+    captions: tuple[str, ...] | None = None  # of each source's variants, all alike; None: `called` with a number
     ids: tuple[str, ...] | None = None  # of the sources
     photographs: Tensor | None = None  # (R, 3, P, P), P > S: the sources before they were shrunk; None: never larger
     nearest: tuple[Nearest, ...] | None = None  # of each source's variants; None: not measured

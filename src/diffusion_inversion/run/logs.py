@@ -1,0 +1,114 @@
+"""What a run logs as it goes: losses, accuracies, pictures and settings, to whoever shows them (`trackers.py`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config.planning import LogSettings
+from ..invert.embeddings import Embeddings
+from ..train.arms import ArmRun
+from .trackers import Tracker, open_tracker
+
+POINTS = 200  # of a training curve
+
+
+class Log:
+    """Logs to several trackers, or to none. A tracker that fails is left out from then on: the run goes on.
+
+    What an earlier call of the same run logged is not logged again: its numbers would be the same.
+    """
+
+    def __init__(self, trackers: Mapping[str, Tracker], prefix: str = "") -> None:
+        self._trackers, self._prefix = dict(trackers), prefix
+        self._last: dict[str, Mapping[str, int]] = {}
+        for name in list(self._trackers):
+            self._try(name, lambda tracker, name=name: self._last.update({name: tracker.last_steps()}))
+
+    def of(self, number: int) -> Log:
+        """The log of a replicate: tags have its number, of all but replicate 0."""
+        found = Log({})
+        found._trackers, found._last = self._trackers, self._last
+        found._prefix = "" if number == 0 else f"replicate {number}/"
+        return found
+
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        """Log the settings of the run, unless that was done."""
+        for name in list(self._trackers):
+            if not self._last.get(name):
+                self._try(name, lambda tracker: tracker.settings(settings))
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """Log a number."""
+        self._new(tag, step, lambda tracker, tag: tracker.scalar(tag, value, step))
+
+    def picture(self, tag: str, png: Callable[[], bytes], step: int) -> None:
+        """Log a picture, which is drawn where somebody wants it."""
+        made: list[bytes] = []
+
+        def show(tracker: Tracker, tag: str) -> None:
+            made[:] = made or [png()]
+            tracker.picture(tag, made[0], step)
+
+        self._new(tag, step, show)
+
+    def vectors(self, embeddings: Embeddings) -> None:
+        """Log the losses of stage 1 over its steps: mean, 10th and 90th percentile of the images."""
+        if not self._trackers:
+            return
+        for step, losses in zip(embeddings.curve_steps, embeddings.losses, strict=True):
+            self.scalar("invert/loss mean", float(losses.mean()), step)
+            for percent in (10, 90):
+                self.scalar(f"invert/loss p{percent}", float(losses.quantile(percent / 100)), step)
+
+    def step(self, arm: str, seed: int, step: int, loss: float, steps: int) -> None:
+        """Log the loss of a training step, of some 200 steps of all."""
+        if step % max(steps // POINTS, 1) == 0 or step == steps:
+            self.scalar(f"train/loss {arm} seed {seed}", loss, step)
+
+    def classifier(self, run: ArmRun, number: int) -> None:
+        """Log what a classifier does on the test images; `number` counts those of its arm."""
+        self.scalar(f"test/accuracy {run.arm}", run.evaluation.accuracy, number)
+        self.scalar(f"test/balanced accuracy {run.arm}", run.evaluation.balanced_accuracy, number)
+
+    def close(self) -> None:
+        """End what the trackers write."""
+        for name in list(self._trackers):
+            self._try(name, lambda tracker: tracker.close())
+
+    def _new(self, tag: str, step: int, do: Callable[[Tracker, str], None]) -> None:
+        tag = self._prefix + tag
+        for name in list(self._trackers):
+            if step > self._last.get(name, {}).get(tag, -1):
+                self._try(name, lambda tracker: do(tracker, tag))
+
+    def _try(self, name: str, do: Callable[[Tracker], None]) -> None:
+        try:
+            do(self._trackers[name])
+        except Exception as error:  # a log is no reason to lose a run
+            del self._trackers[name]
+            cause = str(error).partition("\n")[0] or type(error).__name__
+            print(f"warning: {name}: no more is logged there: {cause}", file=sys.stderr, flush=True)
+
+
+SILENT = Log({})
+
+
+@contextmanager
+def logging_of(run: Path, settings: LogSettings | None, described: Mapping[str, Any]) -> Iterator[Log]:
+    """The log of a run, with its settings, begun or gone on with; closed at the end, whatever that is."""
+    names: Sequence[str] = () if settings is None else settings.log_to
+    if settings is None or not names:
+        yield SILENT
+        return
+    whole = run.resolve()
+    folder = settings.log_dir or whole.parent / "logs"
+    log = Log({name: open_tracker(name, folder, whole.name) for name in names})
+    log.settings(described)
+    try:
+        yield log
+    finally:
+        log.close()

@@ -1,0 +1,186 @@
+"""What a run logs is what it measured, once each, whoever shows it; after a kill the same log goes on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from harness import INVERT, SAMPLE, TRAIN, Bench
+from typer.testing import CliRunner
+
+from diffusion_inversion.cli import app
+from diffusion_inversion.config.planning import LogSettings
+from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.errors import UsageError
+from diffusion_inversion.invert.embeddings import read_embeddings
+from diffusion_inversion.run import trackers
+from diffusion_inversion.run.logs import Log, logging_of
+from diffusion_inversion.run.stages import run_all
+from diffusion_inversion.run.verify import verify
+
+TO = LogSettings(log_to=("tensorboard",))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.build(tmp_path_factory.mktemp("bench"))
+
+
+def run(bench: Bench, folder: Path, logs: LogSettings = TO) -> dict[str, Any]:
+    with run_lock(folder):
+        return dict(
+            run_all(
+                folder, DataSettings(data=str(bench.data)), bench.generator(), invert=INVERT, sample=SAMPLE,
+                train=TRAIN.model_copy(update={"steps": 4}), command="dinv run", logs=logs, own_size=False,
+            )
+        )  # fmt: skip
+
+
+def events(folder: Path) -> Any:
+    """TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+def scalars(found: Any) -> dict[str, list[tuple[int, float]]]:
+    return {tag: [(one.step, one.value) for one in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_what_the_run_measured_and_a_killed_run_goes_on(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(log: Log, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # after the first classifier was trained and before it is logged
+        patched.setattr(Log, "classifier", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(bench, tmp_path / "run")
+    record = run(bench, tmp_path / "run")
+    run(bench, tmp_path / "run")
+    found = events(tmp_path / "logs" / "run")
+    logged = scalars(found)
+    for arm, result in record["arms"].items():
+        assert [step for step, _ in logged[f"test/accuracy {arm}"]] == [0, 1]
+        values = [value for _, value in logged[f"test/accuracy {arm}"]]
+        assert values == pytest.approx(result["accuracies"], abs=1e-6)
+        for seed in TRAIN.seeds:
+            assert [step for step, _ in logged[f"train/loss {arm} seed {seed}"]] == [1, 2, 3, 4], "each step once"
+    losses = read_embeddings(tmp_path / "run").losses.mean(1).tolist()
+    curve = record["inversion_curve"]["steps"]
+    assert logged["invert/loss mean"] == [(s, pytest.approx(v, abs=1e-6)) for s, v in zip(curve, losses, strict=True)]
+    (picture,) = found.Images("images")
+    assert picture.encoded_image_string.startswith(b"\x89PNG") and picture.width > 400
+    (settings,) = found.Tensors("settings/text_summary")
+    assert b'"variants": 2' in settings.tensor_proto.string_val[0]
+    assert not verify(tmp_path / "run").foreign, "the log lies beside the run"
+
+
+def test_a_program_that_is_not_installed_is_named_before_any_work(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    done = CliRunner().invoke(
+        app, ["run", str(bench.data), "--out", str(tmp_path / "run"), "--log-to", "wandb,trackio"]
+    )
+    assert done.exit_code == 2 and "pip install 'diffusion-inversion[wandb,trackio]'" in done.stderr
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    joined = CliRunner().invoke(app, ["run", "digits", "--log-to", "tensorboard", "--join"])
+    assert joined.exit_code == 2 and "--log-to --join" in joined.stderr
+    with pytest.raises(UsageError, match="tensorbord"):
+        trackers.require_trackers(("tensorbord",))
+
+
+class Kept:
+    """A tracker that keeps what it is told, with its steps of before."""
+
+    def __init__(self, before: Mapping[str, int]) -> None:
+        self.before, self.told = before, []  # type: ignore[var-annotated]
+
+    def last_steps(self) -> Mapping[str, int]:
+        return self.before
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        if value < 0:
+            raise OSError("disk full\nand more")
+        self.told.append((tag, value, step))
+
+    def picture(self, tag: str, png: bytes, step: int) -> None:
+        self.told.append((tag, png, step))
+
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        self.told.append(("settings", settings, 0))
+
+    def close(self) -> None:
+        self.told.append(("closed", None, 0))
+
+
+def test_what_was_logged_is_not_logged_again_and_a_tracker_that_fails_is_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    new, old = Kept({}), Kept({"a": 3, "replicate 1/a": 1})
+    log = Log({"new": new, "old": old})
+    log.settings({"steps": 5})
+    for step in (2, 3, 4):
+        log.scalar("a", 0.5, step)
+    drawn = []
+    log.of(1).picture("a", lambda: bytes([len(drawn) or drawn.append(1) or 7]), 1)
+    log.of(0).picture("b", lambda: b"png", 0)
+    assert new.told == [
+        ("settings", {"steps": 5}, 0), ("a", 0.5, 2), ("a", 0.5, 3), ("a", 0.5, 4), ("replicate 1/a", b"\x07", 1),
+        ("b", b"png", 0),
+    ]  # fmt: skip
+    assert old.told == [("a", 0.5, 4), ("b", b"png", 0)]
+    log.scalar("c", -1.0, 0)
+    log.scalar("c", 1.0, 1)
+    log.close()
+    assert "warning: new: no more is logged there: disk full\n" in capsys.readouterr().err
+    assert new.told[-1] == ("b", b"png", 0)
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_the_adapter_of_trackio_and_wandb_goes_on_where_it_was(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their modules have the same functions; here a module that notes what it is called with stands for each."""
+    told: list[Any] = []
+
+    class Session:
+        config: dict[str, Any] = {}  # noqa: RUF012
+
+        def log(self, values: dict[str, Any], step: int | None = None) -> None:
+            told.append((values, step))
+
+        def define_metric(self, *names: str, step_metric: str) -> None:
+            assert step_metric == "step"
+
+    def init(**given: Any) -> Session:
+        assert given["resume"] == "allow" and given["name"] == "photos" and given.get("mode", "offline") == "offline"
+        return Session()
+
+    stub = SimpleNamespace(init=init, Image=lambda picture: picture.size, Settings=dict, finish=lambda: print("bye"))
+    monkeypatch.setitem(sys.modules, name, stub)  # type: ignore[arg-type]
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    first = trackers.open_tracker(name, tmp_path, "photos")
+    first.settings({"steps": 5})
+    first.scalar("loss", 0.25, 7)
+    assert Session.config == {"steps": 5}
+    again = trackers.open_tracker(name, tmp_path, "photos")
+    assert again.last_steps() == {"loss": 7} and first.last_steps() == {"loss": 7}
+    again.close()
+    assert told == ([({"loss": 0.25}, 7)] if name == "trackio" else [({"loss": 0.25, "step": 7}, None)])
+
+
+def test_without_a_tracker_nothing_is_drawn_or_written(tmp_path: Path) -> None:
+    with logging_of(tmp_path / "run", LogSettings(), {}) as log:
+        log.picture("a", lambda: pytest.fail("drawn for nobody"), 0)
+    assert list(tmp_path.iterdir()) == []
