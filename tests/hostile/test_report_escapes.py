@@ -48,6 +48,14 @@ def run_called(name: str) -> dict[str, Any]:
         },
         "inversion_curve": {"steps": [0, 1], "mean": [0.4, 0.3], "p10": [0.4, 0.3], "p90": [0.4, 0.3]},
         "arms": {name: {"accuracies": [0.5], "mean": 0.5, "std": None, "n": 1}},
+        "membership": {
+            "members": 20, "held_out": 20, "references": 20, "false_positives": 0.01, "figures": [],
+            "control": {
+                "of": name, "by": name, "calibrated_by": name, "auc": 0.5, "auc_low": 0.4, "auc_high": 0.6,
+                "true_positives": 0.0, "true_low": 0.0, "true_high": 0.1, "false_positives": 0.05, "false_at_most": 0.1,
+            },
+            "notes": [name],
+        },
         "verdict": {
             "outcome": "helps", "sentence": name,
             "comparisons": [{"arm": name, "difference": 0.1, "low": None, "high": None}],

@@ -11,6 +11,7 @@ import pytest
 import torch
 from harness import INVERT, SAMPLE, TRAIN, Bench, write_images
 from PIL import Image
+from planted_copies import plant_copies
 from smooth_pictures import pictures
 from toy import toy_images
 from typer.testing import CliRunner
@@ -27,7 +28,6 @@ from diffusion_inversion.run.copies import audit_run, guard, read_audit
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.report.copies import copies_section
 from diffusion_inversion.run.verify import verify
-from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore
 
 FEW = AuditSettings(planted=4, device="cpu")
 runner = CliRunner()
@@ -35,19 +35,6 @@ runner = CliRunner()
 
 def dinv(*arguments: object) -> Any:
     return runner.invoke(app, [str(argument) for argument in arguments])
-
-
-def plant_copies(run: Path) -> None:
-    """Put the sources in the place of their variants, with records that say so."""
-    splits = open_splits(run)
-    store = SyntheticStore(run, splits.train.class_names)
-    pixels = dict(zip(splits.train.ids, splits.train.images, strict=True))
-    rows = store.table(*COLUMNS).to_pylist()
-    store.remove({row.pop("file_name") for row in rows})
-    for row in rows:
-        del row["class_name"]
-    store.commit(torch.stack([pixels[row["source_id"]] for row in rows]), rows)
-    store.finish(2)
 
 
 @pytest.fixture

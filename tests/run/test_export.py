@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
+from vectors_in_files import files_with_vectors
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.config.commands import ExportSettings, PredictSettings
+from diffusion_inversion.config.commands import ExportSettings, PredictSettings, PushSettings
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine import disk
 from diffusion_inversion.errors import DataError, DiskError, UsageError
+from diffusion_inversion.invert.embeddings import read_embeddings
+from diffusion_inversion.run.export.publish import write_publication
 from diffusion_inversion.run.export.stage import OF_CLASSIFIERS, OF_IMAGES, Exported, export
 from diffusion_inversion.run.images import read_record
 from diffusion_inversion.run.methods import images_made
@@ -146,6 +150,7 @@ def test_onnxruntime_gives_the_logits_of_the_classifiers(finished: Path, bench: 
     import onnxruntime
 
     write(finished, "onnx", tmp_path / "out", arm="real")
+    assert files_with_vectors(tmp_path / "out", read_embeddings(finished).at()) == []
     found = trained(finished, "real")
     images = torch.rand(7, 3, 16, 16)
     softmax = []
@@ -226,16 +231,6 @@ def test_there_is_room_or_nothing_is_written(finished: Path, tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_export_holds_a_vector(finished: Path, tmp_path: Path) -> None:
-    shards = [path.read_bytes() for path in (finished / "embeddings").glob("*.safetensors")]
-    probes = [shard[-64:] for shard in shards]
-    assert probes
-    for to in (*OF_IMAGES, "safetensors"):
-        write(finished, to, tmp_path / to)
-    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [probe for probe in probes for content in files if probe in content]
-
-
 def test_the_command_says_what_it_wrote_and_refuses_what_has_no_meaning(
     finished: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -254,3 +249,49 @@ def test_the_command_says_what_it_wrote_and_refuses_what_has_no_meaning(
     (run / "synthetic" / "manifest.jsonl").unlink()
     refused = dinv(run, "--to", "parquet", "--out", tmp_path / "c")
     assert refused.exit_code == 2 and not (tmp_path / "c").exists(), refused.output
+
+
+@pytest.mark.parametrize("to", ["safetensors", *OF_IMAGES, "push"])  # ONNX: where its graphs are opened
+def test_no_file_of_any_format_holds_a_vector(finished: Path, tmp_path: Path, to: str) -> None:
+    vectors = read_embeddings(finished).at()
+    if to == "push":
+        write_publication(finished, PushSettings(hub_id="some/one", out=tmp_path / "out"))
+    else:
+        write(finished, to, tmp_path / "out")
+    assert any((tmp_path / "out").rglob("*.*")) and files_with_vectors(tmp_path / "out", vectors) == []
+
+
+@pytest.mark.parametrize("to", ["parquet", "safetensors"])
+def test_vectors_are_written_where_they_are_asked_for(finished: Path, tmp_path: Path, to: str) -> None:
+    from safetensors import safe_open
+
+    learned = read_embeddings(finished)
+    write(finished, to, tmp_path / "out", with_vectors=True)
+    assert files_with_vectors(tmp_path / "out", learned.at()) == ["vectors.safetensors"]
+    with safe_open(tmp_path / "out" / "vectors.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("vectors"), learned.at())
+        about = json.loads(file.metadata()["embeddings"])
+    assert tuple(about["ids"]) == learned.ids and "redraws the training images" in about["note"]
+
+
+def test_every_export_says_what_became_of_the_vectors(finished: Path, tmp_path: Path) -> None:
+    def said(*arguments: object) -> str:
+        found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert found.exit_code == 0, found.output
+        return found.stdout
+
+    left_out = "Learned vectors, which redraw their images, are not in it."
+    assert left_out in said("export", finished, "--to", "fiftyone", "--out", tmp_path / "1", "--without-vectors")
+    assert left_out in said("push", finished, "some/one", "--out", tmp_path / "2", "--dry-run")
+    asked = said("export", finished, "--to", "fiftyone", "--out", tmp_path / "3", "--with-vectors")
+    assert "vectors.safetensors redraws the training images" in asked and left_out not in asked
+
+
+def test_the_search_for_vectors_finds_them_in_tables_and_text(tmp_path: Path) -> None:
+    vectors = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
+    table = pa.table({"vector": vectors.flatten(1).tolist()}, schema=pa.schema([("vector", pa.list_(pa.float32()))]))
+    pq.write_table(table, tmp_path / "table.parquet")
+    (tmp_path / "text.json").write_text(json.dumps(vectors.tolist()))
+    (tmp_path / "half.bin").write_bytes(b"x" + vectors.half().numpy().tobytes())
+    (tmp_path / "others.json").write_text(json.dumps((vectors + 0.1).tolist()))
+    assert sorted(files_with_vectors(tmp_path, vectors)) == ["half.bin", "table.parquet", "text.json"]

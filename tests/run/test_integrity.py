@@ -11,6 +11,7 @@ import pytest
 import torch
 from harness import STAGES, Bench, content, finish, units, write_images
 from toy import toy_images
+from vectors_in_files import files_with_vectors
 
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
@@ -128,7 +129,8 @@ def test_verify_needs_a_run(tmp_path: Path) -> None:
 
 
 def test_forget_leaves_no_trace_and_the_rest_goes_on(bench: Bench, run: Path, finished: Path) -> None:
-    victim = read_embeddings(run).ids[3]
+    victim, vector = read_embeddings(run).ids[3], read_embeddings(run).vectors[:, 3]
+    assert files_with_vectors(run, vector) != []
     header = EmbeddingStore(run).manifest.last("header")
     assert header is not None
     rows = SyntheticStore(run, tuple(header["class_names"])).table().to_pylist()
@@ -141,6 +143,7 @@ def test_forget_leaves_no_trace_and_the_rest_goes_on(bench: Bench, run: Path, fi
         assert stem not in path.name, path
         if path.is_file():
             assert victim.encode() not in path.read_bytes(), path
+    assert files_with_vectors(run, vector) == []
     assert victim not in read_embeddings(run).ids
     assert verify(run).findings == ()
     for stage in STAGES:  # DATA still holds the image: it stays out

@@ -37,6 +37,7 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
     elsewhere = {
         "coarseness.json",
         "forgotten.json",
+        "membership.json",  # test_membership.py
         "retrieval.json",
         "strips.png",  # test_strips.py
         "time-limit.json",

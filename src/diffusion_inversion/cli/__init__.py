@@ -16,6 +16,7 @@ from . import (
     grow,
     lecf,
     measures,
+    membership,
     plan,
     predict,
     push,
@@ -36,9 +37,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-METHOD = (plan.preview, plan.plan, stages.run, stages.invert, stages.sample, stages.train, grow.grow, stages.demo)
+METHOD = (
+    plan.preview, plan.plan, stages.run, stages.invert, stages.sample, stages.train, grow.grow, stages.demo,
+)  # fmt: skip
 USE = (strips.strips, predict.predict, export.export, push.push)
-CARE = (status.status, care.inspect, audit.audit, care.doctor, care.verify, care.repair, care.forget)
+CARE = (
+    status.status, care.inspect, audit.audit, membership.membership, care.doctor, care.verify, care.repair,
+    care.forget,
+)  # fmt: skip
 SEVERAL = (
     retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
     generators.pretrain,

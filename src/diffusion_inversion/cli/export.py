@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 def export(*, run: Run, exporting: Given[ExportSettings]) -> dict[str, Any]:
     """Write the classifiers or the synthetic images of RUN in a format of other programs."""
     from ..run.export.stage import export as write
+    from ..run.export.vectors import LEFT_OUT, WRITTEN
 
     settings = exporting.settings()
     with hold(run):
         done = write(run, settings)
-    text = f"{done.count} {done.what} as {settings.to}: {settings.out}"
-    return {"out": str(settings.out), "to": settings.to, "count": done.count, "what": done.what, "text": text}
+    said = WRITTEN if settings.with_vectors else LEFT_OUT
+    return {
+        "out": str(settings.out),
+        "to": settings.to,
+        "count": done.count,
+        "what": done.what,
+        "vectors": settings.with_vectors,
+        "text": f"{done.count} {done.what} as {settings.to}: {settings.out}\n{said}",
+    }

@@ -71,6 +71,10 @@ EXAMPLES = {
         "dinv audit runs/photos",
         "dinv audit photos photos-synthetic --test photos-test --out audits/photos",
     ),
+    "membership": (
+        "dinv membership runs/photos",
+        "dinv membership runs/photos --of synthetic,classifier --limit 1000",
+    ),
     "inspect": ("dinv inspect photos", "dinv inspect photos --test photos-test --csv problems.csv"),
     "status": ("dinv status runs/photos", "dinv status runs/photos --watch 10"),
     "verify": ("dinv verify runs/photos",),

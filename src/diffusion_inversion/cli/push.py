@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 def push(*, run: Run, pushing: Given[PushSettings]) -> dict[str, Any]:
     """Publish the synthetic images of RUN: a data set with card, provenance, verdict and picture."""
     from ..run.export.publish import upload, write_publication
+    from ..run.export.vectors import LEFT_OUT
 
     settings = pushing.settings()
     with hold(run):
         count = write_publication(run, settings)
     summary = {"out": str(settings.out), "hub_id": settings.hub_id, "images": count, "licence": settings.licence}
     if settings.dry_run:
-        text = f"{count} images with their card: {settings.out}. Nothing was uploaded; rows name files of your data."
+        text = (
+            f"{count} images with their card: {settings.out}. Nothing was uploaded; rows name files of your data.\n"
+            f"{LEFT_OUT}"
+        )
         return {**summary, "uploaded": False, "text": text}
     address = upload(settings)
-    return {**summary, "uploaded": True, "address": address, "text": f"{count} images: {address}"}
+    return {**summary, "uploaded": True, "address": address, "text": f"{count} images: {address}\n{LEFT_OUT}"}

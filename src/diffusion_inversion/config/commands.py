@@ -1,4 +1,4 @@
-"""Settings of the commands beside the method: metrics, audit, predict, export, generators compare, pretrain, gan."""
+"""Settings of the commands beside the method: metrics, audit, membership, predict, export, pretrain, gan and so on."""
 
 from __future__ import annotations
 
@@ -77,6 +77,11 @@ class ExportSettings(Settings):
     )
     out: Path = setting(..., "folder to make; one that holds anything is refused")
     arm: str | None = arm_of_use()
+    with_vectors: bool = setting(
+        False,
+        "write the learned vectors too, which redraw their images; else no vector leaves the run",
+        option="with-vectors/--without-vectors",
+    )
 
 
 class PushSettings(Settings):
@@ -130,6 +135,26 @@ class AuditSettings(Settings):
     )
     limit: int | None = setting(None, "audit a random subset of so many synthetic images", ge=1)
     seed: int = setting(0, "of subset and planted copies", "ours", ge=0)
+    device: str = same(GeneratorSettings, "device")
+
+
+class MembershipSettings(Settings):
+    """How it is measured what a run gives away of which images it was made from."""
+
+    of: tuple[Literal["vectors", "synthetic", "classifier"], ...] = setting(
+        ("vectors", "synthetic", "classifier"), "what an adversary holds, a figure for each", "ours", min_length=1
+    )
+    limit: int = setting(200, "training images that are tried, and at most as many held-out ones", "ours", ge=20)
+    false_positives: float = setting(
+        0.01,
+        "share of held-out images that may be taken for training images",
+        "ours; arXiv 2112.03570: 0.001",
+        gt=0,
+        lt=1,
+    )
+    draws: int = setting(8, "(timestep, noise) draws of a denoising loss", "ours", ge=1)
+    seed: int = setting(0, "of the images that are tried, the draws and the intervals", "ours", ge=0)
+    out: Path | None = setting(None, "folder to write membership.json to, beside the one that RUN keeps")
     device: str = same(GeneratorSettings, "device")
 
 

@@ -62,7 +62,7 @@ def audit_run(run: Path, settings: AuditSettings, splits: Splits | None = None) 
     """
     splits = splits or open_splits(run)
     with briefly(run, "audit"):
-        ledger, made_from = Ledger(run), _made_from(run, splits)
+        ledger, made_of = Ledger(run), made_from(run, splits)
         asked = settings.model_dump(mode="json", exclude={"copies", "device"})
         kept = read_audit(run, splits)
         if kept is not None and kept.record["settings"] == asked:
@@ -76,7 +76,7 @@ def audit_run(run: Path, settings: AuditSettings, splits: Splits | None = None) 
         picture = worst_pairs(found)
         if picture is not None:
             ledger.commit(AUDIT_PICTURE, picture)
-        record = {**found.record(), "settings": asked, "made_from": made_from}
+        record = {**found.record(), "settings": asked, "made_from": made_of}
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         ledger.commit(AUDIT_FILE, text.encode(), note={"settings": settings.model_dump(mode="json")})
     return record
@@ -142,7 +142,7 @@ def read_audit(run: Path, splits: Splits) -> Kept | None:
     """The audit of a run; None where there is none of the images that are there now. Raises DataError where damaged."""
     ledger = Ledger(run)
     record = ledger.read_json(AUDIT_FILE)
-    if record is None or record["made_from"] != _made_from(run, splits):
+    if record is None or record["made_from"] != made_from(run, splits):
         return None
     picture = ledger.read(AUDIT_PICTURE)
     return None if (picture is None) == bool(record["pairs"]) else Kept(record, picture)
@@ -214,8 +214,8 @@ def _views(settings: AuditSettings) -> list[View]:
     return views
 
 
-def _made_from(run: Path, splits: Splits) -> dict[str, str]:
-    """Hashes of the images that an audit speaks of."""
+def made_from(run: Path, splits: Splits) -> dict[str, str]:
+    """Hashes of the images that an audit, or a figure of membership, speaks of."""
     rows = images_store(run, splits.train.class_names).table("file_name", "sha256").sort_by("file_name")
     listed = "\n".join(f"{name} {digest}" for name, digest in zip(*(c.to_pylist() for c in rows.columns), strict=True))
     if is_grown(run):

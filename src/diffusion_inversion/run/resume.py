@@ -27,6 +27,7 @@ from .fidelity.stage import recorded_filter
 from .forget import follow
 from .images import open_splits
 from .layout import GENERATOR_FILE, RECONSTRUCTIONS_FILE, RUN_FILE
+from .membership import membership_again
 from .methods import is_whole, method_of
 from .replicates import replicate_folders
 from .reporting import read_config, replicated, report_stage
@@ -124,4 +125,5 @@ def _train_again(run: Path, splits: Splits) -> tuple[list[str], Redone | None]:
         run, splits, training, recorded["device"], own_size=trained.get("own_size", False),
         filtering=recorded_filter(run),
     )  # fmt: skip
+    membership_again(run, splits)
     return [], Redone(splits, results, training, reported or {"command": f"dinv repair {run}"})

@@ -36,14 +36,9 @@ def trained(run: Path, arm: str | None = None) -> Trained:
     Raises UsageError for an arm that was not trained or where training did not finish, DataError for a file that is
     missing or changed.
     """
-    store = ClassifierStore(run)
-    complete = store.manifest.last("complete")
-    if complete is None:
-        raise UsageError(f"{run}: no classifiers, or not all of them. Run `dinv train {run}` first.")
-    beside = method_of(run).images
-    shown: dict[str, str] = {name.replace(INVERSION.images, beside): name for name in ARMS if name in complete["arms"]}
-    if complete.get("own_size"):
-        shown[OWN_SIZE] = OWN_SIZE
+    store, shown = ClassifierStore(run), arms_trained(run)
+    beside, complete = method_of(run).images, store.manifest.last("complete")
+    assert complete is not None
     why = "as asked for"
     if arm is None:
         arm, why = recommended(_verdict(run), tuple(shown), f"{BASELINE}+{beside}")
@@ -62,6 +57,16 @@ def trained(run: Path, arm: str | None = None) -> Trained:
             f"images. Run `dinv train {run}` first."
         )
     return Trained(arm, why, {seed: _load(run, store.folder, *files[seed]) for seed in complete["seeds"]})
+
+
+def arms_trained(run: Path) -> dict[str, str]:
+    """The arms of a run that were trained, as the report calls them => as they are stored; UsageError for none."""
+    complete = ClassifierStore(run).manifest.last("complete")
+    if complete is None:
+        raise UsageError(f"{run}: no classifiers, or not all of them. Run `dinv train {run}` first.")
+    beside = method_of(run).images
+    shown: dict[str, str] = {name.replace(INVERSION.images, beside): name for name in ARMS if name in complete["arms"]}
+    return shown | ({OWN_SIZE: OWN_SIZE} if complete.get("own_size") else {})
 
 
 def recommended(verdict: VerdictRecord | None, arms: tuple[str, ...], mixed: str) -> tuple[str, str]:

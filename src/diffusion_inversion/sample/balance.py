@@ -37,7 +37,7 @@ def counts_of(
     members: dict[Part, list[str]] = {}
     for source in sorted(parts, key=_place):
         members.setdefault(parts[source], []).append(source)
-    found = {}
+    found: dict[str, int] = {}
     for part, more in even(real, settings.variants * len(parts)).items():
         each, left = divmod(more, real[part])
         found |= {source: each + (place < left) for place, source in enumerate(members[part])}

@@ -52,7 +52,7 @@ def audit_images(
     known, queries = real.resized(side).images, generated.resized(side).images
     same = doubles(real)
     within = some_of(real, same, stream)
-    dropped = same if test is None else _shown_in(test, real)
+    dropped = same if test is None else shown_in(test, real)
     apart = within if test is None else some_of(test, dropped, stream)
     rows = torch.randperm(len(real), generator=stream)[:planted].sort().values
     copies = {level: plant(level, known, rows, seed) for level in LEVELS} if planted else {}
@@ -118,7 +118,7 @@ def doubles(images: LabelledImages) -> set[int]:
     return near | {row for row, content in enumerate(images.hashes) if times[content] > 1}
 
 
-def _shown_in(images: LabelledImages, others: LabelledImages) -> set[int]:
+def shown_in(images: LabelledImages, others: LabelledImages) -> set[int]:
     """Rows of the images that show the same picture as one of the others."""
     contents = {*others.hashes}
     near = {row for _, row in NearTo(_thumbnails(others)).pairs(_thumbnails(images))}

@@ -58,7 +58,7 @@ class Known:
         if count < 3:
             raise ValueError(f"{count} known images: at least 3 are needed for a neighbourhood")
         self._view, self._advance, k = view, advance, min(k, count - 2)
-        self._described = torch.cat([view.known(part) for part in images.split(_DESCRIBED)])
+        self._described = described(view, images)
         left = torch.empty(0, dtype=torch.int64) if left_out is None else left_out
         place = {row: number for number, row in enumerate(left.tolist())}
         # One more than k: without an image that is among them, the others are still k.
@@ -82,13 +82,24 @@ class Known:
         return Nearest(*(torch.cat([getattr(one, name) for one in found]) for name in ("rows", "distances", "scores")))
 
     def _blocks(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows (B,) of the images and their distances (B, N) to all known images."""
-        at_once = max(_PAIRS // len(self._described), 1)
-        for rows in torch.arange(len(images)).split(_DESCRIBED):
-            queries = self._view.query(images[rows])
-            for part in torch.arange(len(rows)).split(at_once):
-                yield rows[part], self._view.distances(queries[part], self._described)
-            self._advance(len(rows))
+        return blocks(self._view, self._described, images, self._advance)
+
+
+def described(view: View, images: Tensor) -> Tensor:
+    """uint8 (N, 3, S, S) as known images of a view, (N, ...)."""
+    return torch.cat([view.known(part) for part in images.split(_DESCRIBED)])
+
+
+def blocks(
+    view: View, known: Tensor, images: Tensor, advance: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows (B,) of the images, uint8, and their distances (B, N) to all `known` ones, which are `described`."""
+    at_once = max(_PAIRS // len(known), 1)
+    for rows in torch.arange(len(images)).split(_DESCRIBED):
+        queries = view.query(images[rows])
+        for part in torch.arange(len(rows)).split(at_once):
+            yield rows[part], view.distances(queries[part], known)
+        advance(len(rows))
 
 
 def _best(distances: Tensor, spread: Tensor) -> Nearest:

@@ -34,8 +34,6 @@ def share(flags: Tensor, units: Tensor | None = None, confidence: float = 0.95) 
     effect, the variance of the share between units over that of a binomial. Where all or none are true, that cannot be
     seen, and a unit counts as one image.
     """
-    from scipy.stats import beta
-
     count, n = int(flags.sum()), len(flags)
     effective = float(n)
     if units is not None:
@@ -47,7 +45,14 @@ def share(flags: Tensor, units: Tensor | None = None, confidence: float = 0.95) 
             effective = min(n, p * (1 - p) / variance) if variance > 0 else float(n)
         else:
             effective = float(len(number))
-    hits, tail = count / n * effective, (1 - confidence) / 2
-    low = float(beta.ppf(tail, hits, effective - hits + 1)) if count else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, effective - hits)) if count < n else 1.0
-    return Share(count, n, low, high, confidence)
+    return Share(count, n, *interval(count / n, effective, confidence), confidence)
+
+
+def interval(value: float, images: float, confidence: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share in [0, 1] of independent images, whose number need not be whole."""
+    from scipy.stats import beta
+
+    hits, tail = value * images, (1 - confidence) / 2
+    low = float(beta.ppf(tail, hits, images - hits + 1)) if value > 0 else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, images - hits)) if value < 1 else 1.0
+    return low, high

@@ -15,9 +15,10 @@ from ...engine.disk import require_room
 from ...engine.progress import track
 from ...engine.store import PARTIAL_PREFIX, disk_errors, sync_folder
 from ...errors import UsageError
+from ...invert.embeddings import Embeddings, read_embeddings
 from ..images import read_record
 from ..trained import Trained, trained
-from . import coco, fiftyone, imagefolder, onnx, parquet, safetensors, webdataset
+from . import coco, fiftyone, imagefolder, onnx, parquet, safetensors, vectors, webdataset
 from .images import SyntheticImages
 
 Advance = Callable[[int], None]
@@ -46,16 +47,18 @@ class Exported:
 def export(run: Path, settings: ExportSettings) -> Exported:
     """Write what `settings.to` names into the folder `settings.out`, which is new or empty.
 
-    Learned vectors are part of no export: with the generator a vector draws its photograph again.
+    Learned vectors are part of it only with `settings.with_vectors`: with the generator a vector draws its photograph
+    again.
 
     Raises UsageError (a folder that holds something, an arm beside images, nothing to export, a missing extra),
     DataError (a file of the run is missing or changed), DiskError. After an error the folder is as it was.
     """
     require_empty(settings.out)
+    learned = read_embeddings(run) if settings.with_vectors else None
     if settings.to in OF_IMAGES:
         if settings.arm is not None:
             raise UsageError(f"--arm {settings.arm}: names classifiers; leave it out with --to {settings.to}.")
-        return export_images(run, settings.to, settings.out)
+        return _export_images(run, settings.to, settings.out, learned)
     if settings.to == "onnx":
         onnx.require()
     found, record = trained(run, settings.arm), read_record(run)
@@ -66,15 +69,17 @@ def export(run: Path, settings: ExportSettings) -> Exported:
     count = len(found.by_seed)
     with new_folder(settings.out) as folder, track("export", count, "classifiers") as advance:
         OF_CLASSIFIERS[settings.to](found, record["size"], folder, advance)
+        vectors.write(learned, folder)
     return Exported(count, f"classifiers of arm {found.arm} ({found.why})")
 
 
-def export_images(run: Path, to: str, out: Path) -> Exported:
+def _export_images(run: Path, to: str, out: Path, learned: Embeddings | None) -> Exported:
     """Write the synthetic images of a run in a format of `OF_IMAGES`."""
     images = SyntheticImages.of(run)
     require_room_for(images, out)
     with new_folder(out) as folder, track("export", len(images)) as advance:
         OF_IMAGES[to](images, folder, advance)
+        vectors.write(learned, folder)
     return Exported(len(images), "synthetic images")
 
 

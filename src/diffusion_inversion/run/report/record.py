@@ -252,6 +252,34 @@ class FidelityRecord(TypedDict):
     seconds: float
 
 
+class ToldRecord(TypedDict):
+    """How well training images are told from held-out ones by a score; every figure in [0, 1], intervals at 95 %."""
+
+    of: str  # what an adversary has: vectors, say
+    by: str  # what the score is
+    calibrated_by: str
+    auc: float
+    auc_low: float
+    auc_high: float
+    true_positives: float
+    true_low: float
+    true_high: float
+    false_positives: float  # the rate at which they are, on average
+    false_at_most: float  # the same with 95 % confidence
+    members: int
+    others: int
+
+
+class MembershipRecord(TypedDict):
+    members: int
+    held_out: int
+    references: int  # held-out images that distances were calibrated by
+    false_positives: float  # the rate that was asked for
+    figures: list[ToldRecord]
+    control: ToldRecord  # what tells them apart without the run
+    notes: list[str]
+
+
 class ReplicateRecord(TypedDict):
     """One replicate: where it is, what was its own, and every accuracy."""
 
@@ -377,6 +405,7 @@ class RunRecord(TypedDict):
     growth: NotRequired[GrowthRecord]  # where `dinv grow` added images
     strengths: NotRequired[StrengthsRecord]  # where noise_strength was auto
     copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
+    membership: NotRequired[MembershipRecord]  # where `dinv membership` measured it, of replicate 0
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     time_limit: NotRequired[TimeLimitRecord]
     # Where there are several replicates; `data`, `settings`, the losses and the pictures are of replicate 0.

@@ -54,6 +54,10 @@ def _copies(run: Mapping[str, Any], images: ReportImages) -> str:
     return copies_section(run, images.copies)
 
 
+def _membership(run: Mapping[str, Any], _: ReportImages) -> str:
+    return fill("parts/membership.html", run=run) if "membership" in run else ""
+
+
 def _chosen(run: Mapping[str, Any], _: ReportImages) -> str:
     return fill("parts/chosen.html", run=run) if "chosen" in run else ""
 
@@ -118,6 +122,7 @@ SECTIONS: tuple[Section, ...] = (
     fidelity,
     strengths,
     _copies,
+    _membership,
     _chosen,
     _made,
     _data,
