@@ -102,13 +102,8 @@ def report(bench: Bench, run: Path) -> None:
 
 
 STAGES: dict[str, Callable[[Bench, Path], None]] = {
-    "invert": invert,
-    "sample": sample,
-    "train": train,
-    "report": report,
-}
-
-
+    "invert": invert, "sample": sample, "train": train, "report": report,
+}  # fmt: skip
 REPLICATES = 3
 
 

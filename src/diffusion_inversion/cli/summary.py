@@ -10,7 +10,8 @@ from .command import notes_on
 
 if TYPE_CHECKING:
     from ..run.report import RunRecord
-    from ..run.report.record import FidelityRecord, SubgroupsRecord
+    from ..run.report.image_records import FidelityRecord
+    from ..run.report.record import SubgroupsRecord
 
 MOST_CLASSES = 10  # whose recall is listed
 

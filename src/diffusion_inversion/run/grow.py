@@ -203,7 +203,7 @@ class Growth:
         known = {job for unit in self.scored.units().values() for job in unit["ids"]}
         with track("candidates", len({*jobs} - known)) as advance:
             each_unit(self.run, jobs, self.scored, self.sampling.batch_size, look)
-        found = {}
+        found: dict[str, tuple[bool, float]] = {}
         for unit in self.scored.units().values():
             found |= dict(zip(unit["ids"], zip(unit["kept"], unit["doubt"], strict=True), strict=True))
         return [found[job][0] for job in jobs], [found[job][1] for job in jobs]
@@ -349,7 +349,8 @@ def _close(growth: Growth, made: Material, correct: Tensor, reason: str) -> dict
 def _answers(classifier: Classifier, images: Tensor) -> Tensor:
     """Probabilities (N, C) float64 of uint8 images (N, 3, S, S)."""
     device = next(classifier.parameters()).device
-    return classifier.eval()(images.to(device)).cpu().double().softmax(1).round(decimals=_DECIMALS)
+    answers: Tensor = classifier.eval()(images.to(device)).cpu().double().softmax(1)
+    return answers.round(decimals=_DECIMALS)
 
 
 def _as_text(correct: Tensor) -> str:

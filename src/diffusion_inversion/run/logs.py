@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ class Log:
         self._trackers, self._prefix = dict(trackers), prefix
         self._last: dict[str, Mapping[str, int]] = {}
         for name in list(self._trackers):
-            self._try(name, lambda tracker, name=name: self._last.update({name: tracker.last_steps()}))
+            self._try(name, partial(self._resume, name))
+
+    def _resume(self, name: str, tracker: Tracker) -> None:
+        self._last[name] = tracker.last_steps()
 
     def of(self, number: int) -> Log:
         """The log of a replicate: tags have its number, of all but replicate 0."""

@@ -123,7 +123,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
     def add(of: str, by: str, scores: Tensor, calibration: str) -> None:
         kept = scores.isfinite()
         sides = [scores[kept & tried.members], scores[kept & ~tried.members]]
-        result = told(*sides, settings.false_positives)
+        result = told(sides[0], sides[1], settings.false_positives)
         found.append({"of": of, "by": by, "calibrated_by": calibration, **result.record()})
 
     def add_calibrated(

@@ -50,7 +50,8 @@ def chosen_rows(images: LabelledImages, count: int) -> tuple[list[int], list[int
 
 def stronger(settings: SampleSettings, times: float) -> SampleSettings:
     """Settings of stage 2 with so many times the strengths, as far as their ranges go."""
-    noise, mix = times * float(settings.noise_strength), times * settings.interpolation
+    assert settings.noise_strength != "auto"
+    noise, mix = times * settings.noise_strength, times * settings.interpolation
     return settings.model_copy(update={"noise_strength": min(noise, 10.0), "interpolation": max(min(mix, 1.0), -1.0)})
 
 
@@ -74,8 +75,8 @@ def look(
     a run learns its images in other batches, which differ from these by rounding. Nothing is kept, and no random
     state is moved.
     """
-    if sample.noise_strength == "auto":  # a run finds it, by all of its images
-        sample = sample.model_copy(update={"noise_strength": SampleSettings.model_fields["noise_strength"].default})
+    if sample.noise_strength == "auto":  # what is right for an image is found in the run
+        sample = sample.model_copy(update={"noise_strength": SampleSettings().noise_strength})
     rows, partners = chosen_rows(images, settings.images)
     few = images.subset([*rows, *partners])
     devices = [generator.device] if generator.device.type == "cuda" else []

@@ -113,7 +113,7 @@ def report_stage(
     if (audit := read_audit(run, splits)) is not None:
         record["copies"] = audit.shown()
     if (membership := read_membership(run, splits)) is not None:
-        record["membership"] = {key: membership[key] for key in SHOWN}
+        record["membership"] = {key: membership[key] for key in SHOWN}  # type: ignore[typeddict-item]
     if made.vectors is not None:
         record["inversion_curve"] = made.vectors.curve
         record["stages"]["invert"] = made.vectors.inverted

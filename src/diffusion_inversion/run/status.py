@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..engine.disk import human
 from ..engine.ledger import Ledger
 from ..engine.lock import holders, record_of
+from ..engine.manifest import NAME as MANIFEST
 from ..engine.manifest import Manifest
 from ..engine.progress import duration, time_of_day
 from ..engine.text import shown
@@ -99,7 +100,7 @@ class Status:
 
 def status(folder: Path) -> Status:
     """Look at a folder, which nobody is kept from meanwhile. Raises UsageError where nothing of ours was done there."""
-    said, manifest = record_of(folder), Manifest(folder / "manifest.jsonl")
+    said, manifest = record_of(folder), Manifest(folder / MANIFEST)
     if not said and not manifest.records():
         raise UsageError(f"{folder}: nobody has worked here; give the --out of a `dinv run`, `sweep` or `pretrain`.")
     pids = holders(folder)

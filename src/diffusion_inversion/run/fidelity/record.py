@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...data.images import LabelledImages
 from ...sample.synthetic import Row, SyntheticStore, job_name, read_images
-from ..report.record import FailedRecord, FidelityRecord
+from ..report.image_records import FailedRecord, FidelityRecord
 from .redraw import redrawn_store
 from .stage import read_fidelity, recorded_filter
 

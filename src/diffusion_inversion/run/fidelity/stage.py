@@ -33,7 +33,7 @@ from ...train.store import ClassifierStore
 from ..drawn_with import generator_of, sampling_of
 from ..layout import FIDELITY_FILE, REDRAWN
 from ..methods import method_of
-from ..report.record import JudgeRecord
+from ..report.image_records import JudgeRecord
 from ..strengths import strengths_for
 from .judging import Judges
 from .redraw import draw_again, redrawn_store
