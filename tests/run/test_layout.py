@@ -36,6 +36,7 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
     judged = {"fidelity.json", "filter.config.json"}  # test_fidelity.py
     elsewhere = {
         "coarseness.json",
+        "export-salt.json",  # test_provenance.py
         "forgotten.json",
         "membership.json",  # test_membership.py
         "retrieval.json",

@@ -123,6 +123,10 @@ def train(
     where: Device,
     preset: Preset = None,
     filtering: Given[FilterSettings],
+    auditing: Annotated[
+        Given[AuditSettings],
+        Fields(only=("copies", "false_positives"), unset={"copies": "as the run did before, else off"}),
+    ],
     training: Given[TrainSettings],
     own_size: OwnSize = True,
     attributes: AttributesOption = None,
@@ -143,8 +147,9 @@ def train(
         if used := ((read_config(run, "sample") or {}).get("settings") or {}).get("image_size"):
             forewarn(splits, settings, used, own_size=own_size)
         results = train_stage(
-            run, splits, settings, device, anew=restart, own_size=own_size, filtering=filtering.settings()
-        )
+            run, splits, settings, device, anew=restart, own_size=own_size, filtering=filtering.settings(),
+            copies=auditing.settings() if auditing.values else None,
+        )  # fmt: skip
         record = report_stage(run, splits, results, settings, command_line(), attributes=tested_by)
     return summarise(run, record)
 

@@ -31,6 +31,7 @@ FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the 
 TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
 AUDIT_FILE, AUDIT_PICTURE = "audit.json", "audit.png"  # copies of training images, and the pairs that are nearest
+SALT_FILE = "export-salt.json"  # hashes ids of sources in what leaves the run; part of no export
 MEMBERSHIP_FILE = "membership.json"  # how well the images that a run was made from are told from others
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
@@ -98,6 +99,7 @@ LEDGER = (
     File(DATA_FILE, "images", "settings"),
     File(FORGOTTEN_FILE, "forget", "settings"),
     File(TIME_LIMIT_FILE, "images", "settings"),
+    File(SALT_FILE, "images", "settings"),
     File(COARSENESS_FILE, "invert", "derived"),
     File(GENERATOR_FILE, "invert", "settings"),
     File(settings_file("invert"), "invert", "settings"),
@@ -116,6 +118,7 @@ LEDGER = (
     File(TRAIN_FILE, "train", "choice"),
     File(FIDELITY_FILE, "train", "derived"),
     File(settings_file("filter"), "train", "settings"),
+    File(settings_file("copies"), "train", "settings"),
     File(settings_file("train"), "train", "settings"),
     File(MEMBERSHIP_FILE, "train", "derived"),
     File(RUN_FILE, "report", "derived"),

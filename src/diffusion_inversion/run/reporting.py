@@ -15,6 +15,7 @@ import torch
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..data.duplicates import doubts
+from ..data.licences import findings
 from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import Manifest
@@ -30,11 +31,13 @@ from ..train.store import ClassifierStore
 from .attributes import Attributes, add_subgroups
 from .coarseness import Coarseness, read_coarseness
 from .copies import read_audit
+from .fidelity.copies_record import redrawn_picture, redrawn_record
 from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
 from .growth_record import growth_record
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
+from .materials import materials
 from .membership import SHOWN, read_membership
 from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
@@ -102,6 +105,7 @@ def report_stage(
     record["verdict"]["visible"] = visible_gain(splits.test.labels, settings, len(replicates))
     if (few := too_few(splits.test.labels, settings, len(replicates))) is not None:
         record["verdict"]["too_few"] = few
+    record["licences"] = [one.line for one in findings(materials(run))]
     if attributes is not None:
         add_subgroups(record, replicates, attributes)
     if made.called is not None:
@@ -112,6 +116,9 @@ def report_stage(
         record["generator"] = made.generator
     if (audit := read_audit(run, splits)) is not None:
         record["copies"] = audit.shown()
+        redrawn = redrawn_record(run, splits.train.class_names, audit.record)
+        if redrawn is not None:
+            record["copies"]["redrawn"] = redrawn
     if (membership := read_membership(run, splits)) is not None:
         record["membership"] = {key: membership[key] for key in SHOWN}  # type: ignore[typeddict-item]
     if made.vectors is not None:
@@ -165,7 +172,9 @@ def report_stage(
     if noise is not None:
         pictures = replace(pictures, strengths=strength_images(run, splits.train, noise))
     if audit is not None:
-        pictures = replace(pictures, copies=audit.picture)
+        again = record["copies"].get("redrawn")
+        later = None if again is None else redrawn_picture(run, splits.train, again)
+        pictures = replace(pictures, copies=audit.picture, redrawn=later)
     ledger.commit(REPORT_FILE, render_report(record, pictures).encode())
     return record
 

@@ -319,6 +319,7 @@ def metadata_row(
         "seed": settings.seed,
         "generator": generator.name,
         "generator_hash": generator.hash,
+        "generator_licence": generator.licence,
         "source_version": embeddings.versions[plan.source],
         "partner_version": embeddings.versions[plan.partner],
         "partner_label": int(embeddings.labels[plan.partner]),

@@ -94,8 +94,8 @@ def _again(run: Path, class_names: tuple[str, ...]) -> dict[str, Row]:
     store = redrawn_store(run, class_names)
     if not store.manifest.units():
         return {}
-    table = store.table("file_name", "sha256", "label", "source_id", "variant", "failed")
-    return {_job(row): row for row in table.to_pylist()}
+    table = store.table("file_name", "sha256", "label", "source_id", "variant", "failed", "copied")
+    return {_job(row): row | {"failed": row["failed"] or row["copied"]} for row in table.to_pylist()}
 
 
 def _job(row: Row) -> str:

@@ -42,6 +42,7 @@ class ReportImages:
     # (3, S, S) and (V, 3, S, S) each, of run.json's images of the lowest and the highest noise: source and variants.
     strengths: Sequence[tuple[Tensor, Tensor]] = ()
     copies: bytes | None = None  # PNG of synthetic images above the training images that they are too near to
+    redrawn: bytes | None = None  # PNG of training images, below each what is too near, and what is in its place
     strips: bytes | None = None  # PNG of vectors at growing strengths of interpolation and noise
 
     def __post_init__(self) -> None:

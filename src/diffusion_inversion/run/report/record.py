@@ -296,6 +296,7 @@ class RunRecord(TypedDict):
     images: NotRequired[str]  # what those beside the real ones are called where no vectors made them: retrieved, say
     generator: NotRequired[GeneratorRecord]  # not where images were found; with a curve where vectors made them
     found: NotRequired[FoundRecord]  # where they were retrieved
+    licences: NotRequired[list[str]]  # lines about what the images were made with; not in records of earlier versions
     settings: dict[str, dict[str, Any]]  # invert, sample, train: the settings models as JSON
     stages: StagesRecord
     inversion_curve: NotRequired[CurveRecord]
@@ -309,7 +310,8 @@ class RunRecord(TypedDict):
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
     growth: NotRequired[GrowthRecord]  # where `dinv grow` added images
     strengths: NotRequired[StrengthsRecord]  # where noise_strength was auto
-    copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
+    # What `CopyAudit.record` has, of the pairs those that the report shows; `redrawn`: see fidelity/copies_record.py.
+    copies: NotRequired[dict[str, Any]]
     membership: NotRequired[MembershipRecord]  # where `dinv membership` measured it, of replicate 0
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     time_limit: NotRequired[TimeLimitRecord]

@@ -51,7 +51,7 @@ def _classes(run: Mapping[str, Any], _: ReportImages) -> str:
 
 
 def _copies(run: Mapping[str, Any], images: ReportImages) -> str:
-    return copies_section(run, images.copies)
+    return copies_section(run, images.copies, images.redrawn)
 
 
 def _membership(run: Mapping[str, Any], _: ReportImages) -> str:
