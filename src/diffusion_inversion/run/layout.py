@@ -23,8 +23,8 @@ from ..train.store import FOLDER as CLASSIFIERS
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 COARSENESS_FILE = "coarseness.json"
-STRENGTHS = "strengths"  # how much noise each vector bears (strengths.py)
-GROWTH_FILE, GROWTH, GROWN = "growth.json", "growth", "grown"  # rounds, what candidates showed, and images (grow.py)
+STRENGTHS = "strengths"  # how much noise each vector bears (run/strengths.py)
+GROWTH_FILE, GROWTH, GROWN = "growth.json", "growth", "grown"  # rounds, candidates, images (run/grow.py)
 ONLINE = "online"  # what is drawn while classifiers train (online.py)
 STRIPS_PICTURE = "strips.png"  # what more interpolation, and more noise, make of some vectors
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
@@ -117,10 +117,10 @@ LEDGER = (
     File(_FRACTION_FILE, "train", "choice"),
     File(TRAIN_FILE, "train", "choice"),
     File(FIDELITY_FILE, "train", "derived"),
+    File(MEMBERSHIP_FILE, "train", "derived"),
     File(settings_file("filter"), "train", "settings"),
     File(settings_file("copies"), "train", "settings"),
     File(settings_file("train"), "train", "settings"),
-    File(MEMBERSHIP_FILE, "train", "derived"),
     File(RUN_FILE, "report", "derived"),
     File(REPORT_FILE, "report", "derived"),
 )
