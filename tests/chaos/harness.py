@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 import no_sync  # noqa: F401
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
+from diffusion_inversion.config.commands import AuditSettings
 from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.config.growing import GrowSettings
 from diffusion_inversion.config.sampling import RetrieveSettings, SampleSettings
@@ -102,13 +103,8 @@ def report(bench: Bench, run: Path) -> None:
 
 
 STAGES: dict[str, Callable[[Bench, Path], None]] = {
-    "invert": invert,
-    "sample": sample,
-    "train": train,
-    "report": report,
-}
-
-
+    "invert": invert, "sample": sample, "train": train, "report": report,
+}  # fmt: skip
 REPLICATES = 3
 
 
@@ -144,6 +140,13 @@ def redrawn(bench: Bench, run: Path) -> None:
     )  # fmt: skip
 
 
+def uncopied(bench: Bench, run: Path) -> None:
+    """Training and report of a run after stage 2; what copies a training image is drawn again first."""
+    splits, copies = open_splits(run), AuditSettings(planted=0)
+    results = pipeline.train_stage(run, splits, TRAIN, "cpu", copies=copies, generator=bench.generator())
+    pipeline.report_stage(run, splits, results, TRAIN, "dinv run data")
+
+
 def auto_noise(bench: Bench, run: Path) -> None:
     """Stages 1 and 2, each image with the noise that it bears; it takes 24 images to learn."""
     invert(bench, run)
@@ -168,9 +171,8 @@ def grown(bench: Bench, run: Path) -> None:
 
 
 JOBS = STAGES | {
-    "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "auto_noise": auto_noise,
-    "online": online,
-    "grown": grown,
+    "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "uncopied": uncopied,
+    "auto_noise": auto_noise, "online": online, "grown": grown,
 }  # fmt: skip
 
 

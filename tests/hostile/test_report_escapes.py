@@ -35,6 +35,7 @@ def run_called(name: str) -> dict[str, Any]:
         "created": name,
         "command": f"dinv run {name}",
         "versions": {name: name},
+        "licences": [name],
         "data": {
             "name": name, "n_train": 2, "n_test": 2, "how": name, "class_names": [name, "dog"], "licence": name,
             "problems": [problem],

@@ -62,7 +62,8 @@ def test_copies_are_found_with_what_they_copy(test: LabelledImages | None) -> No
     assert found.flagged[:10].all() and int(found.flagged[10:].sum()) <= 6  # 1 of 190 is meant
     assert [found.nearest_row(row) for row in range(10)] == list(range(10))
     record = found.record()
-    assert [one["file"] for one in record["pairs"][:3]] == ["made/000.png", "made/001.png", "made/002.png"]
+    first = [one["file"] for one in record["pairs"][:10]]
+    assert set(first) == {f"made/{row:03d}.png" for row in range(10)}  # in which order, rounding decides
     assert all(one["distance"] < 0.01 for one in record["pairs"][:6])
     scores = [one["score"] for one in record["pairs"]]
     assert scores == sorted(scores) and len(record["pairs"]) == record["copies"]["count"]

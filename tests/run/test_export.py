@@ -36,7 +36,8 @@ from diffusion_inversion.train.architectures import build_network
 
 
 def write(run: Path, to: Any, out: Path, **given: Any) -> Exported:
-    return export(run, ExportSettings(to=to, out=out, **given))
+    """With the names of the run, unless asked for others: test_provenance.py."""
+    return export(run, ExportSettings(to=to, out=out, **{"source_ids": "plain", **given}))
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,20 @@ def test_parquet_is_a_data_set_whose_labels_have_names(finished: Path, made: Lab
     assert torch.equal(again.images, made.images) and torch.equal(again.labels, made.labels)
     asked = PredictSettings(images=str(file), out=tmp_path / "p.jsonl", device="cpu")
     assert torch.equal(predict_images(finished, asked).labels, made.labels)
+
+
+def test_many_images_are_several_parquet_files(
+    finished: Path, made: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import load_dataset
+
+    monkeypatch.setattr("diffusion_inversion.run.export.parquet._IN_A_FILE", 5_000)
+    write(finished, "parquet", tmp_path / "out")
+    files = sorted((tmp_path / "out" / "data").iterdir())
+    counts = [pq.read_metadata(file).num_rows for file in files]
+    assert len(files) > 2 and sum(counts) == 24 and max(counts) - min(counts) <= 1
+    rows = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert rows["label"][:] == made.labels.tolist() and rows["source_id"][:] == source_of(made, finished)
 
 
 def test_the_runs_own_folder_has_named_labels_too(finished: Path, made: LabelledImages, tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.cli.summary import summarise
+from diffusion_inversion.config.commands import AuditSettings
 from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.fidelity.copies import CopyGate
 from diffusion_inversion.run.fidelity.judging import Judges
 from diffusion_inversion.run.fidelity.redraw import TRIES, redrawn_store
 from diffusion_inversion.run.fidelity.stage import filtered, judges_for, read_fidelity
@@ -175,6 +177,43 @@ def test_what_is_drawn_again_beside_a_partner_of_another_class_shows_its_own(col
     judges = Judges(open_splits(run).train.resized(found.synthetic.size), CPU)
     origins = [sources[0] for sources in found.sources]
     assert not judges.opinion(found.synthetic.images, found.synthetic.labels, origins).failed.any()
+
+
+@pytest.mark.parametrize("how", ["off", "drop", "redraw", "soft"])
+def test_what_copies_goes_with_every_filter_and_what_comes_is_judged(sampled: Path, tmp_path: Path, how: str) -> None:
+    """Flagged here: every third image, whatever it shows; nothing that is drawn again copies."""
+    run, settings = Path(shutil.copytree(sampled, tmp_path / "run")), FilterSettings.model_validate({"filter": how})
+    made, real = material(run), open_splits(run).train
+    real = real.resized(made.synthetic.size)
+    flagged = set(made.synthetic.ids[::3])
+    pairs = [{"file": name, "view": "pixels", "score": 0.9} for name in made.synthetic.ids[::3]]
+    views = {name: {"threshold": 0.0} for name in ("pixels", "parts")}
+    record = {"settings": {}, "exceeds_chance": False, "pairs": pairs, "views": views}
+    gate = CopyGate(real, AuditSettings(device="cpu"), record)
+    judges = judges_for(run, real, settings, CPU)
+    with run_lock(run):
+        found = filtered(run, lambda: made, settings, judges, None, gate)
+    assert found is not None
+    assert torch.equal(found.synthetic.labels, made.synthetic.labels), "as many of each class"
+    names = [name.partition(" (")[0] for name in found.synthetic.ids]
+    assert flagged.isdisjoint(names)
+    origins, drawn = [sources[0] for sources in found.sources], redrawn_store(run, NAMES).table("failed", "copied")
+    assert not any(drawn["copied"].to_pylist())
+    if how in ("drop", "redraw"):
+        opinion = Judges(real, CPU).opinion(found.synthetic.images, found.synthetic.labels, origins)
+        assert not opinion.failed.any(), "what was drawn in place of a copy shows its class"
+    if how in ("off", "soft"):
+        assert drawn.num_rows == len(flagged) and not any(drawn["failed"].to_pylist())
+        assert len({name for name in names if name.startswith("redrawn/")}) == len(flagged)
+    if how == "soft":
+        opinion = Judges(real, CPU).opinion(found.synthetic.images, found.synthetic.labels, origins)
+        assert found.synthetic.soft is not None and found.synthetic.confidence is not None
+        targets = found.synthetic.soft.targets(found.synthetic.labels, len(NAMES))
+        right = F.one_hot(found.synthetic.labels, len(NAMES)).float()
+        answers = (opinion.answers / opinion.answers.sum(1, keepdim=True)).float()
+        assert torch.allclose(targets, torch.where(opinion.failed[:, None], answers, right), atol=1e-4)
+        own = opinion.answers.gather(1, found.synthetic.labels[:, None])[:, 0].float()
+        assert torch.allclose(found.synthetic.confidence, own, atol=1e-4)
 
 
 def test_a_killed_run_goes_on_with_the_same_bits(coloured: Bench, sampled: Path, whole: Path, tmp_path: Path) -> None:

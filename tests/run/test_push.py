@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import threading
@@ -20,8 +21,9 @@ from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import PushSettings
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import DinvError, UsageError
+from diffusion_inversion.run.export.describe import grid
 from diffusion_inversion.run.export.images import SyntheticImages
-from diffusion_inversion.run.export.publish import grid, upload, write_publication
+from diffusion_inversion.run.export.publish import upload, write_publication
 
 ID = "someone/cells"
 
@@ -34,6 +36,9 @@ class FakeHub(ThreadingHTTPServer):
         self.created: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.allowed = True
+        self.lfs = False  # whether parquet files go the way of large ones
+        self.large: dict[str, bytes] = {}  # content by its hash: what git-lfs keeps beside the repository
+        self.sent: list[str] = []  # hashes of what was uploaded there
 
     @property
     def address(self) -> str:
@@ -59,15 +64,31 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"errors": [], "warnings": []})
         if self.path == f"/api/datasets/{ID}/preupload/main":
             names = [one["path"] for one in json.loads(body)["files"]]
-            regular = {"uploadMode": "regular", "shouldIgnore": False}
-            return self.answer(200, {"files": [{"path": name, **regular} for name in names]})
+            modes = ["lfs" if name.endswith(".parquet") and self.server.lfs else "regular" for name in names]
+            files = [{"path": name, "uploadMode": mode} for name, mode in zip(names, modes, strict=True)]
+            return self.answer(200, {"files": [{**one, "shouldIgnore": False} for one in files]})
+        if self.path == f"/datasets/{ID}.git/info/lfs/objects/batch":  # git-lfs, docs/api/batch.md
+            asked = json.loads(body)["objects"]
+            missing = [one["oid"] for one in asked if one["oid"] not in self.server.large]
+            upload = {one: {"upload": {"href": f"{self.server.address}/lfs/{one}"}} for one in missing}
+            found = [{**one, **({"actions": upload[one["oid"]]} if one["oid"] in upload else {})} for one in asked]
+            return self.answer(200, {"transfer": "basic", "objects": found})
         if self.path == f"/api/datasets/{ID}/commit/main":
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "lfsFile":
+                    self.server.files[line["value"]["path"]] = self.server.large[line["value"]["oid"]]
             url = f"{self.server.address}/datasets/{ID}/commit/1"
             return self.answer(200, {"commitOid": "1" * 40, "commitUrl": url})
         return self.answer(404, {"error": self.path})
+
+    def do_PUT(self) -> None:
+        content, name = self.rfile.read(int(self.headers["Content-Length"])), self.path.rpartition("/")[2]
+        assert hashlib.sha256(content).hexdigest() == name
+        self.server.large[name] = content
+        self.server.sent.append(name)
+        self.answer(200, {})
 
     def answer(self, status: int, record: dict[str, Any]) -> None:
         content = json.dumps(record).encode()
@@ -95,7 +116,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.fixture(scope="module")
 def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("push") / "cells"
-    assert write_publication(finished, asked(out)) == 24
+    assert write_publication(finished, asked(out)).count == 24
     return out
 
 
@@ -108,7 +129,7 @@ def test_the_folder_is_a_data_set_with_its_card(finished: Path, folder: Path, tm
     from huggingface_hub import DatasetCard
 
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    assert files == ["README.md", "data/train-00000-of-00001.parquet", "samples.png"]
+    assert files == ["README.md", "croissant.json", "data/train-00000-of-00001.parquet", "samples.png"]
     rows = load_dataset(str(folder), cache_dir=str(tmp_path))["train"]
     assert len(rows) == 24 and rows.features["label"].names == ["cat", "dog"]
     card = DatasetCard.load(folder / "README.md")
@@ -131,7 +152,7 @@ def test_names_of_others_are_text_in_the_card(run: Path, tmp_path: Path) -> None
     header, body = text.removeprefix("---\n").split("\n---\n", 1)
     assert "license: other" in header and "Not measured." in body
     assert "<img" not in body and "[b](" not in body and "\n---\n" not in body
-    assert r"its licence: CC BY-NC 4.0: \*no\* trade" in body
+    assert r"CC-BY-NC-4.0 (attribution, non-commercial)" in body and "<img" not in json.dumps(body)
 
 
 def test_the_card_says_what_an_audit_and_a_filter_found(run: Path, tmp_path: Path) -> None:
@@ -143,6 +164,26 @@ def test_the_card_says_what_an_audit_and_a_filter_found(run: Path, tmp_path: Pat
     text = (tmp_path / "out" / "README.md").read_text()
     assert "6 of 24 synthetic images are nearer to a training image" in text
     assert "trained with --filter drop. The images here are the first drawings" in text and "3 of 20 show" in text
+
+
+def test_a_licence_that_the_source_excludes_is_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+    record = json.loads((run / "data.json").read_text())
+    record |= {"licence": "CC BY-NC-SA 4.0: non-commercial use only"}
+    Ledger(run).commit("data.json", json.dumps(record).encode(), note={"source": record["source"]})
+    command = ["push", str(run), ID, "--out", str(tmp_path / "out"), "--dry-run"]
+    refused = CliRunner().invoke(app, [*command, "--licence", "apache-2.0"])
+    assert refused.exit_code == 2 and not (tmp_path / "out").exists(), refused.output
+    assert "without non-commercial, share-alike of the source data (CC-BY-NC-SA-4.0)" in refused.stderr
+    assert "Ask for cc-by-nc-sa-4.0, or leave --licence out." in refused.stderr
+    done = CliRunner().invoke(app, [*command, "--licence", "cc-by-nc-sa-4.0", "--json"])
+    lines = json.loads(done.stdout)["licences"]
+    assert "licence of the source data: CC-BY-NC-SA-4.0 (attribution, non-commercial, share-alike)" in lines
+    assert "licence of the generator toy: none named; find out before you pass images on" in lines
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc-by-nc-sa-4.0" in text and "## Licences\n- Licence of the source data: CC-BY-NC-SA-4.0" in text
+    again = CliRunner().invoke(app, ["export", str(run), "--to", "coco-classification", "--out", str(tmp_path / "b")])
+    assert again.exit_code == 0 and "licence of the source data: CC-BY-NC-SA-4.0" in again.stdout
+    assert "license: other" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_the_picture_has_a_row_for_each_class(finished: Path) -> None:
@@ -169,6 +210,25 @@ def test_what_is_uploaded_is_the_folder(folder: Path, hub: FakeHub) -> None:
     assert hub.files == {}
     upload(asked(folder, update=True), hub.address)
     assert hub.files == there
+
+
+def test_large_files_go_the_way_of_git_lfs_and_only_once(
+    run: Path, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several files, as of a large set, each sent beside the commit; an upload that was cut short goes on."""
+    monkeypatch.setattr("diffusion_inversion.run.export.parquet._IN_A_FILE", 5_000)
+    monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)  # what answers it is no HTTP
+    hub.lfs = True
+    write_publication(run, asked(tmp_path / "out"))
+    parts = sorted((tmp_path / "out" / "data").iterdir())
+    assert len(parts) > 2 and parts[1].name == f"train-00001-of-{len(parts):05d}.parquet"
+    one = parts[1].read_bytes()
+    hub.large[hashlib.sha256(one).hexdigest()] = one  # had arrived before the connection broke
+    upload(asked(tmp_path / "out"), hub.address)
+    out = tmp_path / "out"
+    assert hub.files == {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")}
+    assert len(hub.sent) == len(parts) - 1
+    assert hashlib.sha256(one).hexdigest() not in hub.sent
 
 
 def test_a_public_data_set_is_asked_for(folder: Path, hub: FakeHub) -> None:

@@ -53,7 +53,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "DataSettings": {
         "data": "copy", "test": "test-copy", "size": 8, "limit": 6, "test_limit": 3, "holdout": 0.4, "seed": 1,
         "root": "elsewhere", "drop_test_duplicates": True, "allow_near_duplicates": True, "balanced": True,
-        "per_class": 3, "groups": r"\d+",
+        "per_class": 3, "groups": r"\d+", "licence": "CC-BY-4.0",
     },
 }  # fmt: skip
 BESIDE = {
@@ -67,7 +67,7 @@ HARMLESS = {
     "SampleSettings": {"variants", "balance", "strict", "safety_checker"},
     "TrainSettings": {"arms", "seeds"},
     # `balanced` is the rule of a limit, and there is none; with one: test_the_rule_of_a_subset_is_kept.
-    "DataSettings": {"data", "root", "drop_test_duplicates", "allow_near_duplicates", "balanced"},
+    "DataSettings": {"data", "root", "drop_test_duplicates", "allow_near_duplicates", "balanced", "licence"},
 }
 FIELDS = [
     (model, name)

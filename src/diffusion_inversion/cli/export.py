@@ -21,11 +21,7 @@ def export(*, run: Run, exporting: Given[ExportSettings]) -> dict[str, Any]:
     with hold(run):
         done = write(run, settings)
     said = WRITTEN if settings.with_vectors else LEFT_OUT
-    return {
-        "out": str(settings.out),
-        "to": settings.to,
-        "count": done.count,
-        "what": done.what,
-        "vectors": settings.with_vectors,
-        "text": f"{done.count} {done.what} as {settings.to}: {settings.out}\n{said}",
-    }
+    lines = [f"{done.count} {done.what} as {settings.to}: {settings.out}", said, *done.licences]
+    summary = {"out": str(settings.out), "to": settings.to, "count": done.count, "what": done.what}
+    vectors = {"vectors": settings.with_vectors}
+    return {**summary, **vectors, "licences": list(done.licences), "text": "\n".join(lines)}

@@ -19,13 +19,13 @@ def push(*, run: Run, pushing: Given[PushSettings]) -> dict[str, Any]:
 
     settings = pushing.settings()
     with hold(run):
-        count = write_publication(run, settings)
-    summary = {"out": str(settings.out), "hub_id": settings.hub_id, "images": count, "licence": settings.licence}
+        done = write_publication(run, settings)
+    summary = {"out": str(settings.out), "hub_id": settings.hub_id, "images": done.count, "licence": settings.licence}
+    summary["licences"] = list(done.licences)
     if settings.dry_run:
-        text = (
-            f"{count} images with their card: {settings.out}. Nothing was uploaded; rows name files of your data.\n"
-            f"{LEFT_OUT}"
-        )
-        return {**summary, "uploaded": False, "text": text}
+        names = "; rows name files of your data" if settings.source_ids == "plain" else ""
+        text = f"{done.count} images with their card: {settings.out}. Nothing was uploaded{names}."
+        return {**summary, "uploaded": False, "text": "\n".join([text, LEFT_OUT, *done.licences])}
     address = upload(settings)
-    return {**summary, "uploaded": True, "address": address, "text": f"{count} images: {address}\n{LEFT_OUT}"}
+    text = "\n".join([f"{done.count} images: {address}", LEFT_OUT, *done.licences])
+    return {**summary, "uploaded": True, "address": address, "text": text}

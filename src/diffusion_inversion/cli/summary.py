@@ -10,7 +10,8 @@ from .command import notes_on
 
 if TYPE_CHECKING:
     from ..run.report import RunRecord
-    from ..run.report.record import FidelityRecord, SubgroupsRecord
+    from ..run.report.image_records import FidelityRecord
+    from ..run.report.record import SubgroupsRecord
 
 MOST_CLASSES = 10  # whose recall is listed
 
@@ -18,7 +19,8 @@ MOST_CLASSES = 10  # whose recall is listed
 def summarise(folder: Path, record: RunRecord, data: str | None = None, test: str | None = None) -> dict[str, Any]:
     """The summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
     from ..engine.text import shown
-    from ..measure.copies.said import sentence
+    from ..measure.copies.said import redrawn_sentence, sentence
+    from ..run.balancing import line as counts_line
     from ..run.layout import REPORT_FILE
 
     verdict, report = record["verdict"], folder / REPORT_FILE
@@ -31,6 +33,9 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     if "subgroups" in record:
         summary["subgroups"] = record["subgroups"]
         lines += _subgroups(record["subgroups"])
+    if "balance" in record:
+        summary["balance"] = record["balance"]
+        lines.append(of_one + counts_line(record["balance"]))
     lines.append(f"verdict: {verdict.get('headline', verdict['outcome'])} ({verdict['sentence']})")
     lines += [verdict["scope"]] if "scope" in verdict else []
     if "chosen" in record:
@@ -45,7 +50,9 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     lines += [*_shrunk(record), *_coarse(record), *_doubts(record)]
     if "copies" in record:
         summary["copies"] = record["copies"]["copies"]
-        lines.append(f"{of_one}{sentence(record['copies'])}.")
+        redrawn = record["copies"].get("redrawn")
+        then = f" {redrawn_sentence(redrawn)}" if redrawn is not None and redrawn["flagged"] else ""
+        lines.append(f"{of_one}{sentence(record['copies'])}.{then}")
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])
     lines += notes_on(summary["notes"], data, test) if data is not None else []

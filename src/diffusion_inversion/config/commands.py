@@ -69,14 +69,48 @@ class PredictSettings(Settings):
     root: str | None = same(DataSettings, "root")
 
 
-class ExportSettings(Settings):
+SourceIds = Literal["hashed", "plain", "none"]
+ImageFormat = Literal["imagefolder", "webdataset", "parquet", "fiftyone", "coco-classification"]
+
+
+def source_ids() -> Any:
+    return setting(
+        "hashed",
+        "what images, tables and names of files have in place of ids of your data: hashes by a salt that stays in the "
+        "run, the ids, or nothing",
+        "ours",
+    )
+
+
+def asked_licence(unset: str) -> Any:
+    return setting(None, "licence of the images: an id of SPDX or of the hub, such as cc-by-4.0, or words", unset=unset)
+
+
+class CredentialSettings(Settings):
+    """With what images are signed that leave a run."""
+
+    c2pa_certificate: Path | None = setting(
+        None, "sign each image by C2PA (Content Credentials): PEM file of the certificate and those above it"
+    )
+    c2pa_key: Path | None = setting(None, "PEM file of its private key")
+
+    @model_validator(mode="after")
+    def _a_certificate_has_its_key(self) -> CredentialSettings:
+        if (self.c2pa_certificate is None) != (self.c2pa_key is None):
+            raise ValueError("c2pa_certificate and c2pa_key: give both or none")
+        return self
+
+
+class ExportSettings(CredentialSettings):
     """What of a run is written for other programs, and how."""
 
-    to: Literal["onnx", "safetensors", "imagefolder", "webdataset", "parquet", "fiftyone", "coco-classification"] = (
-        setting(..., "of the classifiers the first two, of the synthetic images the others")
+    to: Literal["onnx", "safetensors", ImageFormat] = setting(
+        ..., "of the classifiers the first two, of the synthetic images the others"
     )
     out: Path = setting(..., "folder to make; one that holds anything is refused")
     arm: str | None = arm_of_use()
+    licence: str | None = asked_licence("none is named; terms of the sources are said all the same")
+    source_ids: SourceIds = source_ids()
     with_vectors: bool = setting(
         False,
         "write the learned vectors too, which redraw their images; else no vector leaves the run",
@@ -84,15 +118,14 @@ class ExportSettings(Settings):
     )
 
 
-class PushSettings(Settings):
+class PushSettings(CredentialSettings):
     """How the synthetic images of a run are published as a data set of the Hugging Face hub."""
 
     hub_id: str = setting(..., "<owner>/<name> of the data set", option="HUB_ID")
     out: Path = setting(..., "folder to make of what is uploaded; one that holds anything is refused")
     dry_run: bool = setting(False, "make the folder and upload nothing")
-    licence: str | None = setting(
-        None, "licence id of the hub, such as cc-by-4.0", unset="other where DATA names a licence, else unknown"
-    )
+    licence: str | None = asked_licence("other where DATA names a licence, else unknown")
+    source_ids: SourceIds = source_ids()
     public: bool = setting(False, "let everybody see the data set; else it is private")
     update: bool = setting(False, "write over a data set that exists")
 
@@ -110,9 +143,10 @@ class AuditSettings(Settings):
     "Carlini" is Carlini et al., arXiv 2301.13188, section 5.1.
     """
 
-    copies: Literal["report", "refuse", "off"] = setting(
-        "report",
-        "name images that copy training images, end the run where that is beyond chance, or do not look",
+    copies: Literal["redraw", "report", "refuse", "off"] = setting(
+        "redraw",
+        "images that copy training images are drawn again or else left out, only named, end the run where they are "
+        "more than chance explains, or are not looked for",
         "ours",
     )
     false_positives: float = setting(
@@ -141,8 +175,8 @@ class AuditSettings(Settings):
 class MembershipSettings(Settings):
     """How it is measured what a run gives away of which images it was made from."""
 
-    of: tuple[Literal["vectors", "synthetic", "classifier"], ...] = setting(
-        ("vectors", "synthetic", "classifier"), "what an adversary holds, a figure for each", "ours", min_length=1
+    held: tuple[Literal["vectors", "synthetic", "classifier"], ...] = setting(
+        ("vectors", "synthetic", "classifier"), "what an adversary holds", "ours", min_length=1, option="of"
     )
     limit: int = setting(200, "training images that are tried, and at most as many held-out ones", "ours", ge=20)
     false_positives: float = setting(

@@ -112,6 +112,9 @@ class DataSettings(Settings):
     )
     allow_near_duplicates: bool = setting(False, "accept test images that nearly equal training images")
     balanced: bool = setting(False, "the subset has as many training images of every class, as far as they go")
+    licence: str | None = setting(
+        None, "licence of DATA: an SPDX id such as CC-BY-4.0, or words; what is published names it", unset="its own"
+    )
     per_class: int | None = setting(
         None, "at most so many training images of each class", "ours; text: 500 for MedMNIST", ge=1
     )

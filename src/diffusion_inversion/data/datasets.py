@@ -100,6 +100,7 @@ def load_splits(
     allow_near_duplicates: bool = False,
     chosen: Chosen | None = None,
     groups: str | None = None,
+    licence: str | None = None,
 ) -> Splits:
     """Load training and test images, both at one size, with the same classes and no image in common.
 
@@ -120,14 +121,16 @@ def load_splits(
         chosen: Ids that an earlier call trained and tested on: they keep their part where DATA grew since.
         groups: What says of which patient, part or scene an image is, as `groups.with_groups` reads it. A group is held
             out whole; limits then take images of either part, whole groups or not.
+        licence: That of DATA, where it names none.
 
-    Raises DataError where an image or a group is in both parts (names it), where class names differ, or for one class.
+    Raises DataError where an image or a group is in both parts (names it), where class names differ, or for one class;
+    UsageError for a licence beside another one that DATA names.
     """
     check_arguments(size, holdout, limit=limit, test_limit=test_limit)
     folder = default_root() if root is None else Path(root)
     selected = select(
         data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder, chosen=chosen,
-        groups=groups,
+        groups=groups, licence=licence,
     )  # fmt: skip
     train_source, test_source = selected.train, with_classes(selected.test, selected.train)
     check_classes(train_source)

@@ -32,7 +32,7 @@ class LabelledImages:
         images: (N, 3, S, S) uint8 RGB.
         native_size: Shorter side in px of the images as stored, the smallest where they vary.
         problems: What was found about single files, short of an error.
-        licence: Set where it restricts use.
+        licence: As its source or `--licence` names it; "" where none is known.
         soft: A second class for each image, or a classifier's answers, where some have one; None: every label is hard.
         groups: What each image is of (a patient, a scene), where it was said: no split parts a group. Else empty.
         source_ids: Of images that were made from others, the id of each one's source; else empty.

@@ -142,6 +142,7 @@ def inspect(
     balanced: bool = False,
     per_class: int | None = None,
     groups: str | None = None,
+    licence: str | None = None,
 ) -> Inspection:
     """Check all that `load_splits` checks, with its arguments, and collect every problem instead of the first.
 
@@ -152,7 +153,7 @@ def inspect(
     folder = default_root() if root is None else Path(root)
     chosen = select(
         data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder,
-        chosen=Chosen(balanced=balanced, per_class=per_class), groups=groups,
+        chosen=Chosen(balanced=balanced, per_class=per_class), groups=groups, licence=licence,
     )  # fmt: skip
     general: list[Problem] = []  # of no single file
     test_source = chosen.test

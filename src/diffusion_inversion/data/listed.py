@@ -6,13 +6,14 @@ import contextlib
 import errno
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..errors import DataError, DinvError, DiskError
+from ..errors import DataError, DinvError, DiskError, UsageError
+from .licences import read_licence
 from .problems import Problem
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
@@ -36,6 +37,17 @@ class Source:
     licence: str = ""
     columns: Callable[[], Columns] = dict
     groups: tuple[str, ...] = ()
+
+
+def with_licence(source: Source, given: str) -> Source:
+    """The source under a licence that was given. Raises UsageError where it names another one itself."""
+    own, other = read_licence(source.licence), read_licence(given)
+    if source.licence and (own.name or own.text) != (other.name or other.text):
+        raise UsageError(
+            f"--licence {given}: DATA {source.name} names its own, {source.licence}. Leave --licence out: it is for "
+            "DATA that names none."
+        )
+    return replace(source, licence=source.licence or given)
 
 
 def numbered(prefix: str, count: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import DataError, UsageError
 from .dealing import FREE, deal
 from .groups import refuse_one_group, with_groups
-from .listed import Source
+from .listed import Source, with_licence
 from .naming import class_folder
 from .sources import BUILTINS, open_data
 
@@ -59,6 +59,7 @@ def select(
     root: Path,
     chosen: Chosen | None = None,
     groups: str | None = None,
+    licence: str | None = None,
 ) -> Selection:
     """Open DATA and the test DATA and choose their rows, as `datasets.load_splits` describes.
 
@@ -68,6 +69,7 @@ def select(
     chosen = chosen or Chosen()
     check_arguments(None, holdout, limit=limit, test_limit=test_limit, per_class=chosen.per_class)
     train, own_test = open_data(data, root)
+    train = train if licence is None else with_licence(train, licence)
     if groups is not None:
         train = with_groups(train, groups)
         refuse_one_group(train)

@@ -80,7 +80,7 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UsageError(
         f"DATA {text}: no such folder, file or built-in name.{hint} Give a folder of class folders, a parquet file, "
-        f"hf:<id>[@revision], or one of {', '.join(BUILTINS)}"
+        f"hf:<id>[@revision][?config=...], or one of {', '.join(BUILTINS)}"
     )
 
 
@@ -153,7 +153,8 @@ def _digits(root: Path) -> Opened:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
-    return _from_arrays("digits", "train", images, digits.target, [str(name) for name in digits.target_names]), None
+    source = _from_arrays("digits", "train", images, digits.target, [str(name) for name in digits.target_names])
+    return replace(source, licence="CC-BY-4.0"), None  # UCI's page of optdigits
 
 
 def _elpv(root: Path) -> Opened:
@@ -174,7 +175,7 @@ def _fashion_mnist(root: Path, debian: Path = DEBIAN_FASHION_MNIST) -> Opened:
         else:
             loaded = FashionMNIST(str(root), train=train, download=True)
             images, labels = loaded.data.numpy(), loaded.targets.numpy()
-        return _from_arrays("fashion-mnist", split, images, labels, FashionMNIST.classes)
+        return replace(_from_arrays("fashion-mnist", split, images, labels, FashionMNIST.classes), licence="MIT")
 
     return part(True), part(False)
 
@@ -228,7 +229,7 @@ def _eurosat(root: Path) -> Opened:
     from torchvision.datasets import EuroSAT
 
     EuroSAT(str(root), download=True)
-    return _from_scan("eurosat", root / "eurosat" / "2750"), None
+    return replace(_from_scan("eurosat", root / "eurosat" / "2750"), licence="MIT"), None
 
 
 def _medmnist(name: str, root: Path) -> Opened:

@@ -34,6 +34,7 @@ from .checkpoints import (
     weight_names,
 )
 from .device import bfloat16_is_fast, resolve_device
+from .model_card import card_licence
 from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ class LatentDistribution:
 class Generator:
     """A frozen latent diffusion model. Make one with `Generator.load`.
 
-    It has `name`; `source` and `revision` (what `load` takes again); `hash` (sha256 over all weight files);
-    `resolution` (native side in px); `vae_factor` (pixels per latent cell); `latent_channels`; `text_width`;
-    `prediction_type` ("epsilon" or "v_prediction"); `device`; `dtype` (of the UNet; the VAE, the embeddings and every
-    loss stay float32); `adapter` (mini only, else None).
+    It has `name`; `source` and `revision` (what `load` takes again); `hash` (sha256 over all weight files); `licence`
+    (of its model card, or ""); `resolution` (native side in px); `vae_factor` (pixels per latent cell);
+    `latent_channels`; `text_width`; `prediction_type` ("epsilon" or "v_prediction"); `device`; `dtype` (of the UNet;
+    the VAE, the embeddings and every loss stay float32); `adapter` (mini only, else None).
 
     In the signatures, floating point: `Images` (B, 3, H, W) in [-1, 1]; `Latents` (B, C, H / f, W / f) with f =
     vae_factor, scaled; `Tokens` (B, tokens, text_width). `Timesteps` (B,) are integers in 0..T-1.
@@ -91,11 +92,12 @@ class Generator:
         adapter: Adapter | None,
         device: torch.device,
         dtype: torch.dtype,
+        licence: str = "",
     ) -> None:
         from diffusers import DDPMScheduler
 
         self.name, self.source, self.revision = name, source, revision
-        self.hash, self.device, self.dtype = weights_hash, device, dtype
+        self.hash, self.licence, self.device, self.dtype = weights_hash, licence, device, dtype
         self.vae = _freeze(vae.to(device))
         self.unet = _freeze(unet.to(device))
         self.text_encoder = _freeze(text_encoder.to(device))
@@ -152,6 +154,7 @@ class Generator:
             adapter=adapter,
             device=target,
             dtype=precision,
+            licence=card_licence(folder),
         )
 
     @torch.no_grad()

@@ -12,7 +12,12 @@ from .log import OF_EVERY_LOG, read_log
 from .pieces import SCHEMA
 
 CORPUS = "Tiny-ImageNet (200 classes), research use under its own terms"
-TEXT = """# mini
+TEXT = """---
+license: other
+license_name: >-
+  trained on {corpus}
+---
+# mini
 A small latent diffusion model in diffusers' folder layout, embedded in diffusion-inversion. Made by `dinv pretrain`.
 
 | part | what |

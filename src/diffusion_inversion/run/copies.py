@@ -90,27 +90,28 @@ def audit_again(run: Path, splits: Splits) -> None:
         audit_run(run, AuditSettings(**asked["settings"]), splits)
 
 
-def guard(run: Path, settings: AuditSettings, splits: Splits) -> None:
-    """Audit a run before it is trained on, as `settings.copies` says.
+def guard(run: Path, settings: AuditSettings, splits: Splits) -> dict[str, Any] | None:
+    """Audit a run before it is trained on, as `settings.copies` says, and return the record; None without one.
 
-    "report": what cannot be audited is said on stderr. "refuse": DataError where more images are copies than chance
-    explains, or where that cannot be known.
+    "report" and "redraw": what cannot be audited is said on stderr. "refuse": DataError where more images are copies
+    than chance explains, or where that cannot be known.
     """
     if settings.copies == "off":
-        return
+        return None
     try:
         record = audit_run(run, settings, splits)
     except DataError as error:
         if settings.copies == "refuse":
             raise
         print(f"note: copies of training images were not looked for: {error}", file=sys.stderr, flush=True)
-        return
+        return None
     if settings.copies == "refuse" and record["exceeds_chance"]:
         raise DataError(
-            f"{run}: {sentence(record)}. {AUDIT_FILE} lists them. Draw farther from the vectors (--noise-strength, "
-            "--interpolation), or accept them: --copies report",
+            f"{run}: {sentence(record)}. {AUDIT_FILE} lists them. Let them be drawn again (--copies redraw), draw "
+            "farther from the vectors (--noise-strength, --interpolation), or accept them (--copies report)",
             {"copies": record["copies"]},
         )
+    return record
 
 
 def audit_data(
@@ -153,20 +154,22 @@ def worst_pairs(found: CopyAudit) -> bytes | None:
     rows = found.worst_first()[:SHOWN_PAIRS]
     if not rows:
         return None
-    side = min(found.real.size, found.generated.size)
+    return mosaic([found.generated.images[rows], found.real.images[[found.nearest_row(row) for row in rows]]])
+
+
+def mosaic(shown: Sequence[Tensor]) -> bytes:
+    """PNG of images that belong together below each other: uint8 (N, 3, S, S) for each place, S may differ."""
+    side = min(images.shape[-1] for images in shown)
     factor = max(-(-_CELL // side), 1)
-    shown = [
-        _enlarged(images, side, factor)
-        for images in (found.generated.images[rows], found.real.images[[found.nearest_row(row) for row in rows]])
-    ]
-    step = side * factor + _GAP
-    lines = -(-len(rows) // PAIRS_IN_A_ROW)
-    canvas = torch.full((3, lines * (2 * step + _GAP) - _GAP, min(len(rows), PAIRS_IN_A_ROW) * step), 255).byte()
-    for place in range(len(rows)):
-        line, column = divmod(place, PAIRS_IN_A_ROW)
+    shown = [_enlarged(images, side, factor) for images in shown]
+    step, count, places = side * factor + _GAP, len(shown[0]), len(shown)
+    lines = -(-count // PAIRS_IN_A_ROW)
+    canvas = torch.full((3, lines * (places * step + _GAP) - _GAP, min(count, PAIRS_IN_A_ROW) * step), 255).byte()
+    for number in range(count):
+        line, column = divmod(number, PAIRS_IN_A_ROW)
         for below, images in enumerate(shown):
-            top, left = line * (2 * step + _GAP) + below * step, column * step
-            canvas[:, top : top + step - _GAP, left : left + step - _GAP] = images[place]
+            top, left = line * (places * step + _GAP) + below * step, column * step
+            canvas[:, top : top + step - _GAP, left : left + step - _GAP] = images[number]
     return encode_png(canvas)
 
 
@@ -189,7 +192,7 @@ def _audit(
         rows = order[: settings.limit].sort().values.tolist()
         generated = generated.subset(rows)
         sources = None if sources is None else [sources[row] for row in rows]
-    views = _views(settings)
+    views = views_of(settings)
     total = len(views) * images_to_search(len(real), len(generated), len(test) if test else None, settings.planted)
     with track("audit", total, "images") as advance:
         return audit_images(
@@ -206,7 +209,8 @@ def _audit(
         )
 
 
-def _views(settings: AuditSettings) -> list[View]:
+def views_of(settings: AuditSettings) -> list[View]:
+    """The views that images are compared in."""
     device = resolve_device(settings.device)
     views = [pixel_view(device), part_view(device)]
     if settings.extractor is not None:

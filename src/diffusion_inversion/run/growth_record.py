@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..engine.ledger import Ledger
 from .layout import GROWTH_FILE
-from .report.record import GrowthRecord
+from .report.image_records import GrowthRecord
 
 
 def growth_record(run: Path) -> GrowthRecord | None:

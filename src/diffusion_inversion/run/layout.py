@@ -22,6 +22,8 @@ from ..train.store import FOLDER as CLASSIFIERS
 # Names that files below have in the room that writes them stay there; these are written here, in run/.
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
+ATTRIBUTES_FILE = "attributes.json"  # the attribute that subgroups are shown of, and its values of the test images
+BALANCE_FILE = "balance.json"  # counts of real and synthetic images where stage 2 evens them
 COARSENESS_FILE = "coarseness.json"
 STRENGTHS = "strengths"  # how much noise each vector bears (strengths.py)
 GROWTH_FILE, GROWTH, GROWN = "growth.json", "growth", "grown"  # rounds, what candidates showed, and images (grow.py)
@@ -31,6 +33,7 @@ FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the 
 TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
 AUDIT_FILE, AUDIT_PICTURE = "audit.json", "audit.png"  # copies of training images, and the pairs that are nearest
+SALT_FILE = "export-salt.json"  # hashes ids of sources in what leaves the run; part of no export
 MEMBERSHIP_FILE = "membership.json"  # how well the images that a run was made from are told from others
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
@@ -95,9 +98,11 @@ STORES = (
 )
 # The ledger's files. In a stage the settings come last: a kill while it is taken back leaves nothing that others fit.
 LEDGER = (
+    File(ATTRIBUTES_FILE, "images", "derived"),
     File(DATA_FILE, "images", "settings"),
     File(FORGOTTEN_FILE, "forget", "settings"),
     File(TIME_LIMIT_FILE, "images", "settings"),
+    File(SALT_FILE, "images", "settings"),
     File(COARSENESS_FILE, "invert", "derived"),
     File(GENERATOR_FILE, "invert", "settings"),
     File(settings_file("invert"), "invert", "settings"),
@@ -108,6 +113,7 @@ LEDGER = (
     File(RETRIEVAL_FILE, "sample", "derived"),
     File(AUDIT_FILE, "sample", "derived"),
     File(AUDIT_PICTURE, "sample", "derived"),
+    File(BALANCE_FILE, "sample", "derived"),
     File(GROWTH_FILE, "sample", "choice"),
     File(SAMPLE_FILE, "sample", "choice"),
     File(settings_file("grow"), "sample", "settings"),
@@ -116,6 +122,7 @@ LEDGER = (
     File(TRAIN_FILE, "train", "choice"),
     File(FIDELITY_FILE, "train", "derived"),
     File(settings_file("filter"), "train", "settings"),
+    File(settings_file("copies"), "train", "settings"),
     File(settings_file("train"), "train", "settings"),
     File(MEMBERSHIP_FILE, "train", "derived"),
     File(RUN_FILE, "report", "derived"),

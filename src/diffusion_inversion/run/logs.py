@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ class Log:
         self._trackers, self._prefix = dict(trackers), prefix
         self._last: dict[str, Mapping[str, int]] = {}
         for name in list(self._trackers):
-            self._try(name, lambda tracker, name=name: self._last.update({name: tracker.last_steps()}))
+            self._try(name, partial(self._resume, name))
+
+    def _resume(self, name: str, tracker: Tracker) -> None:
+        self._last[name] = tracker.last_steps()
 
     def of(self, number: int) -> Log:
         """The log of a replicate: tags have its number, of all but replicate 0."""
@@ -46,14 +50,16 @@ class Log:
         self._new(tag, step, lambda tracker, tag: tracker.scalar(tag, value, step))
 
     def picture(self, tag: str, png: Callable[[], bytes], step: int) -> None:
-        """Log a picture, which is drawn where somebody wants it."""
-        made: list[bytes] = []
-
-        def show(tracker: Tracker, tag: str) -> None:
-            made[:] = made or [png()]
-            tracker.picture(tag, made[0], step)
-
-        self._new(tag, step, show)
+        """Log a picture, which is drawn where somebody wants it; one that cannot be drawn is left out."""
+        whole = self._prefix + tag
+        if all(step <= self._last.get(name, {}).get(whole, -1) for name in self._trackers):
+            return
+        try:
+            made = png()
+        except Exception as error:
+            print(f"warning: {whole}: not logged: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
+            return
+        self._new(tag, step, lambda tracker, tag: tracker.picture(tag, made, step))
 
     def vectors(self, embeddings: Embeddings) -> None:
         """Log the losses of stage 1 over its steps: mean, 10th and 90th percentile of the images."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..config.commands import AuditSettings
 from ..config.fidelity import FilterSettings
 from ..config.training import TrainSettings
 from ..config.tuning import Tuning
@@ -40,7 +41,12 @@ HELD = 2  # generations at a time, beside one that is drawn
 
 
 def refuse_online(
-    run: Path, train: TrainSettings, filtering: FilterSettings, tuning: Tuning, balance: str | None = None
+    run: Path,
+    train: TrainSettings,
+    filtering: FilterSettings,
+    tuning: Tuning,
+    copies: AuditSettings | None = None,
+    balance: str | None = None,
 ) -> None:
     """Raise UsageError, before any work, where what is asked for beside `online` needs images that are there."""
     if not train.online:
@@ -49,6 +55,11 @@ def refuse_online(
         balance = (SyntheticStore(run, ()).manifest.last("complete") or {}).get("balance", "none")
     if filtering.filter != "off":
         raise UsageError(f"--online --filter {filtering.filter}: images are judged when all are there. Leave out one.")
+    if copies is not None and copies.copies == "redraw":
+        raise UsageError(
+            "--online --copies redraw: what is drawn during training is not compared with the training images. Give "
+            "--copies report, refuse or off, or leave out --online."
+        )
     if tuning.of("train"):
         names = ", ".join(axis.key for axis in tuning.of("train"))
         raise UsageError(f"--online --tune {names}: chosen on images that are there. Choose first, without --online.")

@@ -40,10 +40,11 @@ from ..train.classifiers import choose_architecture
 from ..train.own_size import at_own_size
 from ..train.recipes import resolve
 from ..train.store import ClassifierStore
-from .attributes import attributes_of, balanced_values_of
+from .attributes import attributes_of
+from .balancing import check_balance, counted, keep_counts, require_attribute, values_of_run
 from .checks import check_run
 from .coarseness import coarseness
-from .copies import guard
+from .fidelity.copies import copy_gate, keep_copies_setting, recorded_copies
 from .fidelity.judging import Judges
 from .fidelity.stage import JUDGED, filtered, judges_for
 from .foresight import forewarnings
@@ -94,12 +95,15 @@ def sample_stage(
     `anew` deletes what this stage and later ones made, once the settings are known to be usable and there is room for
     what they ask for beyond what is deleted.
     """
-    embeddings = read_embeddings(run)
+    embeddings, value_of = read_embeddings(run), values_of_run(run, settings)
     side = check(embeddings, generator, settings)
+    labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
+    balance = counted(labels, embeddings.class_names, settings, value_of)
     make_way({run: len(embeddings) * settings.variants}, side, anew=anew)
     with timed(SyntheticStore(run, embeddings.class_names).manifest):
         strengths = strengths_for(run, embeddings, generator, settings, sources)
-        draw_variants(embeddings, generator, run, settings, balanced_values_of(run, settings), strengths)
+        draw_variants(embeddings, generator, run, settings, value_of, strengths)
+        keep_counts(run, balance)
         draw_reconstructions(run, embeddings, generator, settings, sources)
     return len(embeddings) * settings.variants
 
@@ -165,14 +169,15 @@ def train_stage(
     own_size: bool = True,
     tuning: Tuning | None = None,
     filtering: FilterSettings = OFF,
+    copies: AuditSettings | None = None,
     generator: Generator | None = None,
     log: Log = SILENT,
 ) -> ArmResults:
     """Train and test every arm and seed; notes its time. `anew` deletes what this stage made before, once it can begin.
 
-    Synthetic images that show another class than their label are seen to first, as `filtering` says
-    (run/fidelity/stage.py). Then settings of training that `tuning` names are chosen (run/tune.py), and real_fraction
-    where it is "auto".
+    Synthetic images that show another class than their label, or copy a training image, are seen to first, as
+    `filtering` and `copies` say (run/fidelity/); where `copies` is not given, as the run did before. Then settings of
+    training that `tuning` names are chosen (run/tune.py), and real_fraction where it is "auto".
     With `own_size` the real images are an arm at their own side too, where that is larger (own_size.py).
     Raises UsageError where images or vectors were added since the stage before this one ran.
     """
@@ -187,11 +192,14 @@ def train_stage(
     arms = check_arms(real, checked, test, settings, own)
     tuning = prepared(None, None, settings) if tuning is None else tuning
 
-    refuse_online(run, settings, filtering, tuning)
+    copies = recorded_copies(run) if copies is None else copies
+    refuse_online(run, settings, filtering, tuning, copies)
     if filtering.filter != "off" and is_grown(run):
         how = f"--filter {filtering.filter}"
         raise UsageError(f"{how}: images were grown in {run}, chosen by what they show. Leave it out.")
     judges = judges_for(run, real, filtering, where)
+    copies = None if copies is None else copies.model_copy(update={"device": str(where)})
+    gate = copy_gate(run, copies, splits, synthetic.size)
 
     def material() -> Material:
         return Material(synthetic, sources_of_images(run, real.class_names))
@@ -200,7 +208,8 @@ def train_stage(
         if tuning.of("train"):
             Folds(run, real, device).check(material())
         restart(run, "train")
-    if (kept := filtered(run, material, filtering, judges, generator)) is not None:
+    keep_copies_setting(run, copies)
+    if (kept := filtered(run, material, filtering, judges, generator, gate)) is not None:
         synthetic, material = kept.synthetic, lambda: kept
     settings = tune_training(run, real, material, settings, device, tuning)
     total = settings.steps * len(arms) * len(settings.seeds)
@@ -283,13 +292,16 @@ def run_all(
     `time_limit`, in seconds, lowers some settings before the work where it would take longer (plan/time_limit.py).
     What `tuning` names is chosen in each replicate before it is used. Settings that a later stage would refuse, and
     images that a replicate would, are refused before stage 1. With `audit` copies of training images are looked for
-    before training. With `preview` a few images are drawn first and thrown away, which changes no bit of the run.
+    before training, and drawn again where it says so. With `preview` a few images are drawn first and thrown away,
+    which changes no bit of the run.
     """
     tuning = prepared(tuning, sample, train)
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
     splits = open_splits(run, data)
+    require_attribute(sample, attributes)
     tested_by = attributes_of(run, splits, attributes)
     images = splits.train
+    check_balance(data, images, sample)
     side, own = check_run(
         splits, generator, invert, sample, train, own_size=own_size, tuning=tuning, judged=filtering.filter in JUDGED
     )
@@ -298,7 +310,7 @@ def run_all(
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
-    refuse_online(run, train, filtering, tuning, sample.balance)
+    refuse_online(run, train, filtering, tuning, audit, sample.balance)
     if is_auto(sample):
         Judges(images, generator.device)
     for plan in plans[1:]:
@@ -368,11 +380,9 @@ def _all_stages(
     sample = tune_sampling(plan.folder, splits.train, generator, plan.sample, plan.train, tuning)
     sample_stage(plan.folder, generator, sample, sources=splits.train)
     log.picture("images", lambda: _picture(plan.folder, splits, vectors), 0)
-    if audit is not None:
-        guard(plan.folder, audit, splits)
     return train_stage(
         plan.folder, splits, plan.train, str(generator.device), own_size=own_size, tuning=tuning, filtering=filtering,
-        generator=generator, log=log,
+        copies=audit, generator=generator, log=log,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from ..engine.ledger import Ledger
 from ..invert.embeddings import read_embeddings
 from ..sample.strengths import LADDER
 from ..sample.synthetic import SyntheticStore, read_images
-from .report.record import StrengthImageRecord, StrengthsRecord
+from .report.image_records import StrengthClassRecord, StrengthImageRecord, StrengthsRecord
 from .strengths import MOST_MISSED, PROBES, Found, strengths_of
 
 EXTREMES, VARIANTS = 4, 3  # images at each end, and variants of each, that are shown
@@ -28,7 +28,7 @@ def strengths_record(run: Path, class_names: tuple[str, ...]) -> StrengthsRecord
     judged = [one for one in found if one.level is not None]
     ordered = sorted(judged, key=lambda one: (one.level or 0, one.strength, one.source))
     few = min(EXTREMES, len(ordered) // 2)
-    classes = []
+    classes: list[StrengthClassRecord] = []
     for label, name in enumerate(class_names):
         own = [one for one in judged if one.label == label]
         counts = [sum(one.level == level for one in own) for level in range(len(LADDER))]
@@ -45,7 +45,7 @@ def strengths_record(run: Path, class_names: tuple[str, ...]) -> StrengthsRecord
             "copies": one.copies or 0,
         }
 
-    return {
+    record: StrengthsRecord = {
         "images": len(found),
         "judged": len(judged),
         "probes": PROBES,
@@ -56,6 +56,7 @@ def strengths_record(run: Path, class_names: tuple[str, ...]) -> StrengthsRecord
         "lowest": [shown(one) for one in ordered[:few]],
         "highest": [shown(one) for one in ordered[len(ordered) - few :][::-1]],
     }
+    return record
 
 
 def strength_images(run: Path, train: LabelledImages, record: StrengthsRecord) -> list[tuple[Tensor, Tensor]]:

@@ -103,7 +103,7 @@ def _drawn(
     drawn = []
     with track("strips", sum(map(len, plans))) as advance:
         for cells in plans:
-            images = within_memory(partial(in_parts, draw, cells), min(len(cells), settings.batch_size))[0]
+            images = within_memory(partial(in_parts, draw, list(cells)), min(len(cells), settings.batch_size))[0]
             # A cell that is drawn from other random numbers is no part of its strip: it stays white.
             if checker is not None:
                 images[checker.flagged(images)] = 1.0

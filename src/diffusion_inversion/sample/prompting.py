@@ -285,6 +285,7 @@ def _metadata_row(
         "seed": settings.seed,
         "generator": generator.name,
         "generator_hash": generator.hash,
+        "generator_licence": generator.licence,
         "source_version": version,
         "partner_version": partner[1],
         "unconditional": "empty",

@@ -29,6 +29,7 @@ from ..engine.units import unit_name
 from ..engine.untrusted import inside
 from ..errors import DataError, UsageError
 from .png import encode_png, read_pngs
+from .xmp import is_generated, packet, with_xmp
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +42,7 @@ COLUMNS = (
     "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
     "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
     "clip", "clip_hash", "confidence", "answers", "further_ids", "further_versions", "mixture_weights",
-    "shared_noise", "rival_weight", "rival_label",
+    "shared_noise", "rival_weight", "rival_label", "generator_licence",
 )  # fmt: skip
 # The real images that one was made from, and the versions of their vectors; what `parents` takes.
 PARENTS = ("source_id", "partner_id", "further_ids")
@@ -50,7 +51,7 @@ PARENT_VERSIONS = ("source_version", "partner_version", "further_versions")
 VARYING = (
     "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
     "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "further_ids",
-    "further_versions", "mixture_weights", "rival_label", "attempt", "failed", "noise_strength",
+    "further_versions", "mixture_weights", "rival_label", "attempt", "failed", "copied", "noise_strength",
 )  # fmt: skip
 # What images have in the columns that records of earlier versions lack; their partner is of their own class.
 EARLIER: dict[str, Any] = {
@@ -58,7 +59,8 @@ EARLIER: dict[str, Any] = {
     "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
     "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
     "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "mixture_weights": None,
-    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None,
+    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None, "copied": False, "audit": "",
+    "generator_licence": "",
 }  # fmt: skip
 Row = dict[str, Any]
 
@@ -106,6 +108,8 @@ class Columns(TypedDict):
     attempt: NotRequired[list[int]]  # of what was drawn again: see `variants.plan_variant`
     noise_strength: NotRequired[list[float]]  # earlier versions had it in `shared`
     failed: NotRequired[list[bool]]  # of that: whether it still shows another class than its label
+    copied: NotRequired[list[bool]]  # of that: whether it still copies a training image
+    interpolation: NotRequired[list[float]]  # where it differs between images: of what was drawn again
 
 
 class DrawnUnit(Unit):
@@ -196,17 +200,22 @@ class SyntheticStore:
     def commit(self, images: Tensor, rows: list[Row], *, at_once: int | None = None, blanked: int = 0) -> None:
         """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record.
 
+        Each PNG that a model drew says so (`xmp.packet`).
+
         `at_once` is how many of them were computed at a time, all of them by default; `blanked` how many drawings a
         safety checker refused.
         """
         files = {
             file_name(
                 self.class_names[row["label"]], row["source_id"], row["variant"], self._folders.get(row["label"])
-            ): encode_png(image)
+            ): _marked(encode_png(image), row)
             for image, row in zip(images, rows, strict=True)
         }
         digests = commit_many({self.folder / name: data for name, data in files.items()})
         ids = [job_name(row["source_id"], row["variant"]) for row in rows]
+        own = [key for key in VARYING if any(row.get(key) is not None for row in rows)]
+        if any(row.get("interpolation") != rows[0].get("interpolation") for row in rows):  # drawn again, some farther
+            own.append("interpolation")
         self.manifest.append(
             {
                 "event": "commit",
@@ -214,10 +223,8 @@ class SyntheticStore:
                 "count": len(rows),
                 "ids": ids,
                 "files": {name: digests[self.folder / name] for name in files},
-                "columns": {
-                    key: [row[key] for row in rows] for key in VARYING if any(row.get(key) is not None for row in rows)
-                },
-                "shared": {key: value for key, value in rows[0].items() if key not in VARYING},
+                "columns": {key: [row[key] for row in rows] for key in own},
+                "shared": {key: value for key, value in rows[0].items() if key not in (*VARYING, *own)},
                 **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
                 **({"blanked": blanked} if blanked else {}),
             }
@@ -234,10 +241,7 @@ class SyntheticStore:
         return found
 
     def finish(self, variants: int, counts: Mapping[str, int] | None = None, balance: str = "none") -> None:
-        """Write metadata.parquet from the manifest and mark `variants` a source as complete, or so many of each.
-
-        `balance` says where the counts come from.
-        """
+        """Write metadata.parquet from the manifest; mark `variants` a source, or so many by `balance`, as complete."""
         import pyarrow.parquet as pq
 
         table = self.table(*COLUMNS).sort_by("file_name")
@@ -328,6 +332,12 @@ class SyntheticStore:
         for name in deleted:
             inside(self.folder, name).unlink(missing_ok=True)
         return len(deleted)
+
+
+def _marked(png: bytes, row: Row) -> bytes:
+    """The PNG with what made it, where a model did: its hash, not its name, since folders move."""
+    method = row.get("method", EARLIER["method"])
+    return with_xmp(png, packet(method, generator_hash=row["generator_hash"])) if is_generated(method) else png
 
 
 def read_synthetic(run: str | Path, class_names: tuple[str, ...]) -> LabelledImages:

@@ -29,7 +29,8 @@ def errors_of(correct: Tensor, labels: Tensor, classes: int) -> list[float]:
     """
     wrong = torch.bincount(labels[~correct], minlength=classes).double()
     count = torch.bincount(labels, minlength=classes)
-    return torch.where(count > 0, (wrong + 0.5) / (count + 1), 0.0).tolist()  # type: ignore[no-any-return]
+    shares: list[float] = torch.where(count > 0, (wrong + 0.5) / (count + 1), 0.0).tolist()
+    return shares
 
 
 def entropy(probabilities: Tensor) -> Tensor:

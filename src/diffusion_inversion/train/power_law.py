@@ -60,7 +60,8 @@ def fit(counts: Sequence[float], errors: Sequence[float]) -> PowerLaw:
             found = np.array([y.mean(), 0.0])
         else:
             found = lsq_linear(np.stack(columns[:free], axis=1), y, bounds, method="bvls").x
-        law = PowerLaw(math.exp(bend), *found[:2].tolist(), float(found[2]) if len(found) > 2 else 0.0)
+        level, slope = found[:2].tolist()
+        law = PowerLaw(math.exp(bend), level, slope, float(found[2]) if len(found) > 2 else 0.0)
         rest = float(((np.stack(columns[: len(found)], axis=1) @ found - y) ** 2).sum())
         if best is None or rest < best[0]:
             best = rest, law

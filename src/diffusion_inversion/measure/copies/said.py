@@ -26,6 +26,12 @@ def sentence(record: Mapping[str, Any]) -> str:
     )
 
 
+def redrawn_sentence(redrawn: Mapping[str, Any]) -> str:
+    """What became of what an audit flags with `--copies redraw`: `redrawn` of run.json, with its full stop."""
+    left = f"the other {redrawn['left']:,} are left out" if redrawn["left"] else "none is left out"
+    return f"Drawn again, five times at most, {redrawn['passed']:,} of {redrawn['flagged']:,} passed; {left}."
+
+
 def table(record: Mapping[str, Any]) -> str:
     """An audit's record (`found.CopyAudit.record`) as lines for a terminal."""
     views = record["views"]

@@ -22,6 +22,7 @@ MARGIN = 2  # px of them by which a copy may be shifted, either way
 ZOOMS = (1.0, 0.875, 0.75)  # share of the side of a known image that a copy may show
 PARTS_STAGE = 3  # of Lite0: stride 16, so 8 x 8 places of an image at 128 px
 KEPT_PARTS = 0.5  # share of a query's parts that count, those that are found best: half an image can be copied
+_AT_ONCE = 8  # images in the network, and known ones beside all queries: what a core's cache holds
 _FLAT = 0.5  # levels: standard deviation below which pixels show nothing
 
 
@@ -78,13 +79,18 @@ def part_view(device: torch.device) -> View:
     The distance is of the better half of the parts, wherever they are found: so of what is shifted, cut out, mirrored,
     or joined from two images.
     """
-    lite0 = load_lite0().to(device)
+    lite0 = load_lite0().to(device).to(memory_format=torch.channels_last)
     prepare = Preprocessing(INPUT_SIZE, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    images_at_once, known_at_once = (_AT_ONCE, _AT_ONCE) if device.type == "cpu" else (64, 256)
 
     def parts(images: Tensor) -> Tensor:
         """(N, 7, 7, 112): unit vectors of windows of 2 x 2 places, by row and column."""
+        return torch.cat([some_parts(few) for few in images.split(images_at_once)])
+
+    def some_parts(images: Tensor) -> Tensor:
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            (grid,) = stage_maps(lite0, prepare(images.to(device)), (PARTS_STAGE,))
+            prepared = prepare(images.to(device)).contiguous(memory_format=torch.channels_last)
+            (grid,) = stage_maps(lite0, prepared, (PARTS_STAGE,))
             return F.normalize(F.avg_pool2d(grid, 2, stride=1), dim=1).permute(0, 2, 3, 1)
 
     def known(images: Tensor) -> Tensor:
@@ -96,12 +102,17 @@ def part_view(device: torch.device) -> View:
         return parts(images)[:, ::2, ::2].flatten(1, 2)
 
     def distances(queries: Tensor, known: Tensor) -> Tensor:
-        kept = round(KEPT_PARTS * queries.shape[1])
-        best = torch.full((len(known), len(queries)), -1.0, device=device)
-        for side in known.unbind(1):  # (N, 49, 112)
-            found = (side @ queries.flatten(0, 1).T).amax(1).unflatten(1, queries.shape[:2])  # (N, Q, 16)
-            torch.maximum(best, found.topk(kept, dim=2).values.mean(2), out=best)
-        return _chord(best.T)
+        kept, each = round(KEPT_PARTS * queries.shape[1]), queries.flatten(0, 1).T.contiguous()
+
+        def nearest(some: Tensor) -> Tensor:  # (n, 2, 49, 112) => (n, Q)
+            best = torch.full((len(some), len(queries)), -1.0, device=device)
+            for side in some.unbind(1):
+                found = (side.flatten(0, 1) @ each).unflatten(0, side.shape[:2]).amax(1)  # (n, Q 16)
+                found = found.unflatten(1, queries.shape[:2])
+                torch.maximum(best, found.topk(kept, dim=2).values.mean(2), out=best)
+            return best
+
+        return _chord(torch.cat([nearest(some) for some in known.split(known_at_once)]).T)
 
     return View("parts", known, query, distances)
 

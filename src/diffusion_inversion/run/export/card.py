@@ -1,59 +1,115 @@
-"""The card of a published data set, README.md: what it is, what it was made of, and what it was measured to do."""
+"""The card of a data set, README.md: what it is, what it was made of, its licence, and what it was measured to do."""
 
 from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from ...config.commands import SourceIds
+from ...data.licences import Finding, Material, read_licence
 from ...engine.text import shown
 from ...measure.copies.said import sentence
+from ...sample.xmp import GENERATED
 from ..report import RunRecord
 from .images import SyntheticImages
-from .parquet import FILE
+from .parquet import PATTERN
 
 GRID = "samples.png"
 # Names that the hub has for sizes: the first bound that the number of images stays below.
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def card(images: SyntheticImages, record: RunRecord | None, source: str, source_licence: str, licence: str) -> str:
+@dataclass(frozen=True)
+class Origin:
+    """What is said of a data set as a whole.
+
+    name: of the source.
+    made_of: everything with a licence that it was made with.
+    licence: the one that was asked for; "" where none was.
+    findings: lines about these.
+    source_ids: how sources are named: hashed, plain or none.
+    """
+
+    name: str
+    made_of: Sequence[Material]
+    licence: str
+    findings: Sequence[Finding]
+    source_ids: SourceIds
+
+    @property
+    def rights(self) -> str:
+        """What each image says of its licence."""
+        sources = [one.licence for one in self.made_of if one.drawn_from and one.licence]
+        return self.licence or (f"Drawn from images under {', '.join(sources)}" if sources else "")
+
+
+def card(images: SyntheticImages, record: RunRecord | None, origin: Origin, *, grid: bool, parquet: bool) -> str:
     """README.md of the data set.
 
     record: the run's, where it was trained and tested.
-    source, source_licence: name and licence of the images that it was made of; "" where none is known.
-    licence: of the data set, an id of the hub.
+    grid, parquet: whether samples.png and parquet files lie beside it.
     """
     from huggingface_hub import DatasetCardData
 
+    about: dict[str, Any] = _licence_of(origin)
+    if parquet:
+        about["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": PATTERN}]}]
     header = DatasetCardData(
-        license=licence,
+        **about,
         task_categories=["image-classification"],
         size_categories=next((name for bound, name in _SIZES if len(images) < bound), "n>1M"),
-        tags=["synthetic", "diffusion-inversion"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": FILE}]}],
+        tags=[*(["synthetic"] if images.drawn else []), "diffusion-inversion"],
     )
-    return f"---\n{header.to_yaml()}\n---\n" + "\n".join(_body(images, record, source, source_licence)) + "\n"
+    return f"---\n{header.to_yaml()}\n---\n" + "\n".join(_body(images, record, origin, grid)) + "\n"
 
 
-def _body(images: SyntheticImages, record: RunRecord | None, source: str, source_licence: str) -> Iterator[str]:
+def _licence_of(origin: Origin) -> dict[str, Any]:
+    """The hub's names for a licence; `other` has a name of its own."""
+    if not origin.licence:
+        known = any(one.licence for one in origin.made_of if one.drawn_from)
+        return {"license": "other" if known else "unknown"}
+    name = read_licence(origin.licence).name
+    if name and " " not in name:
+        return {"license": name.lower()}
+    return {"license": "other", "license_name": shown(origin.licence)}
+
+
+def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, grid: bool) -> Iterator[str]:
     counts = Counter(images.table["label"].to_pylist())
-    yield f"# Synthetic images of {_text(source)}"
-    yield f"{len(images)} images for training classifiers, drawn by a generator with `dinv` (diffusion-inversion)."
-    yield f"\n![One row a class]({GRID})\n"
-    yield "| class | images |\n|---|---|"
+    yield f"# {'Synthetic images of' if images.drawn else 'Images found for'} {_text(origin.name)}"
+    how = "drawn by a generator" if images.drawn else "found in a pool of photographs"
+    yield f"{len(images)} images for training classifiers, {how} with `dinv` (diffusion-inversion)."
+    if grid:
+        yield f"\n![One row a class]({GRID})\n"
+    yield "\n| class | images |\n|---|---|"
     for label, name in enumerate(images.class_names):
         yield f"| {_text(name)} | {counts[label]} |"
     yield "\n## Where they come from"
-    yield f"- Source: {_text(source)}; its licence: {_text(source_licence) or 'not known'}."
+    yield f"- Source: {_text(origin.name)}."
     facts = {"method": "Made by", "generator": "Generator", "generator_hash": "SHA-256 of its weights"}
+    if not images.drawn:
+        facts |= {"generator": "Pool", "generator_hash": "SHA-256 of its images"}
     for column in [name for name in facts if name in images.table.column_names]:
         values = sorted(set(images.table[column].to_pylist()))
         yield f"- {facts[column]}: {', '.join(map(_text, values))}."
-    yield "- Each row names its source and partner, seed, guidance and the weight of its label."
-    yield "- Images may be near to their sources. Learned vectors, which would draw these again, are not here."
+    named = {
+        "hashed": "Each row names its source and partner by a salted hash: the same image, the same hash.",
+        "plain": "Each row names its source and partner.",
+        "none": "Rows do not name their sources.",
+    }
+    yield f"- {named[origin.source_ids]} Seed, guidance and the weight of its label are there too."
+    if images.drawn:
+        yield f"- Each file says in XMP that a model drew it: IPTC digital source type <{GENERATED}>."
+        yield "- Images may be near to their sources. Learned vectors, which would draw these again, are not here."
     if record is not None and "copies" in record:
-        yield f"- {_text(sentence(record['copies']))}."
+        then = " Of these none is here." if "redrawn" in record["copies"] else ""
+        yield f"- {_text(sentence(record['copies']))}.{then}"
+    yield "\n## Licences"
+    for found in origin.findings:
+        yield f"- {_text(found.line[:1].upper() + found.line[1:].rstrip('.'))}."
     yield "\n## What they were measured to do"
     yield from _measured(record)
 

@@ -10,30 +10,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...config.commands import ExportSettings
+from ...config.commands import CredentialSettings, ExportSettings, ImageFormat
 from ...engine.disk import require_room
 from ...engine.progress import track
 from ...engine.store import PARTIAL_PREFIX, disk_errors, sync_folder
 from ...errors import UsageError
 from ...invert.embeddings import Embeddings, read_embeddings
 from ..images import read_record
+from ..methods import RETRIEVAL, method_of
 from ..trained import Trained, trained
 from . import coco, fiftyone, imagefolder, onnx, parquet, safetensors, vectors, webdataset
-from .images import SyntheticImages
+from .card import Origin
+from .credentials import signer
+from .describe import describe, origin_of
+from .images import Signer, SyntheticImages
 
 Advance = Callable[[int], None]
 OF_CLASSIFIERS: dict[str, Callable[[Trained, int, Path, Advance], None]] = {
     "onnx": onnx.write,
     "safetensors": safetensors.write,
 }
-OF_IMAGES: dict[str, Callable[[SyntheticImages, Path, Advance], None]] = {
+OF_IMAGES: dict[ImageFormat, Callable[[SyntheticImages, Path, Advance], None]] = {
     "imagefolder": imagefolder.write,
     "webdataset": webdataset.write,
     "parquet": parquet.write,
     "fiftyone": fiftyone.write,
     "coco-classification": coco.write,
 }
-_BESIDE = 2000  # bytes that a format adds to an image: its row, its place in a tar file
+_BESIDE = 8000  # bytes that an export adds to an image: its XMP, its signature, its row, its place in a tar file
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Exported:
 
     count: int
     what: str  # "synthetic images", or "classifiers of arm real (why)"
+    licences: tuple[str, ...] = ()  # lines about those of the sources
 
 
 def export(run: Path, settings: ExportSettings) -> Exported:
@@ -55,10 +60,14 @@ def export(run: Path, settings: ExportSettings) -> Exported:
     """
     require_empty(settings.out)
     learned = read_embeddings(run) if settings.with_vectors else None
-    if settings.to in OF_IMAGES:
+    if settings.to != "onnx" and settings.to != "safetensors":
         if settings.arm is not None:
             raise UsageError(f"--arm {settings.arm}: names classifiers; leave it out with --to {settings.to}.")
-        return _export_images(run, settings.to, settings.out, learned)
+        origin = origin_of(run, settings.licence, settings.source_ids)
+        return write_images(run, settings.to, settings.out, origin, signer_of(run, settings), learned=learned)
+    if settings.licence is not None or settings.c2pa_key is not None:
+        option = "--c2pa-key" if settings.licence is None else "--licence"
+        raise UsageError(f"{option}: of images; leave it out with --to {settings.to}.")
     if settings.to == "onnx":
         onnx.require()
     found, record = trained(run, settings.arm), read_record(run)
@@ -69,18 +78,37 @@ def export(run: Path, settings: ExportSettings) -> Exported:
     count = len(found.by_seed)
     with new_folder(settings.out) as folder, track("export", count, "classifiers") as advance:
         OF_CLASSIFIERS[settings.to](found, record["size"], folder, advance)
-        vectors.write(learned, folder)
+        vectors.write(learned, folder, run, settings.source_ids)
     return Exported(count, f"classifiers of arm {found.arm} ({found.why})")
 
 
-def _export_images(run: Path, to: str, out: Path, learned: Embeddings | None) -> Exported:
-    """Write the synthetic images of a run in a format of `OF_IMAGES`."""
-    images = SyntheticImages.of(run)
+def write_images(
+    run: Path,
+    to: ImageFormat,
+    out: Path,
+    origin: Origin,
+    sign: Signer | None,
+    *,
+    learned: Embeddings | None = None,
+    address: str = "",
+) -> Exported:
+    """Write the synthetic images of a run in a format of `OF_IMAGES`, with what `describe` writes beside them."""
+    images = SyntheticImages.of(run, origin.source_ids, origin.rights, sign)
     require_room_for(images, out)
     with new_folder(out) as folder, track("export", len(images)) as advance:
         OF_IMAGES[to](images, folder, advance)
-        vectors.write(learned, folder)
-    return Exported(len(images), "synthetic images")
+        describe(images, folder, to, origin, address)
+        vectors.write(learned, folder, run, origin.source_ids)
+    return Exported(len(images), "synthetic images", tuple(one.line for one in origin.findings))
+
+
+def signer_of(run: Path, settings: CredentialSettings) -> Signer | None:
+    """What signs the images of a run; None where they are not signed. Raises UsageError."""
+    if settings.c2pa_certificate is None or settings.c2pa_key is None:
+        return None
+    if method_of(run).name == RETRIEVAL:
+        raise UsageError(f"{run}: no model made images of a pool; leave --c2pa-certificate and --c2pa-key out.")
+    return signer(settings.c2pa_certificate, settings.c2pa_key)
 
 
 def require_room_for(images: SyntheticImages, out: Path) -> None:

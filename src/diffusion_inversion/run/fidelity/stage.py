@@ -1,9 +1,10 @@
-"""The step between stage 2 and training: images that show another class than their label, and what becomes of them."""
+"""The step between stage 2 and training: what becomes of images that show another class or copy a training image."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from ...engine.frozen_settings import freeze_settings, settings_file
 from ...engine.ledger import Ledger
 from ...engine.lock import briefly
 from ...engine.progress import track
-from ...errors import ConfigMismatchError, UsageError
+from ...errors import ConfigMismatchError, DataError, UsageError
 from ...generator.generator import Generator
 from ...invert.embeddings import read_embeddings
 from ...sample.sampling import stale_files
@@ -33,10 +34,11 @@ from ...train.store import ClassifierStore
 from ..drawn_with import generator_of, sampling_of
 from ..layout import FIDELITY_FILE, REDRAWN
 from ..methods import method_of
-from ..report.record import JudgeRecord
+from ..report.image_records import JudgeRecord
 from ..strengths import strengths_for
-from .judging import Judges
-from .redraw import draw_again, redrawn_store
+from .copies import CopyGate
+from .judging import Judges, Opinion
+from .redraw import Faults, draw_again, redrawn_store
 
 SCHEMA = 1
 JUDGED = ("drop", "soft")  # filters after which every image has a confidence
@@ -81,6 +83,7 @@ def filtered(
     settings: FilterSettings,
     judges: Judges | None,
     generator: Generator | None = None,
+    gate: CopyGate | None = None,
 ) -> Material | None:
     """What is trained on in place of the `material`, as many images of each class; None for all of it.
 
@@ -91,23 +94,78 @@ def filtered(
     is not done again. `generator` is loaded as the run recorded it where it is needed and not given. Call it inside
     `run_lock`.
 
-    Raises ConfigMismatchError where classifiers were trained with another filter.
+    With a `gate` what it flags is drawn again too, and what is drawn again must pass it. Nothing that copies is ever
+    trained on: where its class has no other image, the class is left without that one.
+
+    Raises ConfigMismatchError where classifiers were trained with another filter, DataError where nothing is left.
     """
     _freeze(run, settings)
-    if judges is None:
+    if judges is None and gate is None:
         return None
     made = material()
-    with briefly(run, "fidelity"):
-        found = _judged(run, judges, made)
-    failed = torch.tensor(found.failed)
-    if settings.filter in JUDGED:
+    count, found = len(made.synthetic), None
+    failed, copied = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+    if judges is not None:
+        with briefly(run, "fidelity"):
+            found = _judged(run, judges, made)
+        failed = torch.tensor(found.failed)
+    if gate is not None:
+        copied = gate.flagged(made.synthetic.ids)
+        if judges is None and not copied.any():
+            return None
+    again = failed | copied if settings.filter == "redraw" else copied
+    new = torch.zeros_like(again)
+    if again.any():
+        strict = None if settings.filter == "soft" else judges  # which makes a label of what an image shows
+        made, new = _redrawn(run, strict, gate, made, again, generator)
+    copied &= ~new
+    if found is not None and judges is not None and settings.filter in JUDGED:
         sure = torch.where(torch.tensor(found.judged), torch.tensor(found.confidence), 1.0)
+        answers = torch.zeros(count, len(made.synthetic.class_names), dtype=torch.float64)
+        answers[failed] = torch.tensor(found.answers, dtype=torch.float64).reshape(-1, answers.shape[1])
+        if new.any():
+            opinion = _opinion(judges, made, new)
+            labels = made.synthetic.labels[new][:, None]
+            sure[new] = torch.where(opinion.judged, opinion.answers.gather(1, labels)[:, 0], 1.0).to(sure.dtype)
+            failed[new], answers[new] = opinion.failed, opinion.answers
         made = replace(made, synthetic=replace(made.synthetic, confidence=sure))
-    if settings.filter == "soft":
-        return replace(made, synthetic=_answered(made.synthetic, failed, torch.tensor(found.answers)))
-    if settings.filter == "redraw":
-        made, failed = _redrawn(run, judges, made, failed, generator)
-    return _taken(made, replaced((~failed).tolist(), made.synthetic.labels.tolist(), _origins(made)))
+        if settings.filter == "soft":
+            made = replace(made, synthetic=_answered(made.synthetic, failed, answers[failed]))
+    failed = torch.zeros_like(failed) if settings.filter == "soft" else failed & ~new
+    if settings.filter == "soft" and not copied.any():
+        return made
+    rows = replaced((~failed & ~copied).tolist(), made.synthetic.labels.tolist(), _origins(made))
+    return _taken(made, _without_copies(run, rows, copied, made.synthetic))
+
+
+def _without_copies(run: Path, rows: Sequence[int], copied: Tensor, images: LabelledImages) -> list[int]:
+    """The rows to train on without those of images that copy: what nothing of their class could replace."""
+    kept = [row for row in rows if not copied[row]]
+    if not kept:
+        raise DataError(
+            f"{run}: every synthetic image copies a training image, and so does what was drawn again: nothing is left "
+            "to train on. Draw farther from the vectors (--noise-strength, --interpolation), or accept copies "
+            "(--copies report)"
+        )
+    if len(kept) < len(rows):
+        named = {int(label) for label in images.labels} - {int(images.labels[row]) for row in kept}
+        lacking = ", ".join(images.class_names[label] for label in sorted(named))
+        none = f"; no image is left of {lacking}" if named else ""
+        print(
+            f"warning: {len(rows) - len(kept)} synthetic images that copy training images are left out, with nothing "
+            f"of their class in their place{none}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return kept
+
+
+def _opinion(judges: Judges, made: Material, rows: Tensor) -> Opinion:
+    """What judges say of some images (N,) bool."""
+    images = made.synthetic
+    second = None if images.soft is None else images.soft.second[rows]
+    origins = [origin for origin, asked in zip(_origins(made), rows.tolist(), strict=True) if asked]
+    return judges.opinion(images.images[rows], images.labels[rows], origins, second)
 
 
 def _origins(made: Material) -> list[str]:
@@ -191,31 +249,49 @@ def _answered(images: LabelledImages, failed: Tensor, answers: Tensor) -> Labell
 
 
 def _redrawn(
-    run: Path, judges: Judges, made: Material, failed: Tensor, generator: Generator | None
+    run: Path,
+    judges: Judges | None,
+    gate: CopyGate | None,
+    made: Material,
+    bad: Tensor,
+    generator: Generator | None,
 ) -> tuple[Material, Tensor]:
-    """The material with those that failed drawn again where that passes, and which (N,) bool still fail."""
+    """The material with images (N,) bool that are bad drawn again where that passes, and which (N,) bool did."""
     embeddings, names = read_embeddings(run), made.synthetic.class_names
     store, original = redrawn_store(run, names), SyntheticStore(run, names)
-    jobs = _jobs(original, made.synthetic.ids, failed)
+    there = {*original.table("file_name")["file_name"].to_pylist()}  # what was grown is left out instead
+    bad = bad & torch.tensor([name in there for name in made.synthetic.ids])
+    jobs = _jobs(original, made.synthetic.ids, bad)
+    made_by = {"judge": "" if judges is None else judges.key, "audit": "" if gate is None else gate.key}
     with briefly(run, REDRAWN):
-        rows = store.table("file_name", "judge").to_pylist() if store.manifest.units() else []
-        stale = {row["file_name"] for row in rows if row["judge"] != judges.key}
+        rows = store.table("file_name", *made_by).to_pylist() if store.manifest.units() else []
+        stale = {row["file_name"] for row in rows if any(row[key] != value for key, value in made_by.items())}
         stale |= set(stale_files(embeddings, store) if rows else ())
         if stale:
             store.remove(stale)
     done = {job for record in store.manifest.units().values() for job in record["ids"]}
     if not done.issuperset(jobs):
-        loaded, settings = generator or generator_of(run, str(judges.device)), sampling_of(run, names)
+        if judges is not None:
+            real, device = judges.real, str(judges.device)
+        else:
+            assert gate is not None  # one of the two found what is bad
+            real, device = gate.real, gate.settings.device
+        loaded, settings = generator or generator_of(run, device), sampling_of(run, names)
 
-        def examine(images: Tensor, rows: Sequence[Row]) -> Tensor:
+        def examine(images: Tensor, rows: Sequence[Row]) -> Faults:
+            none = torch.zeros(len(images), dtype=torch.bool)
+            copied = none if gate is None else gate.copied(images)
+            if judges is None:
+                return Faults(none, copied)
             labels = torch.tensor([row["label"] for row in rows])
             # Partners of other classes that share no label, as those of "context", are not what an image may show.
             second = torch.tensor([row["partner_label" if row["label_weight"] < 1 else "label"] for row in rows])
-            return judges.opinion(images, labels, [row["source_id"] for row in rows], second).failed
+            return Faults(judges.opinion(images, labels, [row["source_id"] for row in rows], second).failed, copied)
 
-        strengths = strengths_for(run, embeddings, loaded, settings, judges.real)
-        draw_again(run, jobs, embeddings, loaded, settings, examine, {"judge": judges.key}, strengths)
-    return _in_place(made, jobs, failed, store)
+        levels = {} if gate is None else gate.levels(original)
+        strengths = strengths_for(run, embeddings, loaded, settings, real)
+        draw_again(run, jobs, embeddings, loaded, settings, examine, made_by, levels, strengths)
+    return _in_place(made, jobs, bad, store)
 
 
 def _jobs(store: SyntheticStore, ids: Sequence[str], failed: Tensor) -> list[str]:
@@ -225,37 +301,36 @@ def _jobs(store: SyntheticStore, ids: Sequence[str], failed: Tensor) -> list[str
     return [job_of[name] for name, bad in zip(ids, failed.tolist(), strict=True) if bad]
 
 
-def _in_place(made: Material, jobs: Sequence[str], failed: Tensor, store: SyntheticStore) -> tuple[Material, Tensor]:
-    """The material with drawings of `jobs`, one for each that failed, that passed in place of the first ones."""
-    if not jobs:
-        return made, failed
+def _in_place(made: Material, jobs: Sequence[str], bad: Tensor, store: SyntheticStore) -> tuple[Material, Tensor]:
+    """The material with drawings of `jobs`, one for each that was bad, that passed in place of the first ones."""
+    new = torch.zeros_like(bad)
     table = store.table(
         "file_name", "sha256", "label", "partner_label", "label_weight", "answers", *PARENTS, "variant", "failed",
+        "copied",
     )  # fmt: skip
-    where = dict(zip(jobs, failed.nonzero()[:, 0].tolist(), strict=True))
-    each = zip(*(table[key].to_pylist() for key in ("source_id", "variant", "failed")), strict=True)
-    drawn = [(row, where.get(job_name(source, variant)), bad) for row, (source, variant, bad) in enumerate(each)]
-    passed = {row: place for row, place, bad in drawn if place is not None and not bad}
+    where = dict(zip(jobs, bad.nonzero()[:, 0].tolist(), strict=True))
+    each = zip(*(table[key].to_pylist() for key in ("source_id", "variant", "failed", "copied")), strict=True)
+    drawn = [(row, where.get(job_name(*job)), failed or copied) for row, (*job, failed, copied) in enumerate(each)]
+    passed = {row: place for row, place, still in drawn if place is not None and not still}
     if not passed:
-        return made, failed
+        return made, new
     table, places = table.take(list(passed)), list(passed.values())
     again = read_images(store.folder, store.class_names, *(column.to_pylist() for column in table.columns[:3]))
-    first, new = made.synthetic, soft_labels(table)
+    first, answers = made.synthetic, soft_labels(table)
     soft = first.soft
-    if soft is not None or new is not None:
+    if soft is not None or answers is not None:
         rows = torch.arange(len(first))
         rows[places] = len(first) + torch.arange(len(again))
-        both = [soft or SoftLabels.hard(first.labels), new or SoftLabels.hard(again.labels)]
+        both = [soft or SoftLabels.hard(first.labels), answers or SoftLabels.hard(again.labels)]
         soft = SoftLabels.cat(both).rows(rows)
     names, hashes, sources, images = list(first.ids), list(first.hashes), list(made.sources), first.images.clone()
     images[places] = again.images
     made_of = parents(*(table[key].to_pylist() for key in PARENTS))
     for place, name, digest, of in zip(places, again.ids, again.hashes, made_of, strict=True):
         names[place], hashes[place], sources[place] = f"{REDRAWN}/{name}", digest, of
-    left = failed.clone()
-    left[places] = False
+    new[places] = True
     taken = replace(first, ids=tuple(names), hashes=tuple(hashes), images=images, soft=soft)
-    return Material(taken, sources), left
+    return Material(taken, sources), new
 
 
 def _taken(made: Material, rows: Sequence[int]) -> Material:

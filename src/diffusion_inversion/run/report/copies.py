@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...measure.copies.found import BIN
-from ...measure.copies.said import as_percent, sentence, share_of
+from ...measure.copies.said import as_percent, redrawn_sentence, sentence, share_of
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT, _LEFT, _BASE = 640, 130, 10, 100  # px of a plot; the left and the lower end of its axis
 _KINDS = {"null": "images that copy nothing", "planted": "planted copies", "generated": "synthetic images"}
 _COLOURS = {"null": "#808080", "planted": "#d55e00", "generated": "#0072b2"}
-_MOST_CLASSES = 20
+_MOST_CLASSES, _MOST_SOURCES = 20, 20
 _OF_ONE = (
     '<p class="note">These are images of replicate 0; the report in the folder of each other replicate has its own.'
     "</p>\n"
 )
 
 
-def copies_section(run: Mapping[str, Any], picture: bytes | None) -> str:
+def copies_section(run: Mapping[str, Any], picture: bytes | None, redrawn: bytes | None = None) -> str:
     """HTML that begins with a heading, "" where the run was not audited.
 
     run: content of run.json, whose `copies` is an audit's record (`found.CopyAudit.record`). picture: PNG of the
-    flagged pairs, None where there are none.
+    flagged pairs, None where there are none. redrawn: PNG of some of them with what was drawn in their place.
     """
     from markupsafe import Markup
 
@@ -41,6 +41,7 @@ def copies_section(run: Mapping[str, Any], picture: bytes | None) -> str:
         *([Markup(_OF_ONE)] if "replicates" in run else []),
         *(_plot(name, view) for name, view in found["views"].items()),
         *_pairs(found, picture),
+        *_redrawn(found, redrawn),
         *_shares(found),
         *_recall(found),
         *(Markup('<p class="note">{}</p>\n').format(note) for note in found["notes"]),
@@ -105,12 +106,16 @@ def _steps(shares: Sequence[float], step: float, top: float) -> str:
 def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> Markup:
     from markupsafe import Markup
 
+    heads = tuple(heads)
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(one) for one in heads)
     lines = [
         Markup("<tr>{}</tr>\n").format(Markup("").join(Markup("<td>{}</td>").format(one) for one in row))
         for row in rows
     ]
-    return Markup('<div class="scroll"><table>\n<tr>{}</tr>\n{}</table></div>\n').format(head, Markup("").join(lines))
+    return Markup(
+        '<div class="scroll" tabindex="0" role="region" aria-label="Copies: {}">'
+        "<table>\n<tr>{}</tr>\n{}</table></div>\n"
+    ).format(", ".join(heads), head, Markup("").join(lines))
 
 
 def _folded(summary: str, table: Markup) -> Markup:
@@ -125,7 +130,8 @@ def _pairs(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup]:
     if picture is None:
         return
     yield Markup(
-        '<h3>The nearest pairs</h3>\n<div class="scroll"><img src="data:image/png;base64,{}" '
+        '<h3>The nearest pairs</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="The nearest pairs">'
+        '<img src="data:image/png;base64,{}" '
         'alt="Each flagged synthetic image above the training image that it is nearest to, nearest first"></div>\n'
     ).format(base64.b64encode(picture).decode())
     rows = [
@@ -133,6 +139,36 @@ def _pairs(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup]:
         for one in found["pairs"]
     ]
     yield _folded("Their files", _table(("Synthetic", "Nearest real", "Made from", "View", "Distance"), rows))
+
+
+def _redrawn(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup]:
+    from markupsafe import Markup
+
+    again = found.get("redrawn")
+    if again is None or not again["flagged"]:
+        return
+    yield Markup(
+        "<h3>What was drawn in their place</h3>\n<p>{} Others of their source, or else of their class, stand for what "
+        "is left out. Passed at try {}.</p>\n"
+    ).format(
+        redrawn_sentence(again), ", ".join(f"{number}: {count}" for number, count in enumerate(again["tries"], start=1))
+    )
+    if picture is not None:
+        yield Markup(
+            '<div class="scroll"><img src="data:image/png;base64,{}" alt="Training images, below each the synthetic '
+            'image that is flagged as its copy, and below that the last one drawn in its place"></div>\n'
+        ).format(base64.b64encode(picture).decode())
+    shown = [
+        (
+            one["file"], one["again"], "passes" if one["passed"] else "left out", one["try"],
+            f"{one['noise_strength']:g}", f"{one['interpolation']:g}",
+        )
+        for one in again["examples"]
+    ]  # fmt: skip
+    heads = ("First drawing", "Last drawing", "", "Try", "Noise strength", "Interpolation")
+    yield _folded("Their files", _table(heads, shown))
+    rows = [(one["class_name"], one["flagged"], one["passed"], one["left"]) for one in again["classes"]]
+    yield _folded("Drawn again, by class", _table(("Class", "Flagged", "Passed", "Left out"), rows[:_MOST_CLASSES]))
 
 
 def _shares(found: Mapping[str, Any]) -> Iterable[Markup]:
@@ -143,6 +179,9 @@ def _shares(found: Mapping[str, Any]) -> Iterable[Markup]:
             "<p>Sources with a flagged image: {}. {} of {} flagged images are nearest to the image they were made "
             "from.</p>\n"
         ).format(share_of(by_source["sources"]), by_source["of_their_own_source"], found["copies"]["count"])
+        worst = list(by_source["flagged"].items())[:_MOST_SOURCES]
+        if worst:
+            yield _folded("By source: those with most", _table(("Training image", "Flagged"), worst))
     most = sorted(found["by_class"].items(), key=lambda one: -one[1]["count"] / one[1]["n"])[:_MOST_CLASSES]
     rows = [(name, f"{one['count']} of {one['n']}", share_of(one)) for name, one in most]
     yield _folded("By class", _table(("Class", "Flagged", "Share, 95 % interval"), rows))

@@ -29,7 +29,7 @@ class ReportImages:
 
     real: Tensor  # (R, 3, S, S)
     reconstruction: Tensor | None  # (R, 3, S, S): sampled from the learned vector itself; None where there is none
-    variants: Sequence[Tensor]  # of each source (V, 3, S, S), V at least 1
+    variants: Sequence[Tensor]  # of each source (V, 3, S, S); V may be 0 where counts are balanced
     labels: Tensor  # (R,) int64, index into the run's class names
     distances: tuple[float, ...] | None = None  # of each reconstruction to its source; None: not measured
     called: str = "variant"  # what a variant is called
@@ -42,6 +42,7 @@ class ReportImages:
     # (3, S, S) and (V, 3, S, S) each, of run.json's images of the lowest and the highest noise: source and variants.
     strengths: Sequence[tuple[Tensor, Tensor]] = ()
     copies: bytes | None = None  # PNG of synthetic images above the training images that they are too near to
+    redrawn: bytes | None = None  # PNG of training images, below each what is too near, and what is in its place
     strips: bytes | None = None  # PNG of vectors at growing strengths of interpolation and noise
 
     def __post_init__(self) -> None:

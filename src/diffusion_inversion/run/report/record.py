@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from typing_extensions import NotRequired
 
     from ...train.choosing import ChoiceRecord
+    from .image_records import BalanceRecord, FidelityRecord, GrowthRecord, StrengthsRecord
 
 
 class ProblemRecord(TypedDict):
@@ -203,55 +204,6 @@ class FoundRecord(TypedDict):
     similarity: dict[str, float]  # least and mean cosine to the training image that an image was found for
 
 
-class JudgeRecord(TypedDict):
-    """How judges of labels do on real images that they never saw; rates in [0, 1]."""
-
-    images: int
-    folds: int
-    accuracy: float
-    calibration_error: float
-    failed: float  # share that fails by the rule that synthetic images are judged by
-
-
-class FidelityClassRecord(TypedDict):
-    class_name: str
-    judged: int
-    failed: int
-
-
-class FidelitySourceRecord(FidelityClassRecord):
-    file: str
-
-
-class FailedRecord(TypedDict):
-    """A synthetic image that shows another class than its label; probabilities are the judge's."""
-
-    file: str
-    source: str
-    class_name: str
-    confidence: float  # in the label
-    shows: str
-    rival_confidence: float
-    passed_again: bool | None  # whether its last drawing passes; None where it was not drawn again
-
-
-class FidelityRecord(TypedDict):
-    """Whether synthetic images show their class (run/fidelity/)."""
-
-    filter: str  # drop, redraw or soft
-    images: int
-    judged: int  # of them; the others have no judge
-    failed: int  # of these: show another class
-    drawn_again: int
-    left: int  # that still fail after it
-    unfit: list[str]  # classes of which every image does: they keep them
-    judge: JudgeRecord
-    classes: list[FidelityClassRecord]
-    sources: list[FidelitySourceRecord]  # those whose variants fail most often
-    examples: list[FailedRecord]  # the clearest
-    seconds: float
-
-
 class ToldRecord(TypedDict):
     """How well training images are told from held-out ones by a score; every figure in [0, 1], intervals at 95 %."""
 
@@ -326,53 +278,6 @@ class SubgroupsRecord(TypedDict):
     parts: list[SubgroupRecord]
 
 
-class StrengthClassRecord(TypedDict):
-    """The noise strengths that were found for the images of a class."""
-
-    class_name: str
-    counts: list[int]  # of images at each level of the ladder
-    median: float | None  # lambda; None where none was judged
-
-
-class StrengthImageRecord(TypedDict):
-    """An image that bears little noise, or much."""
-
-    file: str
-    class_name: str
-    strength: float  # lambda
-    level: float  # the same as a share of its vector's root mean square
-    kept: int  # probes at it that show their class
-    copies: int  # probes at it that copy a training image
-
-
-class StrengthsRecord(TypedDict):
-    """How much noise each image bears (run/strengths.py)."""
-
-    images: int
-    judged: int
-    probes: int  # of each image at each level that was tried
-    ladder: list[float]  # the levels, as shares of a vector's root mean square
-    never: int  # images whose probes miss their class without noise
-    copies: int  # images whose probes copy training images at their strength
-    classes: list[StrengthClassRecord]
-    lowest: list[StrengthImageRecord]
-    highest: list[StrengthImageRecord]
-
-
-class GrowthRecord(TypedDict):
-    """What `dinv grow` added, and what more would bring (run/grow.py); shares in [0, 1]."""
-
-    reason: str  # why it ended
-    added: int
-    images: int  # training images, each held out once
-    synthetic: list[int]  # images that were trained on, in each round and in the end
-    accuracies: list[float]  # of held-out training images, then
-    wanted: list[int]  # images that each class got, in the order of the classes
-    kept: int  # of all that were added, that kept their label as candidates
-    gain: list[float]  # in the end over the first round, low, high
-    sentence: str
-
-
 class TimeLimitRecord(TypedDict):
     """What a run left out to end in time (plan/time_limit.py)."""
 
@@ -391,6 +296,7 @@ class RunRecord(TypedDict):
     images: NotRequired[str]  # what those beside the real ones are called where no vectors made them: retrieved, say
     generator: NotRequired[GeneratorRecord]  # not where images were found; with a curve where vectors made them
     found: NotRequired[FoundRecord]  # where they were retrieved
+    licences: NotRequired[list[str]]  # lines about what the images were made with; not in records of earlier versions
     settings: dict[str, dict[str, Any]]  # invert, sample, train: the settings models as JSON
     stages: StagesRecord
     inversion_curve: NotRequired[CurveRecord]
@@ -398,13 +304,15 @@ class RunRecord(TypedDict):
     # By arm, over all seeds and replicates: (classes, classes) test images, row = true, column = predicted class.
     confusion: NotRequired[dict[str, list[list[int]]]]
     verdict: VerdictRecord
+    balance: NotRequired[BalanceRecord]  # where stage 2 evens counts; of replicate 0
     subgroups: NotRequired[SubgroupsRecord]  # where an attribute of the test images was given
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]
     fidelity: NotRequired[FidelityRecord]  # where `--filter` asked for it
     growth: NotRequired[GrowthRecord]  # where `dinv grow` added images
     strengths: NotRequired[StrengthsRecord]  # where noise_strength was auto
-    copies: NotRequired[dict[str, Any]]  # what `CopyAudit.record` has, of the pairs those that the report shows
+    # What `CopyAudit.record` has, of the pairs those that the report shows; `redrawn`: see fidelity/copies_record.py.
+    copies: NotRequired[dict[str, Any]]
     membership: NotRequired[MembershipRecord]  # where `dinv membership` measured it, of replicate 0
     chosen: NotRequired[list[ChoiceRecord]]  # settings that were chosen on folds of the training images, in order
     time_limit: NotRequired[TimeLimitRecord]

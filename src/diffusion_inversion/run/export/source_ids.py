@@ -1,0 +1,103 @@
+"""What leaves a run in place of the ids of its sources: salted hashes of them, the ids themselves, or nothing."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict
+
+from ...config.commands import SourceIds
+from ...engine.ledger import Ledger
+from ...engine.untrusted import check_record
+from ...sample.prompting import PROMPTS
+from ...sample.synthetic import PARENT_VERSIONS, PARENTS
+from ..layout import SALT_FILE
+from ..methods import LECF
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Columns that name images of others: ids, and hashes of pixels or vectors, which whoever has the pixels can confirm.
+NAMING = (*PARENTS, "pool_id", *PARENT_VERSIONS)
+_DIGITS = 32  # of a hash, hexadecimal
+_OF_PROMPTS = (PROMPTS, LECF)  # methods whose source is a sentence, which names no image
+
+
+class Salt(TypedDict):
+    """Content of the file."""
+
+    salt: str
+
+
+def named_as(table: pa.Table, run: Path, how: SourceIds) -> pa.Table:
+    """The table of a run's images, without the ids of images that they were made from unless `how` is plain.
+
+    Column `path` has the name that an image has in the run, `file_name` the one that it has outside: a name of the run
+    has the name of its source. Hashes are HMAC-SHA256 by the run's salt: the same id is the same hash in each export of
+    a run, and another one in each run. Rows are in the order of `file_name`, which says nothing of the ids.
+    """
+    table = table.append_column("path", table["file_name"])
+    if how == "plain":
+        return table
+    hide, rows = _hidden(_salt(run)), table.to_pylist()
+    columns = {name: table[name] for name in table.column_names if name not in NAMING}
+    columns["file_name"] = [_file_name(row, hide, how) for row in rows]
+    if how == "hashed":
+        for name in [name for name in NAMING if name in table.column_names]:
+            columns[name] = [_value(row, name, hide) for row in rows]
+    import pyarrow as pa
+
+    return pa.table({name: columns[name] for name in table.column_names if name in columns}).sort_by("file_name")
+
+
+def ids_as(ids: Sequence[str], run: Path, how: SourceIds) -> list[str] | None:
+    """The ids of images of a run as `named_as` names them; None where it does not."""
+    if how == "none":
+        return None
+    return list(map(_hidden(_salt(run)), ids)) if how == "hashed" else list(ids)
+
+
+def _salt(run: Path) -> str:
+    """The salt of a run, made and kept where there is none. It is part of no export."""
+    found = Ledger(run).read_json(SALT_FILE)
+    if found is None:
+        text = json.dumps({"salt": secrets.token_hex(32)}) + "\n"
+        Ledger(run).commit(SALT_FILE, text.encode(), note={"copy": text})
+        found = Ledger(run).read_json(SALT_FILE)
+    return check_record(found, Salt, run / SALT_FILE)["salt"]
+
+
+def _hidden(salt: str) -> Callable[[str], str]:
+    key = salt.encode()
+
+    @cache
+    def hide(text: str) -> str:
+        return hmac.digest(key, text.encode("utf-8", "surrogatepass"), "sha256").hex()[:_DIGITS]
+
+    return hide
+
+
+def _is_prompt(row: dict[str, Any], value: str) -> bool:
+    return row.get("method") in _OF_PROMPTS and value == row["source_id"]
+
+
+def _value(row: dict[str, Any], name: str, hide: Callable[[str], str]) -> Any:
+    value = row[name]
+    if isinstance(value, list):
+        return [hide(one) for one in value]
+    return value if not value or _is_prompt(row, value) else hide(value)
+
+
+def _file_name(row: dict[str, Any], hide: Callable[[str], str], how: SourceIds) -> str:
+    folder = row["path"].rpartition("/")[0]
+    if how == "none":  # nor which images have a source in common
+        return f"{folder}/{hide(row['path'])}.png"
+    if _is_prompt(row, row["source_id"]):
+        return str(row["path"])
+    return f"{folder}/{hide(row['source_id'])}-v{row['variant']:03d}.png"

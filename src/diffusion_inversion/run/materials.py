@@ -1,0 +1,27 @@
+"""What the images of a run were made with, as far as licences go: DATA, the generator, photographs of a pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data.licences import Material
+from ..sample.xmp import is_generated
+from .images import read_record
+from .methods import images_store
+
+_MOST = 20  # licences of a pool that are named, the most frequent ones
+
+
+def materials(run: Path) -> list[Material]:
+    """Everything that the synthetic images of a run are of, each with its licence."""
+    record = read_record(run)
+    class_names = () if record is None else tuple(record["class_names"])
+    found = [] if record is None else [Material(f"the source {record['name']}", record["licence"])]
+    made = images_store(run, class_names).table("method", "generator", "generator_licence", "licence")
+    counted = made.group_by(made.column_names).aggregate([([], "count_all")]).sort_by([("count_all", "descending")])
+    for row in counted.to_pylist()[:_MOST]:
+        if is_generated(row["method"]):
+            found.append(Material(f"the generator {row['generator']}", row["generator_licence"], drawn_from=False))
+        else:
+            found.append(Material(f"{row['count_all']} images of {row['generator']}", row["licence"]))
+    return found
