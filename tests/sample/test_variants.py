@@ -338,7 +338,12 @@ def test_what_makes_other_images_is_recorded_and_what_does_not_is_not(
     generator: Generator, embeddings: Embeddings
 ) -> None:
     plain = made_from(embeddings, generator, SampleSettings(), None)
-    assert set(plain["settings"]) == SampleSettings.model_fields.keys() - {"variants", "strict", "safety_checker"}
+    assert set(plain["settings"]) == SampleSettings.model_fields.keys() - {
+        "variants",
+        "balance",
+        "strict",
+        "safety_checker",
+    }
     assert made_from(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
     assert made_from(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8
 
