@@ -33,8 +33,9 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
         before = files(run)
     tuned = {"sample.tuning.json", "train.tuning.json", "real_fraction.json"}  # test_tune.py; the last is of old
     audited = {"audit.json", "audit.png"}  # test_copies.py of this folder
-    judged = {"fidelity.json", "filter.config.json"}  # test_fidelity.py
+    judged = {"fidelity.json", "filter.config.json", "copies.config.json"}  # test_fidelity.py, test_copies_redrawn.py
     elsewhere = {
+        *("attributes.json", "balance.json"),  # test_balance_of_a_run.py
         "coarseness.json",
         "export-salt.json",  # test_provenance.py
         "forgotten.json",
