@@ -87,7 +87,7 @@ def test_other_counts_keep_the_images_that_stay(made: tuple[Path, Any], bench: B
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run / "synthetic").rglob("*.png")}
 
     def sample(*options: object) -> None:
-        done = dinv("sample", run, "--variants", 2, "--inference-steps", 2, *options)
+        done = dinv("sample", run, "--variants", 2, "--inference-steps", 2, "--dtype", "float32", *options)
         assert done.exit_code == 0, done.output
 
     before, first = images(), drawn(run)
