@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diffusion_inversion
-from diffusion_inversion.engine import lock, progress
 from diffusion_inversion.engine.frozen_settings import freeze_settings
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
@@ -328,25 +327,3 @@ def test_lock_is_free_after_the_block_and_after_an_error(tmp_path: Path) -> None
         pass  # the same process may come in again
     with run_lock(tmp_path):
         pass
-
-
-def test_what_is_said_of_the_work_is_read_without_a_lock(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert lock.record_of(folder) == {} and lock.holders(folder) == []
-    with run_lock(folder), run_lock(tmp_path / "inner"):
-        lock.say({"step": "x" * 100})
-        lock.say({"step": "second"})
-        assert lock.record_of(folder)["step"] == "second" and "ended" not in lock.record_of(folder)
-        assert lock.holders(folder) == [os.getpid()] and "step" not in lock.record_of(tmp_path / "inner")
-        with progress.track("train", 10, "steps", 128) as advance:
-            advance(4)
-        assert lock.record_of(folder)["doing"] | {"at": 0} == {
-            "what": "train", "done": 4, "total": 10, "unit": "steps", "rate": 0.0, "images_per_second": 0.0, "at": 0,
-        }  # fmt: skip
-    assert lock.record_of(folder)["ended"] > 0 and lock.holders(folder) == []
-    with pytest.raises(RuntimeError), run_lock(folder):
-        assert "step" not in lock.record_of(folder), "what the one before said is gone"
-        raise RuntimeError("no luck with https://me:secret-word@host/x\nmore")
-    assert lock.record_of(folder)["error"] == "no luck with https://[redacted]@host/x"
-    (folder / ".lock").write_text('{"pid": 1, "host": "elsewhere"}rest of a longer one}')
-    assert lock.record_of(folder) == {"pid": 1, "host": "elsewhere"} and lock.holders(folder) is None

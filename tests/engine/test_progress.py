@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines elsewhere, and what they say of the rest."""
+"""Progress on a terminal and elsewhere, and what the lock file says of the work."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 
 import diffusion_inversion
-from diffusion_inversion.engine import progress
+from diffusion_inversion.engine import lock, progress
+from diffusion_inversion.engine.lock import run_lock
 
 SOURCE = str(Path(diffusion_inversion.__path__[0]).parent)
 
 
-def python(code: str, **kwargs: object) -> subprocess.Popen[str]:
+def python(code: str, *arguments: object, **kwargs: object) -> subprocess.Popen[str]:
     """Start a Python process that imports our package."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": SOURCE, "TERM": "xterm"}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.Popen(command, env=environment, text=True, **kwargs)  # type: ignore[call-overload,no-any-return]
 
 
@@ -100,3 +101,25 @@ def test_an_error_shows_where_the_work_stopped(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1:00"), (187, "3:07"), (7387, "2:03:07")])
 def test_durations(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
+
+
+def test_what_is_said_of_the_work_is_read_without_a_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert lock.record_of(folder) == {} and lock.holders(folder) == []
+    with run_lock(folder), run_lock(tmp_path / "inner"):
+        lock.say({"step": "x" * 100})
+        lock.say({"step": "second"})
+        assert lock.record_of(folder)["step"] == "second" and "ended" not in lock.record_of(folder)
+        assert lock.holders(folder) == [os.getpid()] and "step" not in lock.record_of(tmp_path / "inner")
+        with progress.track("train", 10, "steps", 128) as advance:
+            advance(4)
+        assert lock.record_of(folder)["doing"] | {"at": 0} == {
+            "what": "train", "done": 4, "total": 10, "unit": "steps", "rate": 0.0, "images_per_second": 0.0, "at": 0,
+        }  # fmt: skip
+    assert lock.record_of(folder)["ended"] > 0 and lock.holders(folder) == []
+    with pytest.raises(RuntimeError), run_lock(folder):
+        assert "step" not in lock.record_of(folder), "what the one before said is gone"
+        raise RuntimeError("no luck with https://me:secret-word@host/x\nmore")
+    assert lock.record_of(folder)["error"] == "no luck with https://[redacted]@host/x"
+    (folder / ".lock").write_text('{"pid": 1, "host": "elsewhere"}rest of a longer one}')
+    assert lock.record_of(folder) == {"pid": 1, "host": "elsewhere"} and lock.holders(folder) is None

@@ -132,14 +132,15 @@ def test_what_was_logged_is_not_logged_again_and_a_tracker_that_fails_is_left_ou
     log.settings({"steps": 5})
     for step in (2, 3, 4):
         log.scalar("a", 0.5, step)
-    drawn = []
-    log.of(1).picture("a", lambda: bytes([len(drawn) or drawn.append(1) or 7]), 1)
+    log.of(1).picture("a", lambda: b"\x07", 1)
     log.of(0).picture("b", lambda: b"png", 0)
     assert new.told == [
         ("settings", {"steps": 5}, 0), ("a", 0.5, 2), ("a", 0.5, 3), ("a", 0.5, 4), ("replicate 1/a", b"\x07", 1),
         ("b", b"png", 0),
     ]  # fmt: skip
     assert old.told == [("a", 0.5, 4), ("b", b"png", 0)]
+    log.picture("d", lambda: bytes(-1), 0)
+    assert "warning: d: not logged: negative count" in capsys.readouterr().err
     log.scalar("c", -1.0, 0)
     log.scalar("c", 1.0, 1)
     log.close()

@@ -17,16 +17,18 @@ from diffusion_inversion.cli import app
 from diffusion_inversion.cli.command import is_watched
 from diffusion_inversion.config.planning import PreviewSettings
 from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.config.tuning import Tuning
 from diffusion_inversion.engine.lock import run_lock
-from diffusion_inversion.invert.embeddings import read_embeddings
+from diffusion_inversion.invert.inversion import invert
+from diffusion_inversion.run.images import load
 from diffusion_inversion.run.place import default_folder
 from diffusion_inversion.run.plan import start
-from diffusion_inversion.run.preview import MADE_BY, Wanted, chosen_rows, files_of, look, stronger
+from diffusion_inversion.run.preview import MADE_BY, Wanted, chosen_rows, files_of, look, plain, stronger
 from diffusion_inversion.run.reconstructions import likeness_of
+from diffusion_inversion.run.replicates import replicate
 from diffusion_inversion.run.stages import run_all
 from diffusion_inversion.run.verify import verify
-from diffusion_inversion.sample.sampling import drawn
-from diffusion_inversion.sample.synthetic import read_synthetic
+from diffusion_inversion.sample.sampling import drawn, sample
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,8 @@ def test_stronger_settings_stay_in_their_ranges() -> None:
     found = stronger(SAMPLE.model_copy(update={"noise_strength": 0.2, "interpolation": -0.4}), 3.0)
     assert (found.noise_strength, found.interpolation) == (pytest.approx(0.6), -1.0)
     assert stronger(SAMPLE.model_copy(update={"noise_strength": 5.0}), 3.0).noise_strength == 10.0
+    auto = SAMPLE.model_copy(update={"noise_strength": "auto"})
+    assert plain(auto).noise_strength == 0.1 and stronger(auto, 3.0).noise_strength == pytest.approx(0.3)
 
 
 def test_a_reconstruction_that_is_its_source_has_no_distance() -> None:
@@ -86,6 +90,7 @@ def test_the_picture_is_the_same_each_time_and_nothing_else_is_written(
     assert "plan: about" in done.stdout and str(picture.relative_to(tmp_path)) in done.stdout
     assert text.count('class="card"') == 3 and text.count('class="made"') == 3 * 4 and "of memory at most" in text
     assert 'src="http' not in text and "at 3 times the strength" in text
+    assert "as they come" in text and "least like their source" not in text
     assert preview(bench).exit_code == 0 and picture.read_bytes() == first, "a preview may take the place of another"
     assert preview(bench, "--stronger", 1).exit_code == 0
     assert picture.read_bytes() != first
@@ -103,8 +108,8 @@ def test_what_a_run_refuses_and_files_of_others_are_refused_before_any_work(benc
 
 
 def test_variants_drawn_alone_are_those_of_the_run(bench: Bench, tmp_path: Path) -> None:
-    run(bench, tmp_path / "run")
-    embeddings, made = read_embeddings(tmp_path / "run"), read_synthetic(tmp_path / "run", ("cat", "dog"))
+    embeddings = invert(toy_images(8), bench.generator(), tmp_path, INVERT)
+    made = sample(embeddings, bench.generator(), tmp_path, SAMPLE)
     jobs = [(row, variant) for variant in range(SAMPLE.variants) for row in range(len(embeddings))]
     batches = [jobs[first : first + SAMPLE.batch_size] for first in range(0, len(jobs), SAMPLE.batch_size)]
     found = torch.cat(list(drawn(embeddings, bench.generator(), SAMPLE, batches, "look")))
@@ -130,7 +135,10 @@ def test_a_run_that_is_looked_at_first_has_the_same_bits(
     run(bench, tmp_path / "looked", preview=wanted)
     assert not wanted.files[0].exists(), "a run that was begun is not looked at"
     monkeypatch.setattr(start, "MOST", 0.0)
-    run(bench, tmp_path / "slow", preview=wanted)
+    data = DataSettings(data=str(bench.data))
+    slow = replicate(tmp_path / "slow", 0, data, INVERT, SAMPLE, TRAIN)
+    splits = load(slow.folder, data, None)
+    start.begin([slow], splits, bench.generator(), side=16, own=None, limit=None, tuning=Tuning(), preview=wanted)
     assert "preview: left out, it would take about" in capsys.readouterr().err and not wanted.files[0].exists()
 
 

@@ -121,7 +121,7 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(out: Path, **given: Any) -> PushSettings:
-    return PushSettings(hub_id=ID, out=out, **given)
+    return PushSettings(hub_id=ID, out=out, **{"source_ids": "plain", **given})
 
 
 def test_the_folder_is_a_data_set_with_its_card(finished: Path, folder: Path, tmp_path: Path) -> None:
@@ -173,16 +173,16 @@ def test_a_licence_that_the_source_excludes_is_refused_before_anything_is_writte
     command = ["push", str(run), ID, "--out", str(tmp_path / "out"), "--dry-run"]
     refused = CliRunner().invoke(app, [*command, "--licence", "apache-2.0"])
     assert refused.exit_code == 2 and not (tmp_path / "out").exists(), refused.output
-    assert "without non-commercial, share-alike of the source train (CC-BY-NC-SA-4.0)" in refused.stderr
+    assert "without non-commercial, share-alike of the source data (CC-BY-NC-SA-4.0)" in refused.stderr
     assert "Ask for cc-by-nc-sa-4.0, or leave --licence out." in refused.stderr
     done = CliRunner().invoke(app, [*command, "--licence", "cc-by-nc-sa-4.0", "--json"])
     lines = json.loads(done.stdout)["licences"]
-    assert "licence of the source train: CC-BY-NC-SA-4.0 (attribution, non-commercial, share-alike)" in lines
+    assert "licence of the source data: CC-BY-NC-SA-4.0 (attribution, non-commercial, share-alike)" in lines
     assert "licence of the generator toy: none named; find out before you pass images on" in lines
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "license: cc-by-nc-sa-4.0" in text and "## Licences\n- Licence of the source train: CC-BY-NC-SA-4.0" in text
+    assert "license: cc-by-nc-sa-4.0" in text and "## Licences\n- Licence of the source data: CC-BY-NC-SA-4.0" in text
     again = CliRunner().invoke(app, ["export", str(run), "--to", "coco-classification", "--out", str(tmp_path / "b")])
-    assert again.exit_code == 0 and "licence of the source train: CC-BY-NC-SA-4.0" in again.stdout
+    assert again.exit_code == 0 and "licence of the source data: CC-BY-NC-SA-4.0" in again.stdout
     assert "license: other" in (tmp_path / "b" / "README.md").read_text()
 
 
@@ -246,6 +246,7 @@ def test_a_hub_that_refuses_or_is_not_there_is_named(folder: Path, hub: FakeHub)
 
 def test_a_dry_run_makes_the_folder_and_uploads_nothing(finished: Path, tmp_path: Path) -> None:
     command = ["push", str(finished), ID, "--out", str(tmp_path / "out"), "--dry-run", "--licence", "cc-by-4.0"]
+    command += ["--source-ids", "plain"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0 and "Nothing was uploaded" in done.stdout, done.output
     assert "license: cc-by-4.0" in (tmp_path / "out" / "README.md").read_text()

@@ -128,7 +128,8 @@ def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            hold.record["error"] = redact(str(error).partition("\n")[0]) or type(error).__name__
+            cause = redact(str(error).partition("\n")[0]) or type(error).__name__
+            hold.record["error"] = "interrupted" if isinstance(error, KeyboardInterrupt) else cause
             raise
         finally:
             hold.record["ended"] = time.time()

@@ -145,7 +145,7 @@ def _bar(description: str, pace: Pace) -> Iterator[Callable[[int], None]]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(14),  # what is beside it fits into 80 columns up to the time of day
         MofNCompleteColumn(),
         TextColumn(escape(pace.unit)),
         TimeElapsedColumn(),
@@ -155,7 +155,7 @@ def _bar(description: str, pace: Pace) -> Iterator[Callable[[int], None]]:
         task = progress.add_task(escape(description), total=pace.total, pace="")
 
         def count(n: int) -> None:
-            now = f"{pace.speed(pace.rate)}, {pace.left}" if pace.rate and pace.done < pace.total else ""
+            now = f"{pace.left}, {pace.speed(pace.rate)}" if pace.rate and pace.done < pace.total else ""
             progress.update(task, advance=n, pace=escape(now))
 
         yield count

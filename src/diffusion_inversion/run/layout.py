@@ -25,8 +25,8 @@ RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.j
 ATTRIBUTES_FILE = "attributes.json"  # the attribute that subgroups are shown of, and its values of the test images
 BALANCE_FILE = "balance.json"  # counts of real and synthetic images where stage 2 evens them
 COARSENESS_FILE = "coarseness.json"
-STRENGTHS = "strengths"  # how much noise each vector bears (strengths.py)
-GROWTH_FILE, GROWTH, GROWN = "growth.json", "growth", "grown"  # rounds, what candidates showed, and images (grow.py)
+STRENGTHS = "strengths"  # how much noise each vector bears (run/strengths.py)
+GROWTH_FILE, GROWTH, GROWN = "growth.json", "growth", "grown"  # rounds, candidates, images (run/grow.py)
 ONLINE = "online"  # what is drawn while classifiers train (online.py)
 STRIPS_PICTURE = "strips.png"  # what more interpolation, and more noise, make of some vectors
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
@@ -121,10 +121,10 @@ LEDGER = (
     File(_FRACTION_FILE, "train", "choice"),
     File(TRAIN_FILE, "train", "choice"),
     File(FIDELITY_FILE, "train", "derived"),
+    File(MEMBERSHIP_FILE, "train", "derived"),
     File(settings_file("filter"), "train", "settings"),
     File(settings_file("copies"), "train", "settings"),
     File(settings_file("train"), "train", "settings"),
-    File(MEMBERSHIP_FILE, "train", "derived"),
     File(RUN_FILE, "report", "derived"),
     File(REPORT_FILE, "report", "derived"),
 )

@@ -50,14 +50,16 @@ class Log:
         self._new(tag, step, lambda tracker, tag: tracker.scalar(tag, value, step))
 
     def picture(self, tag: str, png: Callable[[], bytes], step: int) -> None:
-        """Log a picture, which is drawn where somebody wants it."""
-        made: list[bytes] = []
-
-        def show(tracker: Tracker, tag: str) -> None:
-            made[:] = made or [png()]
-            tracker.picture(tag, made[0], step)
-
-        self._new(tag, step, show)
+        """Log a picture, which is drawn where somebody wants it; one that cannot be drawn is left out."""
+        whole = self._prefix + tag
+        if all(step <= self._last.get(name, {}).get(whole, -1) for name in self._trackers):
+            return
+        try:
+            made = png()
+        except Exception as error:
+            print(f"warning: {whole}: not logged: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
+            return
+        self._new(tag, step, lambda tracker, tag: tracker.picture(tag, made, step))
 
     def vectors(self, embeddings: Embeddings) -> None:
         """Log the losses of stage 1 over its steps: mean, 10th and 90th percentile of the images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,16 +48,24 @@ def chosen_rows(images: LabelledImages, count: int) -> tuple[list[int], list[int
     return shown, sorted(partners.values())
 
 
+def plain(settings: SampleSettings) -> SampleSettings:
+    """The settings with a number where a run finds the noise strength by itself: the default."""
+    if settings.noise_strength != "auto":
+        return settings
+    return settings.model_copy(update={"noise_strength": SampleSettings().noise_strength})
+
+
 def stronger(settings: SampleSettings, times: float) -> SampleSettings:
     """Settings of stage 2 with so many times the strengths, as far as their ranges go."""
-    assert settings.noise_strength != "auto"
-    noise, mix = times * settings.noise_strength, times * settings.interpolation
+    known = plain(settings)
+    assert known.noise_strength != "auto"
+    noise, mix = times * known.noise_strength, times * known.interpolation
     return settings.model_copy(update={"noise_strength": min(noise, 10.0), "interpolation": max(min(mix, 1.0), -1.0)})
 
 
 def said(settings: SampleSettings) -> str:
     """The strengths in a few characters."""
-    return f"λ {settings.noise_strength:g}, \N{GREEK SMALL LETTER ALPHA} {settings.interpolation:g}"
+    return f"λ {float(settings.noise_strength):g}, \N{GREEK SMALL LETTER ALPHA} {settings.interpolation:g}"
 
 
 def look(
@@ -75,8 +83,7 @@ def look(
     a run learns its images in other batches, which differ from these by rounding. Nothing is kept, and no random
     state is moved.
     """
-    if sample.noise_strength == "auto":  # what is right for an image is found in the run
-        sample = sample.model_copy(update={"noise_strength": SampleSettings().noise_strength})
+    strengths = plain(sample), stronger(sample, settings.stronger)
     rows, partners = chosen_rows(images, settings.images)
     few = images.subset([*rows, *partners])
     devices = [generator.device] if generator.device.type == "cuda" else []
@@ -85,7 +92,7 @@ def look(
         at = {image_id: row for row, image_id in enumerate(embeddings.ids)}
         learned = [at[image_id] for image_id in few.ids[: len(rows)] if image_id in at]
         variants: list[Tensor] = []
-        for strength in (sample, stronger(sample, settings.stronger)):
+        for strength in strengths:
             # Variant 0 begins at the noise of the reconstruction and looks like it.
             jobs = [(row, variant) for row in learned for variant in range(1, EACH + 1)]
             batches = [jobs[start : start + sample.batch_size] for start in range(0, len(jobs), sample.batch_size)]
@@ -100,7 +107,7 @@ def look(
         variants=list(torch.cat(variants, 1)),
         labels=sources.labels,
         distances=distances,
-        captions=tuple(said(one) for one in (sample, stronger(sample, settings.stronger)) for _ in range(EACH)),
+        captions=tuple(said(one) for one in strengths for _ in range(EACH)),
         ids=sources.ids,
         photographs=sources.images if sources.size > side else None,
     )
@@ -112,7 +119,8 @@ def picture(images: ReportImages, class_names: Sequence[str]) -> bytes:
     from matplotlib.figure import Figure
 
     columns = [images.real[:, None], *([] if images.reconstruction is None else [images.reconstruction[:, None]])]
-    shown = torch.cat([*columns, torch.stack(list(images.variants))], 1)
+    fewest = min(map(len, images.variants))
+    shown = torch.cat([*columns, torch.stack([one[:fewest] for one in images.variants])], 1)
     rows, across, _, side, _ = shown.shape
     gap = max(side // 16, 1)
     padded = F.pad(shown, (0, gap, 0, gap), value=255).permute(0, 3, 1, 4, 2)
@@ -127,7 +135,7 @@ def picture(images: ReportImages, class_names: Sequence[str]) -> bytes:
     axes.imshow(sheet.numpy(), interpolation="nearest", aspect="auto")
     middles = [[place * (side + gap) + (side - 1) / 2 for place in range(count)] for count in (across, rows)]
     names = ["real image", *(["reconstruction"] if images.reconstruction is not None else [])]
-    names += [f"variant\n{one}" for one in images.captions or [f"{k + 1}" for k in range(len(images.variants[0]))]]
+    names += [f"variant\n{one}" for one in images.captions or [f"{k + 1}" for k in range(fewest)]]
     axes.set_xticks(middles[0], names, fontsize=_FONT, parse_math=False)
     labels = [short(class_names[label]) for label in images.labels.tolist()]
     axes.set_yticks(middles[1], labels, fontsize=_FONT, parse_math=False)
@@ -170,6 +178,9 @@ def make(
     plan: Sequence[str],
 ) -> int:
     """Look, and write picture and page, each whole or as it was; return how many images are shown. Raises as `look`."""
+    if sample.noise_strength == "auto":
+        known = plain(sample).noise_strength
+        wanted = replace(wanted, notes=[*wanted.notes, f"A run finds each image's noise strength; here it is {known}."])
     images = look(splits.train, generator, invert, sample, wanted.settings, side=side)
     made = picture(images, splits.train.class_names), _page(images, splits, wanted, plan).encode()
     for path, content in zip(wanted.files, made, strict=True):

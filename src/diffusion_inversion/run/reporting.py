@@ -39,7 +39,7 @@ from .gallery import images_of_classes, images_of_vectors
 from .growth_record import growth_record
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
 from .materials import materials
-from .membership import SHOWN, read_membership
+from .membership import read_membership, shown
 from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
 from .report import RunRecord, render_report
@@ -127,7 +127,7 @@ def report_stage(
         if redrawn is not None:
             record["copies"]["redrawn"] = redrawn
     if (membership := read_membership(run, splits)) is not None:
-        record["membership"] = {key: membership[key] for key in SHOWN}  # type: ignore[typeddict-item]
+        record["membership"] = shown(membership)
     if made.vectors is not None:
         record["inversion_curve"] = made.vectors.curve
         record["stages"]["invert"] = made.vectors.inverted

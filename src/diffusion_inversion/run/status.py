@@ -104,17 +104,17 @@ def status(folder: Path) -> Status:
     if not said and not manifest.records():
         raise UsageError(f"{folder}: nobody has worked here; give the --out of a `dinv run`, `sweep` or `pretrain`.")
     pids = holders(folder)
-    return Status(folder, _state(folder, said, pids), pids or [], said, _parts(folder, said), _bytes(folder))
+    parts = _parts(folder, said)
+    return Status(folder, _state(folder, said, pids, parts), pids or [], said, parts, _bytes(folder))
 
 
-def _state(folder: Path, said: dict[str, Any], pids: list[int] | None) -> State:
+def _state(folder: Path, said: dict[str, Any], pids: list[int] | None, parts: list[Part]) -> State:
     if pids:
         return "working"
     if said and "ended" not in said:
         return "not known" if pids is None else "killed"
-    if said.get("error") is None and Ledger(folder).holds(RUN_FILE):
-        return "finished"
-    return "stopped"
+    whole = all(part.done >= part.total for part in parts if part.total is not None)
+    return "finished" if whole and Ledger(folder).holds(RUN_FILE) else "stopped"
 
 
 def _parts(folder: Path, said: dict[str, Any]) -> list[Part]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine.hub import hub_reachable
 from ...errors import UsageError
-from ...generator.hub import hub_reachable
 from .extractor import Extractor, Preprocessing, weights_digest
 
 

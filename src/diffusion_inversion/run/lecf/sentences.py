@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...engine.hub import model_folder
 from ...engine.untrusted import shown
 from ...errors import UsageError
-from ...generator.hub import model_folder
 from ...randomness import generator_for
 from ...sample.prompting import Prompt
 from ...train.few_shot.prompts import filled, spoken

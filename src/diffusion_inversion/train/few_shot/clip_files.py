@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...engine.hub import model_folder
 from ...engine.untrusted import FLOATS, TensorSpec, read_header, read_tensors, shown, specs_of
 from ...errors import DataError, UsageError
 from ...generator.checkpoints import MAX_BLOCKS, MAX_TOKENIZER_FILE, MAX_WEIGHTS, TEXT_KEYS, read_config
-from ...generator.hub import model_folder
 
 if TYPE_CHECKING:
     from transformers import CLIPModel

@@ -1,15 +1,17 @@
-"""Models from a folder or the Hugging Face hub, whose client waits half a minute for a network that is not there."""
+"""The Hugging Face hub, whose clients wait half a minute for a network that is not there, and models from it."""
 
 from __future__ import annotations
 
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ..engine.untrusted import shown
 from ..errors import UsageError
+from .untrusted import shown
 
 _PATIENCE = 5.0  # seconds
 
@@ -28,6 +30,24 @@ def hub_reachable() -> bool:
     except (OSError, http.client.HTTPException):
         return False
     return True
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Where the hub does not answer, have its clients use what they keep, or fail, at once."""
+    import datasets
+    from huggingface_hub import constants
+
+    places: list[Any] = [constants, datasets.config]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    offline = not hub_reachable()
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or offline
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def model_folder(option: str, source: str, files: Sequence[str], remedy: str, revision: str | None = None) -> Path:
