@@ -121,7 +121,7 @@ def read_counts(run: Path) -> BalanceRecord | None:
 
 def named(part: Mapping[str, object]) -> str:
     """A part for people."""
-    return ", ".join(str(part[key]) for key in ("class_name", "value") if part[key] is not None)
+    return " / ".join(str(part[key]) for key in ("class_name", "value") if part[key] is not None)
 
 
 def line(found: BalanceRecord) -> str:

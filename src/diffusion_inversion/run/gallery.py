@@ -29,14 +29,14 @@ def images_of_vectors(
     drawn_from: dict[str, list[tuple[int, list[Any]]]] = {}
     for *file, source, variant in zip(*(column.to_pylist() for column in each.columns), strict=True):
         drawn_from.setdefault(source, []).append((variant, file))
-    # Where counts are balanced some sources may have none; the first of all says how large images are.
     shown = [[file for _, file in sorted(drawn_from.get(embeddings.ids[row], []))[:REPORT_VARIANTS]] for row in rows]
-    first = [column[0].as_py() for column in each.columns[:3]]
-    files = zip(first, *(file for found in shown for file in found), strict=True)
-    drawn = read_images(store.folder, embeddings.class_names, *files)
+    counts = [len(found) for found in shown]
+    # Where counts are balanced sources may have none; any image says how large they are.
+    files = [file for found in shown for file in found] or [[column[0].as_py() for column in each.columns[:3]]]
+    drawn = read_images(store.folder, embeddings.class_names, *zip(*files, strict=True))
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     sources = train.subset([row_of[embeddings.ids[row]] for row in rows])
-    variants = drawn.images[1:].split([len(found) for found in shown])
+    variants = drawn.images[: sum(counts)].split(counts)
     return ReportImages(
         real=sources.resized(drawn.size).images,
         reconstruction=resize(drawn_again, drawn.size),
