@@ -138,7 +138,7 @@ def test_subgroups_stay_without_their_file(
     done = dinv("forget", run, "--source", gone)
     assert done.exit_code == 0, done.output
     kept = json.loads((run / "attributes.json").read_text())["values"]
-    assert gone not in kept and len(kept) == 7 and gone not in (run / "manifest.jsonl").read_text()
+    assert gone not in kept and len(kept) == 14 and gone not in (run / "manifest.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
