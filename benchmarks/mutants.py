@@ -3,10 +3,13 @@
     pip install mutmut
     export OMP_NUM_THREADS=1
     mutmut run "diffusion_inversion.sample.guidance.*"                    # writes all mutants below mutants/
-    mutmut run --max-children 2 $(python benchmarks/mutants.py names 420)
+    for n in 5 10 15 20 25; do mutmut run --max-children 2 $(python benchmarks/mutants.py each $n); done
     python benchmarks/mutants.py table > table.md
 
-Modules and tests: [tool.mutmut] of pyproject.toml. `mutmut show NAME` shows a mutant that lives.
+`each 25` names 25 mutants of every module, or all that it has, without those that were run: so the same loop goes on
+after a kill, and whenever it is cut no module is far behind. Modules and tests: [tool.mutmut] of pyproject.toml; where
+that is cut to the slow modules and the tests of them, a mutant takes seconds. `mutmut show NAME` shows a mutant that
+lives, `python benchmarks/mutants.py alive` names them.
 """
 
 from __future__ import annotations
@@ -27,14 +30,34 @@ def outcomes() -> dict[str, int | None]:
     return found
 
 
+def module_of(name: str) -> str:
+    """Of a mutant, without the package's own name."""
+    return name.removeprefix("diffusion_inversion.").rpartition(".")[0]
+
+
+def drawn(count: int) -> list[str]:
+    """At most `count` mutants of each module, at random; a larger count adds to a smaller one."""
+    modules: dict[str, list[str]] = {}
+    for name in sorted(outcomes()):
+        modules.setdefault(module_of(name), []).append(name)
+    found = []
+    for module, names in modules.items():
+        random.Random(module).shuffle(names)
+        found += names[:count]
+    return found
+
+
 def main() -> None:
     match sys.argv[1:]:
-        case ["names", count]:
-            print(*random.Random(0).sample(sorted(outcomes()), int(count)))
+        case ["each", count]:
+            known = outcomes()
+            print(*(name for name in drawn(int(count)) if known[name] is None))
+        case ["alive"]:
+            print(*(name for name, code in outcomes().items() if code == ALIVE), sep="\n")
         case ["table"]:
             rows: dict[str, list[int]] = {}
             for name, code in outcomes().items():
-                row = rows.setdefault(name.removeprefix("diffusion_inversion.").rpartition(".")[0], [0, 0, 0])
+                row = rows.setdefault(module_of(name), [0, 0, 0])
                 row[0] += 1
                 row[1] += code is not None
                 row[2] += code not in (None, ALIVE)

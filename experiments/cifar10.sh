@@ -5,6 +5,6 @@
 set -euo pipefail
 train=$1 test=$2 runs=${3:-runs}
 for images in 200 500; do
-    dinv run "$train" --test "$test" --limit "$images" --variants 10 \
+    dinv run "$train" --test "$test" --copies report --limit "$images" --variants 10 \
         --train-steps 500 --train-batch-size 64 --seeds 0,1,2,3,4 --out "$runs/cifar10-$images"
 done

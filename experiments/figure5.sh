@@ -10,7 +10,7 @@ for ((r = 0; r < replicates; r++)); do
     run="$home/$r"
     source=("$train" --test "$test" --limit "$images" --data-seed "$r" --allow-near-duplicates)
     training=(--architecture resnet20 --train-steps 2000 --seeds "$r")
-    dinv run "${source[@]}" --variants 1 --seed "$r" --no-own-size "${training[@]}" --arms real,synthetic --out "$run/inversion"
+    dinv run "${source[@]}" --copies report --variants 1 --seed "$r" --no-own-size "${training[@]}" --arms real,synthetic --out "$run/inversion"
     dinv gan train "${source[@]}" --size 32 --steps "$steps" --seed "$r" --out "$run/gan-weights"
     dinv gan sample "$run/gan-weights" --run "$run/inversion" --seed "$r" --out "$run/gan"
     dinv gan invert "$run/gan-weights" "${source[@]}" --size 32 --seed "$r" --out "$run/gan-inversion"

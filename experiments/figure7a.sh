@@ -6,7 +6,7 @@
 # Expected (text): ours raises classifier tuning as much as LECF does. Measured: not measured. Cost: not measured.
 set -euo pipefail
 train=$1 test=$2 clip=$3 home=${4:-runs/figure7a}
-dinv run "$train" --test "$test" --per-class 16 --arms real,synthetic --out "$home/ours"
+dinv run "$train" --test "$test" --copies report --per-class 16 --arms real,synthetic --out "$home/ours"
 dinv lecf "$train" --test "$test" --per-class 16 --clip "$clip" --soft-weight 0 --thresholds 0.95 --out "$home/lecf"
 dinv few-shot "$train" --test "$test" --clip "$clip" --shots 1,2,4,8,16 --seeds 0,1,2,3,4 \
     --methods zero-shot,coop,tip-adapter,tip-adapter-f,classifier-tuning \

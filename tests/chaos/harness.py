@@ -48,6 +48,8 @@ HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().paren
 INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
 SAMPLE = SampleSettings(variants=2, inference_steps=2, batch_size=3, guidance_scales=(1.0, 2.0))
 TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1))
+ONLINE = TRAIN.model_copy(update={"steps": 12, "mixing": "queue", "arms": ("real+synthetic", "real"), "online": 3})
+GROW = TRAIN.model_copy(update={"arms": ("real+synthetic",)})
 
 
 def write_images(folder: Path, images: LabelledImages, rows: range) -> None:
@@ -156,13 +158,7 @@ def auto_noise(bench: Bench, run: Path) -> None:
 
 def online(bench: Bench, run: Path) -> None:
     """Training, with images that are drawn while it goes on."""
-    settings = TRAIN.model_copy(
-        update={"steps": 12, "mixing": "queue", "arms": ("real+synthetic", "real"), "online": 3}
-    )
-    pipeline.train_stage(run, open_splits(run), settings, "cpu", generator=bench.generator())
-
-
-GROW = TRAIN.model_copy(update={"arms": ("real+synthetic",)})
+    pipeline.train_stage(run, open_splits(run), ONLINE, "cpu", generator=bench.generator())
 
 
 def grown(bench: Bench, run: Path) -> None:

@@ -95,6 +95,41 @@ def test_hub_data_set_with_its_own_split(tmp_path: Path) -> None:
         load_images("hf:@main")
 
 
+def test_a_hub_data_set_of_several_configs_with_columns_of_its_own(tmp_path: Path) -> None:
+    """As `datasets` reads the repository's card; a config, columns and splits are named in DATA."""
+    import datasets as hf
+
+    repository, root = tmp_path / "beasts", tmp_path / "root"
+    for config, labels in (("small", [0, 1]), ("large", [1, 0, 1])):
+        features = hf.Features({"photo": hf.Image(), "species": hf.ClassLabel(names=["cat", "dog"])})
+        (repository / config).mkdir(parents=True)
+        for seed, split in enumerate(("learn", "exam")):
+            pixels = list(np.random.default_rng(seed).integers(0, 256, (len(labels), 8, 8, 3), np.uint8))
+            table = hf.Dataset.from_dict({"photo": pixels, "species": labels}, features=features)
+            table.to_parquet(repository / config / f"{split}.parquet")
+    card = "".join(
+        f"- config_name: {config}\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {config}/{split}.parquet\n" for split in ("learn", "exam"))
+        for config in ("small", "large")
+    )
+    (repository / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    columns = "image=photo&label=species&train=learn&test=exam"
+    splits = load_splits(f"hf:{repository}?config=large&{columns}", root=root)
+    assert splits.train.class_names == ("cat", "dog") and splits.train.labels.tolist() == [1, 0, 1]
+    drawn = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    assert same_pixels(splits.train, drawn) and splits.how == "own"
+    assert len(load_images(f"hf:{repository}?config=small&{columns}", root=root)) == 2
+    with pytest.raises(DataError, match=r"no train split among learn, exam; name one: \?train="):
+        load_images(f"hf:{repository}?config=small", root=root)
+    with pytest.raises(DataError, match="no split test among"):
+        load_splits(f"hf:{repository}?config=small&{columns.replace('exam', 'test')}", root=root)
+    with pytest.raises(DataError, match="no column breed among photo, species"):
+        load_images(f"hf:{repository}?config=small&image=photo&label=breed&train=learn", root=root)
+    for query in ("colour=red", "config=a&config=b", "config=", "nothing"):
+        with pytest.raises(UsageError, match="after \\? give each of config, image, label, train, test at most once"):
+            load_images(f"hf:{repository}?{query}", root=root)
+
+
 # Built-in data sets, on tiny files laid out as their libraries lay them out
 
 

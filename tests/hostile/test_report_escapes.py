@@ -61,6 +61,16 @@ def run_called(name: str) -> dict[str, Any]:
             "outcome": "helps", "sentence": name,
             "comparisons": [{"arm": name, "difference": 0.1, "low": None, "high": None}],
         },
+        "strengths": {
+            "images": 2, "judged": 2, "probes": 4, "ladder": [0.0, 1.0], "never": 0, "copies": 0,
+            "classes": [{"class_name": name, "counts": [1, 1], "median": 0.5}],
+            "lowest": [{"file": name, "class_name": name, "strength": 0.0, "level": 0.0, "kept": 4, "copies": 0}],
+            "highest": [],
+        },
+        "growth": {
+            "reason": name, "added": 1, "images": 2, "synthetic": [4, 5], "accuracies": [0.5, 0.5], "wanted": [1, 0],
+            "kept": 1, "gain": [0.0, -0.1, 0.1], "sentence": name,
+        },
     }  # fmt: skip
 
 
@@ -96,7 +106,7 @@ def page_called(name: str) -> str:
     near = Nearest(PIXELS[0, 2:], (name,), (0.5,))
     images = ReportImages(
         PIXELS[:, 0], PIXELS[:, 1], PIXELS[:, 2:], torch.tensor([0, 1]), ids=(name, name),
-        nearest=(near, near),
+        nearest=(near, near), strengths=[(PIXELS[0, 0], PIXELS[0, 2:])],
     )  # fmt: skip
     return render_report(run_called(name), images)
 

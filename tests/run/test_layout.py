@@ -33,11 +33,14 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
         before = files(run)
     tuned = {"sample.tuning.json", "train.tuning.json", "real_fraction.json"}  # test_tune.py; the last is of old
     audited = {"audit.json", "audit.png"}  # test_copies.py of this folder
-    judged = {"fidelity.json", "filter.config.json"}  # test_fidelity.py
+    judged = {"fidelity.json", "filter.config.json", "copies.config.json"}  # test_fidelity.py, test_copies_redrawn.py
     elsewhere = {
+        *("attributes.json", "balance.json"),  # test_balance_of_a_run.py
         "coarseness.json",
         "export-salt.json",  # test_provenance.py
         "forgotten.json",
+        "grow.config.json",
+        "growth.json",  # test_grow.py
         "membership.json",  # test_membership.py
         "retrieval.json",
         "strips.png",  # test_strips.py
@@ -53,7 +56,7 @@ def test_what_the_ledger_and_the_manifests_list_is_what_the_layout_says(finished
     listed = {record["unit"] for record in Manifest(finished / "manifest.jsonl").records()}
     assert listed <= set(ledger_files())
     for store in STORES:
-        if store.folder in ("redrawn", "tuning"):  # not asked for here
+        if store.folder in ("redrawn", "tuning", "strengths", "growth", "grown", "online"):  # not asked for here
             continue
         names = [name for unit in Manifest(finished / store.manifest).units().values() for name in unit["files"]]
         assert names and {store.kind_of(name) for name in names} == {"unit"}

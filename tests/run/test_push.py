@@ -173,16 +173,16 @@ def test_a_licence_that_the_source_excludes_is_refused_before_anything_is_writte
     command = ["push", str(run), ID, "--out", str(tmp_path / "out"), "--dry-run"]
     refused = CliRunner().invoke(app, [*command, "--licence", "apache-2.0"])
     assert refused.exit_code == 2 and not (tmp_path / "out").exists(), refused.output
-    assert "without non-commercial, share-alike of the source train (CC-BY-NC-SA-4.0)" in refused.stderr
+    assert "without non-commercial, share-alike of the source data (CC-BY-NC-SA-4.0)" in refused.stderr
     assert "Ask for cc-by-nc-sa-4.0, or leave --licence out." in refused.stderr
     done = CliRunner().invoke(app, [*command, "--licence", "cc-by-nc-sa-4.0", "--json"])
     lines = json.loads(done.stdout)["licences"]
-    assert "licence of the source train: CC-BY-NC-SA-4.0 (attribution, non-commercial, share-alike)" in lines
+    assert "licence of the source data: CC-BY-NC-SA-4.0 (attribution, non-commercial, share-alike)" in lines
     assert "licence of the generator toy: none named; find out before you pass images on" in lines
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "license: cc-by-nc-sa-4.0" in text and "## Licences\n- Licence of the source train: CC-BY-NC-SA-4.0" in text
+    assert "license: cc-by-nc-sa-4.0" in text and "## Licences\n- Licence of the source data: CC-BY-NC-SA-4.0" in text
     again = CliRunner().invoke(app, ["export", str(run), "--to", "coco-classification", "--out", str(tmp_path / "b")])
-    assert again.exit_code == 0 and "licence of the source train: CC-BY-NC-SA-4.0" in again.stdout
+    assert again.exit_code == 0 and "licence of the source data: CC-BY-NC-SA-4.0" in again.stdout
     assert "license: other" in (tmp_path / "b" / "README.md").read_text()
 
 

@@ -19,6 +19,7 @@ from jinja2 import UndefinedError
 from PIL import Image
 from report_pages import RUN, Page, page, words
 
+import diffusion_inversion.run.report
 from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.run.report import ReportImages, render_report
@@ -320,3 +321,12 @@ def test_images_that_do_not_fit_together_are_refused(images: ReportImages) -> No
             replace(images, **wrong)
     with pytest.raises(ValueError, match="uint8"):
         replace(images, real=images.real.float())
+
+
+def test_what_scrolls_is_reached_by_keyboard_and_has_a_name() -> None:
+    """As axe-core asks, which no test runs (benchmarks/report_screens.py does)."""
+    folder = Path(diffusion_inversion.run.report.__file__).parent
+    text = "".join(path.read_text(encoding="utf-8") for path in (*folder.rglob("*.html"), *folder.rglob("*.py")))
+    found = re.findall(r'class="scroll"(.{0,70})', text)
+    assert len(found) > 10
+    assert [one for one in found if not re.match(r' tabindex="0" role="region" aria-label="\S', one)] == []

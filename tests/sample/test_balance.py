@@ -110,10 +110,15 @@ def test_an_attribute_parts_images_alone_or_within_classes() -> None:
 
 
 def test_values_that_are_not_known_are_refused() -> None:
-    with pytest.raises(UsageError, match="balance=site: the images' values of site are not known here"):
+    with pytest.raises(UsageError, match="balance=site: the values of site are not known here; use class"):
         counts_of(labelled(2, 2), with_variants(1, "site"))
     with pytest.raises(DataError, match=r"balance=site: 3 of 4 images have no value, as 0/1\.png"):
         counts_of(labelled(2, 2), with_variants(1, "site"), {"0/0.png": "a"})
+
+
+def test_an_attribute_with_one_value_is_refused() -> None:
+    with pytest.raises(DataError, match="balance=class,site: all 4 training images have one value, a; use class"):
+        counts_of(labelled(2, 2), with_variants(1, "class,site"), dict.fromkeys(labelled(2, 2), "a"))
 
 
 def test_a_full_class_is_said_in_one_line() -> None:

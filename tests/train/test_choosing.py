@@ -20,15 +20,15 @@ from diffusion_inversion.train.choosing import Candidate, ChoiceRecord, Folds, M
 from diffusion_inversion.train.evaluation import evaluate
 from diffusion_inversion.train.training import recipe, train
 
-SETTINGS = TrainSettings(architecture="resnet20", steps=25, batch_size=16, seeds=(0, 1), augmentations=("none",))
-REAL = toy(60, 0, size=16)
+SETTINGS = TrainSettings(architecture="resnet20", steps=16, batch_size=16, seeds=(0, 1), augmentations=("none",))
+REAL = toy(60, 0, size=8)
 CPU = torch.device("cpu")
 
 
 @cache
 def made(wrong: bool, copies: bool = False) -> Material:
     """One synthetic image of each real one: of its class or another; or its copy, which memory alone can use."""
-    images = REAL if copies else toy(60, 1, size=16, name="synthetic")
+    images = REAL if copies else toy(60, 1, size=8, name="synthetic")
     ids = tuple(f"synthetic/{i}" for i in REAL.ids)
     labels = (REAL.labels + 1) % 3 if wrong else REAL.labels
     return Material(replace(images, ids=ids, labels=labels), [(i,) for i in REAL.ids])
@@ -96,10 +96,10 @@ def test_settings_of_sampling_are_chosen_by_what_their_images_teach(tmp_path: Pa
 def test_copies_of_the_training_images_teach_a_fold_nothing_of_its_own(tmp_path: Path) -> None:
     """A generator that copies: were a held-out image's copy trained on, small classes would be known by heart."""
     stream = torch.Generator().manual_seed(3)
-    noise = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8, generator=stream)
+    noise = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=stream)
     real = replace(REAL, images=noise, hashes=REAL.ids)  # labels that pixels say nothing of
     copies = Material(replace(real, ids=tuple(f"copy/{i}" for i in real.ids)), [(i,) for i in real.ids])
-    settings = SETTINGS.model_copy(update={"steps": 60, "real_fraction": 1 / 8})
+    settings = SETTINGS.model_copy(update={"steps": 40, "real_fraction": 1 / 8})
     folds = Folds(tmp_path, real, "cpu")
     candidate = Candidate(settings, lambda: copies.key, lambda: copies)
     hits = [folds.trial(candidate, cell, "copies").correct for cell in folds.cells([0])]

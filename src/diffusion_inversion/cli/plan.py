@@ -41,6 +41,7 @@ def plan(
     replicates: Replicates = 1,
 ) -> dict[str, Any]:
     """Say what `dinv run` with these options will take: time, disk, memory, cost. A few real steps are timed for it."""
+    from ..run.balancing import check_balance, line
     from ..run.plan.start import BUDGET, process_age
     from ..run.plan.time_limit import said, within
 
@@ -58,11 +59,15 @@ def plan(
             amounts = within(asked.time_limit, amounts, lambda less: outlook.forecast(steps, less).total, gone=start)
             cut = {"time_limit": asked.time_limit, "cut": amounts.cut_from(outlook.asked)}
         found = outlook.forecast(steps, amounts)
+        counts = check_balance(outlook.plans[0].data, outlook.splits.train, amounts.sample)
     found = found.after(start)
     lines = found.lines(asked.price)
+    if counts is not None:
+        lines.append(line(counts))
     if asked.time_limit is not None:
         lines.append(said(asked.time_limit, cut["cut"]))
-    return {**found.record(asked.price), "steps": vars(steps), **cut, "text": "\n".join(lines)}
+    more = {} if counts is None else {"balance": counts}
+    return {**found.record(asked.price), "steps": vars(steps), **cut, **more, "text": "\n".join(lines)}
 
 
 def preview(

@@ -88,6 +88,7 @@ def sample(
     join: Join = False,
 ) -> dict[str, Any]:
     """Stage 2: draw variants around the learned vectors of RUN. With --prompts: draw from prompts instead."""
+    from ..run.balancing import line, read_counts, whole
     from ..run.images import recorded_data
     from ..run.stages import inverted_with, sample_stage, sources_of
     from ..sample.synthetic import refused_drawings
@@ -102,7 +103,7 @@ def sample(
         raise UsageError("--classes-of: goes with --prompts; vectors have their classes.")
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder. Start with `dinv invert DATA --out {run}`.")
-    settings = sampling.settings(preset, of=recorded_data(run))
+    settings = whole(sampling.settings(preset, of=recorded_data(run)))
     chosen = where.settings()
     if "generator" not in where.values:
         recorded, revision = inverted_with(run)
@@ -111,9 +112,12 @@ def sample(
     with hold(run, join, restart):
         count = sample_stage(run, loaded, settings, anew=restart, sources=sources_of(run))
     folder = run / "synthetic"
-    text = f"{count} images in {folder}. Next: dinv train {run}"
+    lines, balance = [f"{count} images in {folder}. Next: dinv train {run}"], read_counts(run)
+    if balance is not None:
+        lines = [line(balance), *([balance["uneven"]] if balance["uneven"] else []), *lines]
     return {
-        "run": str(run), "images": count, "folder": str(folder), "blanked": refused_drawings(run), "text": text,
+        "run": str(run), "images": count, "folder": str(folder), "blanked": refused_drawings(run),
+        **({} if balance is None else {"balance": balance}), "text": "\n".join(lines),
     }  # fmt: skip
 
 
@@ -180,6 +184,7 @@ def run(
 ) -> dict[str, Any]:
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
     from ..config.tuning import read_tuning
+    from ..run.balancing import whole
     from ..run.place import default_folder, require_place
     from ..run.stages import run_all
     from ..run.trackers import require_trackers
@@ -197,7 +202,8 @@ def run(
     look = first_look(folder) if preview and is_watched() else None
     with hold(folder, join):
         record = run_all(
-            folder, chosen, load(where.settings()), invert=invert, sample=sample, train=train, command=command_line(),
+            folder, chosen, load(where.settings()), invert=invert, sample=whole(sample), train=train,
+            command=command_line(),
             replicates=replicates, own_size=own_size, tuning=tuning, time_limit=limiting.settings().time_limit,
             filtering=filtering.settings(), audit=auditing.settings(), attributes=absolute_file(attributes),
             preview=look, logs=logs,

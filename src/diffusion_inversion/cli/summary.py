@@ -20,6 +20,7 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     """The summary of a finished run; `data` and `test` as they were given, to say where notes are listed."""
     from ..engine.text import shown
     from ..measure.copies.said import redrawn_sentence, sentence
+    from ..run.balancing import line as counts_line
     from ..run.layout import REPORT_FILE
 
     verdict, report = record["verdict"], folder / REPORT_FILE
@@ -32,6 +33,9 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     if "subgroups" in record:
         summary["subgroups"] = record["subgroups"]
         lines += _subgroups(record["subgroups"])
+    if "balance" in record:
+        summary["balance"] = record["balance"]
+        lines.append(of_one + counts_line(record["balance"]))
     lines.append(f"verdict: {verdict.get('headline', verdict['outcome'])} ({verdict['sentence']})")
     lines += [verdict["scope"]] if "scope" in verdict else []
     if "chosen" in record:

@@ -175,8 +175,8 @@ class AuditSettings(Settings):
 class MembershipSettings(Settings):
     """How it is measured what a run gives away of which images it was made from."""
 
-    of: tuple[Literal["vectors", "synthetic", "classifier"], ...] = setting(
-        ("vectors", "synthetic", "classifier"), "what an adversary holds, a figure for each", "ours", min_length=1
+    held: tuple[Literal["vectors", "synthetic", "classifier"], ...] = setting(
+        ("vectors", "synthetic", "classifier"), "what an adversary holds", "ours", min_length=1, option="of"
     )
     limit: int = setting(200, "training images that are tried, and at most as many held-out ones", "ours", ge=20)
     false_positives: float = setting(

@@ -80,7 +80,7 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UsageError(
         f"DATA {text}: no such folder, file or built-in name.{hint} Give a folder of class folders, a parquet file, "
-        f"hf:<id>[@revision], or one of {', '.join(BUILTINS)}"
+        f"hf:<id>[@revision][?config=...], or one of {', '.join(BUILTINS)}"
     )
 
 

@@ -19,6 +19,7 @@ from ..engine.hub import without_waiting
 from ..engine.untrusted import LFS_CAUSE, LFS_POINTER, LFS_REMEDY, parse_json
 from ..errors import DataError, UsageError
 from .decode import UnusableImageError, open_image
+from .hub_names import HubName, read_hub_name
 from .listed import Columns, Source, numbered, reading, unused_classes
 from .problems import Problem
 
@@ -180,18 +181,23 @@ def _check_images(path: Path, column: str, kind: Any) -> None:
 
 
 def hub_data(data: str, root: Path) -> tuple[Source, Source | None]:
-    """The train split of `hf:<id>[@revision]`, and its test split where it has one. Raises UsageError, DataError."""
-    with _hub_splits(data, root) as (splits, places):
-        test = next((split for split in _HUB_TEST_SPLITS if split in splits), None)
-        train = _from_hub(data, "train", splits["train"], places)
-        return train, None if test is None else _from_hub(data, test, splits[test], places)
+    """The train split of `hf:...` (hub_names.py), and its test split where it has one. Raises UsageError, DataError."""
+    asked = read_hub_name(data)
+    with _hub_splits(data, asked, root) as (splits, places):
+        tests = (asked.test,) if asked.test else _HUB_TEST_SPLITS
+        test = next((split for split in tests if split in splits), None)
+        if asked.test and test is None:
+            raise DataError(f"{data}: no split {asked.test} among {', '.join(splits)}")
+        train = _from_hub(data, asked, "train", splits[asked.train or "train"], places)
+        return train, None if test is None else _from_hub(data, asked, test, splits[test], places)
 
 
 def unlabelled_hub(data: str, root: Path) -> Unlabelled:
-    """The images of the train split of `hf:<id>[@revision]`, labelled or not. Raises UsageError, DataError."""
-    with _hub_splits(data, root) as (splits, places):
-        table = splits["train"]
-        image_column = _column(data, table.column_names, _IMAGE_COLUMNS)
+    """The images of the train split of `hf:...`, labelled or not. Raises UsageError, DataError."""
+    asked = read_hub_name(data)
+    with _hub_splits(data, asked, root) as (splits, places):
+        table = splits[asked.train or "train"]
+        image_column = _column(data, table.column_names, (asked.image,) if asked.image else _IMAGE_COLUMNS)
         column = next((name for name in LICENCE_COLUMNS if name in table.column_names), None)
         values = table.select_columns([column])[:][column] if column is not None else []
         open_row = _hub_images(table, image_column, places)
@@ -199,32 +205,30 @@ def unlabelled_hub(data: str, root: Path) -> Unlabelled:
 
 
 @contextmanager
-def _hub_splits(data: str, root: Path) -> Iterator[tuple[Any, Sequence[Path]]]:
+def _hub_splits(data: str, asked: HubName, root: Path) -> Iterator[tuple[Any, Sequence[Path]]]:
     """The splits of a hub data set, train among them, and the places where its files lie; errors below name it."""
     import datasets
 
-    name, _, revision = data.removeprefix("hf:").partition("@")
-    if not name:
-        raise UsageError(f"DATA {data}: no id; write hf:<owner>/<name>, or hf:<owner>/<name>@<revision>")
-    local = name.startswith(("/", "./", "../", "~"))
+    name, local = asked.name, asked.is_local
     if not local and Path(name).exists():  # `datasets` would take it for the data set
         raise UsageError(
             f"DATA {data}: {name} lies in the working folder and would be read instead of the hub's data set; write "
             f"./{name} for the folder, or work in another folder"
         )
-    if local and (pattern := next((c for c in "*?[" if c in name), "")):
+    if local and (pattern := next((c for c in "*[" if c in name), "")):
         raise UsageError(f"DATA {data}: {pattern} in a path is a pattern to `datasets`; rename the folder")
-    remedy = "check the id, the revision and the network, or give a local folder or parquet file"
+    remedy = "check the id, the revision, the config and the network, or give a local folder or parquet file"
     with reading(data, remedy, kept_in=root), nullcontext() if local else without_waiting():
         splits = datasets.load_dataset(
             name,
-            revision=revision or None,
+            asked.config or None,
+            revision=asked.revision or None,
             cache_dir=str(root / "huggingface"),
             # What it kept of a local folder may be of files that were replaced since.
             download_mode="force_redownload" if local else None,
         )
-        if "train" not in splits:
-            raise DataError(f"{data}: no train split among {', '.join(splits)}; save the wanted one as a parquet file")
+        if (wanted := asked.train or "train") not in splits:
+            raise DataError(f"{data}: no {wanted} split among {', '.join(splits)}; name one: ?train=<split>")
         # Files of a hub data set lie in one of these; a cell that names another file is not the data set's.
         yield splits, (root / "huggingface", *([Path(name)] if local else []), *_hub_caches())
 
@@ -235,12 +239,12 @@ def _hub_caches() -> tuple[Path, ...]:
     return (Path(HF_HUB_CACHE),)
 
 
-def _from_hub(name: str, prefix: str, table: Any, places: Sequence[Path]) -> Source:
+def _from_hub(name: str, asked: HubName, prefix: str, table: Any, places: Sequence[Path]) -> Source:
     """A split, a `datasets.Dataset` with an image and a label column."""
     import datasets
 
-    image_column = _column(name, table.column_names, _IMAGE_COLUMNS)
-    label_column = _column(name, table.column_names, _LABEL_COLUMNS)
+    image_column = _column(name, table.column_names, (asked.image,) if asked.image else _IMAGE_COLUMNS)
+    label_column = _column(name, table.column_names, (asked.label,) if asked.label else _LABEL_COLUMNS)
     values: list[Any] = table.select_columns([label_column])[:][label_column]
     feature = table.features[label_column]
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
@@ -248,7 +252,7 @@ def _from_hub(name: str, prefix: str, table: Any, places: Sequence[Path]) -> Sou
     columns: Columns = {
         name: partial(lambda name: table.select_columns([name])[:][name], name)
         for name in table.column_names
-        if name not in _IMAGE_COLUMNS
+        if name not in (*_IMAGE_COLUMNS, image_column)
     }
     return _source(name, prefix, values, names, label_column, open_row, table.info.license or "", columns)
 

@@ -22,6 +22,7 @@ from .copies.shares import interval, share
 
 FEWEST = 20  # members, and other images: with fewer an interval says nothing
 CONFIDENCE = 0.95
+_DECIMALS = 9  # of a calibrated score: two that differ by rounding alone are a tie
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def calibrated(scores: Tensor, references: Tensor, others: Tensor) -> Tensor:
     each first, so that it makes no difference which of them know an image. Where all know it the result is NaN.
     """
     level = references[:, others].nanmean(dim=1, keepdim=True)
-    return scores - (references - level).nanmean(dim=0)
+    return (scores - (references - level).nanmean(dim=0)).round(decimals=_DECIMALS)
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:

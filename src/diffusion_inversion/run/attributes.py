@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings
 from ..data.datasets import Splits
 from ..data.groups import values_of
 from ..data.images import LabelledImages
 from ..data.sources import default_root, open_data
-from ..errors import DataError
+from ..engine.ledger import Ledger
+from ..errors import DataError, UsageError
 from ..train.replicated import Replicated, verdict_over
 from ..train.subgroups import Estimate, Subgroups, subgroups
 from .images import read_record, recorded_settings
+from .layout import ATTRIBUTES_FILE, RUN_FILE
 from .report.record import EstimateRecord, RunRecord, SubgroupRecord
 from .verdict_record import comparison_record
 
@@ -24,10 +26,10 @@ MOST_VALUES = 50  # that a table can show
 
 @dataclass(frozen=True)
 class Attributes:
-    """What an attribute says of each image that may be tested on, by id."""
+    """What an attribute says of each image that may be tested on, by id, and if it can of those that are trained on."""
 
     given: str  # a file by its whole path
-    value_of: Mapping[str, str]
+    value_of: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -47,6 +49,8 @@ def read_attributes(data: DataSettings, given: str, test: LabelledImages) -> Att
     )
     tested = part or whole
     found = Attributes(given, dict(zip(tested.ids, values_of(tested, given, "attributes"), strict=True)))
+    if tested is not whole or data.test is not None:
+        found.value_of.update(_of_training(data, root, given))
     values = {found.value_of[image_id] for image_id in test.ids}
     if len(values) == 1:
         raise DataError(
@@ -61,13 +65,36 @@ def read_attributes(data: DataSettings, given: str, test: LabelledImages) -> Att
     return found
 
 
+def _of_training(data: DataSettings, root: Path, given: str) -> dict[str, str]:
+    """The same of each image that may be trained on; empty where it says nothing of one of them."""
+    try:
+        source, _ = open_data(data.data, root)
+        return dict(zip(source.ids, values_of(source, given, "attributes"), strict=True))
+    except (UsageError, DataError):
+        return {}
+
+
 def attributes_of(run: Path, splits: Splits, given: str | None) -> Attributes | None:
-    """The same of a run whose images were opened; None where none is given."""
-    if given is None:
+    """The same of a run whose images were opened. Where none is given, that which it had before; None: it had none.
+
+    What a file said then is on record, so it may be gone. It is read anew where images were added since.
+    """
+    kept = Ledger(run).read_json(ATTRIBUTES_FILE) if Ledger(run).holds(ATTRIBUTES_FILE) else None
+    before = (Ledger(run).note(RUN_FILE) or {}).get("attributes")
+    if given is None and kept is not None and set(splits.test.ids) <= kept["values"].keys():
+        return Attributes(kept["given"], kept["values"])
+    if (asked := given or (kept or {}).get("given") or before) is None:
         return None
     record = read_record(run)
     assert record is not None  # they were recorded when they were opened
-    return read_attributes(recorded_settings(record["source"]), given, splits.test)
+    return read_attributes(recorded_settings(record["source"]), asked, splits.test)
+
+
+def keep_attributes(run: Path, attributes: Attributes, ids: Collection[str]) -> None:
+    """Put on record what the attribute says of images of a run and its replicates, where it says something."""
+    values = {image_id: attributes.value_of[image_id] for image_id in ids if image_id in attributes.value_of}
+    content = {"given": attributes.given, "values": values}
+    Ledger(run).commit(ATTRIBUTES_FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def add_subgroups(record: RunRecord, replicates: Sequence[Replicated], attributes: Attributes) -> None:
@@ -109,20 +136,3 @@ def _parts(found: Subgroups) -> list[SubgroupRecord]:
 
 def _estimate(found: Estimate) -> EstimateRecord:
     return {"mean": found.mean, "low": found.low, "high": found.high}
-
-
-def balanced_values(data: DataSettings, sample: SampleSettings) -> dict[str, str] | None:
-    """What the attribute that stage 2 balances says of each image that DATA names, by id; None: it balances none.
-
-    Nothing is decoded. Raises UsageError for what is no file, column or expression, DataError for images without one.
-    """
-    if (given := sample.balanced_attribute) is None:
-        return None
-    source, _ = open_data(data.data, default_root() if data.root is None else Path(data.root))
-    return dict(zip(source.ids, values_of(source, given, "balance"), strict=True))
-
-
-def balanced_values_of(run: Path, sample: SampleSettings) -> dict[str, str] | None:
-    """The same of the images of a run."""
-    record = read_record(run) if sample.balanced_attribute is not None else None
-    return None if record is None else balanced_values(recorded_settings(record["source"]), sample)

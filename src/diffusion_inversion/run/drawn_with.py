@@ -19,6 +19,12 @@ def sampling_of(run: Path, class_names: tuple[str, ...]) -> SampleSettings:
     return SampleSettings(**recorded["settings"], variants=variants, safety_checker="safety_checker" in recorded)
 
 
+def most_drawn(run: Path) -> int:
+    """The most variants of a source that stage 2 was last asked for; balanced counts are uneven."""
+    last = SyntheticStore(run, ()).manifest.last("complete") or {}
+    return max(last.get("counts", {}).values(), default=int(last.get("variants", 0)))
+
+
 def generator_of(run: Path, device: str) -> Generator:
     """The generator, loaded as the run recorded it."""
     recorded = Ledger(run).read_json(GENERATOR_FILE)

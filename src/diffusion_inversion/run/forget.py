@@ -27,7 +27,7 @@ from ..train.choosing import FOLDER as TUNING
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
 from .images import changed_images, load, read_record, recorded_settings
-from .layout import DATA_FILE, GROWN, GROWTH, ONLINE, REDRAWN, STORES, STRENGTHS, ledger_files
+from .layout import ATTRIBUTES_FILE, DATA_FILE, GROWN, GROWTH, ONLINE, REDRAWN, STORES, STRENGTHS, ledger_files
 from .methods import images_store, method_of
 from .replicates import replicate_folders
 
@@ -167,7 +167,12 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     ledger, doomed = Ledger(run), _doomed(run, gone, keep_averages)
     # What shows or summarises the images, and choices by classifiers that saw them: the stages make them again.
     for name in reversed(ledger_files("derived", "choice")):
-        ledger.drop(name)
+        if name != ATTRIBUTES_FILE:
+            ledger.drop(name)
+    if ledger.holds(ATTRIBUTES_FILE):  # the file that it was given as may be gone
+        kept = ledger.read_json(ATTRIBUTES_FILE)
+        kept["values"] = {image_id: value for image_id, value in kept["values"].items() if hashed(image_id) not in gone}
+        ledger.commit(ATTRIBUTES_FILE, (json.dumps(kept, indent=1) + "\n").encode())
     records, choices = ledger.manifest.records(), ledger_files("choice")
     if any(record.get("unit") in choices for record in records):  # they hold copies of them
         ledger.manifest.rewrite([record for record in records if record.get("unit") not in choices])

@@ -53,7 +53,7 @@ from ..train.growing import best, entropy, errors_of, shares
 from ..train.halving import Cell
 from ..train.power_law import expected_gain, sentence
 from ..train.training import recipe
-from .drawn_with import generator_of, sampling_of
+from .drawn_with import generator_of, most_drawn, sampling_of
 from .layout import GROWN, GROWTH, GROWTH_FILE
 from .methods import images_made, method_of, sources_of_images
 from .room import SPARE_BYTES, png_bytes
@@ -104,6 +104,7 @@ class Growth:
         self.embeddings = read_embeddings(self.run)
         self.real = self.folds.real
         self.sampling = sampling_of(self.run, self.embeddings.class_names)
+        self.first = most_drawn(self.run)  # variant of what is grown
         self.side = check(self.embeddings, self.generator, self.sampling)
         self.strengths = strengths_for(self.run, self.embeddings, self.generator, self.sampling, self.real)
         self.store = SyntheticStore(self.run, self.embeddings.class_names, GROWN)
@@ -272,7 +273,7 @@ def _add_round(growth: Growth, made: Material, correct: Tensor, asked: GrowSetti
     require_room(growth.run, size * png_bytes(growth.side) + SPARE_BYTES, f"{size} images of {growth.side} px")
     candidates, before = growth.candidates(wanted), growth.drawn()
     jobs = [
-        job_name(source, growth.sampling.variants + before[source] + place)
+        job_name(source, growth.first + before[source] + place)
         for source, many in sorted(candidates.items())
         for place in range(many)
     ]

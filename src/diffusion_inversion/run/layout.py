@@ -22,9 +22,11 @@ from ..train.store import FOLDER as CLASSIFIERS
 # Names that files below have in the room that writes them stay there; these are written here, in run/.
 DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
+ATTRIBUTES_FILE = "attributes.json"  # the attribute that subgroups are shown of, and its values of the test images
+BALANCE_FILE = "balance.json"  # counts of real and synthetic images where stage 2 evens them
 COARSENESS_FILE = "coarseness.json"
-STRENGTHS = "strengths"  # how much noise each vector bears (strengths.py)
-GROWTH_FILE, GROWTH, GROWN = "growth.json", "growth", "grown"  # rounds, what candidates showed, and images (grow.py)
+STRENGTHS = "strengths"  # how much noise each vector bears (run/strengths.py)
+GROWTH_FILE, GROWTH, GROWN = "growth.json", "growth", "grown"  # rounds, candidates, images (run/grow.py)
 ONLINE = "online"  # what is drawn while classifiers train (online.py)
 STRIPS_PICTURE = "strips.png"  # what more interpolation, and more noise, make of some vectors
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
@@ -96,6 +98,7 @@ STORES = (
 )
 # The ledger's files. In a stage the settings come last: a kill while it is taken back leaves nothing that others fit.
 LEDGER = (
+    File(ATTRIBUTES_FILE, "images", "derived"),
     File(DATA_FILE, "images", "settings"),
     File(FORGOTTEN_FILE, "forget", "settings"),
     File(TIME_LIMIT_FILE, "images", "settings"),
@@ -110,6 +113,7 @@ LEDGER = (
     File(RETRIEVAL_FILE, "sample", "derived"),
     File(AUDIT_FILE, "sample", "derived"),
     File(AUDIT_PICTURE, "sample", "derived"),
+    File(BALANCE_FILE, "sample", "derived"),
     File(GROWTH_FILE, "sample", "choice"),
     File(SAMPLE_FILE, "sample", "choice"),
     File(settings_file("grow"), "sample", "settings"),
@@ -117,10 +121,10 @@ LEDGER = (
     File(_FRACTION_FILE, "train", "choice"),
     File(TRAIN_FILE, "train", "choice"),
     File(FIDELITY_FILE, "train", "derived"),
+    File(MEMBERSHIP_FILE, "train", "derived"),
     File(settings_file("filter"), "train", "settings"),
     File(settings_file("copies"), "train", "settings"),
     File(settings_file("train"), "train", "settings"),
-    File(MEMBERSHIP_FILE, "train", "derived"),
     File(RUN_FILE, "report", "derived"),
     File(REPORT_FILE, "report", "derived"),
 )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,12 +39,11 @@ from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, MEMBERSHIP_FILE
 from .methods import INVERSION, images_made, method_of
 from .replicates import replicate_folders
+from .report.record import MembershipRecord
 from .trained import Trained, arms_trained, trained
 
 MOST_REFERENCES = 500  # held-out images that distances are calibrated by
 MOST_VECTORS = 2000  # that an image is looked for among: those of the images that are tried, and others
-# Of its record what run.json has.
-SHOWN = ("members", "held_out", "references", "false_positives", "figures", "control", "notes")
 _LEAST = 1e-3  # of a distance whose logarithm is taken
 _KNOWN = 2000  # images whose descriptions are in memory at a time
 _AT_ONCE = 50  # images whose denoising loss is in memory at a time
@@ -93,6 +92,12 @@ def read_membership(run: Path, splits: Splits) -> dict[str, Any] | None:
     return None if record is None or record["made_from"] != _made_from(run, splits) else record
 
 
+def shown(record: dict[str, Any]) -> MembershipRecord:
+    """What run.json has of it."""
+    names = MembershipRecord.__annotations__
+    return cast("MembershipRecord", {name: value for name, value in record.items() if name in names})
+
+
 def _text(record: dict[str, Any]) -> bytes:
     return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
 
@@ -106,9 +111,9 @@ def _made_from(run: Path, splits: Splits) -> dict[str, Any]:
 
 def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[str, Any]:
     method = method_of(run)
-    arms = arms_trained(run) if "classifier" in settings.of else {}
+    arms = arms_trained(run) if "classifier" in settings.held else {}
     embeddings = read_embeddings(run) if method == INVERSION else None
-    if embeddings is None and settings.of == ("vectors",):
+    if embeddings is None and settings.held == ("vectors",):
         raise UsageError(f"{run}: its images were made without vectors. Ask --of synthetic, classifier or both.")
     made = images_made(run, splits.train.class_names)
     side = min(made.size, splits.train.size)
@@ -122,8 +127,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
 
     def add(of: str, by: str, scores: Tensor, calibration: str) -> None:
         kept = scores.isfinite()
-        sides = [scores[kept & tried.members], scores[kept & ~tried.members]]
-        result = told(sides[0], sides[1], settings.false_positives)
+        result = told(scores[kept & tried.members], scores[kept & ~tried.members], settings.false_positives)
         found.append({"of": of, "by": by, "calibrated_by": calibration, **result.record()})
 
     def add_calibrated(
@@ -141,7 +145,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
         add(of, by, scores, "nothing")
 
     add("nothing of the run", "distance to held-out images", apart[0], "nothing")
-    if "vectors" in settings.of:
+    if "vectors" in settings.held:
         if embeddings is None:
             print(f"note: {run}: made without vectors; these are not measured", file=sys.stderr, flush=True)
         else:
@@ -149,7 +153,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
             by_loss, drawn = _of_vectors(embeddings, generator, tried, search, side, settings)
             add("vectors", "denoising loss with the nearest vectors", by_loss, "the loss without them")
             add("vectors", "distance to what they draw", drawn - apart[0], "held-out images")
-    if "synthetic" in settings.of:
+    if "synthetic" in settings.held:
         nearness = search.nearness(made.resized(side).images)
         theirs = [search.nearness(images_made(one, made.class_names).resized(side).images) for one in others]
         add_calibrated(f"{method.images} images", "distance to the nearest", nearness, theirs, apart)
@@ -186,7 +190,7 @@ def _notes(control: dict[str, Any], settings: MembershipSettings, embeddings: Em
             f"{control['others']} held-out images cannot hold a rate of {100 * settings.false_positives:g} %, but one "
             f"of {100 * control['false_positives']:.2g} %."
         )
-    if "vectors" in settings.of and embeddings is not None and len(embeddings) > MOST_VECTORS:
+    if "vectors" in settings.held and embeddings is not None and len(embeddings) > MOST_VECTORS:
         found.append(f"Vectors: looked for among {MOST_VECTORS:,} of {len(embeddings):,}.")
     return found
 

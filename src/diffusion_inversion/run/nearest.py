@@ -35,6 +35,9 @@ def nearest_real(variants: Sequence[Tensor], train: LabelledImages) -> tuple[Nea
     apart = torch.pdist(known[[len(known) * k // few for k in range(few)]]).mean().clamp_min(1e-9)
     found = []
     for drawn in variants:
+        if not len(drawn):
+            found.append(Nearest(real.images[:0], (), ()))
+            continue
         least, rows = torch.cdist(described(drawn), known, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
         ids = tuple(real.ids[row] for row in rows.tolist())
         found.append(Nearest(real.images[rows], ids, tuple((least / apart).tolist())))

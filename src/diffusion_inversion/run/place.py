@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..data.hub_names import PREFIX, read_hub_name
 from ..errors import UsageError
 from .layout import STORES, identify
 
@@ -14,7 +15,7 @@ _SHOWN = 3
 
 def default_folder(data: str) -> Path:
     """`runs/<name>` for a DATA: its last part, or the one above where that is as general as `train`."""
-    path = Path(data.rpartition(":")[2])
+    path = Path(read_hub_name(data).name if data.startswith(PREFIX) else data.rpartition(":")[2])
     names = [path.stem, *(one.name for one in path.absolute().parents)]
     return Path("runs") / next((name for name in names if name and name.lower() not in _PARTS), "run")
 

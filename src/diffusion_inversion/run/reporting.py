@@ -26,9 +26,10 @@ from ..train.choosing import choices_of
 from ..train.evaluation import OWN_SIZE
 from ..train.own_size import OWN_SIZE_LIMIT, Sides, own_side
 from ..train.recipes import resolved
-from ..train.replicated import Replicated, sides_of, spread
+from ..train.replicated import Replicated, sides_of, spread, tested_ids
 from ..train.store import ClassifierStore
-from .attributes import Attributes, add_subgroups
+from .attributes import Attributes, add_subgroups, attributes_of, keep_attributes
+from .balancing import read_counts
 from .coarseness import Coarseness, read_coarseness
 from .copies import read_audit
 from .fidelity.copies_record import redrawn_picture, redrawn_record
@@ -38,7 +39,7 @@ from .gallery import images_of_classes, images_of_vectors
 from .growth_record import growth_record
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
 from .materials import materials
-from .membership import SHOWN, read_membership
+from .membership import read_membership, shown
 from .methods import INVERSION, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
 from .report import RunRecord, render_report
@@ -107,20 +108,26 @@ def report_stage(
         record["verdict"]["too_few"] = few
     record["licences"] = [one.line for one in findings(materials(run))]
     if attributes is not None:
+        if not set(tested := tested_ids(replicates)) <= attributes.value_of.keys():  # on record of fewer replicates
+            attributes = attributes_of(run, splits, attributes.given) or attributes
         add_subgroups(record, replicates, attributes)
+        keep_attributes(run, attributes, [*tested, *splits.train.ids])
     if made.called is not None:
         record["images"] = made.called
     if made.found is not None:
         record["found"] = made.found
     if made.generator is not None:
         record["generator"] = made.generator
+    if (counts := read_counts(run)) is not None:
+        record["balance"] = counts
+        record["settings"]["sample"]["balance"] = counts["of"]
     if (audit := read_audit(run, splits)) is not None:
         record["copies"] = audit.shown()
         redrawn = redrawn_record(run, splits.train.class_names, audit.record)
         if redrawn is not None:
             record["copies"]["redrawn"] = redrawn
     if (membership := read_membership(run, splits)) is not None:
-        record["membership"] = {key: membership[key] for key in SHOWN}  # type: ignore[typeddict-item]
+        record["membership"] = shown(membership)
     if made.vectors is not None:
         record["inversion_curve"] = made.vectors.curve
         record["stages"]["invert"] = made.vectors.inverted
@@ -138,7 +145,7 @@ def report_stage(
         every = [one for replicate in replicates for one in replicate.results.runs]
         runs = {arm: [one.evaluation.confusion for one in every if one.arm == arm] for arm in record["arms"]}
         record["confusion"] = {arm: torch.stack(found).sum(0).tolist() for arm, found in runs.items()}
-    fidelity = fidelity_record(run, splits.train.class_names)
+    fidelity = fidelity_record(run, splits.train.class_names, attributes)
     if fidelity is not None:
         record["fidelity"] = fidelity
     if (noise := strengths_record(run, splits.train.class_names)) is not None:

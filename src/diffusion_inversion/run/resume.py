@@ -50,7 +50,7 @@ class Redone:
         beside = [
             one for one in others[: self.note.get("replicates", 1) - 1] if one.results.accuracies().keys() >= arms
         ]
-        attributes = attributes_of(run, self.splits, self.note.get("attributes"))
+        attributes = attributes_of(run, self.splits, None)
         report_stage(run, self.splits, self.results, self.settings, self.note["command"], beside, attributes)
 
 

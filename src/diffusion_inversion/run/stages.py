@@ -40,7 +40,8 @@ from ..train.classifiers import choose_architecture
 from ..train.own_size import at_own_size
 from ..train.recipes import resolve
 from ..train.store import ClassifierStore
-from .attributes import attributes_of, balanced_values_of
+from .attributes import attributes_of
+from .balancing import check_balance, counted, keep_counts, require_attribute, values_of_run
 from .checks import check_run
 from .coarseness import coarseness
 from .fidelity.copies import copy_gate, keep_copies_setting, recorded_copies
@@ -94,12 +95,15 @@ def sample_stage(
     `anew` deletes what this stage and later ones made, once the settings are known to be usable and there is room for
     what they ask for beyond what is deleted.
     """
-    embeddings = read_embeddings(run)
+    embeddings, value_of = read_embeddings(run), values_of_run(run, settings)
     side = check(embeddings, generator, settings)
+    labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
+    balance = counted(labels, embeddings.class_names, settings, value_of)
     make_way({run: len(embeddings) * settings.variants}, side, anew=anew)
     with timed(SyntheticStore(run, embeddings.class_names).manifest):
         strengths = strengths_for(run, embeddings, generator, settings, sources)
-        draw_variants(embeddings, generator, run, settings, balanced_values_of(run, settings), strengths)
+        draw_variants(embeddings, generator, run, settings, value_of, strengths)
+        keep_counts(run, balance)
         draw_reconstructions(run, embeddings, generator, settings, sources)
     return len(embeddings) * settings.variants
 
@@ -294,8 +298,10 @@ def run_all(
     tuning = prepared(tuning, sample, train)
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
     splits = open_splits(run, data)
+    require_attribute(sample, attributes)
     tested_by = attributes_of(run, splits, attributes)
     images = splits.train
+    check_balance(data, images, sample)
     side, own = check_run(
         splits, generator, invert, sample, train, own_size=own_size, tuning=tuning, judged=filtering.filter in JUDGED
     )

@@ -45,7 +45,7 @@ from ..train.choosing import (
 )
 from ..train.store import ClassifierStore
 from ..train.training import recipe
-from .attributes import balanced_values_of
+from .balancing import values_of_run
 
 MIXTURE = ("real_fraction", "mixing")  # settings that arms of one kind of image do not see
 HELD = 3  # sets of images in memory
@@ -163,7 +163,7 @@ class _Pictures:
         like = json.dumps([settings.described({"variants", "balance"}), embeddings.digest], sort_keys=True)
         home = self.folds.run / FOLDER / SCRATCH / hashlib.sha256(like.encode()).hexdigest()[:16]
         store = SyntheticStore(home, embeddings.class_names)
-        value_of = balanced_values_of(self.folds.run, settings)
+        value_of = values_of_run(self.folds.run, settings)
         draw_variants(embeddings, self.generator, home, settings, value_of)
         labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
         asked, known = counts_of(labels, settings, value_of), self.folds.real.class_names

@@ -28,7 +28,7 @@ def counts_of(
     """How many variants each source gets; `labels` has the class of each source by id, `value_of` its attribute.
 
     They add up to sources x variants. Raises UsageError where the values are needed and not given, DataError for a
-    source without one.
+    source without one, and where all have the same.
     """
     if settings.balance == "none":
         return dict.fromkeys(labels, settings.variants)
@@ -51,12 +51,13 @@ def parts_of(
     attribute = settings.balanced_attribute
     if attribute is None:
         return {source: (str(label),) for source, label in labels.items()}
+    what = f"balance={settings.balance}"
     if value_of is None:
-        raise UsageError(
-            f"balance={settings.balance}: the images' values of {attribute} are not known here; use class."
-        )
+        raise UsageError(f"{what}: the values of {attribute} are not known here; use class")
     if lost := [source for source in labels if source not in value_of]:
-        raise DataError(f"balance={settings.balance}: {len(lost)} of {len(labels)} images have no value, as {lost[0]}")
+        raise DataError(f"{what}: {len(lost)} of {len(labels)} images have no value, as {lost[0]}; give them one")
+    if len(values := {value_of[source] for source in labels}) == 1:
+        raise DataError(f"{what}: all {len(labels)} training images have one value, {min(values)}; use class")
     classes = settings.balances_classes
     return {source: (*([str(labels[source])] if classes else []), value_of[source]) for source in labels}
 

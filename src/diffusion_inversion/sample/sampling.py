@@ -24,7 +24,7 @@ from ..generator.generator import Generator
 from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely, load_safety_checker
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
-from .balance import counts_of, uneven
+from .balance import counts_of
 from .drawing import draw_jobs, draw_missing, in_parts
 from .strengths import Strengths, of_source
 from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, Row, SyntheticStore, parents
@@ -64,8 +64,6 @@ def draw_variants(
     image_size = check(embeddings, generator, settings)
     labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
     counts = counts_of(labels, settings, value_of)
-    if (left := uneven(labels, settings, value_of)) is not None:
-        print(f"note: {left}", file=sys.stderr, flush=True)
     if (resolution := resolution_of(embeddings, settings)) != embeddings.resolution:
         learned = embeddings.resolution
         print(f"warning: resolution={resolution}: {elsewhere(learned)}", file=sys.stderr, flush=True)

@@ -241,10 +241,7 @@ class SyntheticStore:
         return found
 
     def finish(self, variants: int, counts: Mapping[str, int] | None = None, balance: str = "none") -> None:
-        """Write metadata.parquet from the manifest and mark `variants` a source as complete, or so many of each.
-
-        `balance` says where the counts come from.
-        """
+        """Write metadata.parquet from the manifest; mark `variants` a source, or so many by `balance`, as complete."""
         import pyarrow.parquet as pq
 
         table = self.table(*COLUMNS).sort_by("file_name")

@@ -58,7 +58,7 @@ def plan_variant(
 ) -> VariantPlan:
     """Decide everything random about one variant, from its own stream; another attempt has another stream.
 
-    Settings must have a number as noise_strength (strengths.py gives each source its own). Raises UsageError.
+    Settings must have a number as noise_strength (sample/strengths.py gives each source its own). Raises UsageError.
     """
     if settings.noise_strength == "auto":
         raise UsageError("noise_strength=auto: found for the images of a run alone (`dinv run`, `dinv sample`).")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from ..data.datasets import Splits
 from ..errors import UsageError
 from ..generator.generator import Generator
 from ..invert.embeddings import EmbeddingStore, read_embeddings
-from ..run.attributes import balanced_values
+from ..run.balancing import values_to_balance
 from ..run.strengths import is_auto, strengths_for
-from ..sample.balance import counts_of
+from ..sample.balance import counts_of, uneven
 from ..sample.sampling import draw_variants
 from ..sample.synthetic import SyntheticStore
 from ..train.mixing import refuse_unjudged
@@ -33,7 +34,7 @@ def counts(vectors: Path, sample: SampleSettings, data: DataSettings) -> dict[st
     store = EmbeddingStore(vectors)
     without = store.failed()
     labels = {image_id: label for image_id, (_, label) in store.images().items() if image_id not in without}
-    return counts_of(labels, sample, balanced_values(data, sample))
+    return counts_of(labels, sample, values_to_balance(data, sample))
 
 
 def draw(
@@ -53,6 +54,10 @@ def draw(
     if sample.balance == "none":  # another experiment may have drawn more
         there = SyntheticStore(home, embeddings.class_names).complete()
         sample = sample.model_copy(update={"variants": max(sample.variants, there)})
+    value_of = values_to_balance(data, sample)
+    labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
+    if (left := uneven(labels, sample, value_of)) is not None:
+        print(f"note: {left}", file=sys.stderr, flush=True)
     strengths = strengths_for(home, embeddings, generator, sample, splits(data).train if is_auto(sample) else None)
-    draw_variants(embeddings, generator, home, sample, balanced_values(data, sample), strengths)
+    draw_variants(embeddings, generator, home, sample, value_of, strengths)
     return found

@@ -18,6 +18,7 @@ from ..config.training import TrainSettings
 from ..data.sources import absolute, default_root
 from ..engine.toml import read_toml
 from ..errors import UsageError
+from ..run.balancing import whole
 from ..run.replicates import drawn_anew
 
 STAGES: dict[str, type[BaseModel]] = {
@@ -254,7 +255,7 @@ def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
             at,
             DataSettings.model_validate(sections["data"]),
             InvertSettings.model_validate(sections["invert"]),
-            SampleSettings.model_validate(sections["sample"]),
+            whole(SampleSettings.model_validate(sections["sample"])),
             TrainSettings.model_validate(sections["train"]),
             Autoencode.model_validate(sections["autoencode"]),
             _retrieve(sections["retrieve"]),

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ...data.images import LabelledImages
+from ...measure.copies.shares import share
 from ...sample.synthetic import Row, SyntheticStore, job_name, read_images
-from ..report.image_records import FailedRecord, FidelityRecord
+from ..attributes import Attributes
+from ..report.image_records import FailedRecord, FidelityRecord, FidelitySubgroupRecord
 from .redraw import redrawn_store
 from .stage import read_fidelity, recorded_filter
 
 EXAMPLES, SOURCES = 8, 10  # that are shown, at most
 
 
-def fidelity_record(run: Path, class_names: tuple[str, ...]) -> FidelityRecord | None:
-    """What was found of a run's synthetic images; None where nobody asked. Raises DataError for a damaged file."""
+def fidelity_record(
+    run: Path, class_names: tuple[str, ...], attributes: Attributes | None = None
+) -> FidelityRecord | None:
+    """What was found of a run's synthetic images; None where nobody asked. Raises DataError for a damaged file.
+
+    By subgroup too, where an attribute says something of every source.
+    """
     found = read_fidelity(run)
     if found is None:
         return None
@@ -33,7 +42,7 @@ def fidelity_record(run: Path, class_names: tuple[str, ...]) -> FidelityRecord |
     names = {row["source_id"]: class_names[row["label"]] for row in rows}
     sources = sorted(of_source, key=lambda name: (-of_source[name] / by_source[name], -of_source[name], name))
     worst = sorted(failed, key=lambda place: (found.confidence[place] - found.rival_confidence[place], place))
-    return {
+    record: FidelityRecord = {
         "filter": recorded_filter(run).filter,
         "images": len(rows),
         "judged": len(judged),
@@ -64,6 +73,25 @@ def fidelity_record(run: Path, class_names: tuple[str, ...]) -> FidelityRecord |
         ],
         "seconds": found.seconds,
     }
+    if attributes is not None and attributes.value_of.keys() >= {row["source_id"] for row in judged}:
+        bad = {rows[place]["file_name"] for place in failed}
+        record["attribute"] = attributes.name
+        record["subgroups"] = _subgroups(judged, bad, attributes.value_of)
+    return record
+
+
+def _subgroups(
+    judged: Sequence[Row], failed: AbstractSet[str], value_of: Mapping[str, str]
+) -> list[FidelitySubgroupRecord]:
+    """How many of the images of sources with each value fail, with an interval that counts sources (`share`)."""
+    found: list[FidelitySubgroupRecord] = []
+    for value in sorted({value_of[row["source_id"]] for row in judged}):
+        members = [row for row in judged if value_of[row["source_id"]] == value]
+        number = {source: place for place, source in enumerate({row["source_id"]: None for row in members})}
+        flags = torch.tensor([row["file_name"] in failed for row in members])
+        part = share(flags, torch.tensor([number[row["source_id"]] for row in members]))
+        found.append({"value": value, "judged": part.n, "failed": part.count, "low": part.low, "high": part.high})
+    return found
 
 
 def example_images(

@@ -66,7 +66,7 @@ def _card(images: ReportImages, row: int, class_names: Sequence[str]) -> Card:
         label=label,
         image_id=None if images.ids is None else visible(images.ids[row]),
         likeness=None if images.distances is None else images.distances[row],
-        closest=None if nearest is None else min(nearest.distances),
+        closest=None if nearest is None else min(nearest.distances, default=None),
         photograph=None if images.photographs is None else _picture(images.photographs[row], "before it was shrunk"),
         real=_picture(images.real[row], "real image"),
         reconstruction=None

@@ -106,12 +106,16 @@ def _steps(shares: Sequence[float], step: float, top: float) -> str:
 def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> Markup:
     from markupsafe import Markup
 
+    heads = tuple(heads)
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(one) for one in heads)
     lines = [
         Markup("<tr>{}</tr>\n").format(Markup("").join(Markup("<td>{}</td>").format(one) for one in row))
         for row in rows
     ]
-    return Markup('<div class="scroll"><table>\n<tr>{}</tr>\n{}</table></div>\n').format(head, Markup("").join(lines))
+    return Markup(
+        '<div class="scroll" tabindex="0" role="region" aria-label="Copies: {}">'
+        "<table>\n<tr>{}</tr>\n{}</table></div>\n"
+    ).format(", ".join(heads), head, Markup("").join(lines))
 
 
 def _folded(summary: str, table: Markup) -> Markup:
@@ -126,7 +130,8 @@ def _pairs(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup]:
     if picture is None:
         return
     yield Markup(
-        '<h3>The nearest pairs</h3>\n<div class="scroll"><img src="data:image/png;base64,{}" '
+        '<h3>The nearest pairs</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="The nearest pairs">'
+        '<img src="data:image/png;base64,{}" '
         'alt="Each flagged synthetic image above the training image that it is nearest to, nearest first"></div>\n'
     ).format(base64.b64encode(picture).decode())
     rows = [

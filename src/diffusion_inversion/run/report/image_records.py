@@ -1,8 +1,11 @@
-"""The parts of `run.json` about the synthetic images themselves: labels that were judged, strengths, growth."""
+"""The parts of `run.json` about the synthetic images themselves: labels that were judged, strengths, growth, counts."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
 
 class JudgeRecord(TypedDict):
@@ -23,6 +26,16 @@ class FidelityClassRecord(TypedDict):
 
 class FidelitySourceRecord(FidelityClassRecord):
     file: str
+
+
+class FidelitySubgroupRecord(TypedDict):
+    """Images whose sources have one value of the attribute; the interval is of the share that fails."""
+
+    value: str
+    judged: int
+    failed: int
+    low: float
+    high: float
 
 
 class FailedRecord(TypedDict):
@@ -50,6 +63,8 @@ class FidelityRecord(TypedDict):
     judge: JudgeRecord
     classes: list[FidelityClassRecord]
     sources: list[FidelitySourceRecord]  # those whose variants fail most often
+    attribute: NotRequired[str]  # where one is given that training images have, too
+    subgroups: NotRequired[list[FidelitySubgroupRecord]]
     examples: list[FailedRecord]  # the clearest
     seconds: float
 
@@ -99,3 +114,21 @@ class GrowthRecord(TypedDict):
     kept: int  # of all that were added, that kept their label as candidates
     gain: list[float]  # in the end over the first round, low, high
     sentence: str
+
+
+class BalancedPart(TypedDict):
+    """Images of a class, of a value of the attribute, or of both."""
+
+    class_name: str | None
+    value: str | None
+    real: int
+    synthetic: int
+
+
+class BalanceRecord(TypedDict):
+    """What stage 2 made of the counts of images."""
+
+    of: str  # the setting
+    attribute: str | None
+    parts: list[BalancedPart]
+    uneven: str | None  # what stays uneven, in a sentence

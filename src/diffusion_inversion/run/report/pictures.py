@@ -29,7 +29,7 @@ class ReportImages:
 
     real: Tensor  # (R, 3, S, S)
     reconstruction: Tensor | None  # (R, 3, S, S): sampled from the learned vector itself; None where there is none
-    variants: Sequence[Tensor]  # of each source (V, 3, S, S), V at least 1
+    variants: Sequence[Tensor]  # of each source (V, 3, S, S); V may be 0 where counts are balanced
     labels: Tensor  # (R,) int64, index into the run's class names
     distances: tuple[float, ...] | None = None  # of each reconstruction to its source; None: not measured
     called: str = "variant"  # what a variant is called

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from typing_extensions import NotRequired
 
     from ...train.choosing import ChoiceRecord
-    from .image_records import FidelityRecord, GrowthRecord, StrengthsRecord
+    from .image_records import BalanceRecord, FidelityRecord, GrowthRecord, StrengthsRecord
 
 
 class ProblemRecord(TypedDict):
@@ -304,6 +304,7 @@ class RunRecord(TypedDict):
     # By arm, over all seeds and replicates: (classes, classes) test images, row = true, column = predicted class.
     confusion: NotRequired[dict[str, list[list[int]]]]
     verdict: VerdictRecord
+    balance: NotRequired[BalanceRecord]  # where stage 2 evens counts; of replicate 0
     subgroups: NotRequired[SubgroupsRecord]  # where an attribute of the test images was given
     sides: NotRequired[SidesRecord]
     likeness: NotRequired[LikenessRecord]

@@ -6,7 +6,7 @@ heading `<h2>`, "" where the run has nothing of it, and escapes what it shows, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .cards import cards
@@ -70,6 +70,13 @@ def _subgroups(run: Mapping[str, Any], _: ReportImages) -> str:
     return fill("parts/subgroups.html", run=run) if "subgroups" in run else ""
 
 
+def _balance(run: Mapping[str, Any], _: ReportImages) -> str:
+    if "balance" not in run:
+        return ""
+    train, found = run["settings"]["train"], run["balance"]
+    return fill("parts/balance.html", run=run, found=found, shares=shares_of_parts(found["parts"], train))
+
+
 def _images(run: Mapping[str, Any], images: ReportImages) -> str:
     return fill("parts/images.html", run=run, images=images, cards=cards(images, run["data"]["class_names"]))
 
@@ -112,11 +119,28 @@ def found_of_class(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[float |
     return rows
 
 
+def shares_of_parts(parts: Sequence[Mapping[str, Any]], train: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Of what real+synthetic sees, the share that each part has, before and after: of real images alone, and of both.
+
+    Where batches hold a share of real images, that share has their proportions, and the rest those of synthetic ones.
+    """
+    real, made = (sum(part[kind] for part in parts) for kind in ("real", "synthetic"))
+    fraction = real / (real + made) if train["mixing"] == "concatenate" else train["real_fraction"]
+    return [
+        (
+            part["real"] / real,
+            fraction * part["real"] / real + ((1 - fraction) * part["synthetic"] / made if made else 0.0),
+        )
+        for part in parts
+    ]
+
+
 SECTIONS: tuple[Section, ...] = (
     _verdict,
     _accuracy,
     _classes,
     _subgroups,
+    _balance,
     _images,
     _strips,
     fidelity,
