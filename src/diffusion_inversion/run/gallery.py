@@ -30,13 +30,13 @@ def images_of_vectors(
     for *file, source, variant in zip(*(column.to_pylist() for column in each.columns), strict=True):
         drawn_from.setdefault(source, []).append((variant, file))
     shown = [[file for _, file in sorted(drawn_from.get(embeddings.ids[row], []))[:REPORT_VARIANTS]] for row in rows]
-    wanted = [file for found in shown for file in found]
-    # Where counts are balanced these sources may have none; the first image of all says how large they are.
-    first = [column[0].as_py() for column in each.columns[:3]]
-    drawn = read_images(store.folder, embeddings.class_names, *zip(*(wanted or [first]), strict=True))
+    counts = [len(found) for found in shown]
+    # Where counts are balanced sources may have none; any image says how large they are.
+    files = [file for found in shown for file in found] or [[column[0].as_py() for column in each.columns[:3]]]
+    drawn = read_images(store.folder, embeddings.class_names, *zip(*files, strict=True))
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     sources = train.subset([row_of[embeddings.ids[row]] for row in rows])
-    variants = drawn.images[: len(wanted)].split([len(found) for found in shown])
+    variants = drawn.images[: sum(counts)].split(counts)
     return ReportImages(
         real=sources.resized(drawn.size).images,
         reconstruction=resize(drawn_again, drawn.size),

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -290,5 +290,11 @@ def check_settings(settings: TrainSettings, class_names: Sequence[str], side: in
     if len(set(settings.seeds)) < len(settings.seeds):
         raise UsageError(f"seeds={list(settings.seeds)}: a repeated seed is one result counted twice. Give each once.")
     make_augmentation(settings.augmentations, len(class_names))
+    _check_network(choose_architecture(settings.architecture, torch.device("cpu")), tuple(class_names), side)
+
+
+@cache
+def _check_network(architecture: str, class_names: tuple[str, ...], side: int) -> None:
+    """Build it without weights; what could be built once is not built again before every stage."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        Classifier(choose_architecture(settings.architecture, torch.device("cpu")), class_names, side)
+        Classifier(architecture, class_names, side)

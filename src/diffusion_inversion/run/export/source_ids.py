@@ -45,11 +45,12 @@ def named_as(table: pa.Table, run: Path, how: SourceIds) -> pa.Table:
     table = table.append_column("path", table["file_name"])
     if how == "plain":
         return table
-    hide, rows = _hidden(_salt(run)), table.to_pylist()
+    naming = [name for name in NAMING if name in table.column_names]
+    hide, rows = _hidden(_salt(run)), table.select(["path", "variant", "method", *naming]).to_pylist()
     columns = {name: table[name] for name in table.column_names if name not in NAMING}
     columns["file_name"] = [_file_name(row, hide, how) for row in rows]
     if how == "hashed":
-        for name in [name for name in NAMING if name in table.column_names]:
+        for name in naming:
             columns[name] = [_value(row, name, hide) for row in rows]
     import pyarrow as pa
 

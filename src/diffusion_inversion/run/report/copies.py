@@ -155,7 +155,8 @@ def _redrawn(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup
     )
     if picture is not None:
         yield Markup(
-            '<div class="scroll"><img src="data:image/png;base64,{}" alt="Training images, below each the synthetic '
+            '<div class="scroll" tabindex="0" role="region" aria-label="Images drawn in place of copies">'
+            '<img src="data:image/png;base64,{}" alt="Training images, below each the synthetic '
             'image that is flagged as its copy, and below that the last one drawn in its place"></div>\n'
         ).format(base64.b64encode(picture).decode())
     shown = [
