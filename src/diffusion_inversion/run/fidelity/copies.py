@@ -109,7 +109,7 @@ def copy_gate(run: Path, settings: AuditSettings | None, splits: Splits, side: i
         return None
     if record["exceeds_chance"]:
         print(
-            f"note: {sentence(record)}. They are drawn again, farther from their vectors; to draw all so from the start "
+            f"note: {sentence(record)}. They are drawn again, farther from their vectors; to draw all so at first "
             "(--noise-strength, --interpolation) takes less time",
             file=sys.stderr,
             flush=True,
