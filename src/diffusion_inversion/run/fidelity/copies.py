@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from ...engine.frozen_settings import freeze_settings, settings_file
 from ...engine.ledger import Ledger
 from ...errors import ConfigMismatchError, UsageError
 from ...measure.copies.nearest import Known
+from ...measure.copies.said import sentence
 from ...sample.synthetic import SyntheticStore, job_name
 from ...train.store import ClassifierStore
 from ..copies import guard, views_of
@@ -105,6 +107,13 @@ def copy_gate(run: Path, settings: AuditSettings | None, splits: Splits, side: i
     record = guard(run, settings, splits)
     if settings.copies != "redraw" or record is None:
         return None
+    if record["exceeds_chance"]:
+        print(
+            f"note: {sentence(record)}. They are drawn again, farther from their vectors; to draw all so at first "
+            "(--noise-strength, --interpolation) takes less time",
+            file=sys.stderr,
+            flush=True,
+        )
     return CopyGate(splits.train.resized(min(splits.train.size, side)), settings, record)
 
 
