@@ -41,7 +41,10 @@ def run_called(name: str) -> dict[str, Any]:
             "problems": [problem],
         },
         "generator": {"name": name, "hash": name, "resolution": 32, "prediction_type": name},
-        "settings": {"invert": {"note": name, name: [name, {"a": name}]}, name: {}},
+        "settings": {
+            "invert": {"note": name, name: [name, {"a": name}]}, name: {},
+            "train": {"mixing": "batch", "real_fraction": 0.5},
+        },
         "stages": {
             "invert": {"seconds": 1.0, "loss_initial": 0.4, "loss_final": 0.3, "null_loss": 0.5},
             "sample": {"seconds": 1.0, "images": 4},
@@ -60,6 +63,10 @@ def run_called(name: str) -> dict[str, Any]:
         "verdict": {
             "outcome": "helps", "sentence": name,
             "comparisons": [{"arm": name, "difference": 0.1, "low": None, "high": None}],
+        },
+        "balance": {
+            "of": name, "attribute": name, "uneven": name,
+            "parts": [{"class_name": name, "value": name, "real": 1, "synthetic": 2}],
         },
         "strengths": {
             "images": 2, "judged": 2, "probes": 4, "ladder": [0.0, 1.0], "never": 0, "copies": 0,

@@ -18,7 +18,7 @@ from ..engine.ledger import Ledger
 from ..errors import UsageError
 from ..sample.balance import counts_of, parts_of, uneven
 from .images import read_record, recorded_settings
-from .layout import BALANCE_FILE
+from .layout import ATTRIBUTES_FILE, BALANCE_FILE
 from .report.image_records import BalanceRecord
 
 MOST_SHOWN = 50  # parts in a table
@@ -36,9 +36,17 @@ def values_to_balance(data: DataSettings, sample: SampleSettings) -> dict[str, s
 
 
 def values_of_run(run: Path, sample: SampleSettings) -> dict[str, str] | None:
-    """The same of the images of a run."""
-    record = read_record(run) if sample.balanced_attribute is not None else None
-    return None if record is None else values_to_balance(recorded_settings(record["source"]), sample)
+    """The same of the images of a run. A file that is gone since its subgroups were shown is on record there."""
+    given = sample.balanced_attribute
+    record = read_record(run) if given is not None else None
+    if given is None or record is None:
+        return None
+    ledger = Ledger(run)
+    if os.path.isabs(given) and not os.path.exists(given) and ledger.holds(ATTRIBUTES_FILE):
+        kept = ledger.read_json(ATTRIBUTES_FILE)
+        if kept["given"] == given:
+            return dict(kept["values"])
+    return values_to_balance(recorded_settings(record["source"]), sample)
 
 
 def whole(sample: SampleSettings) -> SampleSettings:
