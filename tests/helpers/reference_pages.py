@@ -22,6 +22,8 @@ from diffusion_inversion.config.settings import Settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 MADE = "Made from the program by `python tests/cli/test_help.py`; a test compares the two."
+# What `dinv` gives its commands: click keeps the option of help that a command is first asked for.
+SAME: dict[str, Any] = dict(get_command(app).context_settings)
 MODULES = (settings, sampling, training, fidelity, planning, commands, few_shot)
 
 
@@ -41,7 +43,9 @@ def commands_page() -> str:
     ]
     for words, stub in leaves(get_command(app)):
         lines += ["", f"## dinv {' '.join(words)}", *(cell(one) for one in (stub.help or "").split("\n\n")), ""]
-        context = stub.make_context(words[-1], [], resilient_parsing=True)  # the stub makes its options only now
+        context = stub.make_context(
+            words[-1], [], resilient_parsing=True, **SAME
+        )  # the stub makes its options only now
         sections: dict[str, list[str]] = {}
         for param in context.command.get_params(context):
             if (record := param.get_help_record(context)) is not None and "--help" not in record[0]:
@@ -69,7 +73,7 @@ def every_command() -> dict[tuple[str, ...], set[str]]:
     """The options of every command, by the words that lead to it."""
     found = {}
     for words, stub in leaves(get_command(app)):
-        context = stub.make_context(words[-1], [], resilient_parsing=True)
+        context = stub.make_context(words[-1], [], resilient_parsing=True, **SAME)
         params = context.command.get_params(context)
         found[words] = {one for param in params for one in (*param.opts, *param.secondary_opts)}
     return found
