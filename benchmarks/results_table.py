@@ -70,11 +70,14 @@ def table(folder: str, claims: bool) -> str:
     for page in sorted(PAGES.glob("*.md")):
         title = page.read_text().partition("\n")[0].lstrip("# ")
         said = "; ".join(claims_of(page))
-        for place, (name, arms) in enumerate(cells(rows_of(page)).items()):
+        rows = rows_of(page)
+        measure = rows[0]["measure"]
+        for place, (name, arms) in enumerate(cells(rows).items()):
             shown = [estimate(arms[arm]) if arm in arms else "" for arm in ARMS]
             n = len(next(iter(arms.values())))
             link = f"[{title}]({folder}/{page.name})" if place == 0 else ""
-            row = [link, name, *shown, str(n), said if place == 0 else ""]
+            settings = f"{name}; balanced accuracy" if measure != "accuracy" else name
+            row = [link, settings, *shown, str(n), said if place == 0 else ""]
             lines.append("| " + " | ".join(row[: len(head)]) + " |")
     return "\n".join(lines) + "\n"
 

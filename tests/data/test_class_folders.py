@@ -70,7 +70,7 @@ def test_a_class_that_no_folder_can_be_called_is_still_the_same_class(tmp_path: 
     rows = [
         dict.fromkeys(("partner_id", "source_version", "partner_version"), "x")
         | {"source_id": i, "variant": 0, "label": k, "guidance_scale": 1.0, "inversion_step": 1, "partner_label": k,
-           "label_weight": 1.0}
+           "label_weight": 1.0, "generator_hash": "0" * 64}
         for i, k in zip(images.ids, images.labels.tolist(), strict=True)
     ]  # fmt: skip
     store.commit(images.images, rows)

@@ -112,6 +112,6 @@ def test_hashes_and_paths_stay(digest: str, name: str) -> None:
 
 @pytest.mark.parametrize("unit", ["eyJ-", "://a", "token=", "--token ", "bearer ", "a_", "&key=", "authorization:"])
 def test_it_is_fast_on_long_text(unit: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     redact(unit * (200_000 // len(unit)))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -128,7 +128,7 @@ def test_no_stage_works_on_half_of_what_the_one_before_must_give(bench: Bench, t
     for stage in STAGES:
         finish(grown, run, stage)
     write_images(data / "train", toy_images(24), range(20, 24))
-    with pytest.raises(UsageError, match=r"added since stage 1.*dinv invert"):
+    with pytest.raises(UsageError, match=r"have no vector: stage 1 did not finish.*dinv invert"):
         finish(grown, run, "train")
     finish(grown, run, "invert")
     with pytest.raises(UsageError, match=r"added since stage 2.*dinv sample"):

@@ -154,7 +154,7 @@ def test_dinv_plan_says_it_and_makes_nothing(bench: Bench, tmp_path: Path, monke
         app, ["run", *map(str, options[1:-4]), "--time-limit", "99d", "--out", str(tmp_path / "run")]
     )
     assert run.exit_code == 0 and "cut for the time limit: nothing" in run.stdout, run.output
-    assert "plan: not in it: --copies report" in run.stderr
+    assert "plan: not in it: --copies redraw" in run.stderr
     left = CliRunner().invoke(app, [*map(str, options), "--out", str(tmp_path / "run"), "--json"])
     seconds = json.loads(left.stdout)["seconds"]
     assert seconds["start"] > 0 and not any(value for name, value in seconds.items() if name != "start")

@@ -61,7 +61,9 @@ class TrainSettings(Settings):
         "ours",
         ge=0,
     )
-    online_keep: bool = setting(False, "online: images stay, else they are deleted when all classifiers passed them")
+    online_keep: bool = setting(
+        False, "online: images stay, else they are deleted when all classifiers passed them", "ours"
+    )
     me_ada_every: int = setting(
         0, "ME-ADA: steps between two rounds of adversarial copies (T_min), 0 = off", "ours", ge=0
     )
