@@ -170,6 +170,10 @@ def test_what_leaves_the_house_copies_nothing(whole: Path, tmp_path: Path) -> No
     assert images.again <= flagged and images.again
     assert all(found[name] == pixels((run / "redrawn" / name).read_bytes()) for name in images.again)
     assert not any(found.get(name) == png for name, png in copied.items())
+    others = {"made_from": gate.record["made_from"] | {"synthetic": "of as many others"}}
+    Ledger(run).commit("audit.json", json.dumps(gate.record | others).encode())
+    with pytest.raises(UsageError, match="not all images were compared"):
+        SyntheticImages.of(run)
     Ledger(run).drop("audit.json")
     with pytest.raises(UsageError, match="not all images were compared"):
         SyntheticImages.of(run)

@@ -300,6 +300,9 @@ def test_every_export_says_what_became_of_the_vectors(finished: Path, tmp_path: 
     assert left_out in said("push", finished, "some/one", "--out", tmp_path / "2", "--dry-run")
     asked = said("export", finished, "--to", "fiftyone", "--out", tmp_path / "3", "--with-vectors")
     assert "vectors.safetensors redraws the training images" in asked and left_out not in asked
+    cards = [(tmp_path / number / "README.md").read_text() for number in "123"]
+    assert ["are not here" in card for card in cards] == [True, True, False]
+    assert ["vectors.safetensors redraws" in card for card in cards] == [False, False, True]
 
 
 def test_the_search_for_vectors_finds_them_in_tables_and_text(tmp_path: Path) -> None:

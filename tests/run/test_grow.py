@@ -182,3 +182,17 @@ def test_the_command_line_has_it(bench: Bench, drawn: Path, tmp_path: Path) -> N
 
 def test_candidates_are_drawn_at_few_steps() -> None:
     assert CANDIDATE_STEPS < 16 and torch.tensor(CANDIDATES).item() == 3
+
+
+def test_what_stage_2_draws_later_is_one_image(bench: Bench, whole: Path, tmp_path: Path) -> None:
+    """Variants go on where stage 2 ended, and so does stage 2 when it is asked for more: no image counts twice."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    grown = {job for one in rounds(run) for job in one["chosen"]}
+    more = SAMPLE.model_copy(update={"variants": SAMPLE.variants + 1})
+    with run_lock(run):
+        pipeline.sample_stage(run, bench.generator(), more, sources=open_splits(run).train)
+    twice = {job for job in grown if parse_job(job)[1] == SAMPLE.variants}
+    names = read_embeddings(run).class_names
+    made = images_made(run, names)
+    assert twice and len(made) == 12 * more.variants + len(grown - twice) == len(sources_of_images(run, names))
+    assert len({*made.hashes}) == len(made)

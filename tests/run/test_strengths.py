@@ -36,6 +36,7 @@ from diffusion_inversion.run.plan.forecast import left, seconds
 from diffusion_inversion.run.plan.steps import Steps
 from diffusion_inversion.run.replicates import replicate
 from diffusion_inversion.run.strengths import MOST_MISSED, PROBE_STEPS, PROBES, ROUNDS, strengths_of
+from diffusion_inversion.run.strengths_record import strength_images, strengths_record
 from diffusion_inversion.run.tune import prepared
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.sampling import sample
@@ -187,6 +188,17 @@ def test_the_report_has_it(coloured: Bench, drawn: Path, tmp_path: Path) -> None
     assert max(one["level"] for one in least) <= min(one["level"] for one in most) and len(least) == len(most) == 4
     assert "How much noise does each image bear?" in page
     assert all(one["file"] in page for one in (*least, *most)) and page.count("training image</figcaption>") >= 8
+
+
+def test_a_source_to_which_balance_gives_no_variants_is_shown_without(drawn: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(drawn, tmp_path / "run"))
+    store, record = SyntheticStore(run, NAMES), strengths_record(run, NAMES)
+    assert record is not None
+    full = record["lowest"][0]["file"]
+    counts = {source: 2 * (source != full) for source in read_embeddings(run).ids}
+    store.finish(2, counts, "class")
+    (real, none), *others = strength_images(run, open_splits(run).train, record)
+    assert real.shape == (3, 16, 16) and len(none) == 0 and all(len(made) == 2 for _, made in others)
 
 
 def test_a_plan_counts_the_probes(tmp_path: Path) -> None:

@@ -220,14 +220,16 @@ def views_of(settings: AuditSettings) -> list[View]:
 
 def made_from(run: Path, splits: Splits) -> dict[str, str]:
     """Hashes of the images that an audit, or a figure of membership, speaks of."""
-    rows = images_store(run, splits.train.class_names).table("file_name", "sha256").sort_by("file_name")
+    made = images_digest(run, splits.train.class_names)
+    return {"train": splits.train.digest, "test": splits.test.digest, "synthetic": made}
+
+
+def images_digest(run: Path, class_names: tuple[str, ...]) -> str:
+    """sha256 hex of the names and contents of all synthetic images of a run, those that were grown with them."""
+    rows = images_store(run, class_names).table("file_name", "sha256").sort_by("file_name")
     listed = "\n".join(f"{name} {digest}" for name, digest in zip(*(c.to_pylist() for c in rows.columns), strict=True))
     if is_grown(run):
-        rows = SyntheticStore(run, splits.train.class_names, GROWN).table("file_name", "sha256").sort_by("file_name")
+        rows = SyntheticStore(run, class_names, GROWN).table("file_name", "sha256").sort_by("file_name")
         more = (f"{GROWN}/{name} {one}" for name, one in zip(*(c.to_pylist() for c in rows.columns), strict=True))
         listed = "\n".join([listed, *more])
-    return {
-        "train": splits.train.digest,
-        "test": splits.test.digest,
-        "synthetic": hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest(),
-    }
+    return hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()

@@ -13,7 +13,7 @@ from ..data.images import LabelledImages
 from ..data.soft_labels import SoftLabels
 from ..engine.ledger import Ledger
 from ..errors import UsageError
-from ..sample.synthetic import PARENTS, SyntheticStore, parents, read_images, soft_labels
+from ..sample.synthetic import PARENTS, SyntheticStore, job_name, parents, read_images, soft_labels
 from .layout import GROWN, GROWTH_FILE
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ def read_rows(store: SyntheticStore, variant: int | None = None) -> LabelledImag
     rows = _rows(store)
     if variant is not None:
         rows = rows.filter(rows["variant"].to_numpy() == variant)
+    return _read(store, rows)
+
+
+def _read(store: SyntheticStore, rows: pa.Table) -> LabelledImages:
     files = (rows[key].to_pylist() for key in ("file_name", "sha256", "label"))
     found = read_images(store.folder, store.class_names, *files)
     return replace(found, soft=soft_labels(rows), source_ids=tuple(rows["source_id"].to_pylist()))
@@ -33,6 +37,10 @@ def read_rows(store: SyntheticStore, variant: int | None = None) -> LabelledImag
 def _rows(store: SyntheticStore) -> pa.Table:
     own = ("file_name", "sha256", "label", "variant", "partner_label", "label_weight", "answers")
     return store.table(*own, *PARENTS).sort_by("file_name")
+
+
+def _jobs(rows: pa.Table) -> list[str]:
+    return [job_name(*job) for job in zip(*(rows[key].to_pylist() for key in ("source_id", "variant")), strict=True)]
 
 
 def joined(parts: Sequence[LabelledImages]) -> LabelledImages:
@@ -62,7 +70,7 @@ def is_grown(run: Path) -> bool:
 def grown(run: Path, class_names: tuple[str, ...]) -> tuple[LabelledImages, list[tuple[str, ...]]] | None:
     """What was grown, and for each image the ids of those that it was made from; None where nothing was.
 
-    Raises UsageError where a round is not finished.
+    What stage 2 was asked for since is among its images, and not here. Raises UsageError where a round is not finished.
     """
     store = SyntheticStore(run, class_names, GROWN)
     kept = Ledger(run).read_json(GROWTH_FILE)
@@ -72,8 +80,13 @@ def grown(run: Path, class_names: tuple[str, ...]) -> tuple[LabelledImages, list
         raise UsageError(f"{run}: `dinv grow` was cut short here. Run the same command again first.")
     if not there:
         return None
+    first = SyntheticStore(run, class_names)
+    drawn = {*_jobs(first.asked_for(first.table("file_name", "source_id", "variant")))}
     rows = _rows(store)
-    images = read_rows(store)
+    rows = rows.filter([job not in drawn for job in _jobs(rows)])
+    if not len(rows):
+        return None
+    images = _read(store, rows)
     return (
         replace(images, ids=tuple(f"{GROWN}/{name}" for name in images.ids)),
         list(parents(*(rows[name].to_pylist() for name in PARENTS))),

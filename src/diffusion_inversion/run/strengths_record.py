@@ -62,7 +62,7 @@ def strengths_record(run: Path, class_names: tuple[str, ...]) -> StrengthsRecord
 def strength_images(run: Path, train: LabelledImages, record: StrengthsRecord) -> list[tuple[Tensor, Tensor]]:
     """Of each image of the lowest and then of the highest noise: itself (3, S, S), and its first variants."""
     store = SyntheticStore(run, train.class_names)
-    rows = store.table("file_name", "sha256", "label", "source_id", "variant").to_pylist()
+    rows = store.asked_for(store.table("file_name", "sha256", "label", "source_id", "variant")).to_pylist()
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     found = []
     for one in (*record["lowest"], *record["highest"]):
@@ -71,5 +71,7 @@ def strength_images(run: Path, train: LabelledImages, record: StrengthsRecord) -
         ]
         names, hashes, labels = ([row[key] for row in own] for key in ("file_name", "sha256", "label"))
         drawn = read_images(store.folder, store.class_names, names, hashes, labels).images
-        found.append((train.subset([row_of[one["file"]]]).resized(drawn.shape[-1]).images[0], drawn))
+        real = train.subset([row_of[one["file"]]])
+        # Where counts are balanced sources may have no variants.
+        found.append(((real.resized(drawn.shape[-1]) if own else real).images[0], drawn))
     return found

@@ -16,6 +16,7 @@ from ...sample.xmp import GENERATED
 from ..report import RunRecord
 from .images import SyntheticImages
 from .parquet import PATTERN
+from .vectors import WRITTEN
 
 GRID = "samples.png"
 # Names that the hub has for sizes: the first bound that the number of images stays below.
@@ -31,6 +32,7 @@ class Origin:
     licence: the one that was asked for; "" where none was.
     findings: lines about these.
     source_ids: how sources are named: hashed, plain or none.
+    with_vectors: whether learned vectors lie beside the images.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Origin:
     licence: str
     findings: Sequence[Finding]
     source_ids: SourceIds
+    with_vectors: bool = False
 
     @property
     def rights(self) -> str:
@@ -103,7 +106,7 @@ def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, gri
     yield f"- {named[origin.source_ids]} Seed, guidance and the weight of its label are there too."
     if images.drawn:
         yield f"- Each file says in XMP that a model drew it: IPTC digital source type <{GENERATED}>."
-        yield "- Images may be near to their sources. Learned vectors, which would draw these again, are not here."
+        yield f"- Images may be near to their sources. {_vectors(origin)}"
     if record is not None and "copies" in record:
         then = " Of these none is here." if "redrawn" in record["copies"] else ""
         yield f"- {_text(sentence(record['copies']))}.{then}"
@@ -112,6 +115,10 @@ def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, gri
         yield f"- {_text(found.line[:1].upper() + found.line[1:].rstrip('.'))}."
     yield "\n## What they were measured to do"
     yield from _measured(record)
+
+
+def _vectors(origin: Origin) -> str:
+    return WRITTEN if origin.with_vectors else "Learned vectors, which would draw these again, are not here."
 
 
 def _measured(record: RunRecord | None) -> Iterator[str]:

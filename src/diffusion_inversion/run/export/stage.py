@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...config.commands import CredentialSettings, ExportSettings, ImageFormat
@@ -97,7 +97,7 @@ def write_images(
     require_room_for(images, out)
     with new_folder(out) as folder, track("export", len(images)) as advance:
         OF_IMAGES[to](images, folder, advance)
-        describe(images, folder, to, origin, address)
+        describe(images, folder, to, replace(origin, with_vectors=learned is not None), address)
         vectors.write(learned, folder, run, origin.source_ids)
     return Exported(len(images), "synthetic images", tuple(one.line for one in origin.findings))
 

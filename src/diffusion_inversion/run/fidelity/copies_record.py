@@ -12,7 +12,7 @@ from ...engine.ledger import Ledger
 from ...errors import UsageError
 from ...generator.safety import ATTEMPTS
 from ...sample.synthetic import SyntheticStore, job_name, read_images
-from ..copies import mosaic
+from ..copies import images_digest, mosaic
 from ..layout import AUDIT_FILE
 from .copies import recorded_copies
 from .redraw import TRIES, redrawn_store
@@ -78,7 +78,8 @@ def without_copies(run: Path, store: SyntheticStore, table: pa.Table) -> tuple[p
     if recorded_copies(run) is None:
         return table, frozenset()
     audit = Ledger(run).read_json(AUDIT_FILE)
-    if audit is None or audit["copies"]["n"] < len(table):
+    seen = audit is not None and audit["made_from"]["synthetic"] == images_digest(run, store.class_names)
+    if not seen or audit["copies"]["n"] < len(table):  # an audit may have been of a part of them
         raise UsageError(f"{run}: not all images were compared with the training images. `dinv train {run}` does it.")
     copies = {pair["file"] for pair in audit["pairs"]}
     kept = table.filter([name not in copies for name in table["file_name"].to_pylist()])
