@@ -179,7 +179,7 @@ def test_help_states_the_real_defaults(command: str, model: type[settings.Settin
     renamed |= {"learning_rate": f"{command}-learning-rate", "batch_size": f"{command}-batch-size"}
     renamed |= {"resolution": "sample-resolution"} if command == "sample" else {}
     for name, field in model.model_fields.items():
-        option = re.search(rf"--{renamed.get(name, name.replace('_', '-'))} (.*?)(?= --\w|$)", text)
+        option = re.search(rf"--{renamed.get(name, name.replace('_', '-'))} (.*?)(?= --[\w-]+ [</]|$)", text)
         if option is None:
             assert name in ("weight_decay", "eval_draws", "momentum"), f"{command} has no option for {name}"
             continue

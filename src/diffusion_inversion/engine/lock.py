@@ -76,7 +76,8 @@ def holders(folder: Path) -> list[int] | None:
         return None
     for process in processes:
         try:
-            opened = [os.stat(entry) for entry in os.scandir(f"/proc/{process}/fd")]
+            with os.scandir(f"/proc/{process}/fd") as entries:
+                opened = [os.stat(entry) for entry in entries]
         except PermissionError:
             found += [process] if process == record.get("pid") else []
         except OSError:  # it has ended
