@@ -11,10 +11,11 @@ from harness import SAMPLE, Bench
 from diffusion_inversion.config.commands import StripsSettings
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.invert.embeddings import read_embeddings
+from diffusion_inversion.run.drawn_with import sampling_of
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import STRIPS_PICTURE
-from diffusion_inversion.run.strips import _drawn, _planned, draw_strips, read_strips, recorded_sampling
+from diffusion_inversion.run.strips import _drawn, _planned, draw_strips, read_strips
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.sampling import reconstruct
 
@@ -22,7 +23,7 @@ ASKED = StripsSettings(images=3, interpolations=(0.0, 0.5, 1.0), noise_strengths
 
 
 def test_one_thing_changes_along_a_row(run: Path, bench: Bench) -> None:
-    embeddings, settings = read_embeddings(run), recorded_sampling(run)
+    embeddings, settings = read_embeddings(run), sampling_of(run, read_embeddings(run).class_names)
     vectors = embeddings.at(embeddings.steps[-1])
     cells = _planned(embeddings, bench.generator(), settings, ASKED, 2)
     own, partner = vectors[2], vectors[cells[0].partner]
@@ -37,7 +38,7 @@ def test_one_thing_changes_along_a_row(run: Path, bench: Bench) -> None:
 
 
 def test_a_row_begins_at_the_reconstruction(run: Path, bench: Bench) -> None:
-    embeddings, settings = read_embeddings(run), recorded_sampling(run)
+    embeddings, settings = read_embeddings(run), sampling_of(run, read_embeddings(run).class_names)
     [drawn] = _drawn(
         embeddings, bench.generator(), settings, [_planned(embeddings, bench.generator(), settings, ASKED, 2)]
     )

@@ -12,11 +12,20 @@ from ..sample.synthetic import SyntheticStore
 from .layout import GENERATOR_FILE
 
 
+def recorded_sampling(run: Path) -> SampleSettings | None:
+    """The settings that stage 2 was begun with, with the default number of variants; None where it was not begun."""
+    recorded = Ledger(run).read_json(settings_file("sample"))
+    if recorded is None:
+        return None
+    return SampleSettings(**recorded["settings"], safety_checker="safety_checker" in recorded)
+
+
 def sampling_of(run: Path, class_names: tuple[str, ...]) -> SampleSettings:
     """The settings of the images that are there. Raises UsageError where stage 2 is not finished."""
     variants = SyntheticStore(run, class_names).variants()
-    recorded = Ledger(run).read_json(settings_file("sample"))
-    return SampleSettings(**recorded["settings"], variants=variants, safety_checker="safety_checker" in recorded)
+    recorded = recorded_sampling(run)
+    assert recorded is not None  # images are there
+    return recorded.model_copy(update={"variants": variants})
 
 
 def most_drawn(run: Path) -> int:

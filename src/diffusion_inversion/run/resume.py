@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.sampling import SampleSettings
 from ..config.settings import InvertSettings
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
@@ -23,6 +22,7 @@ from ..train.store import ClassifierStore
 from .attributes import attributes_of
 from .coarseness import again as coarseness_again
 from .copies import audit_again
+from .drawn_with import recorded_sampling
 from .fidelity.stage import recorded_filter
 from .forget import follow
 from .images import open_splits
@@ -99,12 +99,10 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
         store.remove(stale)
     if sampled is None:
         return (["sample"] if drawn.units() or drawn.dropped() or strengths_of(run) else []), None
-    recorded = read_config(run, "sample")
+    recorded = recorded_sampling(run)
+    assert recorded is not None  # it had ended
     amounts = {key: value for key, value in sampled.items() if key in ("variants", "balance")}
-    settings = {**recorded["settings"], **amounts}
-    sample_stage(
-        run, generator, SampleSettings(**settings, safety_checker="safety_checker" in recorded), sources=splits.train
-    )
+    sample_stage(run, generator, recorded.model_copy(update=amounts), sources=splits.train)
     return _train_again(run, splits)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..config.commands import StripsSettings
 from ..config.sampling import SampleSettings
 from ..data.images import LabelledImages, to_uint8
-from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.lock import briefly
 from ..engine.memory import within_memory
@@ -24,19 +23,12 @@ from ..invert.embeddings import Embeddings
 from ..sample.drawing import in_parts
 from ..sample.sampling import check
 from ..sample.variants import VariantPlan, draw_images, plan_variant
+from .drawn_with import recorded_sampling
 from .layout import STRIPS_PICTURE
 from .reconstructions import spread_over_classes
 from .report.figures import png, short, without_tex
 
 _CELL = 0.72  # inches
-
-
-def recorded_sampling(run: Path) -> SampleSettings:
-    """The settings that stage 2 of a run was given; the defaults where it was not run."""
-    recorded = Ledger(run).read_json(settings_file("sample"))
-    if recorded is None:
-        return SampleSettings()
-    return SampleSettings(**recorded["settings"], safety_checker="safety_checker" in recorded)
 
 
 def draw_strips(
@@ -49,7 +41,7 @@ def draw_strips(
     at alpha = 0. What is there already is not drawn again. Raises what `sample` raises, and UsageError where DATA has
     not the images any more that have vectors.
     """
-    settings = recorded_sampling(run).model_copy(update={"shared_noise": 0.0})
+    settings = (recorded_sampling(run) or SampleSettings()).model_copy(update={"shared_noise": 0.0})
     if settings.interpolation_kind == "dirichlet":  # it has no strength that leads from one vector to another
         settings = settings.model_copy(update={"interpolation_kind": "lerp"})
     check(embeddings, generator, settings)
