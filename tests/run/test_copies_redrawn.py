@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from harness import SAMPLE, TRAIN, Bench, Kill, assert_same, content, finish, kill_during
@@ -24,6 +25,7 @@ from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.copies import audit_run
 from diffusion_inversion.run.export.images import SyntheticImages
 from diffusion_inversion.run.fidelity.copies import CopyGate, copy_gate, recorded_copies
+from diffusion_inversion.run.fidelity.copies_record import redrawn_picture
 from diffusion_inversion.run.fidelity.redraw import TRIES, redrawn_store, stronger
 from diffusion_inversion.run.fidelity.stage import filtered
 from diffusion_inversion.run.forget import forget
@@ -153,6 +155,19 @@ def test_what_is_damaged_is_made_again_and_what_is_forgotten_is_gone(whole: Path
     assert not (run / "audit.json").exists() and not (run / "redrawn").exists()
     assert [path for path in run.rglob("*.json*") if path.is_file() and victim in path.read_text()] == []
     assert verify(run).findings == () and recorded_copies(run) == REDRAW.model_copy(update={"device": "auto"})
+
+
+def test_two_copies_of_one_image_are_shown_beside_each_other(whole: Path) -> None:
+    """As variants of one source are, which is the usual case."""
+    record = json.loads((whole / "run.json").read_text())["copies"]["redrawn"]
+    first, second = record["examples"][:2]
+    images = open_splits(whole).train
+    alike = {**record, "examples": [first, {**second, "nearest": first["nearest"]}]}
+    shown = redrawn_picture(whole, images, alike)
+    assert shown is not None
+    top = np.asarray(Image.open(io.BytesIO(shown)).convert("RGB"))[:96]  # the row of training images
+    width = top.shape[1] // 2
+    assert np.array_equal(top[:, : width - 6], top[:, width : 2 * width - 6]) and top[:, : width - 6].std() > 0
 
 
 def pixels(png: bytes) -> bytes:
