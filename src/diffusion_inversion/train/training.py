@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from .ahead import Part
 from .architectures import form_of
 from .augment import make_augmentation
 from .classifiers import Classifier, choose_architecture
+from .gradients import Gradients
 from .mixing import (
     Pool,
     batches_at,
@@ -90,7 +91,19 @@ def train(
         classifier = Classifier(choose_architecture(settings.architecture, where), images.class_names, images.size)
     classifier.to(where).train()
 
-    optimizer = make_optimizer(recipe, classifier.parameters())
+    def loss_of_step(batches: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
+        with _arithmetic(where):
+            logits = [classifier(batches[0])]
+            with statistics_kept(classifier):
+                logits += map(classifier, batches[1:])
+        parts = [
+            share * loss_of(one.float(), goal, label_smoothing=recipe.label_smoothing)
+            for share, one, goal in zip(shares, logits, goals, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+    gradients = Gradients(loss_of_step, list(classifier.parameters()), where)
+    optimizer = make_optimizer(recipe, classifier.parameters(), fused=where.type == "cuda")
     schedule = make_schedule(recipe, optimizer, settings.steps)
     moves = generator_for("train", seed, "augmentation")
     losses = Losses(READ_EVERY.get(where.type, READ_ELSEWHERE), last)
@@ -104,21 +117,11 @@ def train(
             batches, goals = [], []
             for drawn, labels in batches_at(step, settings, pools):
                 batch, targets = augmentation(drawn, labels, moves)
+                batches.append(batch)
                 # Class numbers where nothing is mixed: the same loss as one-hot targets, and the bits it always had.
-                goal = targets if augmentation.mixes or labels.is_floating_point() else labels
-                batches.append(_moved(batch, where))
-                goals.append(_moved(goal, where))
-            with _seeded(where, seed, step), _arithmetic(where):
-                logits = [classifier(batches[0])]
-                with statistics_kept(classifier):
-                    logits += map(classifier, batches[1:])
-            parts = [
-                share * loss_of(one.float(), goal, label_smoothing=recipe.label_smoothing)
-                for share, one, goal in zip(shares, logits, goals, strict=True)
-            ]
-            loss = torch.stack(parts).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+                goals.append(targets if augmentation.mixes or labels.is_floating_point() else labels)
+            with _seeded(where, seed, step):
+                loss = gradients(batches, goals)
             optimizer.step()
             schedule.step()
             read = losses.add(step, loss)
@@ -160,11 +163,6 @@ class Losses:
         values = torch.stack(self._waiting).tolist()
         self._waiting.clear()
         return list(enumerate(values, start=step - len(values) + 1))
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; a GPU fetches it while the host goes on, which it can from pinned memory alone."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _add_adversarial(classifier: Classifier, pools: list[Pool], settings: TrainSettings, seed: int, step: int) -> None:
