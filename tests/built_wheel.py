@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "diffusion_inversion"
-MOST_BYTES = 64 << 20
+MOST_BYTES = 80 << 20
 # Some that no import would miss before it is too late.
 NEEDED = (
     "py.typed",
