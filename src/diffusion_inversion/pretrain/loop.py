@@ -202,18 +202,13 @@ def _make_step(task: Task, budget: Budget, sums: Tensor, progress: Progress) -> 
             progress.samples += task.batch_size
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    graph, captured = _captured(task.name, step)
+    run = _captured(task.name, step)
     sums.zero_()
-
-    def uncaptured() -> None:
-        assert graph is not None  # torch's allocator asks a graph whose capture failed, as long as memory is allocated
-        step()
-
-    return graph.replay if captured else uncaptured, GRAPH_CHUNK
+    return run, GRAPH_CHUNK
 
 
-def _captured(name: str, step: Callable[[], None]) -> tuple[torch.cuda.CUDAGraph, bool]:
-    """A step as a CUDA graph, and True; or False, and the steps run one by one: nothing of a failed capture was run."""
+def _captured(name: str, step: Callable[[], None]) -> Callable[[], None]:
+    """A step as a CUDA graph; where none can be captured, the step itself: nothing of a failed capture was run."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     random = torch.cuda.default_generators[torch.cuda.current_device()]
     before = random.clone_state()
@@ -221,13 +216,19 @@ def _captured(name: str, step: Callable[[], None]) -> tuple[torch.cuda.CUDAGraph
         with torch.cuda.graph(graph):
             step()
     except RuntimeError as error:
-        # What the end of a capture that failed leaves behind: its stream, and a generator that waits for a replay.
+        # What a capture that fails leaves behind: its stream, a generator that waits for a replay, and an allocator
+        # that asks the graph, which therefore stays.
         torch.cuda.set_stream(stream)
         random.graphsafe_set_state(before)
         cause = str(error.__context__ or error).strip().partition("\n")[0]
         print(f"{name}: warning: no CUDA graph of the step, which is slower without one ({cause})", flush=True)
-        return graph, False
-    return graph, True
+
+        def one_by_one(kept: torch.cuda.CUDAGraph = graph) -> None:
+            step()
+
+        return one_by_one
+    replay: Callable[[], None] = graph.replay
+    return replay
 
 
 class _Random:
