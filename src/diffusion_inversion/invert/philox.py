@@ -20,7 +20,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # what the two words of a key grow by from round to round
 
 
-def round_keys(key: Int64[Tensor, "two *shape"]) -> Int64[Tensor, "rounds two *shape"]:
+def round_keys(key: Int64[Tensor, "2 n *rest"]) -> Int64[Tensor, "rounds 2 n *rest"]:
     """The keys of all rounds from that of the first, words in 0..2^32-1."""
     steps = [[number * word for word in _WEYL] for number in range(ROUNDS)]
     added = torch.tensor(steps, dtype=torch.int64, device=key.device)
@@ -28,7 +28,7 @@ def round_keys(key: Int64[Tensor, "two *shape"]) -> Int64[Tensor, "rounds two *s
 
 
 def philox(
-    counter: Sequence[Int64[Tensor, ...]], keys: Int64[Tensor, "rounds two *shape"]
+    counter: Sequence[Int64[Tensor, ...]], keys: Int64[Tensor, "rounds 2 n *rest"]
 ) -> tuple[Int64[Tensor, ...], ...]:
     """Four words of 32 random bits for each counter of four words and each key, which are broadcast to each other.
 
