@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import WIDTH, toy_images
 
 from diffusion_inversion.config.settings import InvertSettings
@@ -18,10 +19,10 @@ from diffusion_inversion.engine.state import UnitState
 from diffusion_inversion.generator.generator import Generator, LatentDistribution
 from diffusion_inversion.invert import inversion, trajectory
 from diffusion_inversion.invert.inversion import invert
-from diffusion_inversion.invert.objective import encode
+from diffusion_inversion.invert.objective import EvaluationBank, encode
 from diffusion_inversion.invert.optimisation import invert_batch
 from diffusion_inversion.invert.slots import CounterDraws, Slots, slots_for
-from diffusion_inversion.invert.trajectory import BatchResult
+from diffusion_inversion.invert.trajectory import BatchResult, UnitInputs
 
 COUNT = 3000
 IDS = tuple(f"image {number}" for number in range(COUNT))
@@ -153,6 +154,58 @@ def test_slots_are_used_again_to_the_same_bits(generator: Generator) -> None:
     for found in (again, learn(generator, slots=slots)):
         for name in ("vectors", "losses", "null_losses", "causes", "stopped"):
             assert torch.equal(getattr(found, name), getattr(first, name)), name
+
+
+class NothingWaits(TorchDispatchMode):
+    """Raise for what a CUDA graph cannot hold: a number read by the host, a size that depends on numbers, host data."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masked = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if masked or name in WAITING:
+            raise AssertionError(f"{func}: not in a step that is recorded")
+        return func(*args, **(kwargs or {}))
+
+
+WAITING = {
+    *("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "repeat_interleave"),
+    *(
+        "lift_fresh",
+        "lift_fresh_copy",
+        "scalar_tensor",
+        "pin_memory",
+        "randn",
+        "rand",
+        "randint",
+        "normal_",
+        "bernoulli",
+    ),
+    *("random_", "native_dropout"),
+}
+
+
+@pytest.mark.parametrize("of", ["toy", "mini"])
+def test_a_step_waits_for_nothing(generator: Generator, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    """All of it but AdamW, which has its own way on a GPU (`capturable`); and a prediction without gradients."""
+    generator = generator if of == "toy" else Generator.load("mini", device="cpu", dtype="float32")
+    side, width = generator.resolution // generator.vae_factor, generator.text_width
+    latents = LatentDistribution(*torch.randn(2, 3, generator.latent_channels, side, side))
+    bank = EvaluationBank(latents.mean[None], latents.mean[None], torch.arange(3)[None])
+    inputs = UnitInputs(generator, SETTINGS, IDS[:3], latents, bank, torch.randn(3, 5, width), 2)
+    run = Slots().begin(inputs, torch.arange(3), 0.03, 0)
+    before = run.vectors.detach().clone()
+    run.step(0)
+    assert not torch.equal(run.vectors, before) and int(run.done) == 1
+    monkeypatch.setattr(run.optimizer, "step", lambda: None)
+    with NothingWaits():
+        run.step(1)
+        with torch.no_grad():
+            generator.predict(latents.mean, bank.timesteps[0], run.vectors.detach())
+    assert int(run.done) == 2 and run.causes.tolist() == [0, 0, 0]
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NothingWaits():
+        run.nobody_left(0)
 
 
 @pytest.mark.parametrize("cut_after", [1, 2, 5])

@@ -16,7 +16,7 @@ from torch import Tensor
 from .memory import holds_memory
 
 WARM_CALLS = 3  # before work is recorded: libraries choose their kernels in them
-MOST_SHAPES = 6  # of which a function keeps the graphs
+MOST_SHAPES = 12  # of which a function keeps the graphs
 _Shape: TypeAlias = tuple[tuple[torch.Size, torch.dtype], ...]
 
 
@@ -76,6 +76,10 @@ class Step:
             self._warm()
         else:
             self._work()
+
+    def release(self) -> None:
+        """Drop the graph, with the memory that it holds; the next calls begin as the first did."""
+        self._graph, self._calls = None, 0
 
     def _warm(self) -> None:
         side, stream = _side_stream(self._device), torch.cuda.current_stream(self._device)

@@ -99,6 +99,11 @@ class SlotTrajectory(Trajectory):
         assert self._step is not None
         self._step()
 
+    def release(self) -> None:
+        """Give back the memory of the recorded step."""
+        if self._step is not None:
+            self._step.release()
+
     def _work(self) -> None:
         """The step, on tensors that stay where they are; what it makes of anew is gone at its end."""
         latents, noise, timesteps = self.draws.at(self.done)
@@ -133,12 +138,14 @@ class Slots:
         if self._run is not None and self._run.fits(inputs, rows):
             self._run.renew(inputs, rows, rate, attempt)
         else:
-            self._run = None  # before another takes memory
+            self.release()  # before another takes memory
             self._run = SlotTrajectory(inputs, rows, rate, attempt)
         return self._run
 
     def release(self) -> None:
         """Forget what is kept."""
+        if self._run is not None:
+            self._run.release()
         self._run = None
 
 
