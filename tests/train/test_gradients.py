@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from training_toys import toy
 
 from diffusion_inversion.config.training import TrainSettings
-from diffusion_inversion.train.gradients import WARM_STEPS, Gradients
+from diffusion_inversion.engine.graphs import WARM_CALLS
+from diffusion_inversion.train.gradients import Gradients
 from diffusion_inversion.train.training import train
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -56,7 +57,7 @@ def test_a_graph_gives_the_plain_steps_weights_and_dropout() -> None:
         of = _of(network, "cuda")
         optimizer = torch.optim.AdamW(network.parameters(), fused=True)
         losses = []
-        for step in range(WARM_STEPS + 6):
+        for step in range(WARM_CALLS + 6):
             inputs = [_images(16, step), _images(8, 100 + step)], [torch.arange(16) % 3, torch.arange(8) % 3]
             torch.manual_seed(step)
             if graphs:
@@ -67,7 +68,7 @@ def test_a_graph_gives_the_plain_steps_weights_and_dropout() -> None:
         assert not of._plain and len(of._graphs) == graphs
         found.append((torch.stack(losses), [value.clone() for value in network.state_dict().values()]))
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-4)
-    assert len(set(found[0][0].tolist())) == WARM_STEPS + 6
+    assert len(set(found[0][0].tolist())) == WARM_CALLS + 6
     for one, other in zip(found[0][1], found[1][1], strict=True):
         assert torch.allclose(one.float(), other.float(), atol=1e-4)
 

@@ -21,6 +21,7 @@ _Shape: TypeAlias = tuple[tuple[torch.Size, torch.dtype], ...]
 
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
+_failed: list[torch.cuda.CUDAGraph] = []
 
 
 def record(work: Callable[[], None], device: torch.device, what: str) -> torch.cuda.CUDAGraph | None:
@@ -29,19 +30,25 @@ def record(work: Callable[[], None], device: torch.device, what: str) -> torch.c
     `work` must be done on tensors that stay where they are, synchronise nowhere, and have been done a few times before.
     """
     stream, graph = torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
+    random = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    before = random.clone_state()
     try:
         # Other threads (those that train, and autograd's own) may allocate meanwhile.
-        with torch.cuda.graph(graph, stream=_side_stream(device), capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=side_stream(device), capture_error_mode="thread_local"):
             work()
     except RuntimeError as error:
-        torch.cuda.set_stream(stream)  # where the end of the recording fails, torch.cuda.graph does not put it back
-        reason = str(error).partition("\n")[0]
+        # What a recording that fails leaves behind: its stream, a generator that waits for a replay, and an allocator
+        # that asks the graph, which therefore stays.
+        torch.cuda.set_stream(stream)
+        random.graphsafe_set_state(before)
+        _failed.append(graph)
+        reason = str(error.__context__ or error).strip().partition("\n")[0]
         print(f"warning: {what} runs without a CUDA graph, slower: {reason}", file=sys.stderr, flush=True)
         return None
     return graph
 
 
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def side_stream(device: torch.device) -> torch.cuda.Stream:
     """One stream of a device on which work is warmed up and recorded: a recording needs another than the default."""
     if device not in _streams:
         _streams[device] = torch.cuda.Stream(device)
@@ -82,7 +89,7 @@ class Step:
         self._graph, self._calls = None, 0
 
     def _warm(self) -> None:
-        side, stream = _side_stream(self._device), torch.cuda.current_stream(self._device)
+        side, stream = side_stream(self._device), torch.cuda.current_stream(self._device)
         side.wait_stream(stream)
         with torch.cuda.stream(side):
             self._work()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-WARM_STEPS = 3  # of a shape, plain ones, before its graph is captured: libraries choose their kernels in them
+from ..engine.graphs import WARM_CALLS, record, side_stream
+
 LossOf: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
@@ -50,7 +50,7 @@ class Gradients:
         if shape not in self._graphs:
             self._seen[shape] = self._seen.get(shape, 0) + 1
             moved = [one.to(self.device, non_blocking=True) for one in pinned]
-            if self._seen[shape] <= WARM_STEPS:
+            if self._seen[shape] <= WARM_CALLS:
                 return self._beside(moved)
             self._capture(shape, moved)
             if self._plain:
@@ -73,7 +73,7 @@ class Gradients:
 
     def _beside(self, inputs: Sequence[Tensor]) -> Tensor:
         """A plain step on a stream of its own, as PyTorch asks for before a graph is captured."""
-        stream = torch.cuda.Stream(self.device)
+        stream = side_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             loss = self._computed(inputs)
@@ -82,14 +82,9 @@ class Gradients:
 
     def _capture(self, shape: tuple[object, ...], inputs: Sequence[Tensor]) -> None:
         """Record the step, which computes nothing yet; from a failure on every step is a plain one."""
-        places = tuple(one.clone() for one in inputs)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                loss = self._computed(places)
-        except RuntimeError as error:
-            print(f"warning: no CUDA graph of a training step ({str(error).splitlines()[0]}); slower", file=sys.stderr)
-            torch.cuda.synchronize(self.device)
+        places, losses = tuple(one.clone() for one in inputs), list[Tensor]()
+        graph = record(lambda: losses.append(self._computed(places)), self.device, "training")
+        if graph is None:
             self._plain = True
             return
-        self._graphs[shape] = _Captured(graph, places, loss, tuple(one.grad for one in self.parameters))
+        self._graphs[shape] = _Captured(graph, places, losses[0], tuple(one.grad for one in self.parameters))
