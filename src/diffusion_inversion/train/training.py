@@ -90,6 +90,8 @@ def train(
         torch.default_generator.set_state(generator_for("train", seed, "weights").get_state())
         classifier = Classifier(choose_architecture(settings.architecture, where), images.class_names, images.size)
     classifier.to(where).train()
+    if where.type == "cuda":
+        classifier.to(memory_format=torch.channels_last)
 
     def loss_of_step(batches: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
         with _arithmetic(where):
@@ -212,7 +214,7 @@ def training_precision(device: torch.device) -> torch.dtype:
     # float32 contiguous 393, channels_last 475; bfloat16 contiguous 560-700, channels_last 460-730.
     # So bfloat16, and no memory format of its own: channels last pays in batches of 128 and not in those of 32
     # (benchmarks/memory_format.py). On other CPUs bfloat16 is emulated; GPUs were not measured.
-    fast = device.type == "cpu" and bfloat16_is_fast(device)
+    fast = bfloat16_is_fast(device)
     return torch.bfloat16 if fast else torch.float32
 
 
