@@ -20,7 +20,7 @@ from .adapter import Adapter, load_adapter
 from .checkpoints import building, check_parts, hash_weights, locate, read_config
 from .device import bfloat16_is_fast, resolve_device
 from .model_card import card_licence
-from .reading import read_network, read_text_encoder
+from .networks import read_network, read_text_encoder
 from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
