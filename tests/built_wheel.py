@@ -14,6 +14,7 @@ NEEDED = (
     "py.typed",
     "config/presets/paper.toml",
     "generator/weights/mini/unet/diffusion_pytorch_model.safetensors",
+    "generator/weights/mini-clip/model.safetensors",
     "pretrain/architecture/64/unet/config.json",
     "run/bench/sd14/unet/config.json",
     "run/report/page.html",

@@ -27,7 +27,9 @@ class _Captured:
 class Gradients:
     """Computes the loss of a step's batches and leaves the gradients in the parameters' `.grad`."""
 
-    def __init__(self, loss_of: LossOf, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
+    def __init__(
+        self, loss_of: LossOf, parameters: Sequence[nn.Parameter], device: torch.device, *, recorded: bool = True
+    ) -> None:
         """`loss_of(batches, goals)` gives a scalar; it may read nothing else that changes but the parameters.
 
         Random numbers in it come from the device's own generator, which is seeded before each call.
@@ -35,7 +37,7 @@ class Gradients:
         self.loss_of, self.parameters, self.device = loss_of, list(parameters), device
         self._graphs: dict[tuple[object, ...], _Captured] = {}
         self._seen: dict[tuple[object, ...], int] = {}
-        self._plain = device.type != "cuda"
+        self._plain = not recorded or device.type != "cuda"
 
     def __call__(self, batches: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
         """The loss, a scalar on the device; batches (B, 3, S, S) uint8 and goals (B,) or (B, classes), on the host.
