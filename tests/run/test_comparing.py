@@ -1,4 +1,4 @@
-"""`dinv compare`: differences of runs are those of their predictions, paired by pixels; what cannot be paired says so."""
+"""`dinv compare`: differences of runs are those of their predictions, paired by pixels; what is not paired says so."""
 
 from __future__ import annotations
 
