@@ -18,17 +18,26 @@ Table = Sequence[Sequence[str]]  # the head, then rows
 
 def tables(record: Mapping[str, Any]) -> dict[str, Table]:
     """What `comparing.compare_runs` found, title => table: the settings that differ first."""
-    runs, head = record["runs"], ["", *(run["name"] for run in record["runs"])]
+    runs, names = record["runs"], [run["name"] for run in record["runs"]]
     arms = list(dict.fromkeys(arm for run in runs for arm in run["arms"]))
     apart = [_by_arm(run) for run in runs]
     rows = [[arm, *(one.get(arm, "") for one in apart)] for arm in arms]
     differ = record["settings"]["differ"]
     found: dict[str, Table] = {
-        "Settings that differ": [head, *([key, *map(setting, values)] for key, values in differ.items())],
-        f"Test {_measure(runs)}": [head, *([arm, *(_scored(run, arm) for run in runs)] for arm in arms)],
-        "Difference to real images alone, each run's own": [head, *(row for row in rows if any(row[1:]))],
+        "Settings that differ": [
+            ["setting", *names],
+            *([key, *map(setting, values)] for key, values in differ.items()),
+        ],
+        f"Test {_measure(runs)}": [
+            ["trained on", *names],
+            *([arm, *(_scored(run, arm) for run in runs)] for arm in arms),
+        ],
+        "Difference to real images alone, each run's own": [
+            ["trained on", *names],
+            *(row for row in rows if any(row[1:])),
+        ],
         f"Run against run: minus {record['reference']}": _against(record["against"]),
-        "What was made, and in what time": [head, *_made(runs)],
+        "What was made, and in what time": [["what", *names], *_made(runs)],
     }
     return {title: table for title, table in found.items() if len(table) > 1}
 
@@ -90,13 +99,13 @@ def _against(found: Sequence[Mapping[str, Any]]) -> Table:
             [one["run"], compared["arm"], _difference(compared), f"{compared['n']} {one['unit']}"]
             for compared in one["comparisons"]
         ]
-    return [["", "trained on", "difference", "paired over the test images and"], *rows]
+    return [["run", "trained on", "difference", "pairs"], *rows]
 
 
 def _made(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Counts of images, losses of stage 1, copies and seconds, a row each."""
     data, losses, copies = ([run[key] for run in runs] for key in ("data", "loss", "copies"))
-    stages = list(dict.fromkeys(stage for run in runs for stage in run["seconds"]))
+    stages = [stage for stage in ("invert", "sample", "train", "all") if any(stage in run["seconds"] for run in runs)]
     return [
         ["real training images", *(f"{one['n_train']:,}" for one in data)],
         ["test images", *(f"{one['n_test']:,}" for one in data)],
@@ -106,6 +115,6 @@ def _made(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         ["copies of training images", *("not looked for" if one is None else share_of(one) for one in copies)],
         *(
             [f"time, {stage}", *(duration(run["seconds"][stage]) if stage in run["seconds"] else "" for run in runs)]
-            for stage in sorted(stages, key="all".__eq__)
+            for stage in stages
         ),
     ]
