@@ -43,6 +43,7 @@ def run_jobs(folder: Path, jobs: Mapping[str, Job]) -> None:
     ledger = Ledger(folder)
     total = len(jobs)
     done = {name for name, job in jobs.items() if _is_done(ledger, job)}
+    say({"totals": {"jobs": total}, "jobs": len(done)})
     while left := [job for name, job in jobs.items() if name not in done]:
         worked = False
         for job in left:
@@ -54,10 +55,11 @@ def run_jobs(folder: Path, jobs: Mapping[str, Job]) -> None:
                 if not _is_done(ledger, job):
                     step = f"{len(done) + 1} of {total}: {job.says}"
                     print(step, file=sys.stderr, flush=True)
-                    say({"step": step, "totals": {"jobs": total}})
+                    say({"step": step})
                     text = json.dumps(job.do(), allow_nan=False) + "\n"
                     ledger.commit(job.file, text.encode())
                 done.add(job.name)
+                say({"jobs": len(done)})
                 worked = True
         if not worked:
             time.sleep(_POLL)
