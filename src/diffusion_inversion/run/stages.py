@@ -319,14 +319,13 @@ def run_all(
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
-    untimed = [f"--filter {filtering.filter}"] if filtering.filter != "off" else []
-    untimed += [f"--copies {audit.copies}"] if audit is not None and audit.copies != "off" else []
     if preview is not None:
         notes = forewarnings(splits, train, side, replicates=replicates, own_size=own_size)
         preview = replace(preview, notes=notes)
     now = begin(
-        plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, untimed=untimed, preview=preview
-    )
+        plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, filtering=filtering, audit=audit,
+        preview=preview,
+    )  # fmt: skip
     if time_limit is not None:
         train = now.train
         plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
