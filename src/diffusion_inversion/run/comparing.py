@@ -203,7 +203,7 @@ def _described(run: Finished) -> dict[str, Any]:
         "name": run.name,
         "folder": str(run.folder),
         "data": {"name": data["name"], "n_train": data["n_train"], "n_test": data["n_test"]},
-        "synthetic": record["stages"]["sample"]["images"] + record.get("growth", {}).get("added", 0),
+        "synthetic": record["stages"]["sample"]["images"] + record["stages"]["sample"].get("grown", 0),
         "replicates": len(run.replicates),
         "arms": record["arms"],
         "verdict": {
