@@ -18,6 +18,7 @@ from diffusion_inversion.config.commands import AuditSettings
 from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.config.tuning import Tuning
+from diffusion_inversion.engine.disk import human
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import ConfigMismatchError, UsageError
 from diffusion_inversion.run.images import load
@@ -26,6 +27,7 @@ from diffusion_inversion.run.plan.start import Outlook, begin
 from diffusion_inversion.run.plan.steps import Steps, time_steps
 from diffusion_inversion.run.plan.time_limit import MARGIN
 from diffusion_inversion.run.replicates import replicate
+from diffusion_inversion.run.room import png_bytes
 from diffusion_inversion.run.stages import run_all
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
@@ -116,9 +118,8 @@ def test_what_was_drawn_for_other_counts_is_not_what_is_asked_for(bench: Bench, 
 def test_what_redrawing_adds_is_said_as_the_most_it_can_be(bench: Bench, tmp_path: Path) -> None:
     view, redraw = outlook(bench, tmp_path / "run", replicates=2), AuditSettings()
     found = view.untimed(SECOND, view.asked, FilterSettings(filter="drop"), redraw)
-    assert found.lines() == [
-        "not in it: --filter drop, --copies redraw (up to 48 images, each up to 5 times: up to 4:00)"
-    ]
+    most = f"up to 48 images, each up to 5 times: up to 4:00, {human(48 * png_bytes(16))}"
+    assert found.lines() == [f"not in it: --filter drop, --copies redraw ({most})"]
     looked = view.untimed(SECOND, view.asked, FilterSettings(filter="soft"), AuditSettings(copies="report"))
     assert looked.lines() == ["not in it: --filter soft, --copies report"] and looked.seconds == 0
     assert view.untimed(SECOND, view.asked, FilterSettings(), None).lines() == []

@@ -226,7 +226,10 @@ def _settings(runs: Sequence[Finished]) -> dict[str, dict[str, list[Any]]]:
         assert data is not None  # it is a run
         parts: dict[str, Mapping[str, Any]] = {"data": data["source"], **run.record["settings"]}
         copies = recorded_copies(run.folder)
-        of_images = {"filter": recorded_filter(run.folder).filter, "copies": "kept" if copies is None else "redraw"}
+        of_images = {
+            "filter": recorded_filter(run.folder).filter,
+            "copies": "redraw" if copies else "report, refuse or off",
+        }
         parts["train"] = {**parts["train"], **of_images}
         parts["generator"] = {} if generator is None else {"name": generator["name"], "hash": generator["hash"]}
         every.append({f"{part}: {key}": value for part, values in parts.items() for key, value in values.items()})

@@ -14,6 +14,7 @@ from ...config.fidelity import OFF, FilterSettings
 from ...config.training import TrainSettings
 from ...config.tuning import Tuning
 from ...data.datasets import Splits
+from ...engine.disk import human
 from ...engine.lock import is_shared, say
 from ...engine.progress import duration
 from ...errors import UsageError
@@ -21,6 +22,7 @@ from ...generator.generator import Generator
 from ..fidelity.redraw import TRIES
 from ..preview import EACH, Wanted, make
 from ..replicates import Replicate
+from ..room import png_bytes
 from .forecast import Forecast, Left, forecast, seconds, sum_left
 from .steps import Steps, time_steps
 from .time_limit import Amounts, record, recorded, said, within
@@ -37,11 +39,13 @@ class Untimed:
     options: list[str]  # that ask for it
     images: int  # that are drawn again at most, each `TRIES` times at most
     seconds: float  # that this takes at most
+    disk: int  # bytes, likewise
 
     def lines(self) -> list[str]:
         """What to say of it."""
-        most = f" (up to {self.images:,} images, each up to {TRIES} times: up to {duration(self.seconds)})"
-        return [f"not in it: {', '.join(self.options)}{most if self.images else ''}"] if self.options else []
+        work = f"{duration(self.seconds)}, {human(self.disk)}"
+        most = f"up to {self.images:,} images, each up to {TRIES} times: up to {work}"
+        return [f"not in it: {', '.join(self.options)}{f' ({most})' if self.images else ''}"] if self.options else []
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Outlook:
         asked = {"--filter": filtering.filter, "--copies": copies} if self.left(amounts).classifiers else {}
         options = [f"{name} {how}" for name, how in asked.items() if how != "off"]
         again = len(self.plans) * len(self.splits.train) * amounts.sample.variants if "redraw" in asked.values() else 0
-        return Untimed(options, again, TRIES * again * steps.drawing)
+        return Untimed(options, again, TRIES * again * steps.drawing, again * png_bytes(self.side))
 
     def time(self, amounts: Amounts, seconds: float) -> Steps:
         """Do real steps, of each part for so many seconds; see `time_steps`."""
