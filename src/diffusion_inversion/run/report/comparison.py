@@ -13,6 +13,7 @@ from .plots import accuracy_chart, accuracy_row, differences, scored
 from .svg import COLOURS
 from .templates import fill
 
+DIFFERING = "Settings that differ"  # title of the first table
 Table = Sequence[Sequence[str]]  # the head, then rows
 
 
@@ -56,6 +57,7 @@ def render_comparison(record: Mapping[str, Any], command: str) -> str:
         shown=shown,
         command=command,
         tables=tables(shown),
+        differing=DIFFERING,
         dots=accuracy_chart(rows, _measure(runs)),
         to_real=_forest(colours, to_real),
         to_first=_forest(colours, to_first),
