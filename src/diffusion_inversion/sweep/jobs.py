@@ -43,6 +43,7 @@ def run_jobs(folder: Path, jobs: Mapping[str, Job]) -> None:
     ledger = Ledger(folder)
     total = len(jobs)
     done = {name for name, job in jobs.items() if _is_done(ledger, job)}
+    say({"totals": {"jobs": total}, "jobs": len(done)})
     while len(done) < total:
         if not _do_first(folder, ledger, jobs, done):
             time.sleep(_POLL)
@@ -59,10 +60,11 @@ def _do_first(folder: Path, ledger: Ledger, jobs: Mapping[str, Job], done: set[s
             if not _is_done(ledger, job):
                 step = f"{len(done) + 1} of {len(jobs)}: {job.says}"
                 print(step, file=sys.stderr, flush=True)
-                say({"step": step, "totals": {"jobs": len(jobs)}})
+                say({"step": step})
                 text = json.dumps(job.do(), allow_nan=False) + "\n"
                 ledger.commit(job.file, text.encode())
             done.add(job.name)
+            say({"jobs": len(done)})
             return True
     return False
 
