@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..engine.graphs import record
 from ..engine.signals import finishing
 from ..errors import DinvError, UsageError
 from ..generator.device import describe
@@ -202,33 +203,9 @@ def _make_step(task: Task, budget: Budget, sums: Tensor, progress: Progress) -> 
             progress.samples += task.batch_size
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    run = _captured(task.name, step)
+    graph = record(step, sums.device, task.name)
     sums.zero_()
-    return run, GRAPH_CHUNK
-
-
-def _captured(name: str, step: Callable[[], None]) -> Callable[[], None]:
-    """A step as a CUDA graph; where none can be captured, the step itself: nothing of a failed capture was run."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    random = torch.cuda.default_generators[torch.cuda.current_device()]
-    before = random.clone_state()
-    try:
-        with torch.cuda.graph(graph):
-            step()
-    except RuntimeError as error:
-        # What a capture that fails leaves behind: its stream, a generator that waits for a replay, and an allocator
-        # that asks the graph, which therefore stays.
-        torch.cuda.set_stream(stream)
-        random.graphsafe_set_state(before)
-        cause = str(error.__context__ or error).strip().partition("\n")[0]
-        print(f"{name}: warning: no CUDA graph of the step, which is slower without one ({cause})", flush=True)
-
-        def one_by_one(kept: torch.cuda.CUDAGraph = graph) -> None:
-            step()
-
-        return one_by_one
-    replay: Callable[[], None] = graph.replay
-    return replay
+    return step if graph is None else graph.replay, GRAPH_CHUNK
 
 
 class _Random:
