@@ -189,13 +189,13 @@ def test_standing_statistics_are_those_of_its_own_maps(tmp_path: Path) -> None:
         load_gan(write(tmp_path / "bare", flags, bare), CPU)
     assert "\n" not in str(caught.value)
     gans = [
-        load_gan(write(tmp_path / name, flags | {"standing_batches": 200}, given), CPU)
+        load_gan(write(tmp_path / name, flags | {"standing_batches": 60}, given), CPU)
         for name, given in (("few", bare), ("other", tensors))
     ]
-    latents, labels = torch.randn(600, 6, generator=torch.Generator().manual_seed(1)), torch.arange(600) % 3
+    latents, labels = torch.randn(300, 6, generator=torch.Generator().manual_seed(1)), torch.arange(300) % 3
     found, other = (gan.images(latents, labels) for gan in gans)
     torch.testing.assert_close(found, other)  # what the file holds of them is not used
-    expected = restated(flags, bare, latents, labels, own=True)  # of 600 images drawn side by side
+    expected = restated(flags, bare, latents, labels, own=True)  # of 300 images drawn side by side
     assert (
         float((found - expected).abs().mean())
         < 0.05
