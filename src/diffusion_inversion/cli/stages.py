@@ -25,6 +25,7 @@ from .options import (
 )
 from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
+from .workers import by_workers
 
 if TYPE_CHECKING:
     from ..config.commands import AuditSettings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..config.sampling import PromptSettings, SampleSettings
     from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
     from ..config.training import TrainSettings
+    from ..config.working import WorkerSettings
     from ..run.preview import Wanted
 
 Recorded = Annotated[
@@ -48,6 +50,7 @@ def invert(
     source: Given[DataSettings],
     inverting: Given[InvertSettings],
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Stage 1: learn one conditioning vector per image of DATA."""
     from ..run.coarseness import coarseness
@@ -59,6 +62,8 @@ def invert(
     chosen = data_settings(source)
     require_place(out, chosen.data, chosen.test)
     settings = inverting.settings(preset, of=data)
+    if (done := by_workers(working, out)) is not None:
+        return done
     loaded = load(where.settings())
     with hold(out, join):
         splits = open_splits(out, chosen)
@@ -86,6 +91,7 @@ def sample(
     classes_of: ClassesOf = None,
     restart: Restart = False,
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Stage 2: draw variants around the learned vectors of RUN. With --prompts: draw from prompts instead."""
     from ..run.balancing import line, read_counts, whole
@@ -98,7 +104,7 @@ def sample(
         unused += [flag for name, flag in sampling.flags().items() if name not in prompting.values]
         if unused:
             raise UsageError(f"{', '.join(unused)}: of learned vectors; leave out with --prompts.")
-        return draw(run, prompts, classes_of, where, prompting, restart, join)
+        return draw(run, prompts, classes_of, where, prompting, restart, join, working)
     if classes_of is not None:
         raise UsageError("--classes-of: goes with --prompts; vectors have their classes.")
     if not run.is_dir():
@@ -108,6 +114,8 @@ def sample(
     if "generator" not in where.values:
         recorded, revision = inverted_with(run)
         chosen = chosen.model_copy(update={"generator": recorded, "revision": chosen.revision or revision})
+    if (done := by_workers(working, run, restart)) is not None:
+        return done
     loaded = load(chosen)
     with hold(run, join, restart):
         count = sample_stage(run, loaded, settings, anew=restart, sources=sources_of(run))
@@ -136,6 +144,7 @@ def train(
     attributes: AttributesOption = None,
     restart: Restart = False,
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
     from ..run.attributes import attributes_of
@@ -145,6 +154,8 @@ def train(
 
     settings = training.settings(preset, of=recorded_data(run))
     device = where.settings().device
+    if (done := by_workers(working, run, restart)) is not None:
+        return done
     with hold(run, join, restart):
         splits = open_splits(run)
         tested_by = attributes_of(run, splits, absolute_file(attributes))
@@ -181,6 +192,7 @@ def run(
     preview: Preview = True,
     logging: Given[LogSettings],
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
     from ..config.tuning import read_tuning
@@ -199,6 +211,8 @@ def run(
     require_trackers(logs.log_to)
     if logs.log_to and join:
         raise UsageError("--log-to --join: several processes would write one log. Leave one of the two out.")
+    if (done := by_workers(working, folder)) is not None:
+        return done
     look = first_look(folder) if preview and is_watched() else None
     with hold(folder, join):
         record = run_all(

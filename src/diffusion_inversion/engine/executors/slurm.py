@@ -1,0 +1,107 @@
+"""Workers that are tasks of a Slurm array, by way of submitit.
+
+Options of a site (partition, account, time, memory) come from sbatch's own variables: SBATCH_PARTITION,
+SBATCH_TIMELIMIT and the like win over what submitit writes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...errors import UsageError
+from .worker import LOST, Command, Worker
+
+if TYPE_CHECKING:
+    import subprocess
+
+MINUTES = 60  # that a task asks for at a time; it is queued again until the work is done
+NOTICE = 120  # seconds before that end: enough to end a batch, or to save the state of a long one
+_AS_OFTEN_AS_NEEDED = 1_000_000
+
+
+@dataclass
+class Task:
+    """What a task of the array does: a worker's command; with the notice of its end it asks to be queued again."""
+
+    command: Command
+    number: int
+    process: subprocess.Popen[bytes] | None = field(default=None, compare=False)
+
+    def __call__(self) -> int:
+        """Do it; return the exit code."""
+        self.process = self.command.start(self.number)
+        return self.process.wait()
+
+    def checkpoint(self) -> Any:
+        """Let the batch in hand end, and return what is to be queued; submitit calls it on the signal of the notice."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.process is not None:
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.process.pid, signal.SIGTERM)
+                os.waitpid(self.process.pid, 0)  # not `wait`, inside of which the signal came: it holds a lock
+        return DelayedSubmission(Task(self.command, self.number))
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A task that was given to Slurm."""
+
+    job: Any
+
+    def poll(self) -> int | None:
+        if not self.job.done():
+            return None
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        try:
+            return int(self.job.result())
+        except UncompletedJobError:
+            return LOST
+        except FailedJobError:  # its traceback is in submitit's own log
+            return 1
+
+    def stop(self, at_once: bool = False) -> None:
+        self.job.cancel(check=False)
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Starts tasks. `cluster` "local" is submitit's own imitation of Slurm: processes here that end after `minutes`.
+
+    Raises UsageError where submitit is not installed, or Slurm's commands are not on this machine.
+    """
+
+    command: Command
+    cpus: int
+    gpus: int
+    cluster: Literal["slurm", "local"] = "slurm"
+    minutes: int = MINUTES
+    notice: int = NOTICE
+
+    def __post_init__(self) -> None:
+        if find_spec("submitit") is None:
+            raise UsageError("--executor slurm: not installed. pip install 'diffusion-inversion[slurm]'.")
+        if self.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+            raise UsageError("--executor slurm: no sbatch on this machine. Give the command on a node of the cluster.")
+
+    def start(self, numbers: Sequence[int]) -> list[Worker]:
+        """Queue the workers of these numbers as one array."""
+        import submitit
+
+        executor = submitit.AutoExecutor(
+            self.command.logs / "submitit", cluster=self.cluster, slurm_max_num_timeout=_AS_OFTEN_AS_NEEDED
+        )
+        executor.update_parameters(
+            name="dinv", timeout_min=self.minutes, cpus_per_task=self.cpus, gpus_per_node=self.gpus, nodes=1,
+            slurm_signal_delay_s=self.notice, local_signal_delay_s=self.notice,
+            slurm_additional_parameters={"requeue": True},
+        )  # fmt: skip
+        return [Queued(job) for job in executor.submit_array([Task(self.command, number) for number in numbers])]
