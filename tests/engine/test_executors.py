@@ -16,7 +16,6 @@ from workers import UNITS, done, invert_command, wait_until
 
 from diffusion_inversion.engine.executors import local, watch
 from diffusion_inversion.engine.executors.local import Local, dealt_cores, dealt_devices
-from diffusion_inversion.engine.executors.slurm import Slurm
 from diffusion_inversion.engine.executors.worker import Command, Worker
 from diffusion_inversion.errors import ConfigMismatchError, PartialError, UsageError
 
@@ -166,9 +165,3 @@ def test_cores_and_gpus_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(UsageError, match=f"{torch.cuda.device_count()} are seen"):
         dealt_devices(torch.cuda.device_count() + 1, 1)
-
-
-def test_what_is_not_installed_is_said_before_anything_is_begun(command: Command) -> None:
-    pytest.importorskip("submitit")
-    with pytest.raises(UsageError, match="no sbatch on this machine"):
-        Slurm(command, 1, 0)

@@ -9,20 +9,20 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+import subprocess
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ...errors import UsageError
 from .worker import LOST, Command, Worker
 
-if TYPE_CHECKING:
-    import subprocess
-
 MINUTES = 60  # that a task asks for at a time; it is queued again until the work is done
 NOTICE = 120  # seconds before that end: enough to end a batch, or to save the state of a long one
+LOOK = 10.0  # seconds between two looks at the queue
 _AS_OFTEN_AS_NEEDED = 1_000_000
 
 
@@ -50,31 +50,46 @@ class Task:
         return DelayedSubmission(Task(self.command, self.number))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Queued:
-    """A task that was given to Slurm."""
+    """A task that was given to Slurm; `in_queue` says whether the queue still has a job."""
 
     job: Any
+    in_queue: Callable[[str], bool]
+    looked: float = field(default_factory=time.monotonic)
 
     def poll(self) -> int | None:
-        if not self.job.done():
+        if not self.job.done() and not self._is_gone():
             return None
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         try:
-            return int(self.job.result())
+            return int(self.job.result()) if self.job.done() else LOST
         except UncompletedJobError:
             return LOST
         except FailedJobError:  # its traceback is in submitit's own log
             return 1
 
+    def _is_gone(self) -> bool:
+        """Whether the queue lost the task. submitit asks the accounting, which not all sites have, every 10 minutes."""
+        if time.monotonic() - self.looked < LOOK:
+            return False
+        self.looked = time.monotonic()
+        return not self.in_queue(self.job.job_id)
+
     def stop(self, at_once: bool = False) -> None:
         self.job.cancel(check=False)
 
 
+def _in_queue(job: str) -> bool:
+    """Whether Slurm has a job that waits or works; so it is said to be where Slurm does not answer."""
+    asked = subprocess.run(["squeue", "--noheader", "--job", job], capture_output=True, text=True)
+    return bool(asked.stdout.strip()) if asked.returncode == 0 else "Invalid job id" not in asked.stderr
+
+
 @dataclass(frozen=True)
 class Slurm:
-    """Starts tasks. `cluster` "local" is submitit's own imitation of Slurm: processes here that end after `minutes`.
+    """Starts tasks. `cluster` "local" is submitit's own imitation of Slurm: processes here.
 
     Raises UsageError where submitit is not installed, or Slurm's commands are not on this machine.
     """
@@ -83,8 +98,6 @@ class Slurm:
     cpus: int
     gpus: int
     cluster: Literal["slurm", "local"] = "slurm"
-    minutes: int = MINUTES
-    notice: int = NOTICE
 
     def __post_init__(self) -> None:
         if find_spec("submitit") is None:
@@ -100,8 +113,10 @@ class Slurm:
             self.command.logs / "submitit", cluster=self.cluster, slurm_max_num_timeout=_AS_OFTEN_AS_NEEDED
         )
         executor.update_parameters(
-            name="dinv", timeout_min=self.minutes, cpus_per_task=self.cpus, gpus_per_node=self.gpus, nodes=1,
-            slurm_signal_delay_s=self.notice, local_signal_delay_s=self.notice,
-            slurm_additional_parameters={"requeue": True},
+            name="dinv", timeout_min=MINUTES, cpus_per_task=self.cpus, gpus_per_node=self.gpus, nodes=1,
+            slurm_signal_delay_s=NOTICE, slurm_additional_parameters={"requeue": True},
         )  # fmt: skip
-        return [Queued(job) for job in executor.submit_array([Task(self.command, number) for number in numbers])]
+        in_queue = _in_queue if self.cluster == "slurm" else lambda job: True
+        return [
+            Queued(job, in_queue) for job in executor.submit_array([Task(self.command, number) for number in numbers])
+        ]
