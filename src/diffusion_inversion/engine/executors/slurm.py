@@ -52,38 +52,36 @@ class Task:
 
 @dataclass
 class Queued:
-    """A task that was given to Slurm; `in_queue` says whether the queue still has a job."""
+    """A task that was given to Slurm; `in_queue` says whether its job waits or works."""
 
     job: Any
-    in_queue: Callable[[str], bool]
+    in_queue: Callable[[Any], bool]
     looked: float = field(default_factory=time.monotonic)
 
     def poll(self) -> int | None:
-        if not self.job.done() and not self._is_gone():
-            return None
-        from submitit.core.utils import FailedJobError, UncompletedJobError
+        """Its exit code by the file that submitit leaves; its own `done` asks an accounting that may not be there."""
+        if not self.job.paths.result_pickle.exists():
+            if time.monotonic() - self.looked < LOOK:
+                return None
+            self.looked = time.monotonic()
+            if self.in_queue(self.job):
+                return None
+            if not self.job.paths.result_pickle.exists():
+                return LOST
+        from submitit.core.utils import FailedJobError
 
         try:
-            return int(self.job.result()) if self.job.done() else LOST
-        except UncompletedJobError:
-            return LOST
+            return int(self.job.result())
         except FailedJobError:  # its traceback is in submitit's own log
             return 1
-
-    def _is_gone(self) -> bool:
-        """Whether the queue lost the task. submitit asks the accounting, which not all sites have, every 10 minutes."""
-        if time.monotonic() - self.looked < LOOK:
-            return False
-        self.looked = time.monotonic()
-        return not self.in_queue(self.job.job_id)
 
     def stop(self, at_once: bool = False) -> None:
         self.job.cancel(check=False)
 
 
-def _in_queue(job: str) -> bool:
+def _in_queue(job: Any) -> bool:
     """Whether Slurm has a job that waits or works; so it is said to be where Slurm does not answer."""
-    asked = subprocess.run(["squeue", "--noheader", "--job", job], capture_output=True, text=True)
+    asked = subprocess.run(["squeue", "--noheader", "--job", job.job_id], capture_output=True, text=True)
     return bool(asked.stdout.strip()) if asked.returncode == 0 else "Invalid job id" not in asked.stderr
 
 
@@ -116,7 +114,7 @@ class Slurm:
             name="dinv", timeout_min=MINUTES, cpus_per_task=self.cpus, gpus_per_node=self.gpus, nodes=1,
             slurm_signal_delay_s=NOTICE, slurm_additional_parameters={"requeue": True},
         )  # fmt: skip
-        in_queue = _in_queue if self.cluster == "slurm" else lambda job: True
+        in_queue = _in_queue if self.cluster == "slurm" else lambda job: not job.done()
         return [
             Queued(job, in_queue) for job in executor.submit_array([Task(self.command, number) for number in numbers])
         ]
