@@ -16,8 +16,18 @@ from workers import UNITS, done, invert_command, wait_until
 
 from diffusion_inversion.engine.executors import local, watch
 from diffusion_inversion.engine.executors.local import Local, dealt_cores, dealt_devices
+from diffusion_inversion.engine.executors.slurm import Task
 from diffusion_inversion.engine.executors.worker import Command, Worker
 from diffusion_inversion.errors import ConfigMismatchError, PartialError, UsageError
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from diffusion_inversion.engine.lock import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +97,22 @@ def test_nobody_waits_for_ever_once_all_is_done(command: Command, monkeypatch: p
     assert watch.watch(executor, command, 2, 3).first == 0
     assert executor.stopped == [False]
     assert watch.watch(Scripted([0], [-9]), command, 2, 3).first == 0  # nobody is started for what is done
+
+
+def test_a_machine_that_does_not_see_the_locks_does_nothing(bench: Bench, tmp_path: Path) -> None:
+    command = invert_command(bench, tmp_path / "run", tmp_path / "logs")
+    (command.logs / ".lock").touch()
+    assert Task(command, 0)() == 7  # nobody watches, as where a lock does not reach
+    assert not (tmp_path / "run").exists()
+    assert "error: " in command.log(0).read_text() and "is not seen on" in command.log(0).read_text()
+    held = [sys.executable, "-c", HOLDS, str(command.logs)]
+    holder = subprocess.Popen(held, env={**os.environ, **dict(command.environment)}, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert command.is_watched(1)
+    finally:
+        holder.kill()
+    assert command.is_watched(0)  # it was started before: a task that is queued again goes on without its watch
 
 
 def test_two_workers_one_of_them_killed_give_the_bits_of_one(bench: Bench, whole: Path, tmp_path: Path) -> None:

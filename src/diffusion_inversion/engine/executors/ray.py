@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from ...errors import UsageError
+from ...errors import DiskError, UsageError
 from .worker import LOST, Command, Worker
 
 
@@ -17,7 +17,7 @@ class Actor:
 
     def work(self, command: Command, number: int) -> int:
         """Do a worker's command; return its exit code."""
-        return command.start(number).wait()
+        return command.start(number).wait() if command.is_watched(number) else DiskError.exit_code
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Placed:
             return int(self.ray.get(self.code))
         except self.ray.exceptions.RayActorError:
             return LOST
+        except self.ray.exceptions.RayTaskError as error:
+            raise UsageError(
+                f"--executor ray: a machine of the cluster cannot start the command ({error.cause}). All of them need "
+                "this package, and must see the working folder and --out under the same names."
+            ) from error
 
     def stop(self, at_once: bool = False) -> None:
         self.ray.kill(self.actor)  # its process then gets SIGTERM

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from ...errors import UsageError
+from ...errors import DiskError, UsageError
 from .worker import LOST, Command, Worker
 
 MINUTES = 60  # that a task asks for at a time; it is queued again until the work is done
@@ -36,6 +36,8 @@ class Task:
 
     def __call__(self) -> int:
         """Do it; return the exit code."""
+        if not self.command.is_watched(self.number):
+            return DiskError.exit_code
         self.process = self.command.start(self.number)
         return self.process.wait()
 

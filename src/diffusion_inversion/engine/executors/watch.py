@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from ...errors import DinvError, PartialError
+from ..lock import run_lock
 from .worker import Command, Executor, Worker
 
 POLL = 0.2  # seconds between two looks
@@ -33,6 +34,11 @@ def watch(executor: Executor, command: Command, workers: int, max_restarts: int)
     hand, on a second one at once, and it is raised again. Raises the error of the first worker where none is left, and
     PartialError where that one died.
     """
+    with run_lock(command.logs):  # workers elsewhere look whether they see it
+        return _watch(executor, command, workers, max_restarts)
+
+
+def _watch(executor: Executor, command: Command, workers: int, max_restarts: int) -> Ended:
     running = dict(enumerate(executor.start(range(workers))))
     again = dict.fromkeys(running, 0)
     failed: dict[int, int] = {}
@@ -60,8 +66,9 @@ def watch(executor: Executor, command: Command, workers: int, max_restarts: int)
                 break
             if running:
                 time.sleep(POLL)
-    except KeyboardInterrupt:
-        _say("stopping: the workers finish the batches in hand first; once more stops at once")
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            _say("stopping: the workers finish the batches in hand first; once more stops at once")
         _stop(running)
         raise
     if first is None:

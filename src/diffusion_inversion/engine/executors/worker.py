@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from ..lock import LOCK_NAME
 
 STARTED = "--- worker "  # begins the line of a log that says when the worker was started
 LOST = -int(signal.SIGKILL)  # exit code of a worker of which nothing is known but that it is gone
@@ -45,6 +48,28 @@ class Command:
         except FileNotFoundError:
             return 0
         return sum(line.startswith(STARTED) for line in lines)
+
+    def is_watched(self, number: int) -> bool:
+        """Whether this machine sees the lock of who watches, hence other workers' claims; else its log says so.
+
+        A worker that was started before has seen it: its watch may be gone, and the work goes on. Raises OSError where
+        the folders are not seen.
+        """
+        if self.starts(number):
+            return True
+        with (self.logs / LOCK_NAME).open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        host = socket.gethostname()
+        with self.log(number).open("a", encoding="utf-8") as log:
+            log.write(
+                f"{STARTED}{number} on {host}\nerror: {self.logs}: a lock that another machine holds there is not seen "
+                f"on {host}, so several workers could do the same. Choose a folder on a file system whose locks reach "
+                "all machines, such as NFS 4.\n"
+            )
+        return False
 
     def start(self, number: int, environment: Sequence[tuple[str, str]] = ()) -> subprocess.Popen[bytes]:
         """Start worker `number` on this machine.
