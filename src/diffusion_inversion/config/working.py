@@ -18,10 +18,10 @@ class WorkerSettings(Settings):
         None, "workers that share the work; what dies is started again", unset="none: this process does it", ge=1
     )
     executor: ExecutorName = setting(
-        "local", "where they are: processes here, actors of a Ray cluster, tasks of a Slurm array"
+        "local", "processes of this machine, actors of a Ray cluster, or tasks of a Slurm array"
     )
     cpus_per_worker: int | None = setting(
-        None, "cores, and threads, of each worker", unset="local: the cores dealt between them; else 1", ge=1
+        None, "cores of each worker, which are its threads", unset="local: the cores dealt between them; else 1", ge=1
     )
     gpus_per_worker: int | None = setting(
         None, "GPUs of each worker, which computes on the first", unset="local: all see the same; else 0", ge=0
