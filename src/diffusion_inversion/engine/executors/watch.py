@@ -7,14 +7,17 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from ...errors import DinvError, PartialError
+from ...errors import ConfigMismatchError, DataError, DinvError, DiskError, LockedError, PartialError, UsageError
 from ..lock import run_lock
 from .worker import Command, Executor, Worker
 
 POLL = 0.2  # seconds between two looks
 PATIENCE = 60.0  # seconds that the others get to end by themselves once one has found everything done
 # A worker that ended with one of these was refused, for a reason that it says: it would be refused again.
-REFUSALS = {kind.exit_code: kind for kind in DinvError.__subclasses__()}
+_KINDS: tuple[type[DinvError], ...] = (
+    UsageError, PartialError, DataError, ConfigMismatchError, LockedError, DiskError,
+)  # fmt: skip
+REFUSALS = {kind.exit_code: kind for kind in _KINDS}
 
 
 @dataclass
