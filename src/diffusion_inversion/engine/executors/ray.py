@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def _connected() -> Any:
 
     if not ray.is_initialized():
         try:
-            ray.init(log_to_driver=False, logging_level="warning", include_dashboard=False)
+            ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = os.environ.get("RAY_ADDRESS", "a cluster of this machine")
             raise UsageError(

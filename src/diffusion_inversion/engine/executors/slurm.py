@@ -106,17 +106,21 @@ class Slurm:
             raise UsageError("--executor slurm: no sbatch on this machine. Give the command on a node of the cluster.")
 
     def start(self, numbers: Sequence[int]) -> list[Worker]:
-        """Queue the workers of these numbers as one array."""
+        """Queue the workers of these numbers as one array. Raises UsageError where Slurm does not take it."""
         import submitit
+        from submitit.core.utils import FailedJobError
 
         executor = submitit.AutoExecutor(
             self.command.logs / "submitit", cluster=self.cluster, slurm_max_num_timeout=_AS_OFTEN_AS_NEEDED
         )
+        gpus = {"gpus_per_node": self.gpus} if self.gpus else {}
         executor.update_parameters(
-            name="dinv", timeout_min=MINUTES, cpus_per_task=self.cpus, gpus_per_node=self.gpus, nodes=1,
+            name="dinv", nodes=1, timeout_min=MINUTES, cpus_per_task=self.cpus, **gpus,
             slurm_signal_delay_s=NOTICE, slurm_additional_parameters={"requeue": True},
         )  # fmt: skip
         in_queue = _in_queue if self.cluster == "slurm" else lambda job: not job.done()
-        return [
-            Queued(job, in_queue) for job in executor.submit_array([Task(self.command, number) for number in numbers])
-        ]
+        tasks = [Task(self.command, number) for number in numbers]
+        try:
+            return [Queued(job, in_queue) for job in executor.submit_array(tasks)]
+        except FailedJobError as error:
+            raise UsageError(f"--executor slurm: {error}. Its options are SBATCH_PARTITION and the like.") from error
