@@ -84,8 +84,10 @@ def _executor(settings: WorkerSettings, command: Command) -> tuple[Executor, Com
     workers, gpus = settings.workers or 1, settings.gpus_per_worker
     local = settings.executor == "local"
     cores = settings.cpus_per_worker or (dealt_cores(workers) if local else 1)
-    if settings.cpus_per_worker is not None or not any(os.environ.get(name) for name in FIXED_BY):
-        command = replace(command, environment=tuple((name, str(cores)) for name in FIXED_BY))
+    fixed = {name: os.environ[name] for name in FIXED_BY if os.environ.get(name)}
+    if settings.cpus_per_worker is not None or not fixed:
+        fixed = dict.fromkeys(FIXED_BY, str(cores))
+    command = replace(command, environment=tuple(fixed.items()))
     if settings.executor == "ray":
         return Ray(command, cores, gpus or 0, settings.max_restarts), command
     if settings.executor == "slurm":
