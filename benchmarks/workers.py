@@ -19,6 +19,7 @@ import random
 import re
 import resource
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -118,6 +119,7 @@ def main() -> None:
         for number in range(given.rounds):
             for workers in (1, 2):
                 spent[workers].append(cost(work, Path(folder, f"{workers}-{number}"), workers))
+                print(f"{workers}: {spent[workers][-1][0]:.0f} s of CPU", file=sys.stderr, flush=True)
         if given.rounds:
             begun = cost(work, Path(folder, "1-0"), 1)[0]
             ratios = [two[0] / one[0] for one, two in zip(spent[1], spent[2], strict=True)]
