@@ -2,7 +2,7 @@
 # Figure 7a of the paper: few-shot learners with and without synthetic images. Source: section 4.2 (EuroSAT there, aerial
 # photographs of ucmerced-64 here).
 # Usage: experiments/figure7a.sh <train.parquet> <test.parquet> <clip folder> [folder]
-# <clip folder>: any CLIP of transformers; `mini-clip` of `dinv pretrain --stage clip` where none can be had (docs/baselines.md).
+# <clip folder>: any CLIP of transformers, or mini-clip where none can be had and it knows the classes (docs/baselines.md).
 # Expected (text): ours raises classifier tuning as much as LECF does. Measured: not measured. Cost: not measured.
 set -euo pipefail
 train=$1 test=$2 clip=$3 home=${4:-runs/figure7a}

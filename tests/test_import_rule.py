@@ -33,7 +33,12 @@ LAYERS = (
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
 # Of the rooms below them these may use some alone.
 ONLY = {"engine": {"errors"}, "config": {"errors", "engine"}}
-PURE = {"sample.perturb", "sample.guidance", "measure.metrics"}  # formulas on tensors: of ours, errors alone
+PURE = {
+    "invert.philox",
+    "sample.perturb",
+    "sample.guidance",
+    "measure.metrics",
+}  # formulas on tensors: of ours, errors alone
 DIFFUSERS = {"generator", "run.bench"}  # `bench` measures the plain diffusers loop beside ours
 # They take seconds to import: inside functions alone, or `dinv --help` waits for them.
 HEAVY = {"datasets", "diffusers", "matplotlib", "scipy", "sklearn", "timm", "transformers"}

@@ -166,7 +166,7 @@ def test_samplers_follow_the_models_own_schedule(config: dict[str, Any], name: S
     schedule = DDPMScheduler.from_config(config)
     stream = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 1, 4, 8, 8, generator=stream)
-    scheduler = make_scheduler(name, config, 20, torch.device("cpu"))
+    scheduler = make_scheduler(name, config, 20)
     # Some put a little in the place of an alpha_bar of 0.
     torch.testing.assert_close(scheduler.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-4, atol=1e-6)
     first = scheduler.timesteps[:1].long()
@@ -186,7 +186,7 @@ def test_samplers_follow_the_models_own_schedule(config: dict[str, Any], name: S
 @pytest.mark.parametrize("name", ["ddim", "pndm"])
 def test_more_steps_than_the_schedule_has_room_for(name: SchedulerName) -> None:
     with pytest.raises(UsageError, match="inference_steps=1001: more than"):
-        make_scheduler(name, SD14_SCHEDULER, 1001, torch.device("cpu"))
+        make_scheduler(name, SD14_SCHEDULER, 1001)
     with pytest.raises(UsageError, match="inference_steps=1000: with the checkpoint's steps_offset"):
-        make_scheduler(name, SD14_SCHEDULER, 1000, torch.device("cpu"))
-    make_scheduler(name, SD14_SCHEDULER, 999, torch.device("cpu"))
+        make_scheduler(name, SD14_SCHEDULER, 1000)
+    make_scheduler(name, SD14_SCHEDULER, 999)

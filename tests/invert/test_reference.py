@@ -17,7 +17,8 @@ from diffusion_inversion.errors import PartialError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import EmbeddingStore, Shard, read_embeddings
 from diffusion_inversion.invert.inversion import invert, learning_order
-from diffusion_inversion.invert.optimisation import invert_batch, mini_batch
+from diffusion_inversion.invert.optimisation import invert_batch
+from diffusion_inversion.invert.trajectory import mini_batch
 from diffusion_inversion.randomness import generator_for, shuffled
 from diffusion_inversion.sample.variants import pick_partner, plan_variant, unconditional_tokens
 

@@ -286,7 +286,7 @@ def test_weights_of_another_layout_get_one_line(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "side.safetensors", metadata=side)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-1])
     for name, message in (
-        ("biggan", "not the layout of `dinv gan train`.*BigGAN's own or any other layout are not supported"),
+        ("biggan", r"not the layout of `dinv gan train`.*BigGAN go into a folder of their own with biggan\.json"),
         ("wider", "is float32 .*, expected float32"),
         ("side", "a side of 48 px"),
         ("cut", "its tensors overlap, leave gaps or do not end"),

@@ -97,6 +97,23 @@ def test_a_damaged_weight_file_is_found(apart: Path, monkeypatch: pytest.MonkeyP
     assert "safetensors" in by_name(examine(apart))["mini"].value
 
 
+def test_a_clip_that_is_not_what_its_card_says_is_found(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusion_inversion.train.few_shot.clip_files import hash_files
+
+    folder = apart / "mini-clip"
+    monkeypatch.setattr(doctor, "MINI_CLIP", folder)
+    assert by_name(examine(apart))["mini-clip"].ok is None
+    folder.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).write_bytes(name.encode())
+    assert by_name(examine(apart))["mini-clip"].ok is False  # no card
+    (folder / "README.md").write_text(f"sha256 of its files: `{hash_files(folder)}`")
+    assert by_name(examine(apart))["mini-clip"].ok is True
+    (folder / "config.json").write_bytes(b"another")
+    check = by_name(examine(apart))["mini-clip"]
+    assert check.ok is False and "not what its card says" in check.value
+
+
 def test_missing_packages_are_named(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = doctor._installed
     monkeypatch.setattr(doctor, "_installed", lambda name: None if name in ("timm", "medmnist") else installed(name))

@@ -12,13 +12,18 @@ from harness import GROW, SAMPLE, TRAIN, Bench, Kill, content, finish, invert, k
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
+from diffusion_inversion.config.commands import AuditSettings, ExportSettings
 from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.config.growing import GrowSettings
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, UsageError
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.run.export.images import SyntheticImages
+from diffusion_inversion.run.export.stage import export
+from diffusion_inversion.run.fidelity.stage import trained_on
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.grow import CANDIDATE_STEPS, CANDIDATES, PATIENCE, RoundRecord, _ended, grow
 from diffusion_inversion.run.images import open_splits
@@ -26,7 +31,7 @@ from diffusion_inversion.run.layout import identify
 from diffusion_inversion.run.methods import images_made, sources_of_images
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.sampling import sample
-from diffusion_inversion.sample.synthetic import SyntheticStore, parse_job
+from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore, parse_job
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +201,98 @@ def test_what_stage_2_draws_later_is_one_image(bench: Bench, whole: Path, tmp_pa
     made = images_made(run, names)
     assert twice and len(made) == 12 * more.variants + len(grown - twice) == len(sources_of_images(run, names))
     assert len({*made.hashes}) == len(made)
+
+
+ONE = TRAIN.model_copy(update={"seeds": (0,), "arms": ("real", "real+synthetic")})
+REDRAW = AuditSettings(planted=0, device="cpu")
+
+
+def reported(bench: Bench, run: Path, copies: AuditSettings | None = None) -> None:
+    with run_lock(run):
+        splits = open_splits(run)
+        results = pipeline.train_stage(run, splits, ONE, "cpu", copies=copies, generator=bench.generator())
+        pipeline.report_stage(run, splits, results, ONE, f"dinv train {run} --copies redraw --restart")
+
+
+def test_what_is_lost_is_drawn_again(bench: Bench, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    reported(bench, run)
+    before = content(run)
+    lost, changed, *_ = sorted((run / "grown").rglob("*.png"))
+    lost.unlink()
+    changed.write_bytes(changed.read_bytes()[:-9])
+    done = CliRunner().invoke(app, ["repair", str(run), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert content(run) == before and verify(run).findings == ()
+
+
+def test_an_export_has_what_grew_and_says_what_the_figures_are_of(bench: Bench, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    reported(bench, run)
+    found = {one.name for one in SyntheticImages.of(run)}
+    stage2 = {path.relative_to(run / "synthetic").as_posix() for path in (run / "synthetic").rglob("*.png")}
+    added = {path.relative_to(run / "grown").as_posix() for path in (run / "grown").rglob("*.png")}
+    assert found == stage2 | added and len(added) == 9 and len(found) == 33
+    done = export(run, ExportSettings(to="imagefolder", out=tmp_path / "out"))
+    assert done.count == 33 == len(list((tmp_path / "out").rglob("*.png")))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`dinv grow` added 9 of them" in card and "measured before" not in card
+    assert json.loads((run / "run.json").read_text())["stages"]["sample"]["grown"] == 9
+    with run_lock(run):
+        grow(run, open_splits(run), GrowSettings(images=11, round_images=6), GROW, bench.generator(), "cpu")
+    assert export(run, ExportSettings(to="parquet", out=tmp_path / "more")).count == 35
+    assert "These figures were measured before `dinv grow` added some" in (tmp_path / "more" / "README.md").read_text()
+
+
+def test_what_copies_a_training_image_is_not_grown_with(bench: Bench, drawn: Path, tmp_path: Path) -> None:
+    """Copies of stage 2 are trained on as they were drawn again; one that grew is left out, of exports too."""
+    run = Path(shutil.copytree(drawn, tmp_path / "run"))
+    splits = open_splits(run)
+    names, pixels = splits.train.class_names, dict(zip(splits.train.ids, splits.train.images, strict=True))
+
+    def plant(folder: str, count: int) -> set[str]:
+        store = SyntheticStore(run, names, folder)
+        rows = sorted(store.table(*COLUMNS).to_pylist(), key=lambda row: row["file_name"])[:count]
+        files = {row.pop("file_name") for row in rows}
+        store.remove(files)
+        for row in rows:
+            del row["class_name"]
+        store.commit(torch.stack([pixels[row["source_id"]] for row in rows]), rows)
+        return files
+
+    first = plant("synthetic", 5)
+    SyntheticStore(run, names).finish(SAMPLE.variants)
+    reported(bench, run, REDRAW)
+    with run_lock(run):
+        asked = GrowSettings(images=4, round_images=4)
+        found = grow(run, splits, asked, GROW, bench.generator(), "cpu")
+        made = trained_on(run, names, lambda: splits, "cpu", bench.generator())
+    ids = {name.partition(" (")[0] for name in made.synthetic.ids}
+    assert not first & ids and {f"redrawn/{name}" for name in first} & ids
+    assert found["synthetic"] == len(made.synthetic) and rounds(run)[0]["synthetic"] == len(made.synthetic) - 4
+    (copy,) = plant("grown", 1)
+    assert f"grown/{copy}" in ids
+    with run_lock(run):
+        made = trained_on(run, names, lambda: splits, "cpu", bench.generator())
+    assert f"grown/{copy}" not in {name.partition(" (")[0] for name in made.synthetic.ids}
+    left = {one.name for one in SyntheticImages.of(run)}
+    assert copy not in left
+    assert len(list((run / "grown").rglob("*.png"))) == 4
+
+
+def test_a_run_that_was_trained_with_a_filter_does_not_grow(bench: Bench, drawn: Path, tmp_path: Path) -> None:
+    """Its images are others than those that would be trained on afterwards, which has no filter."""
+    run = Path(shutil.copytree(drawn, tmp_path / "run"))
+    text = json.dumps({"schema": 1, "settings": {"filter": "drop"}})
+    Ledger(run).commit("filter.config.json", text.encode(), note={"copy": text})
+    with pytest.raises(UsageError, match=r"--filter drop, which images that are grown go without"), run_lock(run):
+        grow(run, open_splits(run), GrowSettings(images=2), GROW, bench.generator(), "cpu")
+
+
+def test_hints_name_the_command_that_the_run_was_trained_with(bench: Bench, drawn: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(drawn, tmp_path / "run"))
+    said = CliRunner().invoke(app, ["audit", str(run), "--planted", "0", "--device", "cpu"])
+    assert f"`dinv train {run}` shows it in the report" in said.stdout
+    reported(bench, run, REDRAW)
+    said = CliRunner().invoke(app, ["audit", str(run), "--planted", "0", "--device", "cpu"])
+    assert f"`dinv train {run} --copies redraw` shows it in the report" in said.stdout, "and nothing is deleted for it"

@@ -41,6 +41,10 @@ def run(bench: Bench, folder: Path, logs: LogSettings = TO) -> dict[str, Any]:
         )  # fmt: skip
 
 
+def dinv(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 def events(folder: Path) -> Any:
     """TensorBoard's own reader."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -79,9 +83,44 @@ def test_tensorboard_reads_what_the_run_measured_and_a_killed_run_goes_on(
     assert logged["invert/loss mean"] == [(s, pytest.approx(v, abs=1e-6)) for s, v in zip(curve, losses, strict=True)]
     (picture,) = found.Images("images")
     assert picture.encoded_image_string.startswith(b"\x89PNG") and picture.width > 400
-    (settings,) = found.Tensors("settings/text_summary")
+    (settings,) = found.Tensors("settings/sample/text_summary")
     assert b'"variants": 2' in settings.tensor_proto.string_val[0]
     assert not verify(tmp_path / "run").foreign, "the log lies beside the run"
+
+
+def test_single_stages_log_what_a_run_logs(bench: Bench, tmp_path: Path) -> None:
+    """Stage by stage the same tags and numbers as at once; one that begins anew is logged again."""
+    made = tmp_path / "single"
+    to = ["--log-to", "tensorboard"]
+    small = ["--generator", bench.checkpoint, "--dtype", "float32", "--steps", 2, "--init", "random"]
+    assert dinv("invert", bench.data, "--out", made, *small, *to).exit_code == 0
+    drawn = ["--variants", 2, "--inference-steps", 2, "--device", "cpu", "--dtype", "float32"]
+    assert dinv("sample", made, *drawn, *to).exit_code == 0
+    trained = ["--train-steps", 4, "--train-batch-size", 4, "--architecture", "resnet20", "--seeds", "0,1"]
+    trained += ["--no-own-size", "--device", "cpu"]
+    assert dinv("train", made, *trained, *to).exit_code == 0
+    run(bench, tmp_path / "run")
+    found, known = events(tmp_path / "logs" / "single"), events(tmp_path / "logs" / "run")
+    single, whole = scalars(found), scalars(known)
+    assert single.keys() == whole.keys() and {tag: len(one) for tag, one in single.items()} == {
+        tag: len(one) for tag, one in whole.items()
+    }
+    losses = read_embeddings(made).losses.mean(1).tolist()
+    assert [value for _, value in single["invert/loss mean"]] == pytest.approx(losses, abs=1e-6)
+    assert found.Tags()["images"] == known.Tags()["images"] == ["images"]
+    assert {*found.Tags()["tensors"]} == {*known.Tags()["tensors"]}, "the settings of each stage"
+    again = dinv("train", made, *trained, "--restart", "--train-steps", 5, *to)
+    assert again.exit_code == 0, again.output
+    found = events(tmp_path / "logs" / "single")
+    assert len(found.Scalars("train/loss real seed 0")) == 4 + 5 and len(found.Scalars("invert/loss mean")) == len(
+        losses
+    )
+    assert b'"steps": 5' in found.Tensors("settings/train/text_summary")[-1].tensor_proto.string_val[0]
+    for command in (["invert", bench.data, "--out", made, *small], ["sample", made], ["train", made]):
+        refused = dinv(*command, *to, "--join")
+        assert refused.exit_code == 2 and "--log-to --join" in refused.stderr
+    prompted = dinv("sample", tmp_path / "p", "--prompts", tmp_path / "words.csv", *to)
+    assert prompted.exit_code == 2 and "--log-to: of learned vectors" in prompted.stderr
 
 
 def test_a_program_that_is_not_installed_is_named_before_any_work(
@@ -117,8 +156,8 @@ class Kept:
     def picture(self, tag: str, png: bytes, step: int) -> None:
         self.told.append((tag, png, step))
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
-        self.told.append(("settings", settings, 0))
+    def settings(self, tag: str, settings: Mapping[str, Any]) -> None:
+        self.told.append((tag, settings, 0))
 
     def close(self) -> None:
         self.told.append(("closed", None, 0))
@@ -127,15 +166,15 @@ class Kept:
 def test_what_was_logged_is_not_logged_again_and_a_tracker_that_fails_is_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    new, old = Kept({}), Kept({"a": 3, "replicate 1/a": 1})
+    new, old = Kept({}), Kept({"a": 3, "replicate 1/a": 1, "settings/train": 0})
     log = Log({"new": new, "old": old})
-    log.settings({"steps": 5})
+    log.settings({"train": {"steps": 5}})
     for step in (2, 3, 4):
         log.scalar("a", 0.5, step)
     log.of(1).picture("a", lambda: b"\x07", 1)
     log.of(0).picture("b", lambda: b"png", 0)
     assert new.told == [
-        ("settings", {"steps": 5}, 0), ("a", 0.5, 2), ("a", 0.5, 3), ("a", 0.5, 4), ("replicate 1/a", b"\x07", 1),
+        ("settings/train", {"steps": 5}, 0), ("a", 0.5, 2), ("a", 0.5, 3), ("a", 0.5, 4), ("replicate 1/a", b"\x07", 1),
         ("b", b"png", 0),
     ]  # fmt: skip
     assert old.told == [("a", 0.5, 4), ("b", b"png", 0)]
@@ -172,11 +211,11 @@ def test_the_adapter_of_trackio_and_wandb_goes_on_where_it_was(
     monkeypatch.setitem(sys.modules, name, stub)  # type: ignore[arg-type]
     monkeypatch.delenv("WANDB_MODE", raising=False)
     first = trackers.open_tracker(name, tmp_path, "photos")
-    first.settings({"steps": 5})
+    first.settings("settings/train", {"steps": 5})
     first.scalar("loss", 0.25, 7)
-    assert Session.config == {"steps": 5}
+    assert Session.config == {"train": {"steps": 5}}
     again = trackers.open_tracker(name, tmp_path, "photos")
-    assert again.last_steps() == {"loss": 7} and first.last_steps() == {"loss": 7}
+    assert again.last_steps() == first.last_steps() == {"loss": 7, "settings/train": 0}
     again.close()
     assert told == ([({"loss": 0.25}, 7)] if name == "trackio" else [({"loss": 0.25, "step": 7}, None)])
 

@@ -16,7 +16,7 @@ from toy import toy_images
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.config.commands import MembershipSettings
+from diffusion_inversion.config.commands import AuditSettings, MembershipSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.datasets import Splits
@@ -110,6 +110,20 @@ def test_copies_give_their_sources_away(whole: Path, tmp_path: Path) -> None:
         plant_copies(run)
         (one,) = membership_run(run, ASKED.model_copy(update={"held": ("synthetic",)}))["figures"]
     assert (one["auc"], one["true_positives"]) == (1.0, 1.0) and one["calibrated_by"] == "held-out images"
+
+
+def test_copies_that_were_drawn_again_give_nothing_away(bench: Bench, whole: Path, tmp_path: Path) -> None:
+    """The adversary has what the run trains on and exports: what stands in the place of copies, not the copies."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    asked = ASKED.model_copy(update={"held": ("synthetic",)})
+    with run_lock(run):
+        plant_copies(run)
+        assert membership_run(run, asked)["figures"][0]["auc"] == 1.0
+        pipeline.restart(run, "train")
+        copies = AuditSettings(planted=0, device="cpu")
+        pipeline.train_stage(run, open_splits(run), TRAIN, "cpu", copies=copies, generator=bench.generator())
+        (one,) = membership_run(run, asked)["figures"]
+    assert one["auc"] < 0.8 and one["auc_low"] < 0.5
 
 
 def test_what_was_measured_is_kept_and_not_measured_again(measured: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from harness import INVERT, SAMPLE, TRAIN, Bench, content
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
+from diffusion_inversion.config.commands import AuditSettings
+from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.config.tuning import Tuning
+from diffusion_inversion.engine.disk import human
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import ConfigMismatchError, UsageError
 from diffusion_inversion.run.images import load
@@ -23,8 +27,10 @@ from diffusion_inversion.run.plan.start import Outlook, begin
 from diffusion_inversion.run.plan.steps import Steps, time_steps
 from diffusion_inversion.run.plan.time_limit import MARGIN
 from diffusion_inversion.run.replicates import replicate
+from diffusion_inversion.run.room import png_bytes
 from diffusion_inversion.run.stages import run_all
 from diffusion_inversion.run.verify import verify
+from diffusion_inversion.sample.synthetic import SyntheticStore
 
 SECOND = Steps(
     begin=0.0, evaluation=0.0, learning=0.0, drawing=1.0, likeness=0.0, setup=0.0, training=0.0, testing=0.0,
@@ -90,6 +96,39 @@ def test_what_is_there_is_not_counted(bench: Bench, tmp_path: Path) -> None:
     assert sum(unit for unit in view.forecast(SECOND, more).seconds.values()) == pytest.approx(12 + 12)
 
 
+def test_what_was_drawn_for_other_counts_is_not_what_is_asked_for(bench: Bench, tmp_path: Path) -> None:
+    """After a change of --balance what is missing is what stage 2 then draws, though as many are there."""
+    fewer = Path(shutil.copytree(bench.data / "train", tmp_path / "train"))
+    for image in sorted(next(fewer.iterdir()).glob("*.png"))[:2]:
+        image.unlink()
+    data, run = DataSettings(data=str(fewer), test=str(bench.data / "test")), tmp_path / "run"
+    even, store = SAMPLE.model_copy(update={"balance": "class"}), SyntheticStore(run, ())
+    with run_lock(run):
+        run_all(run, data, bench.generator(), invert=INVERT, sample=SAMPLE, train=TRAIN, command="dinv")
+        drawn = sum(unit["count"] for unit in store.manifest.units().values())
+        plans = [replicate(run, 0, data, INVERT, even, TRAIN)]
+        view = Outlook(plans, load(run, data, None), bench.generator(), 16, None)
+        missing = view.left(view.asked).variants
+        assert 0 < missing < drawn and view.left(replace(view.asked, sample=SAMPLE)).variants == 0
+        run_all(run, data, bench.generator(), invert=INVERT, sample=even, train=TRAIN, command="dinv")
+    assert sum(unit["count"] for unit in store.manifest.units().values()) == drawn + missing
+    assert view.left(view.asked).variants == 0
+
+
+def test_what_redrawing_adds_is_said_as_the_most_it_can_be(bench: Bench, tmp_path: Path) -> None:
+    view, redraw = outlook(bench, tmp_path / "run", replicates=2), AuditSettings()
+    found = view.untimed(SECOND, view.asked, FilterSettings(filter="drop"), redraw)
+    most = f"up to 48 images, each up to 5 times: up to 4:00, {human(48 * png_bytes(16))}"
+    assert found.lines() == [f"not in it: --filter drop, --copies redraw ({most})"]
+    looked = view.untimed(SECOND, view.asked, FilterSettings(filter="soft"), AuditSettings(copies="report"))
+    assert looked.lines() == ["not in it: --filter soft, --copies report"] and looked.seconds == 0
+    assert view.untimed(SECOND, view.asked, FilterSettings(), None).lines() == []
+    run = tmp_path / "done"
+    finish(bench, run)
+    whole = outlook(bench, run)
+    assert whole.untimed(SECOND, whole.asked, FilterSettings(), redraw).lines() == [], "nothing is left to train"
+
+
 def test_a_limit_cuts_before_the_work_and_the_same_command_goes_on(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +184,9 @@ def test_dinv_plan_says_it_and_makes_nothing(bench: Bench, tmp_path: Path, monke
     assert found["total_seconds"] == pytest.approx(sum(found["seconds"].values()))
     assert found["cost"] == pytest.approx(found["total_seconds"] / 3600 * 2 * 2.5)
     assert found["disk_bytes"] > 0 and found["steps"]["learning"] > 0
+    most = found["untimed"]
+    assert most["options"] == ["--copies redraw"] and most["images"] == 4 * 12
+    assert most["seconds"] == pytest.approx(5 * 4 * 12 * found["steps"]["drawing"])
     assert list(tmp_path.iterdir()) == []
     tight = CliRunner().invoke(app, [*map(str, options), "--time-limit", "1s"])
     assert tight.exit_code == 2 and "Give at least" in tight.stderr
@@ -159,6 +201,8 @@ def test_dinv_plan_says_it_and_makes_nothing(bench: Bench, tmp_path: Path, monke
     seconds = json.loads(left.stdout)["seconds"]
     assert seconds["start"] > 0 and not any(value for name, value in seconds.items() if name != "start")
     wrong = CliRunner().invoke(app, [*map(str, options), "--time-limit", "2 weeks"])
-    judged = CliRunner().invoke(app, [*map(str, options), "--mixing", "confidence"])
-    assert judged.exit_code == 0, "the filter that it needs is an option of the run alone"
+    judged = [*map(str, options), "--mixing", "confidence"]
+    unjudged = CliRunner().invoke(app, judged)
+    assert unjudged.exit_code == 2 and "--filter drop or soft" in unjudged.stderr, "as `dinv run` says"
+    assert CliRunner().invoke(app, [*judged, "--filter", "drop"]).exit_code == 0
     assert wrong.exit_code == 2 and "--time-limit 2 weeks: not a duration; give a number with its unit" in wrong.stderr

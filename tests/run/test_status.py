@@ -117,3 +117,52 @@ def test_what_cannot_be_known_is_not_guessed(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text(json.dumps({"pid": os.getpid(), "host": "another", "since": 0.0}))
     found = status(tmp_path)
     assert found.state == "not known" and "not this machine" in next(iter(found.lines()))
+
+
+SWEEP = """
+title = "Status"
+generator = "{toy}"
+[data]
+data = "{data}"
+[invert]
+steps = 1
+init = "random"
+eval_draws = 1
+[sample]
+inference_steps = 2
+variants = 1
+[train]
+architecture = "resnet20"
+steps = 1
+batch_size = 4
+seeds = [0]
+arms = ["real"]
+[grid]
+"data.test_limit" = {limits}
+"""
+
+
+def test_a_finished_sweep_and_one_that_has_more_to_do(bench: Bench, tmp_path: Path) -> None:
+    """Two files in one folder, each with jobs of its own; what stopped with an error is not finished."""
+    out = tmp_path / "out"
+    for name, limits in (("a", "[4, 6]"), ("b", "[4]")):
+        file = tmp_path / f"{name}.toml"
+        file.write_text(SWEEP.format(toy=bench.checkpoint, data=bench.data, limits=limits))
+        done = dinv("sweep", file, "--out", out, "--device", "cpu", "--dtype", "float32")
+        assert done.exit_code == 0, done.output
+        found = status(out)
+        assert found.state == "finished", "\n".join(found.lines())
+        (part,) = found.parts
+        assert part.name == "jobs" and part.done == part.total and part.total
+    assert part.total < len(list((out / "results").rglob("*.json"))), "those of the last file alone"
+    kept = json.loads((out / ".lock").read_text())
+    assert kept["ended"] and "error" not in kept
+    (out / ".lock").write_text(json.dumps(kept | {"error": "no room"}))
+    assert status(out).state == "stopped"
+    (out / ".lock").write_text(json.dumps(kept | {"jobs": part.done - 1}))
+    assert status(out).state == "stopped", "a job is left"
+    (out / ".lock").write_bytes(b"")
+    assert status(out).state == "finished"
+    (out / "a.html").unlink()
+    (out / "b.html").unlink()
+    assert status(out).state == "stopped", "no page"

@@ -20,8 +20,9 @@ from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import EmbeddingStore, read_embeddings
 from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.invert.objective import draw, stage1_loss
-from diffusion_inversion.invert.optimisation import BatchResult, invert_batch
+from diffusion_inversion.invert.optimisation import invert_batch
 from diffusion_inversion.invert.packing import LARGEST_NORM
+from diffusion_inversion.invert.trajectory import BatchResult
 from diffusion_inversion.randomness import generator_for
 
 IMAGES = toy_images(3)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from toy_clip import build_clip
 
 from diffusion_inversion.errors import UsageError
+from diffusion_inversion.train.few_shot import clip_files
 from diffusion_inversion.train.few_shot.clip import Clip
 from diffusion_inversion.train.few_shot.prompts import check_classes
 
@@ -123,6 +124,33 @@ def test_without_a_network_a_hub_id_is_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert "owner/clip: neither here nor to be fetched from the hub" in refused("owner/clip")
+
+
+def test_mini_clip_is_the_embedded_one_whatever_lies_here(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "mini-clip")
+    config = json.loads((tmp_path / "mini-clip" / "config.json").read_text())
+    (tmp_path / "mini-clip" / "config.json").write_text(json.dumps(config | {"mine": 1}))
+    monkeypatch.setattr(clip_files, "MINI_CLIP", tmp_path / "package" / "mini-clip")
+    error = refused("mini-clip")
+    assert "its weights are not in this package" in error and "dinv pretrain --stage clip" in error
+    assert error.endswith("For the folder here give --clip ./mini-clip.")
+    here = Clip.load("./mini-clip", CPU)
+    shutil.copytree(folder, tmp_path / "package" / "mini-clip")
+    embedded = Clip.load("mini-clip", CPU)
+    assert embedded.name == "mini-clip" and embedded.hash == Clip.load(str(folder), CPU).hash != here.hash
+
+
+@pytest.mark.skipif(not (clip_files.MINI_CLIP / clip_files.WEIGHTS).is_file(), reason="mini-clip is not embedded here")
+def test_what_is_embedded_is_small_and_is_what_its_card_says() -> None:
+    files = [path for path in clip_files.MINI_CLIP.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 16 << 20
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
+    loaded, card = Clip.load("mini-clip", CPU), (clip_files.MINI_CLIP / "README.md").read_text()
+    assert loaded.words is not None and f"taught {len(loaded.words):,} words" in card
+    assert loaded.hash in card and "not measured" not in card
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,14 @@ CARE = (
     care.forget,
 )  # fmt: skip
 SEVERAL = (
-    retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics, generators.autoencode,
-    generators.pretrain,
+    compare.compare, retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics,
+    generators.autoencode, generators.pretrain,
 )  # fmt: skip
 for function in (*METHOD, *USE, *CARE, *SEVERAL):
     add(app, function)
 add(app, few_shot.few_shot, "few-shot")
 app.add_typer(bench.bench, name="bench")
-app.add_typer(compare.group, name="generators")
+app.add_typer(generators.group, name="generators")
 app.add_typer(gan.group, name="gan")
 
 

@@ -42,6 +42,7 @@ def audit(
     from ..measure.copies.said import table
     from ..run.copies import audit_data, audit_run, write_audit
     from ..run.layout import AUDIT_FILE, DATA_FILE
+    from ..run.reporting import report_command
 
     settings = auditing.settings()
     if generated is not None:
@@ -60,5 +61,5 @@ def audit(
         record = audit_run(run, settings)
     return {
         **record,
-        "text": f"{table(record)}\nKept in {run / AUDIT_FILE}; `dinv train {run}` shows it in the report.",
+        "text": f"{table(record)}\nKept in {run / AUDIT_FILE}; `{report_command(run)}` shows it in the report.",
     }

@@ -14,7 +14,7 @@ from .given import Fields, Given, words
 if TYPE_CHECKING:
     from ..config.settings import GeneratorSettings
 
-Type = Annotated["Given[GeneratorSettings]", Fields(only=("dtype",))]
+Type = Annotated["Given[GeneratorSettings]", Fields(only=("dtype", "device"))]
 bench = typer.Typer(help="Measurements of this machine; they take minutes and gigabytes.", no_args_is_help=True)
 
 
@@ -31,9 +31,9 @@ def real_size(
 ) -> dict[str, Any]:
     """Time and memory of learning and sampling at Stable Diffusion's size, against the plain diffusers loop.
 
-    Everything is measured in turn in one run, on the CPU: about 5 minutes and 12 GB on 2 idle cores. The checkpoint
-    takes 4.3 GB below ~/.cache/diffusion-inversion. On a busy machine set OMP_NUM_THREADS=1: threads that wait for one
-    another count as CPU seconds.
+    Everything is measured in turn in one run: about 5 minutes and 12 GB on 2 idle cores. The checkpoint takes 4.3 GB
+    below ~/.cache/diffusion-inversion. Ratios are of CPU seconds, on a GPU of seconds on the clock. On a busy
+    machine set OMP_NUM_THREADS=1: threads that wait for one another count as CPU seconds.
     """
     from ..run.bench.real_size import Plan, table
     from ..run.bench.real_size import real_size as measure
@@ -41,7 +41,8 @@ def real_size(
 
     if checkpoint is not None and not checkpoint.is_dir():
         raise UsageError(f"--checkpoint {checkpoint}: no such folder. `dinv bench build-sd14 {checkpoint}` makes one.")
-    plan = Plan(_sides(sizes), batch_size, repeats, where.settings().dtype)
+    chosen = where.settings()
+    plan = Plan(_sides(sizes), batch_size, repeats, chosen.dtype, chosen.device)
     folder = checkpoint or build_sd14(default_folder())
     result = measure(folder, plan)
     return {**result, "checkpoint": str(folder), "text": table(result)}

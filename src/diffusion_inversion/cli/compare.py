@@ -1,70 +1,40 @@
-"""The commands `dinv generators`: list them, and measure several side by side."""
+"""`dinv compare`: finished runs side by side."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from .command import add, labelled, load, pairs
-from .generators import generators
-from .given import Given
-from .options import DeviceAndType
-
-if TYPE_CHECKING:
-    from ..config.commands import CompareSettings
-
-LIST = "list"
-
-
-class ListByDefault(TyperGroup):
-    """`dinv generators`, with or without a name, lists: it did before there was another command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
-            args = [LIST, *args]
-        parsed: list[str] = super().parse_args(ctx, args)
-        return parsed
-
-
-group = typer.Typer(cls=ListByDefault, help="List generators (the default), or compare several on images.")
-add(group, generators, LIST)
+from ..errors import UsageError
+from .command import command_line
 
 
 def compare(
-    *,
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="mini, folders or hub ids; LABEL=NAME calls one otherwise.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for figures.json, figures.md and pictures; goes on where it was.")],
-    comparing: Given[CompareSettings],
-    where: DeviceAndType,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; others are set against the first.")],
+    out: Annotated[Path | None, typer.Option(help="Page to write, a name that ends in .html. [default: none]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page where it exists.")] = False,
 ) -> dict[str, Any]:
-    """Measure generators side by side: loss and likeness on domains, label agreement, samples, autoencoder."""
-    from ..data.datasets import load_images
-    from ..engine.lock import run_lock
-    from ..pretrain.corpus import Corpus
-    from ..pretrain.figures import TEXT, Amounts, measure
+    """Set finished runs side by side: settings that differ, accuracies, differences with intervals, time.
 
-    settings, place = comparing.settings(), where.settings()
-    domains, tests = pairs(settings.data, "--data"), pairs(settings.test, "--test")
-    loaded = {label: load(place.model_copy(update={"generator": name})) for label, name in labelled(names).items()}
-    heldout = None
-    if settings.corpus is not None:
-        held = load_images(settings.corpus)
-        heldout = Corpus(held.images, held.labels, held.class_names)
-    amounts = Amounts(
-        images=settings.images, sources=settings.sources, samples=settings.samples,
-        steps=tuple(sorted(set(settings.steps))), guidance_scales=settings.guidance_scales,
-    )  # fmt: skip
-    with run_lock(out):
-        content = measure(
-            out, heldout, settings.target_train, settings.target_test, generators=loaded, judge=settings.judge,
-            domains=domains, tests=tests, amounts=amounts,
-        )  # fmt: skip
-    return {"folder": str(out), **content, "text": (out / TEXT).read_text()}
+    Run against run is paired where both have the same test images. Nothing is computed anew and no run is changed.
+    """
+    from ..data.problems import aligned
+    from ..engine.store import commit_bytes
+    from ..run.comparing import compare_runs
+    from ..run.report.comparison import render_comparison, tables
 
-
-add(group, compare)
+    if out is not None and out.suffix.lower() != ".html":
+        raise UsageError(f"--out {out}: the page is HTML; give a name that ends in .html.")
+    if out is not None and (out.is_dir() or (out.exists() and not overwrite)):
+        raise UsageError(f"--out {out}: exists already; give another name, or --overwrite to replace a file.")
+    record = compare_runs(runs)
+    lines: list[str] = []
+    for title, table in tables(record).items():
+        lines += [title, *aligned(table), ""]
+    lines.append(f"{len(record['settings']['same'])} settings are the same (--json has them)")
+    if out is not None:
+        commit_bytes(out, render_comparison(record, command_line()).encode())
+        lines.append(f"page: {out}")
+    return {**record, "page": None if out is None else str(out), "text": "\n".join(lines)}

@@ -54,6 +54,7 @@ _NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "pool": _data_sets,
     "architecture": _architectures,
     "generator": lambda: ("mini",),
+    "clip": lambda: ("mini-clip",),
     "device": lambda: ("auto", "cpu", "cuda"),
     "dtype": lambda: ("auto", "float32", "bfloat16", "float16"),
 }

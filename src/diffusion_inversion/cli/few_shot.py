@@ -42,7 +42,7 @@ Learners = Annotated[
 
 def few_shot(
     *,
-    clip: Annotated[str, typer.Option(help="Folder of a transformers CLIP in safetensors, or a hub id.")],
+    clip: Annotated[str, typer.Option(help="mini-clip, folder of a transformers CLIP in safetensors, or a hub id.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write. [default: runs/few-shot-<name of DATA>]")] = None,
     learners: Learners,
     with_: Annotated[

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 group = typer.Typer(help="A small conditional GAN: what the paper compares vectors with.", no_args_is_help=True)
 
-Trained = Annotated[Path, typer.Argument(help="Folder of `dinv gan train`, or a safetensors file of its layout.")]
+Trained = Annotated[
+    Path, typer.Argument(help="Folder of `dinv gan train`, a safetensors file of its layout, or a BigGAN's folder.")
+]
 RunFolder = Annotated[Path, typer.Option("--out", help="Run folder to write.")]
 
 

@@ -1,4 +1,4 @@
-"""The commands around the generators: list them, train the embedded one, pass images through the VAE of one."""
+"""The commands around the generators: list, compare, train the embedded one, pass images through the VAE of one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import UsageError
-from .command import data_settings, labelled, load, pairs
+from .command import add, data_settings, labelled, load, pairs
 from .given import Fields, Given
+from .options import DeviceAndType
 
 if TYPE_CHECKING:
-    from ..config.commands import PretrainSettings
+    from ..config.commands import CompareSettings, PretrainSettings
     from ..config.settings import DataSettings, GeneratorSettings
+
+LIST = "list"
 
 
 def generators(
@@ -30,6 +34,57 @@ def generators(
         found = {name: found[name]}
     lines = [str(value) if path else f"{key}\t{value}" for key, value in found.items()]
     return {"generators": {key: str(value) for key, value in found.items()}, "text": "\n".join(lines)}
+
+
+class ListByDefault(TyperGroup):
+    """`dinv generators`, with or without a name, lists: it did before there was another command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
+            args = [LIST, *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
+group = typer.Typer(cls=ListByDefault, help="List generators (the default), or compare several on images.")
+add(group, generators, LIST)
+
+
+def compare(
+    *,
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="mini, folders or hub ids; LABEL=NAME calls one otherwise.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for figures.json, figures.md and pictures; goes on where it was.")],
+    comparing: Given[CompareSettings],
+    where: DeviceAndType,
+) -> dict[str, Any]:
+    """Measure generators side by side: loss and likeness on domains, label agreement, samples, autoencoder."""
+    from ..data.datasets import load_images
+    from ..engine.lock import run_lock
+    from ..pretrain.corpus import Corpus
+    from ..pretrain.figures import TEXT, Amounts, measure
+
+    settings, place = comparing.settings(), where.settings()
+    domains, tests = pairs(settings.data, "--data"), pairs(settings.test, "--test")
+    loaded = {label: load(place.model_copy(update={"generator": name})) for label, name in labelled(names).items()}
+    heldout = None
+    if settings.corpus is not None:
+        held = load_images(settings.corpus)
+        heldout = Corpus(held.images, held.labels, held.class_names)
+    amounts = Amounts(
+        images=settings.images, sources=settings.sources, samples=settings.samples,
+        steps=tuple(sorted(set(settings.steps))), guidance_scales=settings.guidance_scales,
+    )  # fmt: skip
+    with run_lock(out):
+        content = measure(
+            out, heldout, settings.target_train, settings.target_test, generators=loaded, judge=settings.judge,
+            domains=domains, tests=tests, amounts=amounts,
+        )  # fmt: skip
+    return {"folder": str(out), **content, "text": (out / TEXT).read_text()}
+
+
+add(group, compare)
 
 
 def pretrain(pretraining: Given[PretrainSettings]) -> dict[str, Any]:

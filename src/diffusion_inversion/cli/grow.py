@@ -29,6 +29,7 @@ def grow(
     """Add synthetic images to RUN round by round, most for the classes recognised least, until they are enough."""
     from ..run.grow import grow as grow_run
     from ..run.images import open_splits, recorded_data
+    from ..run.reporting import report_command
 
     asked, settings = growing.settings(), training.settings(preset, of=recorded_data(run))
     with hold(run):
@@ -37,6 +38,6 @@ def grow(
     text = (
         f"{found['added']} images were added to {run}: {found['reason']}. Of {found['images']} held-out training "
         f"images {100 * found['accuracy']:.1f} % are recognised, {gain:+.1f} points [{low:+.1f}, {high:+.1f}].\n"
-        f"{found['sentence']}.\nNext: dinv train {run}"
+        f"{found['sentence']}.\nNext: {report_command(run)}"
     )
     return {"run": str(run), **found, "text": text}

@@ -17,13 +17,14 @@ def membership(*, run: Run, asking: Given[MembershipSettings]) -> dict[str, Any]
     """Say how well the training images of RUN are told from held-out ones, by its vectors, images and classifiers."""
     from ..run.layout import MEMBERSHIP_FILE
     from ..run.membership import membership_run
+    from ..run.reporting import report_command
 
     settings = asking.settings()
     with hold(run):
         record = membership_run(run, settings)
     return {
         **record,
-        "text": f"{table(record)}\nKept in {run / MEMBERSHIP_FILE}; `dinv train {run}` shows it in the report.",
+        "text": f"{table(record)}\nKept in {run / MEMBERSHIP_FILE}; `{report_command(run)}` shows it in the report.",
     }
 
 

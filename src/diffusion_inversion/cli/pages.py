@@ -78,6 +78,7 @@ EXAMPLES = {
     ),
     "inspect": ("dinv inspect photos", "dinv inspect photos --test photos-test --csv problems.csv"),
     "status": ("dinv status runs/photos", "dinv status runs/photos --watch 10"),
+    "compare": ("dinv compare runs/photos runs/stronger", "dinv compare runs/a runs/b runs/c --out compared.html"),
     "verify": ("dinv verify runs/photos",),
     "repair": ("dinv repair runs/photos",),
     "forget": ("dinv forget runs/photos train/cat/001.png",),

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .command import command_line, data_settings, load
-from .given import Given
+from .given import Fields, Given
 from .options import OwnSize, Preset, Replicates
 from .stages import settings_of_a_run
 
 if TYPE_CHECKING:
+    from ..config.commands import AuditSettings
+    from ..config.fidelity import FilterSettings
     from ..config.planning import PlanSettings, PreviewSettings
     from ..config.sampling import SampleSettings
     from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
@@ -35,20 +37,23 @@ def plan(
     source: Given[DataSettings],
     inverting: Given[InvertSettings],
     sampling: Given[SampleSettings],
+    filtering: Given[FilterSettings],
     training: Given[TrainSettings],
+    auditing: Annotated[Given[AuditSettings], Fields(only=("copies", "false_positives"))],
     planning: Given[PlanSettings],
     own_size: OwnSize = True,
     replicates: Replicates = 1,
 ) -> dict[str, Any]:
     """Say what `dinv run` with these options will take: time, disk, memory, cost. A few real steps are timed for it."""
     from ..run.balancing import check_balance, line
+    from ..run.fidelity.stage import JUDGED
     from ..run.plan.start import BUDGET, process_age
     from ..run.plan.time_limit import said, within
 
-    asked = planning.settings()
+    asked, filters, copies = planning.settings(), filtering.settings(), auditing.settings()
     with outlook_of(
         out, where, preset, source, inverting, sampling, training,
-        own_size=own_size, replicates=replicates, workers=asked.workers,
+        own_size=own_size, replicates=replicates, workers=asked.workers, judged=filters.filter in JUDGED,
     ) as outlook:  # fmt: skip
         amounts = outlook.asked
         outlook.time(amounts, 0.0)  # as a run does, with all that is loaded or compiled at its first use
@@ -58,15 +63,15 @@ def plan(
         if asked.time_limit is not None:
             amounts = within(asked.time_limit, amounts, lambda less: outlook.forecast(steps, less).total, gone=start)
             cut = {"time_limit": asked.time_limit, "cut": amounts.cut_from(outlook.asked)}
-        found = outlook.forecast(steps, amounts)
+        found, untimed = outlook.forecast(steps, amounts), outlook.untimed(steps, amounts, filters, copies)
         counts = check_balance(outlook.plans[0].data, outlook.splits.train, amounts.sample)
     found = found.after(start)
-    lines = found.lines(asked.price)
+    lines = [*found.lines(asked.price), *untimed.lines()]
     if counts is not None:
         lines.append(line(counts))
     if asked.time_limit is not None:
         lines.append(said(asked.time_limit, cut["cut"]))
-    more = {} if counts is None else {"balance": counts}
+    more = {"untimed": vars(untimed), **({} if counts is None else {"balance": counts})}
     return {**found.record(asked.price), "steps": vars(steps), **cut, **more, "text": "\n".join(lines)}
 
 
@@ -132,8 +137,12 @@ def outlook_of(
     own_size: bool,
     replicates: int,
     workers: int = 1,
+    judged: bool = True,
 ) -> Iterator[Outlook]:
-    """A run with these options, refused where `dinv run` would refuse it; without `out` one that was not begun."""
+    """A run with these options, refused where `dinv run` would refuse it; without `out` one that was not begun.
+
+    judged: whether each image will have a judge's confidence.
+    """
     from ..config.tuning import Tuning
     from ..run.checks import check_run
     from ..run.images import load as load_images
@@ -147,6 +156,6 @@ def outlook_of(
     with TemporaryDirectory() as nothing:
         folder = out or Path(nothing)
         splits = load_images(folder, chosen, read_record(folder))
-        side, own = check_run(splits, generator, *settings, own_size=own_size, tuning=Tuning(), judged=True)
+        side, own = check_run(splits, generator, *settings, own_size=own_size, tuning=Tuning(), judged=judged)
         plans = [replicate(folder, number, chosen, *settings) for number in range(replicates)]
         yield Outlook(plans, splits, generator, side, own, workers)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..config.fidelity import FilterSettings
     from ..config.planning import LimitSettings, LogSettings
     from ..config.sampling import PromptSettings, SampleSettings
-    from ..config.settings import DataSettings, GeneratorSettings, InvertSettings
+    from ..config.settings import DataSettings, GeneratorSettings, InvertSettings, Settings
     from ..config.training import TrainSettings
     from ..config.working import WorkerSettings
     from ..run.preview import Wanted
@@ -49,12 +49,14 @@ def invert(
     preset: Preset = None,
     source: Given[DataSettings],
     inverting: Given[InvertSettings],
+    logging: Given[LogSettings],
     join: Join = False,
     working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Stage 1: learn one conditioning vector per image of DATA."""
     from ..run.coarseness import coarseness
     from ..run.images import open_splits
+    from ..run.logs import logging_of
     from ..run.place import require_place
     from ..run.stages import invert_stage
 
@@ -62,6 +64,7 @@ def invert(
     chosen = data_settings(source)
     require_place(out, chosen.data, chosen.test)
     settings = inverting.settings(preset, of=data)
+    logs = _logs(logging, join or bool(working.values))
     if (done := by_workers(working, out)) is not None:
         return done
     loaded = load(where.settings())
@@ -69,7 +72,9 @@ def invert(
         splits = open_splits(out, chosen)
         side = settings.resolution or loaded.resolution
         coarseness(out, splits.train, loaded, side, min(splits.train.size, side))
-        embeddings = invert_stage(out, splits, loaded, settings)
+        with logging_of(out, logs, _described(data=chosen, invert=settings)) as log:
+            embeddings = invert_stage(out, splits, loaded, settings)
+            log.vectors(embeddings)
     first, last = float(embeddings.losses[0].mean()), float(embeddings.losses[-1].mean())
     notes = len(splits.train.problems) + len(splits.test.problems)
     next_one = f"{len(embeddings)} vectors in {out}, loss {first:.3f} -> {last:.3f}. Next: dinv sample {out}"
@@ -89,19 +94,23 @@ def sample(
     sampling: Given[SampleSettings],
     prompts: Prompts = None,
     classes_of: ClassesOf = None,
+    logging: Given[LogSettings],
     restart: Restart = False,
     join: Join = False,
     working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Stage 2: draw variants around the learned vectors of RUN. With --prompts: draw from prompts instead."""
+    from ..invert.embeddings import read_embeddings
     from ..run.balancing import line, read_counts, whole
     from ..run.images import recorded_data
-    from ..run.stages import inverted_with, sample_stage, sources_of
+    from ..run.logs import logging_of
+    from ..run.stages import inverted_with, picture_of, sample_stage, sources_of
     from ..sample.synthetic import refused_drawings
 
     if prompts is not None:
         unused = ["--preset"] if preset is not None else []
         unused += [flag for name, flag in sampling.flags().items() if name not in prompting.values]
+        unused += logging.flags().values()
         if unused:
             raise UsageError(f"{', '.join(unused)}: of learned vectors; leave out with --prompts.")
         return draw(run, prompts, classes_of, where, prompting, restart, join, working)
@@ -110,6 +119,7 @@ def sample(
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder. Start with `dinv invert DATA --out {run}`.")
     settings = whole(sampling.settings(preset, of=recorded_data(run)))
+    logs = _logs(logging, join or bool(working.values))
     chosen = where.settings()
     if "generator" not in where.values:
         recorded, revision = inverted_with(run)
@@ -117,8 +127,14 @@ def sample(
     if (done := by_workers(working, run, restart)) is not None:
         return done
     loaded = load(chosen)
-    with hold(run, join, restart):
-        count = sample_stage(run, loaded, settings, anew=restart, sources=sources_of(run))
+    with (
+        hold(run, join, restart),
+        logging_of(run, logs, _described(sample=settings), "sample" if restart else None) as log,
+    ):
+        sources = sources_of(run)
+        count = sample_stage(run, loaded, settings, anew=restart, sources=sources)
+        if sources is not None:
+            log.picture("images", lambda: picture_of(run, sources, read_embeddings(run)), 0)
     folder = run / "synthetic"
     lines, balance = [f"{count} images in {folder}. Next: dinv train {run}"], read_counts(run)
     if balance is not None:
@@ -142,6 +158,7 @@ def train(
     training: Given[TrainSettings],
     own_size: OwnSize = True,
     attributes: AttributesOption = None,
+    logging: Given[LogSettings],
     restart: Restart = False,
     join: Join = False,
     working: Given[WorkerSettings],
@@ -149,11 +166,12 @@ def train(
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
     from ..run.attributes import attributes_of
     from ..run.images import open_splits, recorded_data
+    from ..run.logs import logging_of
     from ..run.reporting import read_config, report_stage
     from ..run.stages import forewarn, train_stage
 
     settings = training.settings(preset, of=recorded_data(run))
-    device = where.settings().device
+    device, logs = where.settings().device, _logs(logging, join or bool(working.values))
     if (done := by_workers(working, run, restart)) is not None:
         return done
     with hold(run, join, restart):
@@ -161,10 +179,11 @@ def train(
         tested_by = attributes_of(run, splits, absolute_file(attributes))
         if used := ((read_config(run, "sample") or {}).get("settings") or {}).get("image_size"):
             forewarn(splits, settings, used, own_size=own_size)
-        results = train_stage(
-            run, splits, settings, device, anew=restart, own_size=own_size, filtering=filtering.settings(),
-            copies=auditing.settings() if auditing.values else None,
-        )  # fmt: skip
+        with logging_of(run, logs, _described(train=settings), "train" if restart else None) as log:
+            results = train_stage(
+                run, splits, settings, device, anew=restart, own_size=own_size, filtering=filtering.settings(),
+                copies=auditing.settings() if auditing.values else None, log=log,
+            )  # fmt: skip
         record = report_stage(run, splits, results, settings, command_line(), attributes=tested_by)
     return summarise(run, record)
 
@@ -199,7 +218,6 @@ def run(
     from ..run.balancing import whole
     from ..run.place import default_folder, require_place
     from ..run.stages import run_all
-    from ..run.trackers import require_trackers
 
     tuning = read_tuning(tune or (), tune_seconds)
     data = source.values["data"]
@@ -207,10 +225,7 @@ def run(
     folder = out or default_folder(chosen.data)
     require_place(folder, chosen.data, chosen.test)
     invert, sample, train = settings_of_a_run(preset, data, inverting, sampling, training)
-    logs = logging.settings()
-    require_trackers(logs.log_to)
-    if logs.log_to and join:
-        raise UsageError("--log-to --join: several processes would write one log. Leave one of the two out.")
+    logs = _logs(logging, join or bool(working.values))
     if (done := by_workers(working, folder)) is not None:
         return done
     look = first_look(folder) if preview and is_watched() else None
@@ -223,6 +238,22 @@ def run(
             preview=look, logs=logs,
         )  # fmt: skip
     return summarise(folder, record, data, source.values.get("test"))
+
+
+def _logs(logging: Given[LogSettings], join: bool) -> LogSettings:
+    """Where a command logs, refused where that cannot be."""
+    from ..run.trackers import require_trackers
+
+    logs = logging.settings()
+    require_trackers(logs.log_to)
+    if logs.log_to and join:
+        raise UsageError("--log-to --join: several processes would write one log. Leave one of the two out.")
+    return logs
+
+
+def _described(**stages: Settings) -> dict[str, dict[str, Any]]:
+    """Settings by stage, as a log has them."""
+    return {stage: settings.model_dump(mode="json") for stage, settings in stages.items()}
 
 
 def first_look(folder: Path) -> Wanted | None:

@@ -264,7 +264,9 @@ class LecfSettings(Settings):
     "He" is that paper with its repository, "text" Zhou et al., who scan the threshold.
     """
 
-    clip: str = setting(..., "folder of a transformers CLIP in safetensors, or a hub id", "He: OpenAI's RN50")
+    clip: str = setting(
+        ..., "mini-clip, folder of a transformers CLIP in safetensors, or a hub id", "He: OpenAI's RN50"
+    )
     clip_revision: str | None = setting(None, "revision of a hub id of CLIP")
     thresholds: tuple[float, ...] = setting(
         (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.97),

@@ -6,7 +6,8 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -22,6 +23,20 @@ _SIGNS = (
     "could not create a primitive",
     "could not create a memory object",
 )
+
+
+class Holder(Protocol):
+    """Something that keeps memory of a device only to be quicker the next time."""
+
+    def release(self) -> None: ...
+
+
+_holders: WeakSet[Holder] = WeakSet()
+
+
+def holds_memory(holder: Holder) -> None:
+    """From now on let `holder` release what it keeps where memory does not suffice."""
+    _holders.add(holder)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -49,6 +64,8 @@ def within_memory(do: Callable[[int], Result], size: int) -> tuple[Result, int]:
                     "--gradient-checkpointing (stage 1), or a machine with more."
                 ) from error
         size = -(-size // 2)  # here, where the traceback and the tensors that it held are gone
+        for holder in tuple(_holders):
+            holder.release()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

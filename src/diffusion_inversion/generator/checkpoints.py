@@ -26,7 +26,8 @@ from ..engine.untrusted import (
 )
 from ..errors import DataError, DinvError, UsageError
 
-MINI = Path(__file__).parent / "weights" / "mini"
+EMBEDDED = Path(__file__).parent / "weights"
+MINI = EMBEDDED / "mini"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 WEIGHT_FILES = {
     "vae": "diffusion_pytorch_model.safetensors",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,24 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config.sampling import SchedulerName
-from ..engine.untrusted import specs_of
+from ..engine.graphs import Recorded
 from ..errors import UsageError
 from .adapter import Adapter, load_adapter
-from .checkpoints import (
-    TEXT_KEYS,
-    WEIGHT_FILES,
-    building,
-    check_parts,
-    hash_weights,
-    locate,
-    network_config,
-    read_config,
-    read_weights,
-    text_weights,
-    weight_names,
-)
+from .checkpoints import building, check_parts, hash_weights, locate, read_config
 from .device import bfloat16_is_fast, resolve_device
 from .model_card import card_licence
+from .networks import read_network, read_text_encoder
 from .schedulers import make_scheduler
 
 if TYPE_CHECKING:
@@ -135,9 +121,9 @@ class Generator:
         target = resolve_device(device)
         precision = _resolve_dtype(dtype, target)
         adapter = load_adapter(folder / "adapter") if (folder / "adapter").is_dir() else None
-        vae = _read_network(AutoencoderKL, folder / "vae", torch.float32)
-        unet = _read_network(UNet2DConditionModel, folder / "unet", precision)
-        text, tokenizer = _read_text_encoder(folder)
+        vae = read_network(AutoencoderKL, folder / "vae", torch.float32)
+        unet = read_network(UNet2DConditionModel, folder / "unet", precision)
+        text, tokenizer = read_text_encoder(folder)
         scheduler_config = read_config(folder / "scheduler" / "scheduler_config.json")
         with building(folder / "scheduler"):
             DDPMScheduler.from_config(scheduler_config)
@@ -178,8 +164,13 @@ class Generator:
         """The UNet's own output (noise or v, see prediction_type), float32, same shape as the latents.
 
         Timesteps are float where a sampler has them between two of the schedule's. Gradients flow to `embeddings`; the
-        weights are frozen.
+        weights are frozen. On CUDA, without gradients, a shape that comes again is replayed as one CUDA graph.
         """
+        if self.device.type == "cuda" and not torch.is_grad_enabled():
+            return self._recorded(noisy_latents, timesteps, embeddings)
+        return self._predict(noisy_latents, timesteps, embeddings)
+
+    def _predict(self, noisy_latents: Latents, timesteps: Tensor, embeddings: Tokens) -> Latents:
         self._attend_by_size(max(noisy_latents.shape[-2:]))
         output: Tensor = self.unet(
             noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=embeddings.to(self.dtype), return_dict=False
@@ -244,7 +235,11 @@ class Generator:
 
     def scheduler(self, name: SchedulerName, inference_steps: int) -> Scheduler:
         """A fresh diffusers scheduler over this model's own noise schedule, timesteps set; see `make_scheduler`."""
-        return make_scheduler(name, self.scheduler_config, inference_steps, self.device)
+        return make_scheduler(name, self.scheduler_config, inference_steps)
+
+    @cached_property
+    def _recorded(self) -> Recorded:
+        return Recorded(self._predict, "the UNet")
 
     @cached_property
     def _lite0(self) -> nn.Module:
@@ -321,50 +316,6 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "promp
     return ids
 
 
-def _read_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A diffusers model of class `kind` in `dtype`, from its config and its weights and no other file of `folder`.
-
-    Built without storage first, so that a config that does not fit the weights costs nothing. Raises UsageError.
-    """
-    from diffusers.models.modeling_utils import no_init_weights
-
-    weights = folder / WEIGHT_FILES["unet"]
-    names = weight_names(weights)
-    config = network_config(folder / "config.json", tuple(inspect.signature(kind.__init__).parameters), len(names))
-    with building(folder), no_init_weights(), torch.device("meta"):
-        network = kind.from_config(config)
-    wanted = specs_of(network, any_precision=True)
-    tensors = read_weights(weights, names, wanted)
-    for name in tensors:  # one by one: two whole copies of a large UNet would be the peak of the memory
-        tensors[name] = tensors[name].to(dtype)
-    network.load_state_dict(tensors, assign=True)
-    return network
-
-
-def _read_text_encoder(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    """The text encoder in float32 and its tokenizer. Raises UsageError where they do not fit each other."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    part, weights = folder / "text_encoder", folder / "text_encoder" / WEIGHT_FILES["text_encoder"]
-    names = weight_names(weights)
-    entries = network_config(part / "config.json", TEXT_KEYS, len(names))
-    with building(part):
-        config = CLIPTextConfig(**entries)
-        wanted = text_weights(config)
-    tensors = read_weights(weights, names, wanted)
-    with building(part), quiet():
-        # Neither a folder nor a name: nothing but these tensors can be read.
-        text = CLIPTextModel.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
-    with building(folder / "tokenizer"):
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    if tokenizer.model_max_length > config.max_position_embeddings or len(tokenizer) > config.vocab_size:
-        raise UsageError(
-            f"{folder / 'tokenizer'}: {len(tokenizer):,} tokens, texts of {tokenizer.model_max_length:,}, but the text "
-            f"encoder knows {config.vocab_size:,} and {config.max_position_embeddings:,}. Use the original's tokenizer."
-        )
-    return text, tokenizer
-
-
 def _vae_batch(tensor: Tensor, factor: int = 1) -> int:
     """How many images or latents of this size the VAE takes at once, so that its memory stays bounded."""
     return max(1, VAE_PIXELS // (tensor.shape[-1] * tensor.shape[-2] * factor**2))
@@ -377,20 +328,6 @@ def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if chosen is not None:
         return chosen
     return torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the loading bars of transformers off stderr, where our own progress is shown."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _freeze(module: Any) -> Any:

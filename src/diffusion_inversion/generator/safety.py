@@ -19,7 +19,8 @@ from ..engine.hashing import sha256_of_all
 from ..engine.untrusted import TensorSpec, check_record, specs_of
 from ..errors import DataError, PartialError, UsageError
 from .checkpoints import building, check_weights, read_config, read_weights, weight_names
-from .generator import Generator, quiet
+from .generator import Generator
+from .networks import quiet
 
 PARTS = ("safety_checker", "feature_extractor")
 ATTEMPTS = 5  # drawings of one image before the stage gives up on it

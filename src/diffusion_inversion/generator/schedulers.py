@@ -9,7 +9,6 @@ from ..config.sampling import SchedulerName
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import (
         DDIMScheduler,
         DPMSolverMultistepScheduler,
@@ -75,11 +74,10 @@ SCHEDULERS: dict[SchedulerName, Callable[[dict[str, Any]], Scheduler]] = {
 }
 
 
-def make_scheduler(
-    name: SchedulerName, config: dict[str, Any], inference_steps: int, device: torch.device
-) -> Scheduler:
-    """A fresh scheduler of `SCHEDULERS` from a checkpoint's scheduler config, timesteps set on `device`.
+def make_scheduler(name: SchedulerName, config: dict[str, Any], inference_steps: int) -> Scheduler:
+    """A fresh scheduler of `SCHEDULERS` from a checkpoint's scheduler config, timesteps set.
 
+    They lie on the CPU, as the coefficients that schedulers look up by them do: on CUDA each step would wait for them.
     Raises UsageError for more steps than the schedule has room for.
     """
     from diffusers import DDPMScheduler
@@ -88,7 +86,7 @@ def make_scheduler(
     if inference_steps > timesteps:
         raise UsageError(f"inference_steps={inference_steps}: more than the model's {timesteps} timesteps.")
     scheduler = SCHEDULERS[name](config)
-    scheduler.set_timesteps(inference_steps, device=device)
+    scheduler.set_timesteps(inference_steps, device="cpu")
     if float(scheduler.timesteps.max()) > timesteps - 1:  # "leading" spacing with an offset
         raise UsageError(
             f"inference_steps={inference_steps}: with the checkpoint's steps_offset the first of them lies outside its "

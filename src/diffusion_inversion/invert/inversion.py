@@ -24,8 +24,11 @@ from ..errors import ConfigMismatchError, PartialError, UsageError
 from ..generator.generator import Generator, Images
 from ..generator.sides import require_side
 from ..randomness import generator_for, shuffled
+from . import philox
 from .embeddings import CONFIG_FILE, SCHEMA, Embeddings, EmbeddingStore, Shard
-from .optimisation import BatchResult, curve_steps, gradient_checkpointing, invert_batch
+from .optimisation import curve_steps, gradient_checkpointing, invert_batch
+from .slots import Slots, slots_for
+from .trajectory import BatchResult
 
 RANDOM_BOUND = 0.1
 
@@ -50,8 +53,9 @@ def invert(
     with run_lock(run):
         store = EmbeddingStore(run)
         tried = store.images()
-        described = _as_begun(run, made_from(images, generator, settings, resolution))
-        freeze_settings(run, "invert", described, begun=store.begun())
+        begun = store.begun()
+        described = _as_begun(run, made_from(images, generator, settings, resolution), begun)
+        freeze_settings(run, "invert", described, begun=begun)
         require_same_images(images, tried, run)
         if gone := forgotten_rows(images, run):
             raise UsageError(
@@ -73,6 +77,7 @@ def invert(
         already("invert", len(tried), len(images), "vectors")
         means = class_means(images, generator, settings, resolution) if left and settings.init == "class-mean" else None
         room = most_at_once(settings)
+        slots = Slots() if "draws" in described else None
         with (
             track("invert", left * max(1, settings.steps), "image-steps", 1 / max(1, settings.steps)) as advance,
             gradient_checkpointing(generator, settings.gradient_checkpointing),
@@ -97,7 +102,7 @@ def invert(
                         advance(n)
 
                     state = UnitState(store.folder, unit, [*learned_from, at_once])
-                    return invert_batch(generator, pixels, initial, unit, settings, count, state, at_once), state
+                    return invert_batch(generator, pixels, initial, unit, settings, count, state, at_once, slots), state
 
                 # A unit that is done again is computed as it was, for the same bits.
                 whole, before = min(most_at_once(settings), len(unit)), store.manifest.dropped().get(unit_name(unit))
@@ -183,7 +188,8 @@ def made_from(
 ) -> dict[str, Any]:
     """Everything the learned vectors depend on, but the images, as JSON data.
 
-    Gradient checkpointing is left out: it computes the same numbers twice.
+    Gradient checkpointing is left out: it computes the same numbers twice. `draws` is there where random numbers come
+    from counters and not from streams.
     """
     return {
         "schema": SCHEMA,
@@ -192,18 +198,25 @@ def made_from(
         "class_names": list(images.class_names),
         "image_size": images.size,
         "generator": generator.record,
+        **({"draws": philox.NAME} if slots_for(generator, settings) is not None else {}),
     }
 
 
-def _as_begun(run: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the classes that the run began with, where others were only added behind them.
+def _as_begun(run: Path, described: dict[str, Any], begun: bool) -> dict[str, Any]:
+    """The settings with what the run began with, where either will do.
 
-    No vector depends on classes but its own.
+    That is its classes, where others were only added behind them: no vector depends on classes but its own. And how
+    random numbers are drawn: a run that was begun on a CPU goes on with streams on a GPU, and one begun there with
+    counters on a CPU.
     """
-    begun = Ledger(run).read_json(CONFIG_FILE)
-    names = begun.get("class_names") if begun else None
+    frozen = Ledger(run).read_json(CONFIG_FILE) or {}
+    names = frozen.get("class_names")
     if isinstance(names, list) and described["class_names"][: len(names)] == names:
-        return {**described, "class_names": names}
+        described = {**described, "class_names": names}
+    if begun and frozen:
+        described = {name: value for name, value in described.items() if name != "draws"}
+        if frozen.get("draws") == philox.NAME:
+            described["draws"] = philox.NAME
     return described
 
 

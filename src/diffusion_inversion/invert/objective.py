@@ -56,8 +56,8 @@ def gradients(
     `at_once` images are in memory at a time. An image's gradient does not depend on the others: the losses are summed.
     """
     losses, found = [], []
-    for part in torch.arange(len(vectors)).split(at_once):
-        rows = slice(int(part[0]), int(part[-1]) + 1)
+    for start in range(0, len(vectors), at_once):
+        rows = slice(start, start + at_once)
         c = vectors[rows].detach().requires_grad_(True)
         loss = stage1_loss(generator, latents[rows], noise[rows], timesteps[rows], c)
         (loss.sum() * scale).backward()

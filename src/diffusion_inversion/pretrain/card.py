@@ -1,4 +1,4 @@
-"""The model card of `mini`, written from configs, training logs and figures, so that no figure is typed by hand."""
+"""Model cards of `mini` and `mini-clip`, from configs, training logs and figures, so that none is typed by hand."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import math
 from pathlib import Path
 
+from ..engine.store import commit_bytes
 from ..engine.untrusted import read_json
+from ..train.few_shot.clip_files import WEIGHTS, WORDS, hash_files
 from .figures_text import figures_markdown
 from .log import OF_EVERY_LOG, read_log
 from .pieces import SCHEMA
 
+CLIP_LOG = "clip.log.tsv"
 CORPUS = "Tiny-ImageNet (200 classes), research use under its own terms"
 TEXT = """---
 license: other
@@ -50,6 +53,34 @@ Left to right: {shown}. Guidance 2, 16 DPM-Solver++ steps, not selected.
 Known weaknesses: {resolution} px only; objects are often blobs with the right colours and layout; prompts outside the
 corpus's class names mean little to it; people, text and fine texture are poor. Not meant for making pictures to show:
 it exists so that the whole method runs on a CPU.
+"""
+CLIP_TEXT = """---
+license: other
+license_name: >-
+  trained on {corpus}
+---
+# mini-clip
+A small CLIP (transformers' `CLIPModel`), embedded in diffusion-inversion as `--clip mini-clip`, for where no other can
+be fetched. Made by `dinv pretrain --stage clip`.
+
+| part | what |
+|---|---|
+| vision_model | {size} px in patches of {patch}, {vision_layers} layers of width {width} |
+| text_model | {text_layers} layers of width {text_width}, {tokens} tokens, a vocabulary of {vocabulary:,} |
+| in all | {million:.1f} M parameters, float16; features of {projected} numbers |
+
+Data: {corpus}. Texts name the {classes} classes{hypernyms}. It was taught {words:,} words (`words.json`);
+class names with others are an error.
+
+| images seen | minutes | on | last record of its log |
+|---|---|---|---|
+| {log} |
+
+Zero-shot accuracy over the {classes} classes, prompt "a photo of a ...": {accuracy} of {held_out:,} images that no
+gradient saw (± standard error over images); chance is {chance:.3f}. sha256 of its files: `{hash}`.
+
+Known weaknesses: {size} px only, and nothing beyond its words; a tiny model of few images. It stands in for
+CLIP offline, and figures that it makes name it.
 """
 NOT_MEASURED = "not measured"
 
@@ -92,6 +123,40 @@ def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str =
         shown=", ".join(shown),
     )
     (target / "README.md").write_text(written)
+
+
+def write_clip_card(target: Path, concepts: tuple[int, int], held_out: int, corpus: str = CORPUS) -> None:
+    """Write `target`/README.md from the config and log in it.
+
+    concepts: how many classes, and how many other names of them, the texts were made of. held_out: how many images
+    the log's accuracy is of.
+    """
+    config = json.loads((target / "config.json").read_text())
+    vision, text, (classes, others) = config["vision_config"], config["text_config"], concepts
+    accuracy = float(read_log(target / CLIP_LOG)[-1]["val_accuracy"])
+    hypernyms = f", or one of {others:,} synonyms and hypernyms of them in WordNet 3.0 (Princeton University)"
+    written = CLIP_TEXT.format(
+        corpus=corpus,
+        size=vision["image_size"],
+        patch=vision["patch_size"],
+        vision_layers=vision["num_hidden_layers"],
+        width=vision["hidden_size"],
+        text_layers=text["num_hidden_layers"],
+        text_width=text["hidden_size"],
+        tokens=text["max_position_embeddings"],
+        vocabulary=text["vocab_size"],
+        million=_million(target / WEIGHTS),
+        projected=config["projection_dim"],
+        classes=classes,
+        hypernyms=hypernyms if others else "",
+        words=len(json.loads((target / WORDS).read_text())),
+        log=_last(target / CLIP_LOG),
+        accuracy=f"{accuracy:.3f} ± {math.sqrt(accuracy * (1 - accuracy) / held_out):.3f}",
+        held_out=held_out,
+        chance=1 / classes,
+        hash=hash_files(target),
+    )
+    commit_bytes(target / "README.md", written.encode())
 
 
 def _figures(path: Path) -> str:

@@ -23,6 +23,7 @@ from ..engine.store import commit_bytes
 from ..generator.generator import tokenize
 from ..train.few_shot.clip_files import WORDS, words_of
 from .corpus import Corpus
+from .gan.diffaugment import augment, draw
 from .loop import Task
 from .optim import MixedPrecision
 from .tokenizer import train_tokenizer
@@ -82,7 +83,8 @@ def new_clip(size: int, tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
     """A CLIP of random weights for images of `size` px: 6 layers for images, 3 for texts."""
     from transformers import CLIPConfig, CLIPModel
 
-    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 3}
+    # gelu: quick_gelu, the default, is three kernels in place of one.
+    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 3, "hidden_act": "gelu"}
     text = shape | {
         "num_hidden_layers": 3, "vocab_size": len(tokenizer), "max_position_embeddings": MOST_TOKENS,
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
@@ -105,7 +107,7 @@ def contrastive_loss(logits: Tensor, positives: Tensor) -> Tensor:
 
 
 class ClipTask(Task):
-    """Contrast of near views with prompts of their classes' names and hypernyms."""
+    """Contrast of near views, in other colours and with a hole, with prompts of their classes' names and hypernyms."""
 
     name = "clip"
     columns = ("contrastive",)
@@ -131,6 +133,8 @@ class ClipTask(Task):
         rows = torch.randperm(len(held_out.labels), generator=torch.Generator().manual_seed(0))[:VALIDATION_IMAGES]
         self.held_out = held_out.rows(rows)
         ids = tokenize(tokenizer, concepts.texts())
+        # The text encoder looks back only, so what follows the first end token changes nothing.
+        ids = ids[:, : int((ids == tokenizer.eos_token_id).int().argmax(1).max()) + 1]
         self.prompts = ids.unflatten(0, (len(concepts.names), len(TEMPLATES))).to(device)  # (T, templates, tokens)
         self.true = concepts.true.to(device)
         others = self.true.float()
@@ -145,6 +149,7 @@ class ClipTask(Task):
         clip, device, count = cast("CLIPModel", self.weights.network["clip"]), self.device, self.batch_size
         rows = torch.randint(len(self.labels), (count,), device=device)
         labels, images = self.labels[rows], near_view(to_model_range(self.images[rows]), device_draws(device))
+        images = augment(images, draw(count, images.shape[-1], device=device), ("color", "cutout"))
         drawn = torch.rand(count, self.true.shape[1], device=device).clamp(1e-20)
         concepts = (self.chance[labels] - (-drawn.log()).log()).argmax(1)  # Gumbel-max
         templates = torch.randint(len(TEMPLATES), (count,), device=device)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..engine.graphs import record
 from ..engine.signals import finishing
 from ..errors import DinvError, UsageError
 from ..generator.device import describe
@@ -202,11 +203,9 @@ def _make_step(task: Task, budget: Budget, sums: Tensor, progress: Progress) -> 
             progress.samples += task.batch_size
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    graph = record(step, sums.device, task.name)
     sums.zero_()
-    return graph.replay, GRAPH_CHUNK
+    return step if graph is None else graph.replay, GRAPH_CHUNK
 
 
 class _Random:

@@ -21,8 +21,9 @@ from ..generator.checkpoints import locate
 from ..generator.device import bfloat16_is_fast, resolve_device
 from ..generator.generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
 from ..sample.png import encode_png
+from ..train.few_shot.clip_files import MINI_CLIP
 from . import checkpoint, parts
-from .card import write_card
+from .card import CLIP_LOG, write_card, write_clip_card
 from .clip import ClipTask, Concepts, export_clip, new_clip, new_tokenizer
 from .corpus import Corpus, hold_out, load_corpus
 from .decoder import DecoderTask
@@ -47,7 +48,6 @@ DEFAULT_STAGES = ("vae", "latents", "unet", "export")
 NORMALISED_VAE = "vae.safetensors"
 REFINED_VAE = "vae-refined.safetensors"  # the same encoder
 DENOISER = "denoiser"
-MINI_CLIP = "mini-clip"
 TOKENIZER = "tokenizer"  # that of the weights that were gone on from
 LOGS = ("vae.log.tsv", "unet.log.tsv")
 DECODER_LOG = "decoder.log.tsv"
@@ -174,7 +174,7 @@ def pretrain(
             export(corpus.names, setting)
         else:
             run_figures(corpus.names, held_out, setting, measured or Measured())
-    return folder / (MINI_CLIP if stages[-1] == "clip" else "mini")
+    return folder / (MINI_CLIP.name if stages[-1] == "clip" else "mini")
 
 
 def lay_down(source: str, setting: Setting) -> None:
@@ -278,7 +278,10 @@ def run_clip(
     model, device = new_clip(setting.size, tokenizer, setting.seed), setting.device
     task = ClipTask(model, tokenizer, concepts, corpus, held_out, device, setting.dtype, setting.batch_size)
     _fit(task, setting, budget)
-    export_clip(task, tokenizer, concepts, setting.folder / MINI_CLIP)
+    target, count = setting.folder / MINI_CLIP.name, len(corpus.names)
+    export_clip(task, tokenizer, concepts, target)
+    shutil.copyfile(setting.folder / CLIP_LOG, target / CLIP_LOG)
+    write_clip_card(target, (count, len(concepts.names) - count), len(task.held_out.labels))
 
 
 def _fit(task: Task, setting: Setting, budget: Budget, on_save: Callable[[], None] | None = None) -> None:

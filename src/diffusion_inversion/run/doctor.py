@@ -21,6 +21,7 @@ from ..engine.memory import memory
 from ..errors import DinvError
 from ..generator.checkpoints import MINI, available, check_parts, hash_weights
 from ..generator.device import bfloat16_is_fast, resolve_device
+from ..train.few_shot.clip_files import MINI_CLIP, WEIGHTS, hash_files
 
 _PACKAGES = (
     *("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "safetensors"),
@@ -57,6 +58,7 @@ def examine(folder: Path | None = None) -> list[Check]:
         *_disk("data cache", default_root()),
         *_hub(),
         *_weights(),
+        _clip(),
         *_environment(),
     ]
 
@@ -198,6 +200,22 @@ def _weights() -> Iterator[Check]:
         return
     value = f"weights {found[:16]}, its card says {stated[:16]}"
     yield Check("mini", found == stated, value, again)
+
+
+def _clip() -> Check:
+    if not (MINI_CLIP / WEIGHTS).is_file():
+        return Check("mini-clip", None, "not in this package; --clip takes a folder or a hub id")
+    try:
+        found, card = hash_files(MINI_CLIP), (MINI_CLIP / "README.md").read_text()
+    except (OSError, ValueError) as error:
+        return Check("mini-clip", False, str(error), "install the package again")
+    stated = found in card
+    return Check(
+        "mini-clip",
+        stated,
+        f"files {found[:16]}, {'as' if stated else 'not what'} its card says",
+        "install the package again",
+    )
 
 
 def _environment() -> Iterator[Check]:

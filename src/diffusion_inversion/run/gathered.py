@@ -70,6 +70,21 @@ def is_grown(run: Path) -> bool:
 def grown(run: Path, class_names: tuple[str, ...]) -> tuple[LabelledImages, list[tuple[str, ...]]] | None:
     """What was grown, and for each image the ids of those that it was made from; None where nothing was.
 
+    As `grown_rows`.
+    """
+    rows = grown_rows(run, class_names)
+    if rows is None:
+        return None
+    images = _read(SyntheticStore(run, class_names, GROWN), rows)
+    return (
+        replace(images, ids=tuple(f"{GROWN}/{name}" for name in images.ids)),
+        list(parents(*(rows[name].to_pylist() for name in PARENTS))),
+    )
+
+
+def grown_rows(run: Path, class_names: tuple[str, ...]) -> pa.Table | None:
+    """What was grown, as `SyntheticStore.table` has it, in the order of its files; None where nothing was.
+
     What stage 2 was asked for since is among its images, and not here. Raises UsageError where a round is not finished.
     """
     store = SyntheticStore(run, class_names, GROWN)
@@ -82,12 +97,6 @@ def grown(run: Path, class_names: tuple[str, ...]) -> tuple[LabelledImages, list
         return None
     first = SyntheticStore(run, class_names)
     drawn = {*_jobs(first.asked_for(first.table("file_name", "source_id", "variant")))}
-    rows = _rows(store)
+    rows = store.table().sort_by("file_name")
     rows = rows.filter([job not in drawn for job in _jobs(rows)])
-    if not len(rows):
-        return None
-    images = _read(store, rows)
-    return (
-        replace(images, ids=tuple(f"{GROWN}/{name}" for name in images.ids)),
-        list(parents(*(rows[name].to_pylist() for name in PARENTS))),
-    )
+    return rows if len(rows) else None

@@ -25,6 +25,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from ..config.growing import GrowSettings
+from ..config.sampling import SampleSettings
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..data.images import resize, to_uint8
@@ -39,10 +40,10 @@ from ..engine.state import clear_states
 from ..engine.units import each_unit, unit_name
 from ..errors import UsageError
 from ..generator.generator import Generator
-from ..invert.embeddings import read_embeddings
+from ..invert.embeddings import Embeddings, read_embeddings
 from ..sample.drawing import in_parts
 from ..sample.sampling import check, draw_jobs_of, stale_files
-from ..sample.strengths import of_source
+from ..sample.strengths import Strengths, of_source
 from ..sample.synthetic import SyntheticStore, job_name, parse_job
 from ..sample.variants import draw_images, plan_variant
 from ..train.choosing import FOLDER as TUNING
@@ -54,8 +55,9 @@ from ..train.halving import Cell
 from ..train.power_law import expected_gain, sentence
 from ..train.training import recipe
 from .drawn_with import generator_of, most_drawn, sampling_of
+from .fidelity.stage import recorded_filter, trained_on
 from .layout import GROWN, GROWTH, GROWTH_FILE
-from .methods import images_made, method_of, sources_of_images
+from .methods import method_of
 from .room import SPARE_BYTES, png_bytes
 from .stages import require_whole
 from .strengths import strengths_for
@@ -95,6 +97,7 @@ class Growth:
 
     run: Path
     folds: Folds
+    splits: Splits
     settings: TrainSettings
     generator: Generator
     rounds: list[RoundRecord]
@@ -107,7 +110,6 @@ class Growth:
         self.first = most_drawn(self.run)  # variant of what is grown
         self.side = check(self.embeddings, self.generator, self.sampling)
         self.strengths = strengths_for(self.run, self.embeddings, self.generator, self.sampling, self.real)
-        self.store = SyntheticStore(self.run, self.embeddings.class_names, GROWN)
         self.scored = Manifest(self.run / GROWTH / MANIFEST, {"commit": ScoredUnit})
         self.row_of = {image_id: row for row, image_id in enumerate(self.embeddings.ids)}
         fold = dict(zip(self.real.ids, self.folds.folds, strict=True))
@@ -119,9 +121,9 @@ class Growth:
         self.members = [[one for one in self.embeddings.ids if self.label_of[one] == k] for k in range(len(names))]
 
     def material(self) -> Material:
-        """All synthetic images that are there, of which the first are those of stage 2."""
-        names = self.real.class_names
-        return Material(images_made(self.run, names), sources_of_images(self.run, names))
+        """The synthetic images that the run trains on, of which the first are those of stage 2."""
+        device = str(self.folds.device)
+        return trained_on(self.run, self.real.class_names, lambda: self.splits, device, self.generator)
 
     def measure(self, made: Material, purpose: str, share: float | None = None) -> Tensor | None:
         """Which held-out images (n,) bool are recognised, by classifiers of this material and share of the real images.
@@ -211,16 +213,39 @@ class Growth:
 
     def finish(self) -> None:
         """Draw what the rounds chose and is not there."""
-        there = {job for unit in self.store.manifest.units().values() for job in unit["ids"]}
-        for one in self.rounds:
-            if there.issuperset(one["chosen"]):
-                continue
-            draw_jobs_of(self.store, self.embeddings, self.generator, self.sampling, one["chosen"], self.strengths)
+        draw_chosen(self.run, self.rounds, self.embeddings, self.generator, self.sampling, self.strengths)
 
     def keep(self, ended: dict[str, Any] | None = None) -> None:
         """Write the rounds, and what came of them where they ended."""
         text = json.dumps({"schema": SCHEMA, "rounds": self.rounds, "ended": ended}, allow_nan=False) + "\n"
         Ledger(self.run).commit(GROWTH_FILE, text.encode(), note={"copy": text})
+
+
+def draw_chosen(
+    run: Path,
+    rounds: Sequence[RoundRecord],
+    embeddings: Embeddings,
+    generator: Generator,
+    sampling: SampleSettings,
+    strengths: Strengths | None,
+) -> None:
+    """Draw what rounds chose and is not there, or was drawn from vectors that are gone. Call it inside `run_lock`."""
+    store = SyntheticStore(run, embeddings.class_names, GROWN)
+    if stale := stale_files(embeddings, store):
+        store.remove(stale)
+    there = {job for unit in store.manifest.units().values() for job in unit["ids"]}
+    for one in rounds:
+        if not there.issuperset(one["chosen"]):
+            draw_jobs_of(store, embeddings, generator, sampling, one["chosen"], strengths)
+
+
+def grown_again(run: Path, splits: Splits, embeddings: Embeddings, generator: Generator) -> None:
+    """Draw again what was lost of the images that were grown (`dinv repair`)."""
+    kept = Ledger(run).read_json(GROWTH_FILE)
+    if kept is not None:
+        sampling = sampling_of(run, embeddings.class_names)
+        strengths = strengths_for(run, embeddings, generator, sampling, splits.train)
+        draw_chosen(run, kept["rounds"], embeddings, generator, sampling, strengths)
 
 
 def grow(
@@ -236,6 +261,11 @@ def grow(
         raise UsageError(f"{run}: has no learned vectors to draw around. Grow a run of `dinv sample`.")
     if settings.online or settings.real_fraction == "auto" or settings.mixing == "confidence":
         raise UsageError("dinv grow: not with online, real_fraction=auto or mixing=confidence; give other settings.")
+    if (how := recorded_filter(run).filter) != "off":
+        raise UsageError(
+            f"{run}: was trained with --filter {how}, which images that are grown go without. Begin training anew "
+            f"without it (`dinv train {run} --restart`), then grow."
+        )
     require_whole(run, splits)
     loaded = generator or generator_of(run, device)
     side = sampling_of(run, splits.train.class_names).image_size or splits.train.size
@@ -244,9 +274,7 @@ def grow(
     rounds: list[RoundRecord] = [] if kept is None else kept["rounds"]
     described = {**recipe(settings, folds.device), "seed": settings.seeds[0]}
     freeze_settings(run, "grow", described, begun=bool(rounds))
-    growth = Growth(run, folds, settings, loaded, rounds)
-    if stale := stale_files(growth.embeddings, growth.store):
-        growth.store.remove(stale)
+    growth = Growth(run, folds, splits, settings, loaded, rounds)
     growth.finish()
     while True:
         start, number = time.monotonic(), len(rounds)

@@ -7,30 +7,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config.planning import LogSettings
 from ..invert.embeddings import Embeddings
 from ..train.arms import ArmRun
-from .trackers import Tracker, open_tracker
+from .layout import Stage, stages_from
+from .trackers import SETTINGS, Tracker, open_tracker
 
 POINTS = 200  # of a training curve
+_TAGS: dict[Stage, tuple[str, ...]] = {"invert": ("invert/",), "sample": ("images",), "train": ("train/", "test/")}
 
 
 class Log:
     """Logs to several trackers, or to none. A tracker that fails is left out from then on: the run goes on.
 
-    What an earlier call of the same run logged is not logged again: its numbers would be the same.
+    What an earlier call of the same run logged is not logged again: its numbers would be the same. But for tags that
+    begin with one of `anew`, whose stage begins anew.
     """
 
-    def __init__(self, trackers: Mapping[str, Tracker], prefix: str = "") -> None:
-        self._trackers, self._prefix = dict(trackers), prefix
+    def __init__(self, trackers: Mapping[str, Tracker], prefix: str = "", anew: tuple[str, ...] = ()) -> None:
+        self._trackers, self._prefix, self._anew = dict(trackers), prefix, anew
         self._last: dict[str, Mapping[str, int]] = {}
         for name in list(self._trackers):
             self._try(name, partial(self._resume, name))
 
     def _resume(self, name: str, tracker: Tracker) -> None:
-        self._last[name] = tracker.last_steps()
+        last = tracker.last_steps()
+        self._last[name] = {tag: step for tag, step in last.items() if not tag.startswith(self._anew)}
 
     def of(self, number: int) -> Log:
         """The log of a replicate: tags have its number, of all but replicate 0."""
@@ -39,11 +43,10 @@ class Log:
         found._prefix = "" if number == 0 else f"replicate {number}/"
         return found
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
-        """Log the settings of the run, unless that was done."""
-        for name in list(self._trackers):
-            if not self._last.get(name):
-                self._try(name, lambda tracker: tracker.settings(settings))
+    def settings(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Log the settings of each stage."""
+        for stage, values in settings.items():
+            self._new(f"{SETTINGS}{stage}", 0, partial(_log_settings, values))
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Log a number."""
@@ -100,19 +103,37 @@ class Log:
             print(f"warning: {name}: no more is logged there: {cause}", file=sys.stderr, flush=True)
 
 
+def tags_from(stage: Stage | None) -> tuple[str, ...]:
+    """What the tags begin with that a stage and those after it log; nothing for None."""
+    later = () if stage is None else stages_from(stage)
+    return tuple(tag for one in later for tag in (*_TAGS.get(one, ()), f"{SETTINGS}{one}"))
+
+
+def _log_settings(values: Mapping[str, Any], tracker: Tracker, tag: str) -> None:
+    tracker.settings(tag, values)
+
+
 SILENT = Log({})
 
 
 @contextmanager
-def logging_of(run: Path, settings: LogSettings | None, described: Mapping[str, Any]) -> Iterator[Log]:
-    """The log of a run, with its settings, begun or gone on with; closed at the end, whatever that is."""
+def logging_of(
+    run: Path,
+    settings: LogSettings | None,
+    described: Mapping[str, Mapping[str, Any]],
+    anew: Literal["sample", "train"] | None = None,
+) -> Iterator[Log]:
+    """The log of a run, with the settings of its stages, begun or gone on with; closed at the end, whatever that is.
+
+    anew: a stage that begins anew, so that it and those after it are logged again.
+    """
     names: Sequence[str] = () if settings is None else settings.log_to
     if settings is None or not names:
         yield SILENT
         return
     whole = run.resolve()
     folder = settings.log_dir or whole.parent / "logs"
-    log = Log({name: open_tracker(name, folder, whole.name) for name in names})
+    log = Log({name: open_tracker(name, folder, whole.name) for name in names}, anew=tags_from(anew))
     log.settings(described)
     try:
         yield log

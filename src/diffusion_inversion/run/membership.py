@@ -18,7 +18,7 @@ from ..config.settings import InvertSettings
 from ..data.datasets import Splits
 from ..data.images import LabelledImages, resize, to_model_range
 from ..engine.ledger import Ledger
-from ..engine.lock import briefly
+from ..engine.lock import briefly, run_lock
 from ..engine.progress import track
 from ..engine.store import commit_bytes
 from ..errors import DataError, UsageError
@@ -35,9 +35,11 @@ from ..randomness import generator_for
 from ..sample.sampling import check, reconstruct
 from ..train.store import ClassifierStore
 from .copies import made_from
+from .fidelity.copies import recorded_copies
+from .fidelity.stage import recorded_filter, trained_on
 from .images import open_splits, read_record
 from .layout import GENERATOR_FILE, MEMBERSHIP_FILE
-from .methods import INVERSION, images_made, method_of
+from .methods import INVERSION, method_of
 from .replicates import replicate_folders
 from .report.record import MembershipRecord
 from .trained import Trained, arms_trained, trained
@@ -106,7 +108,9 @@ def _made_from(run: Path, splits: Splits) -> dict[str, Any]:
     units = ClassifierStore(run).manifest.units().values()
     classifiers = sorted(digest for unit in units for digest in unit["files"].values())
     vectors = read_embeddings(run).digest if method_of(run) == INVERSION else ""
-    return {**made_from(run, splits), "vectors": vectors, "classifiers": classifiers}
+    found = {**made_from(run, splits), "vectors": vectors, "classifiers": classifiers}
+    how, copies = recorded_filter(run).filter, recorded_copies(run) is not None
+    return {**found, "in_place": [how, copies]} if how != "off" or copies else found
 
 
 def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
     embeddings = read_embeddings(run) if method == INVERSION else None
     if embeddings is None and settings.held == ("vectors",):
         raise UsageError(f"{run}: its images were made without vectors. Ask --of synthetic, classifier or both.")
-    made = images_made(run, splits.train.class_names)
+    made = trained_on(run, splits.train.class_names, lambda: splits, settings.device).synthetic
     side = min(made.size, splits.train.size)
     tried = tried_images(run, splits, None if embeddings is None else embeddings.ids, side, settings)
     device = resolve_device(settings.device)
@@ -155,7 +159,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
             add("vectors", "distance to what they draw", drawn - apart[0], "held-out images")
     if "synthetic" in settings.held:
         nearness = search.nearness(made.resized(side).images)
-        theirs = [search.nearness(images_made(one, made.class_names).resized(side).images) for one in others]
+        theirs = [search.nearness(_images_of(one, made.class_names, settings).resized(side).images) for one in others]
         add_calibrated(f"{method.images} images", "distance to the nearest", nearness, theirs, apart)
     for arm in arms:
         odds = _odds(trained(run, arm), tried.images)
@@ -311,6 +315,12 @@ def _generator(run: Path, device: str) -> Generator:
 def _finished(folder: Path) -> bool:
     """Whether a replicate has its images and classifiers, so that it can be a reference."""
     return read_record(folder) is not None and ClassifierStore(folder).manifest.last("complete") is not None
+
+
+def _images_of(folder: Path, class_names: tuple[str, ...], settings: MembershipSettings) -> LabelledImages:
+    """The synthetic images that a replicate trains on."""
+    with run_lock(folder):
+        return trained_on(folder, class_names, lambda: open_splits(folder), settings.device).synthetic
 
 
 def _known(folder: Path, ids: Sequence[str]) -> Tensor:

@@ -36,6 +36,7 @@ from .fidelity.copies_record import redrawn_picture, redrawn_record
 from .fidelity.record import example_images, fidelity_record
 from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
+from .gathered import grown_rows
 from .growth_record import growth_record
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
 from .materials import materials
@@ -150,6 +151,8 @@ def report_stage(
         record["fidelity"] = fidelity
     if (noise := strengths_record(run, splits.train.class_names)) is not None:
         record["strengths"] = noise
+    if (rows := grown_rows(run, splits.train.class_names)) is not None:
+        record["stages"]["sample"]["grown"] = len(rows)
     if (growth := growth_record(run)) is not None:
         record["growth"] = growth
     if choices := choices_of(run):
@@ -301,6 +304,12 @@ def _replicate(run: Path, number: int, replicate: Replicated) -> ReplicateRecord
     if choices := choices_of(replicate.folder):
         record["chosen"] = {one["setting"]: one["chosen"] for one in choices}
     return record
+
+
+def report_command(run: Path) -> str:
+    """The command that writes the report of a run again, with the options that the run was trained with."""
+    note = Ledger(run).note(RUN_FILE) or {}
+    return str(note.get("command", f"dinv train {run}")).replace(" --restart", "")  # nothing is to be deleted
 
 
 def read_config(run: Path, stage: str) -> dict[str, Any]:

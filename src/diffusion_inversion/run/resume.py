@@ -25,6 +25,7 @@ from .copies import audit_again
 from .drawn_with import recorded_sampling
 from .fidelity.stage import recorded_filter
 from .forget import follow
+from .grow import grown_again
 from .images import open_splits
 from .layout import GENERATOR_FILE, RECONSTRUCTIONS_FILE, RUN_FILE
 from .membership import membership_again
@@ -103,6 +104,7 @@ def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     assert recorded is not None  # it had ended
     amounts = {key: value for key, value in sampled.items() if key in ("variants", "balance")}
     sample_stage(run, generator, recorded.model_copy(update=amounts), sources=splits.train)
+    grown_again(run, splits, vectors, generator)
     return _train_again(run, splits)
 
 

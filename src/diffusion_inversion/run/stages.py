@@ -319,14 +319,13 @@ def run_all(
                 pass
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
-    untimed = [f"--filter {filtering.filter}"] if filtering.filter != "off" else []
-    untimed += [f"--copies {audit.copies}"] if audit is not None and audit.copies != "off" else []
     if preview is not None:
         notes = forewarnings(splits, train, side, replicates=replicates, own_size=own_size)
         preview = replace(preview, notes=notes)
     now = begin(
-        plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, untimed=untimed, preview=preview
-    )
+        plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, filtering=filtering, audit=audit,
+        preview=preview,
+    )  # fmt: skip
     if time_limit is not None:
         train = now.train
         plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
@@ -379,17 +378,17 @@ def _all_stages(
     log.vectors(vectors)
     sample = tune_sampling(plan.folder, splits.train, generator, plan.sample, plan.train, tuning)
     sample_stage(plan.folder, generator, sample, sources=splits.train)
-    log.picture("images", lambda: _picture(plan.folder, splits, vectors), 0)
+    log.picture("images", lambda: picture_of(plan.folder, splits.train, vectors), 0)
     return train_stage(
         plan.folder, splits, plan.train, str(generator.device), own_size=own_size, tuning=tuning, filtering=filtering,
         copies=audit, generator=generator, log=log,
     )  # fmt: skip
 
 
-def _picture(run: Path, splits: Splits, vectors: Embeddings) -> bytes:
+def picture_of(run: Path, sources: LabelledImages, vectors: Embeddings) -> bytes:
     """The images that the report shows, as one PNG."""
-    images = images_of_vectors(run, splits.train, vectors, read_likeness(run, vectors))
-    return picture(images, splits.train.class_names)
+    images = images_of_vectors(run, sources, vectors, read_likeness(run, vectors))
+    return picture(images, sources.class_names)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from .images import read_record
 from .layout import RUN_FILE
 from .replicates import replicate_folders
 
+JOBS = "jobs"  # of a sweep
 State = Literal["working", "finished", "stopped", "killed", "not known"]
 
 
@@ -114,7 +115,11 @@ def _state(folder: Path, said: dict[str, Any], pids: list[int] | None, parts: li
     if said and "ended" not in said:
         return "not known" if pids is None else "killed"
     whole = all(part.done >= part.total for part in parts if part.total is not None)
-    return "finished" if whole and Ledger(folder).holds(RUN_FILE) else "stopped"
+    ledger = Ledger(folder)
+    if any(part.name == JOBS for part in parts):  # of a sweep, which writes its pages last
+        pages = [name for name in ledger.manifest.units() if name.endswith(".html") and ledger.holds(name)]
+        return "finished" if whole and pages and not said.get("error") else "stopped"
+    return "finished" if whole and ledger.holds(RUN_FILE) else "stopped"
 
 
 def _parts(folder: Path, said: dict[str, Any]) -> list[Part]:
@@ -141,7 +146,8 @@ def _parts(folder: Path, said: dict[str, Any]) -> list[Part]:
         add("classifiers", trained, None if whole is None or arms is None else arms * len(whole["seeds"]))
     found = [Part(name, count, totals.get(name) or known[name]) for name, count in done.items()]
     jobs = [name for name in Ledger(folder).manifest.units() if name.startswith("results/")]
-    of_sweep = [Part("jobs", len(jobs), totals.get("jobs"))] if jobs or "jobs" in totals else []
+    # Several files may share the folder: the last command says how many of its own are done.
+    of_sweep = [Part(JOBS, said.get(JOBS, len(jobs)), totals.get(JOBS))] if jobs or JOBS in totals else []
     return of_sweep or [part for part in found if part.done or part.total]
 
 

@@ -21,10 +21,11 @@ from ..config.planning import TRACKERS
 from ..errors import UsageError
 
 PROJECT = "diffusion-inversion"
+SETTINGS = "settings/"  # what the tag of a stage's settings begins with
 
 
 class Tracker(Protocol):
-    """What a run tells of itself: numbers and pictures by tag and step, and its settings, once."""
+    """What a run tells of itself: numbers and pictures by tag and step, and the settings of its stages, at step 0."""
 
     def last_steps(self) -> Mapping[str, int]:
         """Tag => the last step that earlier calls of the same run logged."""
@@ -32,7 +33,7 @@ class Tracker(Protocol):
 
     def scalar(self, tag: str, value: float, step: int) -> None: ...
     def picture(self, tag: str, png: bytes, step: int) -> None: ...
-    def settings(self, settings: Mapping[str, Any]) -> None: ...
+    def settings(self, tag: str, settings: Mapping[str, Any]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -53,6 +54,7 @@ class TensorBoard:
         found.Reload()
         tags = found.Tags()
         last = {tag: found.Scalars(tag)[-1].step for tag in tags["scalars"]}
+        last |= {tag.removesuffix("/text_summary"): found.Tensors(tag)[-1].step for tag in tags["tensors"]}
         return last | {tag: found.Images(tag)[-1].step for tag in tags["images"]}
 
     def scalar(self, tag: str, value: float, step: int) -> None:
@@ -65,8 +67,8 @@ class TensorBoard:
 
         self._writer.add_image(tag, np.asarray(Image.open(io.BytesIO(png)).convert("RGB")), step, dataformats="HWC")
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
-        self._writer.add_text("settings", f"```json\n{json.dumps(settings, indent=2)}\n```", 0)
+    def settings(self, tag: str, settings: Mapping[str, Any]) -> None:
+        self._writer.add_text(tag, f"```json\n{json.dumps(settings, indent=2)}\n```", 0)
 
     def close(self) -> None:
         self._writer.close()
@@ -84,6 +86,9 @@ class _Logger:
 
     def _keep(self, tag: str, value: Any, step: int) -> None:
         self._log({tag: value}, step)
+        self._note(tag, step)
+
+    def _note(self, tag: str, step: int) -> None:
         self._last[tag] = step
         partial = self._kept.with_suffix(".partial")
         partial.write_text(json.dumps(self._last))
@@ -97,8 +102,9 @@ class _Logger:
 
         self._keep(tag, self._module.Image(Image.open(io.BytesIO(png)).convert("RGB")), step)
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
-        self._run.config.update(dict(settings))
+    def settings(self, tag: str, settings: Mapping[str, Any]) -> None:
+        self._run.config.update({tag.removeprefix(SETTINGS): dict(settings)})
+        self._note(tag, 0)
 
     def close(self) -> None:
         with redirect_stdout(sys.stderr):
@@ -116,7 +122,10 @@ def _trackio(folder: Path, name: str) -> Tracker:
 def _wandb(folder: Path, name: str) -> Tracker:
     module = import_module("wandb")
     mode, plain = os.environ.get("WANDB_MODE", "offline"), module.Settings(console="off", silent=True)
-    run = module.init(project=PROJECT, id=name, name=name, dir=str(folder), resume="allow", mode=mode, settings=plain)
+    run = module.init(
+        project=PROJECT, id=name, name=name, dir=str(folder), resume="allow", mode=mode, settings=plain,
+        allow_val_change=True,  # settings of a stage that began anew
+    )  # fmt: skip
     run.define_metric("*", step_metric="step")  # wandb's own steps may not go back, as those of a second classifier do
     return _Logger(module, run, folder / f"{name}.wandb.json", lambda values, step: run.log({**values, "step": step}))
 

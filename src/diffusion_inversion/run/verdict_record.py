@@ -16,13 +16,14 @@ from .report.record import ArmRecord, ComparisonRecord, FallRecord, MeasureRecor
 def arms_of(replicates: Sequence[Replicated]) -> dict[str, ArmRecord]:
     """Every arm over what the verdict counts: seeds, or replicates, each the mean over its seeds."""
     labels, classes = true_labels(replicates), len(replicates[0].results.class_names)
-    accuracies, correct, areas = _units(replicates), correct_of(replicates), _areas(replicates)
+    accuracies, correct, areas = units_of(replicates), correct_of(replicates), _areas(replicates)
     return {
         arm: _arm(found, recalls(correct[arm], labels, classes), areas.get(arm)) for arm, found in accuracies.items()
     }
 
 
-def _units(replicates: Sequence[Replicated]) -> dict[str, tuple[float, ...]]:
+def units_of(replicates: Sequence[Replicated]) -> dict[str, tuple[float, ...]]:
+    """Accuracies of each arm by what the verdict counts: seeds of one replicate, else replicates."""
     if len(replicates) == 1:
         return replicates[0].results.accuracies()
     return {arm: tuple(statistics.fmean(one) for one in found) for arm, found in by_replicate(replicates).items()}

@@ -71,13 +71,14 @@ def denoise(
     if generator.alphas_cumprod[-1] == 0:
         # DDIM then takes the root of 1 - alpha_bar - sigma^2, which eta = 1 makes 0, or less by rounding.
         eta = min(eta, LARGEST_ETA)
+    on_device = timesteps.to(device)  # all in one transfer; the scheduler's own stay on the CPU
     for index, timestep in enumerate(timesteps):
-        model_input = scheduler.scale_model_input(latents, timestep)
+        model_input, here = scheduler.scale_model_input(latents, timestep), on_device[index]
         if guided and low <= float(timestep) / generator.training_timesteps <= high:
-            conditioned, unconditioned = predict_both(generator, model_input, timestep, conditional, unconditional)
+            conditioned, unconditioned = predict_both(generator, model_input, here, conditional, unconditional)
             prediction = classifier_free_guidance(conditioned, unconditioned, guidance_scale)
         else:
-            prediction = generator.predict(model_input, timestep.expand(len(model_input)), conditional)
+            prediction = generator.predict(model_input, here.expand(len(model_input)), conditional)
         noise: dict[str, Any] = {}
         if eta:
             drawn = torch.stack([torch.randn(latents.shape[1:], generator=stream) for stream in streams])

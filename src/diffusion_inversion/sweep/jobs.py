@@ -43,24 +43,30 @@ def run_jobs(folder: Path, jobs: Mapping[str, Job]) -> None:
     ledger = Ledger(folder)
     total = len(jobs)
     done = {name for name, job in jobs.items() if _is_done(ledger, job)}
-    while left := [job for name, job in jobs.items() if name not in done]:
-        worked = False
-        for job in left:
-            if not done.issuperset(job.needs):
-                continue
-            with claim(folder, job.home.replace("/", "-")) if is_shared(folder) else nullcontext(True) as mine:
-                if not mine:
-                    continue
-                if not _is_done(ledger, job):
-                    step = f"{len(done) + 1} of {total}: {job.says}"
-                    print(step, file=sys.stderr, flush=True)
-                    say({"step": step, "totals": {"jobs": total}})
-                    text = json.dumps(job.do(), allow_nan=False) + "\n"
-                    ledger.commit(job.file, text.encode())
-                done.add(job.name)
-                worked = True
-        if not worked:
+    say({"totals": {"jobs": total}, "jobs": len(done)})
+    while len(done) < total:
+        if not _do_first(folder, ledger, jobs, done):
             time.sleep(_POLL)
+
+
+def _do_first(folder: Path, ledger: Ledger, jobs: Mapping[str, Job], done: set[str]) -> bool:
+    """Do the first job that is left and can be done, in the order of the jobs; say whether there was one."""
+    for job in jobs.values():
+        if job.name in done or not done.issuperset(job.needs):
+            continue
+        with claim(folder, job.home.replace("/", "-")) if is_shared(folder) else nullcontext(True) as mine:
+            if not mine:
+                continue
+            if not _is_done(ledger, job):
+                step = f"{len(done) + 1} of {len(jobs)}: {job.says}"
+                print(step, file=sys.stderr, flush=True)
+                say({"step": step})
+                text = json.dumps(job.do(), allow_nan=False) + "\n"
+                ledger.commit(job.file, text.encode())
+            done.add(job.name)
+            say({"jobs": len(done)})
+            return True
+    return False
 
 
 def _is_done(ledger: Ledger, job: Job) -> bool:

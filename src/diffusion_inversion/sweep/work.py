@@ -43,7 +43,7 @@ from .elsewhere import check_cell, fill
 from .jobs import Job, result
 from .plan import Cell, SweepPlan
 
-KEPT_SPLITS = 2  # data sets in memory
+KEPT_BYTES = 1 << 29  # of images in memory, those of the last data set apart
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ class Workshop:
         """
         key = json.dumps(_dump(settings))
         if key not in self._splits:
-            while len(self._splits) >= KEPT_SPLITS:
+            while sum(one.train.images.nbytes + one.test.images.nbytes for one in self._splits.values()) > KEPT_BYTES:
                 self._splits.pop(next(iter(self._splits)))
             found = load(self.folder, settings, None)
             job = self.jobs.get(self._data_name(settings))

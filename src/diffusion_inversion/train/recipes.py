@@ -74,14 +74,20 @@ def resolved(settings: TrainSettings) -> TrainSettings:
     return settings.model_copy(update={name: getattr(recipe, name) for name in OVERRIDES})
 
 
-def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make the optimizer of a recipe; weight decay is on all parameters."""
+def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], *, fused: bool = False) -> torch.optim.Optimizer:
+    """Make the optimizer of a recipe; weight decay is on all parameters. `fused`: a step is one kernel, for CUDA."""
+    kernel = True if fused else None  # None: PyTorch's own choice
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            parameters,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=kernel,
         )
+    betas = (recipe.momentum, 0.999)
     return torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay
+        parameters, lr=recipe.learning_rate, betas=betas, weight_decay=recipe.weight_decay, fused=kernel
     )
 
 

@@ -93,6 +93,17 @@ def recalls(correct: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.stack(found, 1)
 
 
+def measured(
+    accuracies: Mapping[str, Sequence[float]], correct: Mapping[str, Tensor], labels: Tensor
+) -> tuple[str, Tensor | None, Mapping[str, Sequence[float]]]:
+    """What arms are judged by, `labels` for `compare` where that is balanced accuracy, and each arm's by unit."""
+    if not is_uneven(labels):
+        return "accuracy", None, accuracies
+    classes = int(labels.max()) + 1
+    found = {arm: recalls(correct[arm], labels, classes).nanmean(1).tolist() for arm in accuracies}
+    return "balanced accuracy", labels, found
+
+
 def _named(names: Sequence[str]) -> str:
     shown = list(names[:MOST_NAMED]) + ([f"{len(names) - MOST_NAMED} more"] if names[MOST_NAMED:] else [])
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
@@ -126,9 +137,8 @@ def verdict(
     baseline = OWN_SIZE if OWN_SIZE in accuracies else BASELINE
     arms = [name for name in accuracies if name not in (BASELINE, OWN_SIZE)]
     measure, stratified = "accuracy", None
-    if correct is not None and labels is not None and is_uneven(labels):
-        measure, stratified, classes = "balanced accuracy", labels, int(labels.max()) + 1
-        accuracies = {arm: recalls(correct[arm], labels, classes).nanmean(1).tolist() for arm in accuracies}
+    if correct is not None and labels is not None:
+        measure, stratified, accuracies = measured(accuracies, correct, labels)
 
     def against(base: str, names: Sequence[str]) -> tuple[Comparison, ...]:
         return tuple(

@@ -26,12 +26,15 @@ class Draws:
     hole: Int64[Tensor, "images 2"]  # px, centre of the square, row and column
 
 
-def draw(count: int, size: int, stream: torch.Generator) -> Draws:
-    """Draws for `count` images of `size` px on the CPU: of every policy, whichever are used."""
-    brightness, saturation, contrast = torch.rand(3, count, generator=stream)
+def draw(count: int, size: int, stream: torch.Generator | None = None, device: torch.device | str = "cpu") -> Draws:
+    """Draws for `count` images of `size` px on `device`: of every policy, whichever are used.
+
+    Without `stream` from the device's own generator, which can be captured in a CUDA graph.
+    """
+    brightness, saturation, contrast = torch.rand(3, count, generator=stream, device=device)
     farthest, side = _shift(size), _hole(size)
-    shift = torch.randint(-farthest, farthest + 1, (count, 2), generator=stream)
-    hole = torch.randint(0, size + 1 - side % 2, (count, 2), generator=stream)
+    shift = torch.randint(-farthest, farthest + 1, (count, 2), generator=stream, device=device)
+    hole = torch.randint(0, size + 1 - side % 2, (count, 2), generator=stream, device=device)
     return Draws(brightness, saturation, contrast, shift, hole)
 
 

@@ -5,6 +5,7 @@ Miyato et al., arXiv 1802.05957 (spectral norm, table 4) and 1802.05637 (project
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -72,6 +73,23 @@ class GanGenerator(nn.Module):
         for block in self.blocks:
             maps = block(maps, labels)
         return torch.tanh(self.last(F.relu(self.norm(maps))))
+
+
+@torch.no_grad()
+def standing_statistics(generator: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Make the batch norms' statistics those of the generator's maps, the mean over batches of latents and labels.
+
+    Statistics of the weights on their way would be of other maps (BigGAN, arXiv 1809.11096, section 3). The generator
+    is in evaluation mode afterwards.
+    """
+    for norm in generator.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over batches
+    generator.train()
+    for latents, labels in batches:
+        generator(latents, labels)
+    generator.eval()
 
 
 class DiscriminatorBlock(nn.Module):

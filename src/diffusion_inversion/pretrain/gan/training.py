@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ...randomness import generator_for
 from .. import checkpoint
 from ..log import TrainingLog
 from .diffaugment import augment, draw
-from .networks import SIDES, GanGenerator, ProjectionDiscriminator
+from .networks import SIDES, GanGenerator, ProjectionDiscriminator, standing_statistics
 from .weights import WEIGHTS, Gan, load_gan, save_gan
 
 BETAS = (0.0, 0.999)  # Adam's (DiffAugment's BigGAN on CIFAR-10)
@@ -122,23 +123,19 @@ class Players:
         for average, value in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
             average.lerp_(value, weight)
 
-    @torch.no_grad()
     def result(self) -> GanGenerator:
-        """The averaged generator on the CPU, its batch norm's statistics those of its own maps ("standing statistics").
+        """The averaged generator on the CPU, its batch norm's statistics those of its own maps."""
+        settings, generator = self.settings, copy.deepcopy(self.ema)
 
-        Statistics of the weights on their way would be of other maps (BigGAN, arXiv 1809.11096, section 3).
-        """
-        settings, generator = self.settings, copy.deepcopy(self.ema).train()
-        norms = [part for part in generator.modules() if isinstance(part, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over batches
-        for batch in range(STATISTICS_BATCHES):
-            stream = generator_for(settings.seed, "gan-statistics", batch)
-            rows = torch.randint(len(self.labels), (settings.batch_size,), generator=stream)
-            latents = torch.randn(settings.batch_size, settings.latent_dim, generator=stream)
-            generator(latents.to(self.device), self.labels[rows].to(self.device))
-        return generator.eval().cpu()
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in range(STATISTICS_BATCHES):
+                stream = generator_for(settings.seed, "gan-statistics", batch)
+                rows = torch.randint(len(self.labels), (settings.batch_size,), generator=stream)
+                latents = torch.randn(settings.batch_size, settings.latent_dim, generator=stream)
+                yield latents.to(self.device), self.labels[rows].to(self.device)
+
+        standing_statistics(generator, batches())
+        return generator.cpu()
 
 
 def train_gan(images: LabelledImages, folder: Path, settings: GanSettings, device: torch.device) -> Gan:

@@ -1,4 +1,4 @@
-"""A trained GAN as one safetensors file: the averaged generator, its classes, and what it was trained on."""
+"""A trained GAN: one safetensors file (the averaged generator, its classes, its training images), or a BigGAN."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ...engine.hashing import sha256_of
 from ...engine.store import commit_file
 from ...engine.untrusted import TensorSpec, check_record, parse_json, read_header, read_tensors, specs_of
 from ...errors import DataError, UsageError
+from .biggan import CONFIG, BigGanGenerator, load_biggan
 from .networks import SIDES, GanGenerator
 
 WEIGHTS = "gan.safetensors"
@@ -43,9 +44,9 @@ class Gan:
     """A frozen generator in evaluation mode on `device`."""
 
     name: str  # of its file or folder
-    generator: GanGenerator
+    generator: GanGenerator | BigGanGenerator
     class_names: tuple[str, ...]
-    hash: str  # sha256 hex of its file
+    hash: str  # sha256 hex of its file or files
     trained_on: frozenset[str]  # content hashes of its training images, where the file says so
     device: torch.device
 
@@ -96,19 +97,27 @@ def save_gan(generator: GanGenerator, images: LabelledImages, path: Path) -> Non
 
 
 def load_gan(source: Path, device: torch.device) -> Gan:
-    """Load what `dinv gan train` made: its folder, or a safetensors file of its layout.
+    """Load what `dinv gan train` made (its folder, or a safetensors file of its layout), or the folder of a BigGAN.
 
-    Raises UsageError where there is none, DataError for a file of another layout (BigGAN's own is not supported), or
-    one that is damaged.
+    Raises UsageError where there is none, DataError for a file of another layout, or one that is damaged.
     """
     path = source / WEIGHTS if source.is_dir() else source
+    if (source / CONFIG).is_file():
+        if path.is_file():
+            raise UsageError(f"{source}: holds two GANs, {WEIGHTS} and that of {CONFIG}. Give each a folder.")
+        big, digest = load_biggan(source)
+        names = tuple(big.config.class_names)
+        return Gan(source.resolve().name, big.to(device), names, digest, frozenset(), device)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file. Make it with `dinv gan train DATA --out FOLDER`.")
+        raise UsageError(
+            f"{path}: no such file. Make it with `dinv gan train DATA --out FOLDER`, or give the folder of a BigGAN "
+            f"with its {CONFIG} (docs/gan.md)."
+        )
     infos, metadata = read_header(path, max_bytes=MAX_BYTES)
     if _RECORD not in metadata:
         raise DataError(
-            f"{path}: not the layout of `dinv gan train` (no {_RECORD!r} in the file's metadata); weights of BigGAN's "
-            "own or any other layout are not supported. Train one with `dinv gan train`."
+            f"{path}: not the layout of `dinv gan train` (no {_RECORD!r} in the file's metadata). Weights of BigGAN go "
+            f"into a folder of their own with {CONFIG} (docs/gan.md); others are not read."
         )
     record = check_record(parse_json(metadata[_RECORD].encode(), path), _Record, path)
     names = tuple(record["class_names"])

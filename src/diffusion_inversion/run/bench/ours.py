@@ -8,27 +8,28 @@ import torch
 
 from ...config.settings import InvertSettings
 from ...generator.generator import Generator
-from ...invert.objective import draw, stage1_loss
-from ...randomness import generator_for
+from ...invert.objective import EvaluationBank, encode
+from ...invert.slots import slots_for
+from ...invert.trajectory import Trajectory, UnitInputs
 from ...sample.denoising import denoise
 
 
-def inversion_step(generator: Generator, side: int, batch: int, tokens: int) -> Callable[[], None]:
-    """A step of stage 1 on `batch` random images of `side` px, encoded beforehand: the loop body of `invert_batch`."""
-    latent_dist = generator.encode(torch.rand(batch, 3, side, side) * 2 - 1)
-    streams = [generator_for(0, "bench", row) for row in range(batch)]
+def inversion_step(
+    generator: Generator, side: int, batch: int, tokens: int, *, streams: bool = False
+) -> Callable[[], None]:
+    """A step of stage 1 on `batch` random images of `side` px, encoded beforehand: the loop body of `invert_batch`.
+
+    With `streams` its draws come from the streams of a CPU on a GPU too, one by one, and nothing is recorded.
+    """
     settings = InvertSettings(tokens=tokens)
-    vectors = (0.1 * torch.randn(batch, tokens, generator.text_width)).to(generator.device).requires_grad_(True)
-    optimizer = torch.optim.AdamW([vectors], lr=settings.learning_rate, weight_decay=settings.weight_decay)
-
-    def step() -> None:
-        latents, noise, timesteps = draw(generator, latent_dist, streams)
-        loss = stage1_loss(generator, latents, noise, timesteps, vectors)
-        optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()
-        optimizer.step()
-
-    return step
+    latents = encode(generator, torch.rand(batch, 3, side, side) * 2 - 1, batch)
+    initial = (0.1 * torch.randn(batch, tokens, generator.text_width)).to(generator.device)
+    rows, ids = torch.arange(batch), tuple(f"bench {row}" for row in range(batch))
+    bank = EvaluationBank(latents.mean[None], latents.mean[None], rows[None].to(generator.device))  # never used
+    inputs = UnitInputs(generator, settings, ids, latents, bank, initial, batch)
+    slots, rate = None if streams else slots_for(generator, settings), settings.learning_rate
+    run = Trajectory(inputs, rows, rate, 0) if slots is None else slots.begin(inputs, rows, rate, 0)
+    return lambda: run.step(0)
 
 
 def sampling_step(

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 
-def load_plain(folder: Path) -> Any:
-    """StableDiffusionPipeline over a local folder, float32, on the CPU, weights frozen, with DDIM.
+def load_plain(folder: Path, device: torch.device | str = "cpu") -> Any:
+    """StableDiffusionPipeline over a local folder, float32, on `device`, weights frozen, with DDIM.
 
     DDIM takes one forward a step; the shipped PNDM takes one more in all, which would count against the pipeline.
     """
@@ -33,14 +33,15 @@ def load_plain(folder: Path) -> Any:
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.requires_grad_(False)
-    return pipeline
+    return pipeline.to(device)
 
 
 def plain_inversion_step(pipeline: Any, side: int, batch: int, tokens: int) -> Callable[[], None]:
     """The reference's step: encode the images, add noise, predict from an embedding layer's rows, MSE, AdamW."""
-    images = torch.rand(batch, 3, side, side) * 2 - 1
+    device = pipeline.device
+    images = (torch.rand(batch, 3, side, side) * 2 - 1).to(device)
     width = pipeline.unet.config.cross_attention_dim
-    table = nn.Linear(batch, tokens * width, bias=False)  # the reference's embedding: a linear layer over one-hots
+    table = nn.Linear(batch, tokens * width, bias=False).to(device)  # the reference's: a linear layer over one-hots
     optimizer = torch.optim.AdamW(table.parameters(), lr=0.03)
     scheduler = pipeline.scheduler
 
@@ -48,9 +49,9 @@ def plain_inversion_step(pipeline: Any, side: int, batch: int, tokens: int) -> C
         with torch.no_grad():
             latents = pipeline.vae.encode(images).latent_dist.sample() * pipeline.vae.config.scaling_factor
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,))
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,), device=device)
         noisy_latents = scheduler.add_noise(latents, noise, timesteps)
-        vectors = table(torch.eye(batch)).view(batch, tokens, width)
+        vectors = table(torch.eye(batch, device=device)).view(batch, tokens, width)
         prediction = pipeline.unet(noisy_latents, timesteps, encoder_hidden_states=vectors).sample
         loss = nn.functional.mse_loss(prediction, noise)
         optimizer.zero_grad()
@@ -82,5 +83,5 @@ def encode_prompts(pipeline: Any, batch: int) -> tuple[torch.Tensor, torch.Tenso
     """The text encoder's tokens of `batch` prompts and of as many empty ones, each (B, model_max_length, width)."""
     with torch.no_grad():
         prompts = [f"a photo of a thing, number {row}" for row in range(batch)]
-        found: tuple[torch.Tensor, torch.Tensor] = pipeline.encode_prompt(prompts, "cpu", 1, True)
+        found: tuple[torch.Tensor, torch.Tensor] = pipeline.encode_prompt(prompts, pipeline.device, 1, True)
     return found

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from ...engine.graphs import WARM_CALLS
 from ...errors import UsageError
+from ...generator.device import describe
 from ...generator.generator import Generator
 from .memory import peak_rss_gb
 from .ours import inversion_step, sampling_step
@@ -32,30 +34,34 @@ AIMS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: sides in px, ascending; images side by side; rounds; precision of our UNet."""
+    """What is measured: sides in px, ascending; images side by side; rounds; precision of our UNet; where."""
 
     sizes: tuple[int, ...] = (128, 256, 512)
     batch: int = 4
     repeats: int = 5
     dtype: str = "auto"
+    device: str = "cpu"
 
 
 def real_size(checkpoint: Path, plan: Plan) -> dict[str, Any]:
-    """Measure and return everything as JSON data; keys carry the side in px, ratios are of CPU seconds.
+    """Measure and return everything as JSON data; keys carry the side in px, ratios are of CPU
+    seconds, on a GPU of seconds on the clock.
 
     The first of `sizes` is the one at which the two paths are compared, the last is text-prompted Stable Diffusion's
     own. Raises UsageError for sizes that the VAE cannot divide.
     """
     torch.manual_seed(0)
-    generator = Generator.load(checkpoint, device="cpu", dtype=plan.dtype)
+    generator = Generator.load(checkpoint, device=plan.device, dtype=plan.dtype)
     check(generator, plan)
-    peak = peak_rss_gb(checkpoint, plan.sizes[0], plan.batch, plan.dtype)
+    on_gpu = generator.device.type == "cuda"
+    name = "peak_gpu_gb" if on_gpu else "peak_rss_gb"
+    peak = peak_gpu_gb(generator, plan) if on_gpu else peak_rss_gb(checkpoint, plan.sizes[0], plan.batch, plan.dtype)
     print(f"bench: peak of an inversion at {plan.sizes[0]} px: {peak:.2f} GB", file=sys.stderr, flush=True)
-    tasks = make_tasks(generator, load_plain(checkpoint), plan)
+    tasks = make_tasks(generator, load_plain(checkpoint, generator.device), plan)
     measure_in_turn(list(tasks.values()), plan.repeats)
     return {
         **ratios(tasks, plan),
-        "peak_rss_gb": round(peak, 2),
+        name: round(peak, 2),
         "projected_seconds": projection(tasks, plan),
         "measured": {name: task.record() for name, task in tasks.items()},
         "batch": plan.batch,
@@ -63,8 +69,18 @@ def real_size(checkpoint: Path, plan: Plan) -> dict[str, Any]:
         "tokens": TOKENS,
         "dtype": generator.record["dtype"],
         "threads": torch.get_num_threads(),
+        "device": describe(generator.device),
         "generator_hash": generator.hash,
     }
+
+
+def peak_gpu_gb(generator: Generator, plan: Plan) -> float:
+    """Peak memory of the GPU in GB (1e9 bytes) with the networks and an inversion of a batch at the first size."""
+    torch.cuda.reset_peak_memory_stats(generator.device)
+    step = inversion_step(generator, plan.sizes[0], plan.batch, TOKENS)
+    for _ in range(WARM_CALLS + 1):
+        step()
+    return torch.cuda.max_memory_allocated(generator.device) / 1e9
 
 
 def check(generator: Generator, plan: Plan) -> None:
@@ -106,6 +122,8 @@ def make_tasks(generator: Generator, pipeline: Any, plan: Plan) -> dict[str, Tim
         latents = torch.randn(1, generator.latent_channels, *[side // generator.vae_factor] * 2)
         found.append(Timed(f"decode_{side}", partial(generator.decode, latents), repeats=DECODES))
     found.append(Timed("text_encoder", lambda: encode_prompts(pipeline, 1)))
+    for task in found:
+        task.on_gpu = generator.device.type == "cuda"
     return {task.name: task for task in found}
 
 
@@ -114,38 +132,41 @@ def ratios(tasks: dict[str, Timed], plan: Plan) -> dict[str, float]:
     small, large = plan.sizes[0], plan.sizes[-1]
 
     def over(a: str, b: str) -> float:
-        return round(tasks[a].cpu_per_image / tasks[b].cpu_per_image, 3)
+        return round(tasks[a].cost_per_image / tasks[b].cost_per_image, 3)
 
     found = {
         f"invert_step_ratio_{small}": over(f"ours_invert_{small}", f"plain_invert_{small}"),
         f"sample_step_ratio_{small}": over(f"ours_sample_{small}", f"plain_sample_{small}"),
         f"sample_step_ratio_{small}_guidance_1": over(f"ours_sample_{small}_guidance_1", f"plain_sample_{small}"),
     }
-    text = tasks["text_encoder"].cpu_per_image / PAPER_SAMPLING_STEPS  # once for an image, not for a step
-    with_text = tasks[f"step_{large}_text"].cpu_per_image + text
+    text = tasks["text_encoder"].cost_per_image / PAPER_SAMPLING_STEPS  # once for an image, not for a step
+    with_text = tasks[f"step_{large}_text"].cost_per_image + text
     for side in plan.sizes[-2::-1]:
-        step = tasks[f"step_{side}"].cpu_per_image
+        step = tasks[f"step_{side}"].cost_per_image
         found[f"sampling_ratio_{large}_{side}"] = round(with_text / step, 2)
-        found[f"sampling_ratio_{large}_{side}_without_text"] = round(tasks[f"step_{large}"].cpu_per_image / step, 2)
+        found[f"sampling_ratio_{large}_{side}_without_text"] = round(tasks[f"step_{large}"].cost_per_image / step, 2)
         found[f"sampling_ratio_{large}_{side}_single"] = round(
-            with_text / tasks[f"step_{side}_single"].cpu_per_image, 2
+            with_text / tasks[f"step_{side}_single"].cost_per_image, 2
         )
     return found
 
 
 def projection(tasks: dict[str, Timed], plan: Plan) -> dict[str, dict[str, float]]:
-    """CPU seconds of 45 variants of one image (figure 4): 3,000 learning steps and 45 x 100 denoising steps with the
-    decoder, against 45 text-prompted images of the largest side. Our path on both sides."""
+    """Seconds (as ratios) of 45 variants of one image (figure 4): 3,000 learning steps and 45 x 100 denoising steps
+    with the decoder, against 45 text-prompted images of the largest side. Our path on both sides."""
     large = plan.sizes[-1]
 
     def drawing(step: str, side: int) -> float:
-        one = PAPER_SAMPLING_STEPS * tasks[step].cpu_per_image + tasks[f"decode_{side}"].cpu_per_image
+        one = PAPER_SAMPLING_STEPS * tasks[step].cost_per_image + tasks[f"decode_{side}"].cost_per_image
         return PAPER_VARIANTS * one
 
-    standard = drawing(f"step_{large}_text", large) + PAPER_VARIANTS * tasks["text_encoder"].cpu_per_image
+    standard = drawing(f"step_{large}_text", large) + PAPER_VARIANTS * tasks["text_encoder"].cost_per_image
     found = {f"stable_diffusion_{large}": {"sampling": round(standard, 1), "total": round(standard, 1)}}
     for side in plan.sizes[:-1]:
-        learning, sampling = PAPER_LEARNING_STEPS * tasks[f"invert_{side}"].cpu_per_image, drawing(f"step_{side}", side)
+        learning, sampling = (
+            PAPER_LEARNING_STEPS * tasks[f"invert_{side}"].cost_per_image,
+            drawing(f"step_{side}", side),
+        )
         total = learning + sampling
         found[f"inversion_{side}"] = {
             "learning": round(learning, 1),
@@ -160,14 +181,14 @@ def table(result: dict[str, Any]) -> str:
     """The result as lines of text."""
     lines = []
     for name, value in result.items():
-        if "ratio" in name or name == "peak_rss_gb":
+        if "ratio" in name or name in ("peak_rss_gb", "peak_gpu_gb"):
             aim = f"  (aim {AIMS[name]})" if name in AIMS else ""
             lines.append(f"{name:45} {value}{aim}")
     for name, parts in result["projected_seconds"].items():
         lines.append(f"{name:45} {', '.join(f'{key} {value:g}' for key, value in parts.items())}")
     for name, row in result["measured"].items():
         lines.append(
-            f"{name:45} {row['cpu_seconds_per_image']:.3f} CPU s, {row['wall_seconds_per_image']:.3f} s an image "
+            f"{name:45} {row['cpu_seconds_per_image']:.4f} CPU s, {row['wall_seconds_per_image']:.5f} s an image "
             f"({row['images']} at once, n={row['n']})"
         )
     return "\n".join(lines)

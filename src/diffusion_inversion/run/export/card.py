@@ -92,6 +92,8 @@ def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, gri
         yield f"| {_text(name)} | {counts[label]} |"
     yield "\n## Where they come from"
     yield f"- Source: {_text(origin.name)}."
+    if added := sum(path in images.grown for path in images.table["path"].to_pylist()):
+        yield f"- `dinv grow` added {added} of them, where classifiers of folds of the training images were wrong."
     facts = {"method": "Made by", "generator": "Generator", "generator_hash": "SHA-256 of its weights"}
     if not images.drawn:
         facts |= {"generator": "Pool", "generator_hash": "SHA-256 of its images"}
@@ -114,6 +116,8 @@ def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, gri
     for found in origin.findings:
         yield f"- {_text(found.line[:1].upper() + found.line[1:].rstrip('.'))}."
     yield "\n## What they were measured to do"
+    if record is not None and len(images.grown) != record["stages"]["sample"].get("grown", 0):
+        yield "These figures were measured before `dinv grow` added some of the images.\n"
     yield from _measured(record)
 
 

@@ -14,8 +14,9 @@ from ...errors import DataError
 from ...sample.synthetic import COLUMNS
 from ...sample.xmp import is_generated, packet, with_xmp
 from ..fidelity.copies_record import without_copies
+from ..gathered import grown_rows
 from ..images import read_record
-from ..layout import REDRAWN
+from ..layout import GROWN, REDRAWN
 from ..methods import images_store
 from .source_ids import named_as
 
@@ -48,6 +49,7 @@ class SyntheticImages:
     class_names: tuple[str, ...]
     table: pa.Table
     again: frozenset[str] = frozenset()  # paths of those that were drawn again, in a folder of their own
+    grown: frozenset[str] = frozenset()  # of those that `dinv grow` added, in another
     rights: str = ""
     sign: Signer | None = None
 
@@ -59,16 +61,22 @@ class SyntheticImages:
         rights: str = "",
         sign: Signer | None = None,
     ) -> SyntheticImages:
-        """Those of a run folder, where copies of training images were drawn again without these (`without_copies`).
+        """Those of a run folder, grown ones too; where copies were drawn again without these (`without_copies`).
 
         Raises UsageError where stage 2 has not finished, or nobody looked for copies in what was drawn since.
         """
+        import pyarrow as pa
+
         record = read_record(run)
         store = images_store(run, () if record is None else tuple(record["class_names"]))
-        table, again = without_copies(run, store, store.asked_for(store.table()))
+        table, more = store.asked_for(store.table()), grown_rows(run, store.class_names)
+        grown = frozenset[str](() if more is None else more["file_name"].to_pylist())
+        if more is not None:
+            table = pa.concat_tables([table, more], promote_options="permissive").sort_by("file_name")
+        table, again = without_copies(run, store, table, grown)
         known = [name for name in table.column_names if table[name].null_count < len(table)]
         named = named_as(table.select(known), run, source_ids)
-        return cls(run, store.folder, store.class_names, named, again, rights, sign)
+        return cls(run, store.folder, store.class_names, named, again, grown, rights, sign)
 
     @property
     def size(self) -> int:
@@ -116,7 +124,8 @@ class SyntheticImages:
         )
 
     def _path(self, name: str) -> Path:
-        path = inside(self.run / REDRAWN if name in self.again else self.folder, name)
+        folder = self.run / REDRAWN if name in self.again else self.run / GROWN if name in self.grown else self.folder
+        path = inside(folder, name)
         if not path.is_file():
             raise DataError(f"{path}: listed in the manifest but missing. {self._remedy}")
         return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ...errors import UsageError
 from ...generator.safety import ATTEMPTS
 from ...sample.synthetic import SyntheticStore, job_name, read_images
 from ..copies import images_digest, mosaic
-from ..layout import AUDIT_FILE
+from ..layout import AUDIT_FILE, GROWN
 from .copies import recorded_copies
 from .redraw import TRIES, redrawn_store
 
@@ -67,10 +67,13 @@ def redrawn_record(run: Path, class_names: tuple[str, ...], audit: Mapping[str, 
     }
 
 
-def without_copies(run: Path, store: SyntheticStore, table: pa.Table) -> tuple[pa.Table, frozenset[str]]:
+def without_copies(
+    run: Path, store: SyntheticStore, table: pa.Table, grown: Collection[str] = ()
+) -> tuple[pa.Table, frozenset[str]]:
     """A table of a run's images as `store.table` has it, without those that copy a training image.
 
-    In their place what was drawn again and passed, with the names of these, which lie in RUN/redrawn. The table as it
+    In their place what was drawn again and passed, with the names of these, which lie in RUN/redrawn. `grown` are the
+    names of those that lie in RUN/grown, which are not drawn again. The table as it
     is where copies were not drawn again. Raises UsageError where nobody looked for copies in all of these images.
     """
     import pyarrow as pa
@@ -82,7 +85,8 @@ def without_copies(run: Path, store: SyntheticStore, table: pa.Table) -> tuple[p
     if not seen or audit["copies"]["n"] < len(table):  # an audit may have been of a part of them
         raise UsageError(f"{run}: not all images were compared with the training images. `dinv train {run}` does it.")
     copies = {pair["file"] for pair in audit["pairs"]}
-    kept = table.filter([name not in copies for name in table["file_name"].to_pylist()])
+    files = table["file_name"].to_pylist()
+    kept = table.filter([(f"{GROWN}/{name}" if name in grown else name) not in copies for name in files])
     later = redrawn_store(run, store.class_names)
     if not later.manifest.units():
         return kept, frozenset()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config.fidelity import FilterSettings
+from ...data.datasets import Splits
 from ...data.images import LabelledImages
 from ...data.soft_labels import SoftLabels
 from ...engine.frozen_settings import freeze_settings, settings_file
@@ -23,6 +24,7 @@ from ...engine.ledger import Ledger
 from ...engine.lock import briefly
 from ...engine.progress import track
 from ...errors import ConfigMismatchError, DataError, UsageError
+from ...generator.device import resolve_device
 from ...generator.generator import Generator
 from ...invert.embeddings import read_embeddings
 from ...sample.sampling import stale_files
@@ -33,10 +35,10 @@ from ...train.fidelity import replaced, rivals
 from ...train.store import ClassifierStore
 from ..drawn_with import generator_of, sampling_of
 from ..layout import FIDELITY_FILE, REDRAWN
-from ..methods import method_of
+from ..methods import images_made, method_of, sources_of_images
 from ..report.image_records import JudgeRecord
 from ..strengths import strengths_for
-from .copies import CopyGate
+from .copies import CopyGate, copy_gate, recorded_copies
 from .judging import Judges, Opinion
 from .redraw import Faults, draw_again, redrawn_store
 
@@ -75,6 +77,31 @@ def judges_for(run: Path, real: LabelledImages, settings: FilterSettings, device
     if method_of(run).again is not None:
         raise UsageError(f"--filter {settings.filter}: {run} has no learned vectors. Use --filter off.")
     return Judges(real, device)
+
+
+def trained_on(
+    run: Path,
+    class_names: tuple[str, ...],
+    splits: Callable[[], Splits],
+    device: str = "auto",
+    generator: Generator | None = None,
+) -> Material:
+    """The synthetic images that a run trains on: what was drawn and grown, with what it recorded to put in the place
+    of some (`filtered`).
+
+    What is lacking of that is judged, looked for and drawn now. `splits` loads the run's images, where they are needed.
+    Call it inside `run_lock`. Raises as `filtered` and `copy_gate`, UsageError where stage 2 is not finished.
+    """
+    made = Material(images_made(run, class_names), sources_of_images(run, class_names))
+    settings, copies = recorded_filter(run), recorded_copies(run)
+    if settings.filter == "off" and copies is None:
+        return made
+    images, side, where = splits(), made.synthetic.size, resolve_device(device)
+    if copies is not None:
+        copies = copies.model_copy(update={"device": str(where)})
+    judges = judges_for(run, images.train.resized(side), settings, where)
+    gate = copy_gate(run, copies, images, side)
+    return filtered(run, lambda: made, settings, judges, generator, gate) or made
 
 
 def filtered(

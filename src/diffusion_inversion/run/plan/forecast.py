@@ -18,12 +18,15 @@ from ...generator.generator import Generator
 from ...invert.embeddings import EmbeddingStore
 from ...invert.inversion import unit_size
 from ...invert.optimisation import curve_steps
-from ...sample.synthetic import SyntheticStore
+from ...sample.balance import counts_of
+from ...sample.synthetic import SyntheticStore, job_name
 from ...train.classifiers import choose_architecture
 from ...train.evaluation import OWN_SIZE
 from ...train.recipes import resolve
 from ...train.store import ClassifierStore
-from ..layout import COARSENESS_FILE, RECONSTRUCTIONS_FILE, RUN_FILE
+from ..balancing import values_of_run
+from ..images import read_record
+from ..layout import COARSENESS_FILE, GROWN, RECONSTRUCTIONS_FILE, RUN_FILE
 from ..replicates import Replicate
 from ..room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
 from ..strengths import PROBE_STEPS, PROBES, ROUNDS, left_to_search
@@ -45,6 +48,7 @@ class Left:
     reports: int
     searched: int = 0  # images whose noise strength is to be found
     online: int = 0  # synthetic images that are drawn while classifiers train
+    grown: int = 0  # images of `dinv grow`, which are there and are trained on
 
     def __add__(self, other: Left) -> Left:
         return Left(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -57,9 +61,7 @@ class Left:
 def left(plan: Replicate, images: int, *, own: bool) -> Left:
     """What is missing in the folder of a run or replicate of so many training images; all where there is none."""
     run, ledger = plan.folder, Ledger(plan.folder)
-    variants = images * plan.sample.variants
-    drawn = sum(unit["count"] for unit in SyntheticStore(run, ()).manifest.units().values())
-    missing = max(variants - drawn, 0)
+    missing = _undrawn(plan, images)
     trained = {(unit["arm"], unit["seed"]) for unit in ClassifierStore(run).manifest.units().values()}
     asked = [(arm, seed) for seed in plan.train.seeds for arm in (*plan.train.arms, *([OWN_SIZE] if own else []))]
     lacking = [arm for arm, seed in asked if (arm, seed) not in trained]
@@ -73,7 +75,20 @@ def left(plan: Replicate, images: int, *, own: bool) -> Left:
         reports=int(not ledger.holds(RUN_FILE)),
         searched=left_to_search(run, plan.sample, images),
         online=images * max(plan.train.online - plan.sample.variants, 0) if lacking else 0,
+        grown=sum(unit["count"] for unit in SyntheticStore(run, (), GROWN).manifest.units().values()),
     )
+
+
+def _undrawn(plan: Replicate, images: int) -> int:
+    """How many variants are missing: of the counts that are asked for, where a run was begun with others."""
+    there = {job for unit in SyntheticStore(plan.folder, ()).manifest.units().values() for job in unit["ids"]}
+    record = read_record(plan.folder) if there else None
+    if record is None:
+        return images * plan.sample.variants
+    labels = dict(zip(record["train"]["ids"], record["train"]["labels"], strict=True))
+    counts = counts_of(labels, plan.sample, values_of_run(plan.folder, plan.sample))
+    wanted = (job_name(source, variant) for source, most in counts.items() for variant in range(most))
+    return sum(job not in there for job in wanted) + max(images - len(labels), 0) * plan.sample.variants
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,8 @@ def forecast(
     }
     shared = {name: value * _share(units[name], workers) if name in units else value for name, value in found.items()}
     disk = disk_bytes(todo, generator, invert, train, side)
-    pixels = len(splits.train) * sample.variants * 3 * side * side  # of a replicate; they are trained on from memory
+    trained_on = len(splits.train) * sample.variants + todo.grown  # of a replicate, from memory
+    pixels = trained_on * 3 * side * side
     return Forecast(shared, disk, steps.memory + pixels, workers)
 
 
@@ -173,7 +189,7 @@ def seconds(
     drawn = (todo.variants + todo.reconstructions) * steps.drawing + todo.reconstructions * steps.likeness
     probe = steps.drawing * min(PROBE_STEPS / sample.inference_steps, 1) + steps.likeness
     drawn += todo.searched * ROUNDS * PROBES * probe
-    amount = train.steps + _adversarial_steps(train, images, images * sample.variants)
+    amount = train.steps + _adversarial_steps(train, images, images * sample.variants + todo.grown)
     trained = todo.classifiers * (steps.setup + amount * steps.training + test * steps.testing)
     trained += todo.online * steps.drawing
     own = todo.own_classifiers * (steps.setup + amount * steps.own_training + test * steps.own_testing)

@@ -9,15 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...config.commands import AuditSettings
+from ...config.fidelity import OFF, FilterSettings
 from ...config.training import TrainSettings
 from ...config.tuning import Tuning
 from ...data.datasets import Splits
+from ...engine.disk import human
 from ...engine.lock import is_shared, say
 from ...engine.progress import duration
 from ...errors import UsageError
 from ...generator.generator import Generator
+from ..fidelity.redraw import TRIES
 from ..preview import EACH, Wanted, make
 from ..replicates import Replicate
+from ..room import png_bytes
 from .forecast import Forecast, Left, forecast, seconds, sum_left
 from .steps import Steps, time_steps
 from .time_limit import Amounts, record, recorded, said, within
@@ -25,6 +30,22 @@ from .time_limit import Amounts, record, recorded, said, within
 BUDGET = 4.0  # seconds that steps of one part are timed for, where a single one is not longer; there are five parts
 LONG = 300.0  # seconds of work from which on a run says what it will take
 MOST = 60.0  # seconds that a run looks first for, by the same forecast
+
+
+@dataclass(frozen=True)
+class Untimed:
+    """Work that is not in a forecast, since how much it is depends on what is drawn; no more than is said here."""
+
+    options: list[str]  # that ask for it
+    images: int  # that are drawn again at most, each `TRIES` times at most
+    seconds: float  # that this takes at most
+    disk: int  # bytes, likewise
+
+    def lines(self) -> list[str]:
+        """What to say of it."""
+        work = f"{duration(self.seconds)}, {human(self.disk)}"
+        most = f"up to {self.images:,} images, each up to {TRIES} times: up to {work}"
+        return [f"not in it: {', '.join(self.options)}{f' ({most})' if self.images else ''}"] if self.options else []
 
 
 @dataclass(frozen=True)
@@ -47,6 +68,16 @@ class Outlook:
         """What is missing of so much."""
         plans = [replace(plan, sample=amounts.sample, train=_seeded(plan.train, amounts)) for plan in self.plans]
         return sum_left(plans, len(self.splits.train), own=self.own is not None)
+
+    def untimed(
+        self, steps: Steps, amounts: Amounts, filtering: FilterSettings, audit: AuditSettings | None
+    ) -> Untimed:
+        """What a forecast has not of a run that looks for wrong labels and copies before it trains."""
+        copies = "off" if audit is None else audit.copies
+        asked = {"--filter": filtering.filter, "--copies": copies} if self.left(amounts).classifiers else {}
+        options = [f"{name} {how}" for name, how in asked.items() if how != "off"]
+        again = len(self.plans) * len(self.splits.train) * amounts.sample.variants if "redraw" in asked.values() else 0
+        return Untimed(options, again, TRIES * again * steps.drawing, again * png_bytes(self.side))
 
     def time(self, amounts: Amounts, seconds: float) -> Steps:
         """Do real steps, of each part for so many seconds; see `time_steps`."""
@@ -72,14 +103,16 @@ def begin(
     own: int | None,
     limit: float | None,
     tuning: Tuning,
-    untimed: Sequence[str] = (),
+    filtering: FilterSettings = OFF,
+    audit: AuditSettings | None = None,
     preview: Wanted | None = None,
 ) -> Amounts:
     """Say on stderr what the run will take where that is long, and return its settings, within `limit` seconds.
 
     Without a limit a first look at two images decides whether the steps are timed in earnest; whatever goes wrong
-    there, the run goes on. `untimed` are options whose work no plan has. With `preview` it says so in any case, and a
-    run that has no vector yet is looked at first, where that takes no longer than a minute. Call it inside `run_lock`.
+    there, the run goes on. `filtering` and `audit` ask for work that no plan has. With `preview` it says so in any
+    case, and a run that has no vector yet is looked at first, where that takes no longer than a minute. Call it inside
+    `run_lock`.
     Raises as `within` and `recorded` do, and UsageError for a limit in a shared run or beside a choice of settings
     whose time has no end.
     """
@@ -87,7 +120,7 @@ def begin(
     run, asked = plans[0].folder, outlook.asked
     if limit is None:
         if not outlook.left(asked).nothing:
-            _foretell(outlook, untimed, preview)
+            _foretell(outlook, filtering, audit, preview)
         return asked
     if is_shared(run):
         raise UsageError(
@@ -102,7 +135,8 @@ def begin(
         gone = process_age() + (tuning.seconds or 0.0)
         chosen = within(limit, asked, lambda amounts: outlook.forecast(steps, amounts).total, gone=gone)
         record(run, limit, asked, chosen, **also)
-        lines = [*outlook.forecast(steps, chosen).lines(), *_left_out(untimed)]
+        also_done = outlook.untimed(steps, chosen, filtering, audit)
+        lines = [*outlook.forecast(steps, chosen).lines(), *also_done.lines()]
         _say(lines)
         say({"plan_ends": time.time() + outlook.forecast(steps, chosen).total})
         _look_first(outlook, chosen, steps, preview, lines)
@@ -110,12 +144,13 @@ def begin(
     return chosen
 
 
-def _foretell(outlook: Outlook, untimed: Sequence[str], preview: Wanted | None) -> None:
+def _foretell(outlook: Outlook, filtering: FilterSettings, audit: AuditSettings | None, preview: Wanted | None) -> None:
     try:
         steps = outlook.time(outlook.asked, 0.0)
         if long := outlook.forecast(steps, outlook.asked).total >= LONG:
             steps = outlook.time(outlook.asked, BUDGET)
-        lines = [*outlook.forecast(steps, outlook.asked).lines(), *_left_out(untimed)]
+        also_done = outlook.untimed(steps, outlook.asked, filtering, audit)
+        lines = [*outlook.forecast(steps, outlook.asked).lines(), *also_done.lines()]
     except Exception as error:  # whatever it is, the run can do without
         _say([f"how long this will take is not known: {str(error).partition(chr(10))[0]}"])
         return
@@ -143,10 +178,6 @@ def _look_first(outlook: Outlook, amounts: Amounts, steps: Steps, preview: Wante
         _say([f"none: {str(error).partition(chr(10))[0]}"], "preview")
         return
     _say([f"{preview.files[0]} (and {preview.files[1].name}): Ctrl-C stops, --no-preview leaves it out"], "preview")
-
-
-def _left_out(untimed: Sequence[str]) -> list[str]:
-    return [f"not in it: {', '.join(untimed)}"] if untimed else []
 
 
 def _say(lines: Sequence[str], what: str = "plan") -> None:

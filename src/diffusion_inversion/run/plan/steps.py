@@ -28,6 +28,7 @@ from ...generator.generator import Generator
 from ...generator.safety import load_safety_checker
 from ...invert.inversion import guesses, most_at_once
 from ...invert.optimisation import gradient_checkpointing, invert_batch
+from ...invert.slots import slots_for
 from ...randomness import generator_for
 from ...sample.denoising import denoise
 from ...sample.png import encode_png
@@ -159,11 +160,15 @@ def _stage1(
     update = {"steps": _CURVE, "keep_steps": (), "eval_draws": 1, "grouping": "independent"}
     probe = settings.model_copy(update=update)
     batch = images.subset(range(count))
-    clock = _Clock(generator.device, 2 * STEPS)
     pixels = to_model_range(batch.resized(resolution).images)
     initial = guesses(batch, pixels, generator, probe)
-    with suppress(_Enough):
-        invert_batch(generator, pixels, initial, batch.ids, probe, clock)
+    slots = slots_for(generator, settings)
+    for _ in range(1 if slots is None else 3):  # on a GPU work is recorded first
+        clock = _Clock(generator.device, 2 * STEPS)
+        with suppress(_Enough):
+            invert_batch(generator, pixels, initial, batch.ids, probe, clock, slots=slots)
+    if slots is not None:
+        slots.release()
     step = fmean(clock.spans[1::2])
     evaluation = max(fmean(clock.spans[2::2]) - step, 0.0)
     return max(clock.spans[0] - step - evaluation, 0.0) / count, evaluation / count, step / count
@@ -179,9 +184,10 @@ def _stage2(
     vectors = torch.randn(count, tokens, generator.text_width, generator=stream)
     guided = any(scale != 1 for scale in settings.guidance_scales)
     scale = torch.full((count,), max(settings.guidance_scales))
-    clock = _Clock(generator.device, STEPS + 1)
-    with suppress(_Enough):
-        denoise(generator, noise, vectors, vectors, scale, settings.scheduler, settings.inference_steps, clock)
+    for _ in range(2 if generator.device.type == "cuda" else 1):
+        clock = _Clock(generator.device, STEPS + 1)
+        with suppress(_Enough):
+            denoise(generator, noise, vectors, vectors, scale, settings.scheduler, settings.inference_steps, clock)
     step = fmean(clock.spans[1:] or clock.spans)
     times = generator.scheduler(settings.scheduler, settings.inference_steps).timesteps.double()
     low, high = settings.guidance_interval

@@ -23,9 +23,12 @@ def script() -> tuple[Markup, Markup]:
     return Markup(text), Markup(f"'sha256-{digest}'")
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-    """A page of sections in HTML, with the report's style and script; its title is text, never markup."""
-    code, policy = script()
+def page(title: str, sections: Sequence[str], *, scripted: bool = True) -> str:
+    """A page of sections in HTML, with the report's style and its script, which needs the section of the images.
+
+    The title is text, never markup.
+    """
+    code, policy = script() if scripted else (None, "'none'")
     made = [Markup(section) for section in sections if section]
     return str(fill("page.html", title=title, style=style(), script=code, policy=policy, sections=made))
 

@@ -18,11 +18,10 @@ def arm_colours(run: Mapping[str, Any]) -> dict[str, int]:
     return {arm: place % COLOURS for place, arm in enumerate(run["arms"])}
 
 
-def differences(run: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]) -> Markup | None:
+def differences(colours: Mapping[str, int], comparisons: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Each arm's difference to its baseline in points with its interval, and a line at zero; None without any."""
     if not comparisons:
         return None
-    colours = arm_colours(run)
     rows = []
     for compared in comparisons:
         ends = _in_percent(compared["low"], compared["high"])
@@ -42,27 +41,41 @@ def differences(run: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]
     return chart(rows, along, f"Difference in points: {_spoken(rows)}", level=0.0)
 
 
+def scored(run: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
+    """What an arm scored (`MeasureRecord`), in the measure of the run's verdict: accuracy, or balanced accuracy."""
+    record = run["arms"][arm]
+    if run["verdict"].get("measure") == "balanced accuracy":
+        found: Mapping[str, Any] = record["balanced_accuracy"]
+        return found
+    return {"values": record["accuracies"], "mean": record["mean"], "std": record["std"]}
+
+
 def accuracies(run: Mapping[str, Any]) -> Markup:
     """What each arm scored in %, one dot each, and the mean with one standard deviation to either side below.
 
     In the verdict's measure: accuracy, or balanced accuracy.
     """
-    colours, rows = arm_colours(run), []
-    measure = run["verdict"].get("measure", "accuracy")
-    for arm, record in run["arms"].items():
-        plain = {"values": record["accuracies"], "mean": record["mean"], "std": record["std"]}
-        found = record["balanced_accuracy"] if measure == "balanced accuracy" else plain
-        mean, std = 100 * found["mean"], found["std"]
-        rows.append(
-            Row(
-                name=_name(arm),
-                numbers=accuracy(found["mean"], std, record["n"]),
-                colour=colours[arm],
-                mean=mean,
-                dots=tuple(100 * value for value in found["values"]),
-                interval=None if std is None else (max(mean - 100 * std, 0.0), min(mean + 100 * std, 100.0)),
-            )
-        )
+    colours = arm_colours(run)
+    rows = [accuracy_row(run, arm, arm, colours[arm]) for arm in run["arms"]]
+    return accuracy_chart(rows, run["verdict"].get("measure", "accuracy"))
+
+
+def accuracy_row(run: Mapping[str, Any], arm: str, name: str, colour: int) -> Row:
+    """An arm of a run as a row of `accuracy_chart`."""
+    found = scored(run, arm)
+    mean, std = 100 * found["mean"], found["std"]
+    return Row(
+        name=_name(name),
+        numbers=accuracy(found["mean"], std, run["arms"][arm]["n"]),
+        colour=colour,
+        mean=mean,
+        dots=tuple(100 * value for value in found["values"]),
+        interval=None if std is None else (max(mean - 100 * std, 0.0), min(mean + 100 * std, 100.0)),
+    )
+
+
+def accuracy_chart(rows: Sequence[Row], measure: str) -> Markup:
+    """The rows on one axis, which does not begin at 0."""
     shown = [value for row in rows for value in (row.mean, *row.dots, *(row.interval or ()))]
     return chart(rows, axis(shown, within=(0, 100)), f"Test {measure}: {_spoken(rows)}", unit=" %")
 

@@ -49,6 +49,7 @@ class InvertRecord(TypedDict):
 class SampleRecord(TypedDict):
     seconds: float
     images: int
+    grown: NotRequired[int]  # those that `dinv grow` added beside them
 
 
 class TrainRecord(TypedDict):

@@ -25,12 +25,12 @@ Section = Callable[[Mapping[str, Any], ReportImages], str]
 
 def _verdict(run: Mapping[str, Any], _: ReportImages) -> str:
     """The heading of the page, the verdict in a sentence, and the differences that it rests on."""
-    return fill("parts/verdict.html", run=run, plot=differences(run, run["verdict"]["comparisons"]))
+    return fill("parts/verdict.html", run=run, plot=differences(arm_colours(run), run["verdict"]["comparisons"]))
 
 
 def _accuracy(run: Mapping[str, Any], _: ReportImages) -> str:
     beside = [run["verdict"]["shrinking"], *run["verdict"]["beside"]] if "beside" in run["verdict"] else []
-    return fill("parts/accuracy.html", run=run, plot=accuracies(run), beside=differences(run, beside))
+    return fill("parts/accuracy.html", run=run, plot=accuracies(run), beside=differences(arm_colours(run), beside))
 
 
 def _classes(run: Mapping[str, Any], _: ReportImages) -> str:

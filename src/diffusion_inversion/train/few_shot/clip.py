@@ -32,7 +32,7 @@ class Clip:
 
     @classmethod
     def load(cls, source: str, device: torch.device, revision: str | None = None) -> Clip:
-        """Load a local folder or a hub id (downloaded; safetensors only; pin it by `revision`).
+        """Load `mini-clip`, a local folder or a hub id (downloaded; safetensors only; pin it by `revision`).
 
         Raises UsageError where it is not there, cannot be fetched, is a pickle, or is no CLIP.
         """

@@ -16,11 +16,12 @@ from torch import Tensor
 from ...engine.hub import model_folder
 from ...engine.untrusted import FLOATS, TensorSpec, read_header, read_tensors, shown, specs_of
 from ...errors import DataError, UsageError
-from ...generator.checkpoints import MAX_BLOCKS, MAX_TOKENIZER_FILE, MAX_WEIGHTS, TEXT_KEYS, read_config
+from ...generator.checkpoints import EMBEDDED, MAX_BLOCKS, MAX_TOKENIZER_FILE, MAX_WEIGHTS, TEXT_KEYS, read_config
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
 
+MINI_CLIP = EMBEDDED / "mini-clip"
 WEIGHTS = "model.safetensors"
 WORDS = "words.json"  # of a CLIP that knows few: the words that it was taught, as `words_of` gives them
 _FILES = ("config.json", WEIGHTS, "preprocessor_config.json", "processor_config.json", WORDS)
@@ -37,7 +38,18 @@ _POSITION_IDS = "embeddings.position_ids"  # no weights; files of 2022 have them
 
 
 def locate(source: str, revision: str | None) -> Path:
-    """The local folder of a CLIP; hub ids are downloaded, safetensors, configs and tokenizer only."""
+    """The local folder of a CLIP, `mini-clip` the embedded one; of hub ids safetensors, configs and tokenizer only.
+
+    Raises UsageError where it is not there.
+    """
+    if source == MINI_CLIP.name:
+        if not (MINI_CLIP / WEIGHTS).is_file():
+            here = f" For the folder here give --clip ./{source}." if Path(source).is_dir() else ""
+            raise UsageError(
+                f"--clip {source}: its weights are not in this package ({MINI_CLIP}). Make them by `dinv pretrain "
+                f"--stage clip --corpus CORPUS` and give --clip pretraining/{source}.{here}"
+            )
+        return MINI_CLIP
     return model_folder("--clip", source, (*_FILES, *_TOKENIZER), "or give a local folder", revision)
 
 
