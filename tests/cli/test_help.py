@@ -86,8 +86,8 @@ def test_every_option_is_on_the_whole_page_and_those_that_matter_first_on_the_sh
     assert f"{left} more options: dinv run --help-all" in short
     titles = [line for line in whole.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert titles == [
-        "Arguments:", "Data:", "Generator:", "Stage 1 (invert):", "Stage 2 (sample):", "Training and test:", "Options:",
-        "Examples:",
+        "Arguments:", "Data:", "Generator:", "Stage 1 (invert):", "Stage 2 (sample):", "Training and test:", "Workers:",
+        "Options:", "Examples:",
     ]  # fmt: skip
 
 

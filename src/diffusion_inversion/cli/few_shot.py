@@ -11,10 +11,12 @@ import typer
 from .command import command_line, data_settings, hold
 from .given import Fields, Given, words
 from .options import Join
+from .workers import by_workers
 
 if TYPE_CHECKING:
     from ..config.few_shot import FewShotSettings
     from ..config.settings import DataSettings, GeneratorSettings
+    from ..config.working import WorkerSettings
 
 Source = Annotated[
     "Given[DataSettings]",
@@ -57,6 +59,7 @@ def few_shot(
     source: Source,
     where: Annotated[Given[GeneratorSettings], Fields(only=("revision", "device"))],
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Learn from a few images of each class of DATA with a frozen CLIP, with and without synthetic images."""
     from ..data.datasets import load_splits
@@ -74,6 +77,8 @@ def few_shot(
     given = [part for text in with_ or ["none"] for part in ([text] if Path(text).exists() else words(text) or ())]
     additions = parse_additions(given)
     folder = out or Path("runs") / f"few-shot-{Path(data.data.rpartition(':')[2]).stem or 'data'}"
+    if (done := by_workers(working, folder)) is not None:
+        return done
     loaded = Clip.load(clip, resolve_device(computing.device), computing.revision)
     splits = load_splits(
         data.data, test=data.test, size=data.size, test_limit=data.test_limit, holdout=data.holdout, seed=data.seed,

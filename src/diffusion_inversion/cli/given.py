@@ -222,9 +222,9 @@ def options(function: Make) -> tuple[list[inspect.Parameter], Callable[[Mapping[
 
     Each parameter of type `Given[Model]`, which `Fields` may narrow, becomes the options of the model's fields.
     """
-    from ..config import commands, few_shot, fidelity, growing, planning, sampling, settings, training
+    from ..config import commands, few_shot, fidelity, growing, planning, sampling, settings, training, working
 
-    models_of = (settings, sampling, fidelity, training, commands, few_shot, growing, planning)
+    models_of = (settings, sampling, fidelity, training, commands, few_shot, growing, planning, working)
     known = {name: one for module in models_of for name, one in vars(module).items()} | {"Given": Given}
     hints = get_type_hints(function, localns=known, include_extras=True)
     own: dict[str, inspect.Parameter] = {}

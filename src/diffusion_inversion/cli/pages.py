@@ -21,6 +21,7 @@ SECTIONS = {
     "SampleSettings": "Stage 2 (sample)",
     "PromptSettings": "With --prompts",
     "TrainSettings": "Training and test",
+    "WorkerSettings": "Workers",
 }
 FIRST = {
     "--out", "--preset", "--replicates", "--tune", "--restart", "--json", "--help", "--help-all", "--test", "--limit",
@@ -29,7 +30,7 @@ FIRST = {
     "--k", "--pool", "--clip", "--extractor", "--sentences", "--shots", "--methods", "--with", "--stage",
     "--minutes", "--corpus", "--unet-samples", "--real", "--generated", "--filter", "--copies", "--time-limit",
     "--price", "--images", "--stronger", "--preview", "--log-to", "--to", "--online", "--target-gain", "--arm",
-    "--abstain-below", "--dry-run",
+    "--abstain-below", "--dry-run", "--workers",
 }  # fmt: skip
 EXAMPLES = {
     "preview": ("dinv preview photos", "dinv preview photos --images 12 --stronger 5 --out looks/photos.png"),
@@ -41,7 +42,7 @@ EXAMPLES = {
         "dinv run photos --tune interpolation=0.1,0.4 --tune-seconds 3600",
         "dinv run hf:user/name --preset paper --generator models/stable-diffusion --device cuda",
     ),
-    "invert": ("dinv invert photos --out runs/photos", "dinv invert photos --out runs/photos --join"),
+    "invert": ("dinv invert photos --out runs/photos", "dinv invert photos --out runs/photos --workers 4"),
     "sample": (
         "dinv sample runs/photos --variants 20",
         "dinv sample runs/photos --restart --interpolation 0.4",

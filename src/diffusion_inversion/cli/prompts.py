@@ -10,10 +10,12 @@ import typer
 from ..errors import UsageError
 from .command import hold, load
 from .given import Given
+from .workers import by_workers
 
 if TYPE_CHECKING:
     from ..config.sampling import PromptSettings
     from ..config.settings import GeneratorSettings
+    from ..config.working import WorkerSettings
 
 Prompts = Annotated[
     str | None,
@@ -35,6 +37,7 @@ def draw(
     given: Given[PromptSettings],
     restart: bool,
     join: bool,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Draw from prompts into `out`."""
     from ..run.forget import follow
@@ -48,6 +51,8 @@ def draw(
         raise UsageError(f"--classes-of {classes_of}: not a run folder (data.json is missing).")
     texts = read_prompts(prompts, record["class_names"] if record else ())
     settings = given.settings()
+    if (done := by_workers(working, out, restart)) is not None:
+        return done
     loaded = load(where.settings())
     _, side = check(loaded, settings, out)
     with hold(out, join, restart):

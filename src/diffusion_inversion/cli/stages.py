@@ -25,6 +25,7 @@ from .options import (
 )
 from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
+from .workers import by_workers
 
 if TYPE_CHECKING:
     from ..config.commands import AuditSettings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..config.sampling import PromptSettings, SampleSettings
     from ..config.settings import DataSettings, GeneratorSettings, InvertSettings, Settings
     from ..config.training import TrainSettings
+    from ..config.working import WorkerSettings
     from ..run.preview import Wanted
 
 Recorded = Annotated[
@@ -49,6 +51,7 @@ def invert(
     inverting: Given[InvertSettings],
     logging: Given[LogSettings],
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Stage 1: learn one conditioning vector per image of DATA."""
     from ..run.coarseness import coarseness
@@ -61,7 +64,9 @@ def invert(
     chosen = data_settings(source)
     require_place(out, chosen.data, chosen.test)
     settings = inverting.settings(preset, of=data)
-    logs = _logs(logging, join)
+    logs = _logs(logging, join or bool(working.values))
+    if (done := by_workers(working, out)) is not None:
+        return done
     loaded = load(where.settings())
     with hold(out, join):
         splits = open_splits(out, chosen)
@@ -92,6 +97,7 @@ def sample(
     logging: Given[LogSettings],
     restart: Restart = False,
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Stage 2: draw variants around the learned vectors of RUN. With --prompts: draw from prompts instead."""
     from ..invert.embeddings import read_embeddings
@@ -107,17 +113,19 @@ def sample(
         unused += logging.flags().values()
         if unused:
             raise UsageError(f"{', '.join(unused)}: of learned vectors; leave out with --prompts.")
-        return draw(run, prompts, classes_of, where, prompting, restart, join)
+        return draw(run, prompts, classes_of, where, prompting, restart, join, working)
     if classes_of is not None:
         raise UsageError("--classes-of: goes with --prompts; vectors have their classes.")
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder. Start with `dinv invert DATA --out {run}`.")
     settings = whole(sampling.settings(preset, of=recorded_data(run)))
-    logs = _logs(logging, join)
+    logs = _logs(logging, join or bool(working.values))
     chosen = where.settings()
     if "generator" not in where.values:
         recorded, revision = inverted_with(run)
         chosen = chosen.model_copy(update={"generator": recorded, "revision": chosen.revision or revision})
+    if (done := by_workers(working, run, restart)) is not None:
+        return done
     loaded = load(chosen)
     with (
         hold(run, join, restart),
@@ -153,6 +161,7 @@ def train(
     logging: Given[LogSettings],
     restart: Restart = False,
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
     from ..run.attributes import attributes_of
@@ -162,7 +171,9 @@ def train(
     from ..run.stages import forewarn, train_stage
 
     settings = training.settings(preset, of=recorded_data(run))
-    device, logs = where.settings().device, _logs(logging, join)
+    device, logs = where.settings().device, _logs(logging, join or bool(working.values))
+    if (done := by_workers(working, run, restart)) is not None:
+        return done
     with hold(run, join, restart):
         splits = open_splits(run)
         tested_by = attributes_of(run, splits, absolute_file(attributes))
@@ -200,6 +211,7 @@ def run(
     preview: Preview = True,
     logging: Given[LogSettings],
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
     from ..config.tuning import read_tuning
@@ -213,7 +225,9 @@ def run(
     folder = out or default_folder(chosen.data)
     require_place(folder, chosen.data, chosen.test)
     invert, sample, train = settings_of_a_run(preset, data, inverting, sampling, training)
-    logs = _logs(logging, join)
+    logs = _logs(logging, join or bool(working.values))
+    if (done := by_workers(working, folder)) is not None:
+        return done
     look = first_look(folder) if preview and is_watched() else None
     with hold(folder, join):
         record = run_all(

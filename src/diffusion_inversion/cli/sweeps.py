@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .command import command_line, hold, load
+from .given import Given
 from .options import DeviceAndType, Join
+from .workers import by_workers
+
+if TYPE_CHECKING:
+    from ..config.working import WorkerSettings
 
 
 def sweep(
@@ -24,6 +29,7 @@ def sweep(
     ] = None,
     where: DeviceAndType,
     join: Join = False,
+    working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Run an experiment file: every combination of its settings, each stage once for all that share it."""
     from ..data.problems import aligned
@@ -32,6 +38,8 @@ def sweep(
 
     plan = read_plan(file, data, test, replicates)
     folder = out or Path("sweeps")
+    if (done := by_workers(working, folder)) is not None:
+        return done
     named = {"generator": generator or plan.generator, "revision": None if generator else plan.revision}
     loaded = load(where.settings().model_copy(update=named))
     with hold(folder, join):

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import ConfigMismatchError, DiskError, LockedError
 from .redaction import redact
-from .store import disk_errors, remove_partials
+from .store import disk_errors, guarded, remove_partials
 
 LOCK_NAME, CLAIMS = ".lock", ".claims"
 _PATIENCE = 3.0  # seconds
@@ -157,11 +157,42 @@ def is_shared(folder: Path) -> bool:
     return hold is not None and bool(hold.record["shared"])
 
 
+class TakenOverError(LockedError):
+    """A claim was lost while its owner lived, so another process may have it by now."""
+
+
 @contextmanager
 def claim(folder: Path, name: str) -> Iterator[bool]:
-    """Hold one unit of work of a shared run until the block ends; yield whether no other process has it."""
+    """Hold one unit of work of a shared run until the block ends; yield whether no other process has it.
+
+    A claim has no clock: it ends with its process, however that ends. It can be lost earlier where somebody deletes its
+    file, or a file server forgets its locks. What the block commits from then on is refused by TakenOverError, so
+    that the files of two processes never mix; between that look and a rename lies an instant that nothing guards.
+    """
+    path = folder / CLAIMS / name
     with _claim_file(folder, name) as descriptor:
-        yield _try_lock(descriptor, fcntl.LOCK_EX, folder / CLAIMS / name)
+        if not (_try_lock(descriptor, fcntl.LOCK_EX, path) and _is_at(descriptor, path)):
+            yield False
+            return
+
+        def require() -> None:
+            if not _is_at(descriptor, path):
+                raise TakenOverError(
+                    f"{path}: this claim was lost, because its file was deleted or its server forgot the lock, so "
+                    "another process may do the same work. Nothing more of it is written here."
+                )
+
+        with guarded(require):
+            yield True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one at a path; a file server that lost its lock fails the read (EIO)."""
+    try:
+        os.pread(descriptor, 1, 0)
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic asks for it before Python 3.
 
 from ..errors import ConfigMismatchError, DataError, LockedError, UsageError
 from .faults import fault_point
-from .store import commit_bytes, disk_errors, sync_folder
+from .store import ask_guards, commit_bytes, disk_errors, sync_folder
 from .untrusted import check_record
 
 NAME = "manifest.jsonl"
@@ -149,6 +149,7 @@ class Manifest:
             with os.fdopen(descriptor, "rb+", buffering=0) as file:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)  # until the file is closed
                 self._refresh()
+                ask_guards()
                 file.truncate(self._end)
                 file.seek(self._end)
                 written = file.write(line)

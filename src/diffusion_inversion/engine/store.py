@@ -18,6 +18,7 @@ from .faults import fault_point
 PARTIAL_PREFIX = ".partial-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+_guards: list[Callable[[], None]] = []  # asked before anything gets its name
 _SYNCS = 8  # files that are synced at once: the journal takes several in one commit
 
 
@@ -48,6 +49,22 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def guarded(may_write: Callable[[], None]) -> Iterator[None]:
+    """Ask `may_write`, which raises where the answer is no, before each rename and each record in the block."""
+    _guards.append(may_write)
+    try:
+        yield
+    finally:
+        _guards.remove(may_write)
+
+
+def ask_guards() -> None:
+    """Raise what a guard raises; see `guarded`."""
+    for may_write in list(_guards):
+        may_write()
+
+
 def sync_folder(folder: Path) -> None:
     """Make a new name in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -75,6 +92,7 @@ def commit_file(path: Path, write: Callable[[Path], None], before_rename: Callab
         fault_point("written")
         digest = _sync_and_hash(partial, mode)
         fault_point("synced")
+        ask_guards()
         if before_rename is not None:
             before_rename(digest)
         os.replace(partial, path)
@@ -106,6 +124,7 @@ def commit_many(files: Mapping[Path, bytes]) -> dict[Path, str]:
         with ThreadPoolExecutor(_SYNCS) as pool:
             list(pool.map(_sync, partials.values()))
         fault_point("synced")
+        ask_guards()
         for path, partial in partials.items():
             os.replace(partial, path)
         fault_point("renamed")

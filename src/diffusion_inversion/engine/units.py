@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .lock import claim, is_shared, same_jobs
+from .lock import TakenOverError, claim, is_shared, same_jobs
 from .manifest import Manifest
 from .signals import finishing
 
@@ -71,8 +72,12 @@ def _share(
                 known = len(records)
                 if not mine or not done.isdisjoint(unit):
                     continue
-                with finishing():
-                    do(unit)
+                try:
+                    with finishing():
+                        do(unit)
+                except TakenOverError as error:  # whoever has it now commits it; the next plan shows
+                    print(f"warning: {error}", file=sys.stderr, flush=True)
+                    break
                 worked = True
         if not worked:
             time.sleep(_POLL)
