@@ -1,7 +1,8 @@
 """Judge the claims of published sweeps again, all pages together, where their predictions are gone.
 
 Command:  python benchmarks/judge_claims.py docs/results/*.csv
-Reads:    <name>.csv, with the accuracy of every seed, and the claims of experiments/<name>.toml.
+Reads:    <name>.csv, with the accuracy of every seed, and the claims of <name>.toml beside it: the experiment as it was
+          when the page was made, whatever experiments/<name>.toml has become since.
 Writes:   the section "Claims" of <name>.md beside it; of docs/results.md the last cell of the table's row that links to
           that page, and what stands between the marks. The column "first published" is kept as it is.
 Method:   `diffusion_inversion.sweep.claims`. The error by the choice of test images needs predictions. Its bound: of n
@@ -179,7 +180,7 @@ def counted(entries: Sequence[Entry]) -> str:
 def main(files: Sequence[Path]) -> None:
     found: list[tuple[str, ClaimRecord]] = []
     for file in files:
-        plan = read_plan(ROOT / "experiments" / f"{file.stem}.toml", data="cifar10")
+        plan = read_plan(file.with_suffix(".toml"), data="cifar10")
         with file.open(encoding="utf-8", newline="") as opened:
             found += [(file.stem, claim) for claim in claims(plan, list(csv.DictReader(opened)))]
     judged = iter(judge_together([one for one in found if one[1].of == "accuracy"]))

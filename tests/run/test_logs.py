@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.config.planning import LogSettings
+from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import UsageError
@@ -31,11 +32,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench.build(tmp_path_factory.mktemp("bench"))
 
 
-def run(bench: Bench, folder: Path, logs: LogSettings = TO) -> dict[str, Any]:
+def run(bench: Bench, folder: Path, logs: LogSettings = TO, sample: SampleSettings = SAMPLE) -> dict[str, Any]:
     with run_lock(folder):
         return dict(
             run_all(
-                folder, DataSettings(data=str(bench.data)), bench.generator(), invert=INVERT, sample=SAMPLE,
+                folder, DataSettings(data=str(bench.data)), bench.generator(), invert=INVERT, sample=sample,
                 train=TRAIN.model_copy(update={"steps": 4}), command="dinv run", logs=logs, own_size=False,
             )
         )  # fmt: skip
@@ -121,6 +122,19 @@ def test_single_stages_log_what_a_run_logs(bench: Bench, tmp_path: Path) -> None
         assert refused.exit_code == 2 and "--log-to --join" in refused.stderr
     prompted = dinv("sample", tmp_path / "p", "--prompts", tmp_path / "words.csv", *to)
     assert prompted.exit_code == 2 and "--log-to: of learned vectors" in prompted.stderr
+
+
+def test_classifiers_that_are_trained_anew_are_logged_anew(bench: Bench, tmp_path: Path) -> None:
+    folder, more = tmp_path / "run", SAMPLE.model_copy(update={"variants": SAMPLE.variants + 1})
+    records = [run(bench, folder), run(bench, folder, sample=more)]  # images are added: all arms are trained anew
+    run(bench, folder, sample=more)  # and nothing is any more
+    found = scalars(events(tmp_path / "logs" / "run"))
+    for arm in records[0]["arms"]:
+        values = [value for _, value in found[f"test/accuracy {arm}"]]
+        measured = [one for record in records for one in record["arms"][arm]["accuracies"]]
+        assert values == pytest.approx(measured, abs=1e-6)
+    losses = [found[tag] for tag in found if tag.startswith("train/loss")]
+    assert losses and all([step for step, _ in one] == [1, 2, 3, 4] * 2 for one in losses)
 
 
 def test_a_program_that_is_not_installed_is_named_before_any_work(

@@ -23,7 +23,7 @@ class Log:
     """Logs to several trackers, or to none. A tracker that fails is left out from then on: the run goes on.
 
     What an earlier call of the same run logged is not logged again: its numbers would be the same. But for tags that
-    begin with one of `anew`, whose stage begins anew.
+    begin with one of `anew`, whose stage begins anew, and classifiers that are trained anew.
     """
 
     def __init__(self, trackers: Mapping[str, Tracker], prefix: str = "", anew: tuple[str, ...] = ()) -> None:
@@ -77,6 +77,13 @@ class Log:
         """Log the loss of a training step, of some 200 steps of all."""
         if step % max(steps // POINTS, 1) == 0 or step == steps:
             self.scalar(f"train/loss {arm} seed {seed}", loss, step)
+
+    def trained_anew(self, arm: str, seed: int) -> None:
+        """Log a classifier once more that an earlier call logged: it is trained anew, since there are other images."""
+        tags = (f"train/loss {arm} seed {seed}", f"test/accuracy {arm}", f"test/balanced accuracy {arm}")
+        whole = {self._prefix + tag for tag in tags}
+        for name, last in self._last.items():
+            self._last[name] = {tag: step for tag, step in last.items() if tag not in whole}
 
     def classifier(self, run: ArmRun, number: int) -> None:
         """Log what a classifier does on the test images; `number` counts those of its arm."""

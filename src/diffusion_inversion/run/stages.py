@@ -191,7 +191,6 @@ def train_stage(
         checked = replace(synthetic, confidence=torch.ones(len(synthetic)))
     arms = check_arms(real, checked, test, settings, own)
     tuning = prepared(None, None, settings) if tuning is None else tuning
-
     copies = recorded_copies(run) if copies is None else copies
     refuse_online(run, settings, filtering, tuning, copies)
     if filtering.filter != "off" and is_grown(run):
@@ -213,13 +212,15 @@ def train_stage(
         synthetic, material = kept.synthetic, lambda: kept
     settings = tune_training(run, real, material, settings, device, tuning)
     total = settings.steps * len(arms) * len(settings.seeds)
-    trained = len(ClassifierStore(run).manifest.units())
+    trained = {(one["arm"], one["seed"]) for one in ClassifierStore(run).manifest.units().values()}
     size = classifier_bytes(choose_architecture(settings.architecture, where))
-    _require_room(run, max(len(arms) * len(settings.seeds) - trained, 0), size, "classifiers")
+    _require_room(run, max(len(arms) * len(settings.seeds) - len(trained), 0), size, "classifiers")
     with timed(ClassifierStore(run).manifest), track("train", total, "steps", resolve(settings).batch_size) as advance:
         done: dict[tuple[str, int], int] = {}  # steps of each classifier, also those before a kill
 
         def on_step(arm: str, seed: int, step: int, loss: float) -> None:
+            if (arm, seed) in trained - done.keys():  # on other images
+                log.trained_anew(arm, seed)
             advance(step - done.get((arm, seed), 0))
             done[arm, seed] = step
             log.step(arm, seed, step, loss, settings.steps)
