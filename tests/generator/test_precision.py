@@ -73,6 +73,7 @@ def test_float16_needs_the_scaled_loss_where_gradients_are_small(checkpoint: Pat
     expected = exact(faint["float32"], z, eps, t, c)
     scale = loss_scale(faint["float16"], z)
     assert scale == 256.0 == z[0].numel() and loss_scale(faint["float16"], z, 1) == 16.0
+    assert loss_scale(faint["float16"], z[:1]) == 256.0, "of an image alone"
     assert loss_scale(faint["float32"], z) == 1.0
     with_scale = cosine(gradients(faint["float16"], z, eps, t, c, 4, scale)[1], expected)
     without = cosine(gradients(faint["float16"], z, eps, t, c, 4)[1], expected)

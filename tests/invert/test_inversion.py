@@ -15,7 +15,7 @@ from diffusion_inversion.errors import ConfigMismatchError, DataError, PartialEr
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import EmbeddingStore, read_embeddings
 from diffusion_inversion.invert.inversion import invert
-from diffusion_inversion.invert.objective import stage1_loss
+from diffusion_inversion.invert.objective import gradients, stage1_loss
 from diffusion_inversion.invert.optimisation import invert_batch
 
 SETTINGS = InvertSettings(steps=3, init="random", batch_size=2, eval_draws=2)
@@ -46,6 +46,10 @@ def test_gradient_equals_autograd_through_diffusers_own_loop(generator: Generato
     assert ours.grad is not None and theirs.grad is not None
     assert float(ours.grad.norm()) > 0
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+    for at_once, scale in ((1, 1.0), (2, 8.0), (3, 1.0), (4, 1.0)):
+        losses, found = gradients(generator, latents, noise, timesteps, c, at_once, scale)
+        torch.testing.assert_close(losses.sum(), loss.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found, theirs.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_only_c_changes_and_weights_stay_bit_for_bit(generator: Generator, tmp_path: Path) -> None:

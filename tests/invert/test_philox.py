@@ -64,6 +64,16 @@ def test_normal_numbers_have_the_moments_and_are_independent() -> None:
     assert float(lagged.abs().max()) < 5 / math.sqrt(count)
 
 
+def test_normal_numbers_are_box_and_mullers() -> None:
+    """Radius sqrt(-2 ln u) and angle 2 pi v, for u = 1/2, 1/8 and v in eighths: a number too many turns on shows."""
+    eighths = torch.arange(8)
+    halves, eights = torch.full((8,), 2**31), torch.full((8,), 2**29)
+    found = normals((halves, eighths << 29, eights, eighths << 29)).double().view(4, 8)
+    angle = eighths.double() * math.pi / 4
+    wanted = [math.sqrt(2 * math.log(1 / u)) * turn for u in (1 / 2, 1 / 8) for turn in (angle.cos(), angle.sin())]
+    torch.testing.assert_close(found, torch.stack(wanted), atol=1e-6, rtol=0)
+
+
 def test_the_ends_of_the_uniform_numbers_are_finite() -> None:
     ends = torch.tensor([0, 2**32 - 1])
     found = normals((ends, ends, ends.flip(0), ends))

@@ -103,6 +103,21 @@ def test_the_others_keep_their_bits(generator: Generator, near_the_edge: tuple[T
         assert torch.equal(found.null_losses[others], without.null_losses[others])
 
 
+@pytest.mark.parametrize(("start", "counted", "stopped"), [(torch.nan, [9], 0), (0.1, [3, 6], 1)])
+def test_nothing_more_is_computed_once_all_have_stopped(
+    generator: Generator, start: float, counted: list[int], stopped: int
+) -> None:
+    """The steps that are left of the first attempt are counted at once; the retries are not counted.
+
+    All stop at their start, or at the first step, which moves a token by rate * sqrt(32), above 1e6 in all attempts.
+    """
+    done: list[int] = []
+    settings = InvertSettings(steps=STEPS, learning_rate=9e6, weight_decay=0.0, eval_draws=2)
+    vectors = torch.full((3, 5, WIDTH), start)
+    found = invert_batch(generator, to_model_range(IMAGES.images), vectors, IMAGES.ids, settings, done.append)
+    assert done == counted and found.causes.tolist() == [3] * 3 and found.stopped.tolist() == [stopped] * 3
+
+
 class Cut(Exception):
     pass
 
