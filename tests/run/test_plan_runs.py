@@ -205,4 +205,6 @@ def test_dinv_plan_says_it_and_makes_nothing(bench: Bench, tmp_path: Path, monke
     unjudged = CliRunner().invoke(app, judged)
     assert unjudged.exit_code == 2 and "--filter drop or soft" in unjudged.stderr, "as `dinv run` says"
     assert CliRunner().invoke(app, [*judged, "--filter", "drop"]).exit_code == 0
+    online = CliRunner().invoke(app, [*map(str, options), "--online", "4"])
+    assert online.exit_code == 2 and "--online --copies redraw" in online.stderr, "as `dinv run` says"
     assert wrong.exit_code == 2 and "--time-limit 2 weeks: not a duration; give a number with its unit" in wrong.stderr

@@ -45,8 +45,10 @@ def plan(
     replicates: Replicates = 1,
 ) -> dict[str, Any]:
     """Say what `dinv run` with these options will take: time, disk, memory, cost. A few real steps are timed for it."""
+    from ..config.tuning import Tuning
     from ..run.balancing import check_balance, line
     from ..run.fidelity.stage import JUDGED
+    from ..run.online import refuse_online
     from ..run.plan.start import BUDGET, process_age
     from ..run.plan.time_limit import said, within
 
@@ -56,6 +58,7 @@ def plan(
         own_size=own_size, replicates=replicates, workers=asked.workers, judged=filters.filter in JUDGED,
     ) as outlook:  # fmt: skip
         amounts = outlook.asked
+        refuse_online(outlook.plans[0].folder, amounts.train, filters, Tuning(), copies, amounts.sample.balance)
         outlook.time(amounts, 0.0)  # as a run does, with all that is loaded or compiled at its first use
         start = process_age()
         steps = outlook.time(amounts, BUDGET)
