@@ -225,7 +225,11 @@ def run(
     folder = out or default_folder(chosen.data)
     require_place(folder, chosen.data, chosen.test)
     invert, sample, train = settings_of_a_run(preset, data, inverting, sampling, training)
-    logs = _logs(logging, join or bool(working.values))
+    logs, limit = _logs(logging, join or bool(working.values)), limiting.settings().time_limit
+    if working.values and (limit is not None or train.online):
+        raise UsageError(
+            "--workers: goes with neither --time-limit nor --online, which one process decides. Leave it out."
+        )
     if (done := by_workers(working, folder)) is not None:
         return done
     look = first_look(folder) if preview and is_watched() else None
@@ -233,7 +237,7 @@ def run(
         record = run_all(
             folder, chosen, load(where.settings()), invert=invert, sample=whole(sample), train=train,
             command=command_line(),
-            replicates=replicates, own_size=own_size, tuning=tuning, time_limit=limiting.settings().time_limit,
+            replicates=replicates, own_size=own_size, tuning=tuning, time_limit=limit,
             filtering=filtering.settings(), audit=auditing.settings(), attributes=absolute_file(attributes),
             preview=look, logs=logs,
         )  # fmt: skip
@@ -247,7 +251,9 @@ def _logs(logging: Given[LogSettings], join: bool) -> LogSettings:
     logs = logging.settings()
     require_trackers(logs.log_to)
     if logs.log_to and join:
-        raise UsageError("--log-to --join: several processes would write one log. Leave one of the two out.")
+        raise UsageError(
+            "--log-to --join or --workers: several processes would write one log. Leave one of the two out."
+        )
     return logs
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.ledger import Ledger
-from ..engine.lock import claim, is_shared, say
+from ..engine.lock import TakenOverError, claim, is_shared, say
 from ..errors import DataError
 
 _POLL = 1.0  # seconds between two looks at jobs that other processes hold
@@ -61,8 +61,11 @@ def _do_first(folder: Path, ledger: Ledger, jobs: Mapping[str, Job], done: set[s
                 step = f"{len(done) + 1} of {len(jobs)}: {job.says}"
                 print(step, file=sys.stderr, flush=True)
                 say({"step": step})
-                text = json.dumps(job.do(), allow_nan=False) + "\n"
-                ledger.commit(job.file, text.encode())
+                try:
+                    ledger.commit(job.file, (json.dumps(job.do(), allow_nan=False) + "\n").encode())
+                except TakenOverError as error:  # whoever has it now commits it
+                    print(f"warning: {error}", file=sys.stderr, flush=True)
+                    return True
             done.add(job.name)
             say({"jobs": len(done)})
             return True
