@@ -56,7 +56,7 @@ TESTS = {
     "invert.slots": "invert/test_slots.py",
     "invert.philox": "invert/test_philox.py",
     "sample.denoising": "generator/test_samplers.py sample/test_real_guidance.py",
-    "sample.guidance": "sample/test_guidance_and_perturb.py",
+    "sample.guidance": "sample/test_guidance_and_perturb.py sample/test_mixtures.py",
     "sample.perturb": "sample/test_guidance_and_perturb.py sample/test_mixtures.py",
     "sample.variants": "sample/test_variants.py sample/test_mixtures.py",
     "train.gradients": "train/test_gradients.py",

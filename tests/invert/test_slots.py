@@ -21,8 +21,10 @@ from diffusion_inversion.invert import inversion, trajectory
 from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.invert.objective import EvaluationBank, encode
 from diffusion_inversion.invert.optimisation import invert_batch
+from diffusion_inversion.invert.philox import philox, round_keys
 from diffusion_inversion.invert.slots import CounterDraws, Slots, slots_for
 from diffusion_inversion.invert.trajectory import BatchResult, UnitInputs
+from diffusion_inversion.randomness import words_for
 
 COUNT = 3000
 IDS = tuple(f"image {number}" for number in range(COUNT))
@@ -67,6 +69,16 @@ def test_draws_of_an_image_depend_on_nothing_beside_it(generator: Generator, sid
     assert not any(torch.equal(mine, theirs) for mine, theirs in zip(other[:2], whole[:2], strict=True))
     latents, noise, _ = whole
     assert len(torch.cat([latents.flatten(), noise.flatten()]).unique()) == 2 * latents.numel()
+
+
+def test_the_timestep_is_the_first_word_of_the_block_after_the_normal_numbers(generator: Generator) -> None:
+    """So it stays: a run that another version of this program continues has the same draws."""
+    zeros = torch.zeros(4, generator.latent_channels, 2, 2)
+    _, _, timesteps = CounterDraws(generator, 7, IDS[:4], LatentDistribution(zeros, zeros)).at(torch.tensor(11))
+    words = words_for([(7, "invert", image_id) for image_id in IDS[:4]])
+    block = torch.tensor(2 * generator.latent_channels * 4 // 4)
+    first = philox((block, torch.tensor(11), words[2], words[3]), round_keys(words[:2]))[0]
+    assert timesteps.tolist() == [word * generator.training_timesteps >> 32 for word in first.tolist()]
 
 
 def with_equal_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,15 @@ def test_nothing_more_is_computed_once_all_have_stopped(
     assert done == counted and found.causes.tolist() == [3] * 3 and found.stopped.tolist() == [stopped] * 3
 
 
+def test_an_image_has_no_result_where_the_loss_under_the_empty_prompt_is_not_finite(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a text encoder that overflows: what stage 1 gains over the empty prompt is then unknown."""
+    monkeypatch.setattr(generator, "text_tokens", lambda texts: torch.full((1, 5, WIDTH), torch.nan))
+    found = learn(generator, torch.full((3, 5, WIDTH), 0.1), 0.01)
+    assert found.causes.tolist() == [1, 1, 1] and found.null_losses.tolist() == [0, 0, 0]
+
+
 class Cut(Exception):
     pass
 

@@ -47,6 +47,11 @@ def plans(embeddings: Embeddings, generator: Generator, variants: int = 30, **ch
     return [plan_variant(embeddings, generator, settings, row, v) for row in rows for v in range(variants)]
 
 
+def test_a_strength_that_is_not_found_yet_is_refused(generator: Generator, embeddings: Embeddings) -> None:
+    with pytest.raises(UsageError, match="noise_strength=auto: found for the images of a run alone"):
+        plans(embeddings, generator, noise_strength="auto")
+
+
 def test_partners_follow_the_policy(generator: Generator, embeddings: Embeddings) -> None:
     labels = embeddings.labels.tolist()
     for plan in plans(embeddings, generator, partner="same-class"):

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from diffusion_inversion.train.evaluation import OWN_SIZE, area_under_roc, compare, score
+from diffusion_inversion.train.evaluation import OWN_SIZE, area_under_roc, balanced_variance, compare, score
 from diffusion_inversion.train.verdict import UNEVEN, Verdict, is_uneven, majority, recalls, smallest_visible, verdict
 
 # As the demo's test set: 672 functional cells, 328 defective ones.
@@ -265,3 +265,13 @@ def test_more_images_and_more_seeds_see_more_and_two_seeds_nothing() -> None:
     assert smallest_visible(labels, 5) < 0.05 < smallest_visible(labels[:200], 5)
     rare = torch.tensor([0] * 980 + [1] * 20)
     assert smallest_visible(rare, 5) > 2 * smallest_visible(labels, 5), "20 of a class are few"
+
+
+def test_a_balanced_mean_has_the_degrees_of_freedom_of_its_classes() -> None:
+    """Welch and Satterthwaite: (sum 1/n)^2 / sum(1/n^2 / (n - 1)); below, one image adds nothing, two images do."""
+    labels = torch.tensor([0, 1, 1, 2, 2, 2])
+    differences = torch.tensor([[1.0, 0.0, -1.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
+    variance, images = balanced_variance(differences, labels)
+    assert images == pytest.approx((1 + 1 / 2 + 1 / 3) ** 2 / (1 / 4 / 1 + 1 / 9 / 2) + 1)
+    # of each class the unbiased variance over its size, 1/2 / 2 and 1 / 3; of one image the largest there is, 1
+    assert variance == pytest.approx((1 + 1 / 4 + 1 / 3) / 9)

@@ -23,7 +23,7 @@ class CounterDraws:
 
     Philox is keyed by 64 bits of the hash of (run seed, image id); its counter is (block, step, 64 bits more of it).
     The blocks 0, 1, ... of a step hold four normal numbers each: those of the latents, then the noise; the block after
-    them gives the timestep. So a draw depends on nothing else, such as the images beside it.
+    them gives the timestep, by its first word. So a draw depends on nothing else, such as the images beside it.
     """
 
     def __init__(self, generator: Generator, seed: int, ids: tuple[str, ...], latents: LatentDistribution) -> None:
