@@ -138,9 +138,9 @@ def test_two_workers_one_of_them_killed_give_the_bits_of_one(bench: Bench, whole
     assert_same(run, whole)
 
 
-def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(bench: Bench, whole: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_all_workers_with_what_they_have(bench: Bench, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = invert_command(bench, run, tmp_path / "logs")
+    words = invert_command(bench, run, tmp_path / "logs", steps=400)
     line = [sys.executable, "-m", "diffusion_inversion", *words.arguments[:-1], "--workers", "2"]
     environment = {**os.environ, **dict(words.environment)}
     launcher = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
@@ -153,9 +153,6 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(bench: Bench, who
         import fcntl
 
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    again = subprocess.run([*line, "--json"], env=environment, capture_output=True, text=True)
-    assert again.returncode == 0 and '"images": 12' in again.stdout and '"count": 2' in again.stdout, again.stderr
-    assert_same(run, whole)
 
 
 def test_a_worker_does_not_outlive_who_watches_it(bench: Bench, tmp_path: Path) -> None:
