@@ -31,6 +31,7 @@ def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [600, 2500, 20_000])
 def test_a_limit_on_the_size_of_files(bench: Bench, whole: dict[str, Path], tmp_path: Path, limit: int) -> None:
     """RLIMIT_FSIZE makes the write that passes the limit fail half way (EFBIG)."""

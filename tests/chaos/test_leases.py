@@ -81,6 +81,7 @@ def _lose_the_claim(bench: Bench, run: Path, point: str, lost: Any) -> None:
     faults.on_point = on_point
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["written", "synced", "renamed"])
 def test_a_claim_is_taken_over_while_its_owner_lives(bench: Bench, whole: Path, tmp_path: Path, point: str) -> None:
     run, lost = tmp_path / "run", forkserver().Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from coloured_images import write_data, write_pool
 from harness import Bench, Kill, assert_same, finish, kill_during, uninterrupted
@@ -13,6 +14,7 @@ from toy import build_checkpoint
 from diffusion_inversion.engine.faults import POINTS
 
 
+@pytest.mark.slow
 def test_a_killed_retrieval_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

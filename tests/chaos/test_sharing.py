@@ -34,6 +34,7 @@ def test_one_of_eight_works_and_the_others_are_told_who(bench: Bench, whole: Pat
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_eight_share_every_stage(bench: Bench, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for stage in ("invert", "sample", "train"):

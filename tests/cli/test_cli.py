@@ -218,6 +218,7 @@ def test_run_has_every_option_of_the_stages() -> None:
     assert stages - options("run") == {"--prompts", "--classes-of", "--restart"}
 
 
+@pytest.mark.slow
 def test_the_group_size_of_run_is_that_of_both_stages(data: Path, toy: Path, tmp_path: Path) -> None:
     def recorded(out: Path, stage: str) -> dict[str, Any]:
         return dict(json.loads((out / f"{stage}.config.json").read_text())["settings"])

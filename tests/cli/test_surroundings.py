@@ -50,6 +50,7 @@ def test_closed_streams(data: Path, closed: str) -> None:
         assert json.loads(done.stdout)["ok"]
 
 
+@pytest.mark.slow
 def test_a_full_stdout_is_a_full_disk(data: Path) -> None:
     done = shell("$DINV inspect data > /dev/full", data.parent)
     assert done.returncode == 7, done.stderr
@@ -103,6 +104,7 @@ def test_names_that_are_read_in_another_encoding_are_refused(data: Path, monkeyp
     assert [problem.file for problem in problems] == ["ü"] and "PYTHONUTF8=1" in problems[0].remedy
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home(data: Path) -> None:
     """A uid of a container: no passwd entry, no HOME."""
     nobody = "import pwd\ndef gone(key): raise KeyError(key)\npwd.getpwuid = pwd.getpwnam = gone\n"

@@ -58,6 +58,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_below_1_gb(tmp_path: Path) -> None:
     """The largest image that each decoder is allowed, and bombs, one after the other in one process."""
     rgb = Image.new("RGB", (8000, 8000), (90, 120, 30))

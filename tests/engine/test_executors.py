@@ -115,6 +115,7 @@ def test_a_machine_that_does_not_see_the_locks_does_nothing(bench: Bench, tmp_pa
     assert command.is_watched(0)  # it was started before: a task that is queued again goes on without its watch
 
 
+@pytest.mark.slow
 def test_two_workers_one_of_them_killed_give_the_bits_of_one(bench: Bench, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = invert_command(bench, run, tmp_path / "logs")
@@ -138,12 +139,17 @@ def test_two_workers_one_of_them_killed_give_the_bits_of_one(bench: Bench, whole
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_workers_with_what_they_have(bench: Bench, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = invert_command(bench, run, tmp_path / "logs", steps=400)
     line = [sys.executable, "-m", "diffusion_inversion", *words.arguments[:-1], "--workers", "2"]
     environment = {**os.environ, **dict(words.environment)}
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, as its heirs do
     launcher = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     wait_until(lambda: done(run))
     launcher.send_signal(signal.SIGINT)
     _, said = launcher.communicate(timeout=120)
@@ -155,6 +161,7 @@ def test_ctrl_c_stops_all_workers_with_what_they_have(bench: Bench, tmp_path: Pa
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_outlive_who_watches_it(bench: Bench, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = invert_command(bench, run, tmp_path / "logs", steps=400)

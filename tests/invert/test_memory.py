@@ -22,6 +22,7 @@ from diffusion_inversion.invert.optimisation import invert_batch
 HERE = Path(__file__).parent.parent / "helpers"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on address space is Linux's")
 def test_a_process_without_the_memory_halves_until_it_fits(tmp_path: Path) -> None:
     """A child process with 150 MB more address space than it had before: neither stage does its 96 images at once."""

@@ -151,6 +151,7 @@ def test_an_image_does_not_depend_on_its_unit(generator: Generator) -> None:
     torch.testing.assert_close(together.losses[:, 2:3], alone.losses, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_slots_are_used_again_to_the_same_bits(generator: Generator) -> None:
     """Other images in between, of the same size and of another, leave nothing behind; nor does a run that ran away."""
     slots, first = Slots(), learn(generator)
@@ -246,6 +247,7 @@ def test_a_unit_that_is_cut_goes_on_to_the_same_bits(
         assert torch.equal(getattr(again, name), getattr(whole, name)), name
 
 
+@pytest.mark.slow
 def test_slots_are_forgotten_where_memory_is_short(generator: Generator) -> None:
     slots = Slots()
 
@@ -261,6 +263,7 @@ def test_slots_are_forgotten_where_memory_is_short(generator: Generator) -> None
     torch.testing.assert_close(found.vectors, learn(generator).vectors, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_draws_that_it_began_with(
     generator: Generator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

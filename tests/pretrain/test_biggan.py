@@ -179,6 +179,7 @@ def test_half_precision_is_read_and_another_file_has_another_hash(tmp_path: Path
     assert len({whole.hash, half.hash, eps.hash}) == 3 and whole.trained_on == frozenset()
 
 
+@pytest.mark.slow
 def test_standing_statistics_are_those_of_its_own_maps(tmp_path: Path) -> None:
     flags, tensors = FLAGS["cifar"], tensors_of(FLAGS["cifar"])
     bare = {

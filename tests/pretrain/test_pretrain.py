@@ -200,6 +200,7 @@ def test_the_same_texts_always_make_the_same_tokenizer() -> None:
     assert all(other == first for other in others)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -147,6 +147,7 @@ def test_killed_and_resumed_has_the_same_bits(tmp_path: Path, monkeypatch: pytes
     assert [int(record["step"]) for record in read_log(cut / "clip.log.tsv")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_it_learns_what_it_is_told_and_says_what_it_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion_inversion.pretrain.optim.WARMUP_STEPS", 10)

@@ -139,6 +139,7 @@ def test_sizes_that_cannot_be_are_named(loaded: Generator) -> None:
         check(loaded, Plan(sizes=(32, 16)))
 
 
+@pytest.mark.slow
 def test_the_command_measures_a_toy(toy: Path) -> None:
     arguments = ["bench", "real-size", "--checkpoint", str(toy), "--sizes", "16,32", "--repeats", "1", "--json"]
     done = CliRunner().invoke(app, [*arguments, "--batch-size", "2", "--dtype", "float32"])

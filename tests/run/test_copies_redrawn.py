@@ -126,6 +126,7 @@ def test_a_run_knows_its_files_and_says_what_it_drew_again(whole: Path) -> None:
     assert all(one["again"] in page for one in found["examples"]) and found["examples"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [Kill("recorded", 8), Kill("renamed", 6)], ids=str)
 def test_a_killed_run_goes_on_with_the_same_bits(
     bench: Bench, planted: Path, whole: Path, tmp_path: Path, kill: Kill

@@ -179,6 +179,7 @@ def test_what_is_drawn_again_beside_a_partner_of_another_class_shows_its_own(col
     assert not judges.opinion(found.synthetic.images, found.synthetic.labels, origins).failed.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["off", "drop", "redraw", "soft"])
 def test_what_copies_goes_with_every_filter_and_what_comes_is_judged(sampled: Path, tmp_path: Path, how: str) -> None:
     """Flagged here: every third image, whatever it shows; nothing that is drawn again copies."""
@@ -216,6 +217,7 @@ def test_what_copies_goes_with_every_filter_and_what_comes_is_judged(sampled: Pa
         assert torch.allclose(found.synthetic.confidence, own, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_bits(coloured: Bench, sampled: Path, whole: Path, tmp_path: Path) -> None:
     """Killed in the middle of what is drawn again."""
     run = Path(shutil.copytree(sampled, tmp_path / "run"))

@@ -70,6 +70,7 @@ def test_real_steps_are_timed_and_leave_no_trace(bench: Bench, tmp_path: Path) -
     assert 1e8 < found.memory < 1e11
 
 
+@pytest.mark.slow
 def test_a_run_whose_steps_were_timed_has_the_same_bits(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +172,7 @@ def test_seeds_of_replicates_are_cut_too(bench: Bench, tmp_path: Path) -> None:
     assert view.left(fewer).vectors == 36
 
 
+@pytest.mark.slow
 def test_dinv_plan_says_it_and_makes_nothing(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(start, "BUDGET", 0.1)

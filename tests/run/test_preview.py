@@ -77,6 +77,7 @@ def test_a_reconstruction_that_is_its_source_has_no_distance() -> None:
     assert likeness_of(images[:1], images[:1], torch.device("cpu")) is None
 
 
+@pytest.mark.slow
 def test_the_picture_is_the_same_each_time_and_nothing_else_is_written(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ def test_the_verdict_is_over_the_replicates(whole: Path) -> None:
     assert "mean ± std over replicates" in page and "Where the spread comes from" in page
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_replicates_ends_as_if_it_had_not_been(bench: Bench, whole: Path, tmp_path: Path) -> None:
     run, killed = tmp_path / "run", 0
     for nth in (3, 25, 40, 60, 20):

@@ -117,6 +117,7 @@ def test_variants_are_those_of_their_number(coloured: Bench, drawn: Path, tmp_pa
         sample(embeddings, coloured.generator(), tmp_path / "auto", AUTO)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_bits(coloured: Bench, drawn: Path, tmp_path: Path) -> None:
     """Killed with a part of the three units on record, before any image was drawn."""
     run = Path(shutil.copytree(drawn, tmp_path / "run"))

@@ -165,6 +165,7 @@ def test_images_of_a_candidate_are_those_that_a_run_would_draw(bench: Bench, who
     assert verify(run).findings == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nths", [(20, 9, 30), (45, 15)])
 def test_a_killed_choice_goes_on_to_the_same(bench: Bench, whole: Path, tmp_path: Path, nths: tuple[int, ...]) -> None:
     run = tmp_path / "run"

@@ -222,6 +222,7 @@ def test_cases_autoencoding_and_a_chosen_fraction(bench: Bench, tmp_path: Path) 
     assert (tmp_path / "out" / "cases.png").is_file()
 
 
+@pytest.mark.slow
 def test_replicates_draw_everything_anew_and_keep_what_was_done(made: Path, bench: Bench, tmp_path: Path) -> None:
     out = Path(shutil.copytree(made, tmp_path / "out"))
     before = json.loads((out / "small.json").read_text())
