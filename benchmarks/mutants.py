@@ -96,6 +96,7 @@ def write() -> None:
         ] == [True]
         return not only_torch and bool(skips(self, node))
 
+    # mutmut has no setting for it; it is asked for each node in this process alone, while the mutants are written.
     MutationVisitor._skip_node_and_children = skips_less  # type: ignore[method-assign]
     copy_src_dir()
     copy_also_copy_files()

@@ -30,19 +30,6 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
-@pytest.fixture(scope="module")
-def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run by one process."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert invert_command(bench, folder / "run", folder / "logs").start(0).wait() == 0
-    return folder / "run"
-
-
 class Scripted:
     """An executor whose workers end as a script says: of each worker the exit codes of its starts, None: never."""
 

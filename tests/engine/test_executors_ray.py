@@ -33,18 +33,6 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
-@pytest.fixture(scope="module")
-def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    assert invert_command(bench, folder / "run", folder / "logs").start(0).wait() == 0
-    return folder / "run"
-
-
 def test_actors_are_killed_and_a_node_goes_away_and_the_bits_are_those_of_one(
     cluster: Any, bench: Bench, whole: Path, tmp_path: Path
 ) -> None:

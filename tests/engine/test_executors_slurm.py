@@ -23,18 +23,6 @@ from diffusion_inversion.errors import UsageError
 submitit = pytest.importorskip("submitit", reason="not installed: pip install 'diffusion-inversion[slurm]'")
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
-@pytest.fixture(scope="module")
-def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    assert invert_command(bench, folder / "run", folder / "logs").start(0).wait() == 0
-    return folder / "run"
-
-
 def test_a_task_that_is_killed_and_one_that_is_queued_again(bench: Bench, whole: Path, tmp_path: Path) -> None:
     run, when = tmp_path / "run", []
     command = invert_command(bench, run, tmp_path / "logs")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..engine.graphs import record
+from ..engine.graphs import WARM_CALLS, record
 from ..engine.signals import finishing
 from ..errors import DinvError, UsageError
 from ..generator.device import describe
@@ -25,7 +25,6 @@ from .optim import MixedPrecision, trapezoid
 LOG_EVERY, VALIDATE_EVERY = 100, 500  # steps
 SAVE_SECONDS = 120.0
 GRAPH_CHUNK = 25  # replays of a CUDA graph between two looks at the clock; it divides LOG_EVERY
-WARM_STEPS = 3  # before a graph is captured
 
 
 class PartEnded(DinvError):
@@ -184,7 +183,7 @@ def _make_step(task: Task, budget: Budget, sums: Tensor, progress: Progress) -> 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for index in range(WARM_STEPS):
+        for index in range(WARM_CALLS):
             share = budget.share(progress, task.batch_size)
             factor = trapezoid(progress.step - progress.begun, share, task.decay_share)
             task.weights.set_rates(factor, progress.step)

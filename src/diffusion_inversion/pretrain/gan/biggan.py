@@ -84,7 +84,7 @@ class _Norm(nn.Module):
             gain, bias = self.gain, self.bias
         else:
             gain, bias = 1 + self.gain(condition), self.bias(condition)  # type: ignore[operator]  # a module too
-        return torch.addcmul(bias[..., None, None], self.norm(maps), gain[..., None, None])  # type: ignore[index]
+        return torch.addcmul(bias[..., None, None], self.norm(maps), gain[..., None, None])  # type: ignore[index]  # so these are tensors
 
 
 class _Block(nn.Module):
