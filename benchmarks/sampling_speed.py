@@ -1,6 +1,7 @@
-"""What an image of stage 2 costs and how far it is from real ones, by sampler: the reference recipe, today's, fewer steps.
+"""What an image of stage 2 costs and how far it is from real ones: the reference recipe, today's, and fewer steps.
 
-    python benchmarks/sampling_speed.py --folder FOLDER --data cifar10=cifar10-train.parquet,200 pbc-64=pbc-64-train.parquet,160
+    python benchmarks/sampling_speed.py --folder FOLDER \\
+        --data cifar10=cifar10-train.parquet,200 pbc-64=pbc-64-train.parquet,160
 
 `mini` learns so many training images of each set (DATA) in `--steps` steps of stage 1, and each way of `WAYS` draws one
 image of each vector, from the same vectors and start noises. KID and FID on Lite0 features are against `--held-out`
@@ -137,7 +138,8 @@ def speed(vectors: Embeddings, generators: dict[str, Generator], ways: list[str]
         decoding.append((time.process_time() - start) / at_once)
     print(
         f"\nCPU ms of one thread for each image, {at_once} side by side, median of {rounds} rounds (least to most)\n\n"
-        f"| sampler | ms | times the first | of it decoding, {1e3 * statistics.median(decoding):.0f} ms |\n|---|---|---|---|"
+        f"| sampler | ms | times the first | of it decoding, {1e3 * statistics.median(decoding):.0f} ms |\n"
+        "|---|---|---|---|"
     )
     least = statistics.median(spent[ways[0]])
     for way in ways:

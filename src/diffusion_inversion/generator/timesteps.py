@@ -48,8 +48,8 @@ def read_timesteps(folder: Path, weights_hash: str, training_timesteps: int) -> 
         for count, timesteps in counts.items():
             if len(timesteps) != count or not descend(timesteps, training_timesteps):
                 raise UsageError(
-                    f"{path}: timesteps of {count} steps are not {count} that descend within 0..{training_timesteps - 1}. "
-                    "Restore it from a copy, or remove it."
+                    f"{path}: timesteps of {count} steps are not {count} that descend within "
+                    f"0..{training_timesteps - 1}. Restore it from a copy, or remove it."
                 )
     return record.timesteps
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from ..engine.store import commit_bytes
 from ..engine.untrusted import read_json
+from ..generator.timesteps import FILE as TIMESTEPS
 from ..train.few_shot.clip_files import WEIGHTS, WORDS, hash_files
 from .figures_text import figures_markdown
 from .log import OF_EVERY_LOG, read_log
-from .pieces import SCHEMA
+from .pieces import SCHEMA, found_in
 
 CLIP_LOG = "clip.log.tsv"
+EVEN = "trailing"  # the spacing of mini's own scheduler config
 CORPUS = "Tiny-ImageNet (200 classes), research use under its own terms"
 TEXT = """---
 license: other
@@ -49,6 +51,9 @@ Measured by stage `figures` or `dinv generators compare` on data that it never s
 ![class-name prompts, one class a column](samples.png)
 
 Left to right: {shown}. Guidance 2, 16 DPM-Solver++ steps, not selected.
+
+## Few steps
+{timesteps}
 
 Known weaknesses: {resolution} px only; objects are often blobs with the right colours and layout; prompts outside the
 corpus's class names mean little to it; people, text and fine texture are poor. Not meant for making pictures to show:
@@ -120,6 +125,7 @@ def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str =
         vae_log=_last(folder / "vae.log.tsv"),
         unet_log=_last(folder / "unet.log.tsv"),
         figures=_figures(folder / "figures.json"),
+        timesteps=timesteps_table(target / TIMESTEPS),
         shown=", ".join(shown),
     )
     (target / "README.md").write_text(written)
@@ -157,6 +163,35 @@ def write_clip_card(target: Path, concepts: tuple[int, int], held_out: int, corp
         hash=hash_files(target),
     )
     commit_bytes(target / "README.md", written.encode())
+
+
+def timesteps_table(path: Path) -> str:
+    """Which timesteps were learned, and how far they end from where many steps do, as a table."""
+    if not path.is_file():
+        return "No timesteps were learned for few steps (`dinv pretrain --stage timesteps`)."
+    content = read_json(path)
+    lines = [
+        "`--timestep-spacing learned` puts the steps where they end nearest to what many give from the same noise.",
+        "Mean distance to that on held-out images ± standard error, root mean square of the latent (its own is about 1):",
+        "",
+        "| steps | timesteps | learned | evenly spaced | best other of diffusers | guidance 2: learned / even |",
+        "|---|---|---|---|---|---|",
+    ]
+    for solver, counts in content["timesteps"].items():
+        for count, timesteps in counts.items():
+            plain, guided = (found_in(content, f"{solver}/{count}/{on}") for on in ("held-out", "guided"))
+            cells = [f"{solver} {count}", " ".join(map(str, timesteps)), *[NOT_MEASURED] * 4]
+            if plain:
+                least = min((plain[name]["mean"], name) for name in plain.keys() - {"learned", EVEN})[1]
+                cells[2:5] = [_spread(plain["learned"]), _spread(plain[EVEN]), f"{_spread(plain[least])} ({least})"]
+            if guided:
+                cells[5] = f"{_spread(guided['learned'])} / {_spread(guided[EVEN])}"
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(found: dict[str, float]) -> str:
+    return f"{found['mean']:.3f} ± {found['error']:.3f}"
 
 
 def _figures(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The whole recipe of `mini`, stage by stage: vae -> latents -> unet -> export -> timesteps. Each goes on after a kill."""
+"""The whole recipe of `mini`: vae -> latents -> unet -> export -> timesteps. Each stage goes on after a kill."""
 
 from __future__ import annotations
 

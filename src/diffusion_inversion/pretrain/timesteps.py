@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -69,8 +70,7 @@ class Ends:
 
         timesteps: where the steps lie, or how many the generator's own config shall space.
         """
-        grid = None if isinstance(timesteps, int) else timesteps
-        steps = timesteps if grid is None else len(grid)
+        steps, grid = (timesteps, None) if isinstance(timesteps, int) else (len(timesteps), timesteps)
         scales = torch.full((len(self.noise),), self.guidance_scale)
         found = denoise(
             generator, self.noise, self.conditional, self.unconditional, scales, SOLVER, steps, timesteps=grid
@@ -81,11 +81,11 @@ class Ends:
 def learn_timesteps(
     corpus: Corpus, held_out: Corpus, folder: Path, device: torch.device, counts: Sequence[int] = COUNTS
 ) -> dict[str, Any]:
-    """Learn timesteps for so many steps, write `folder`/timesteps.json and copy it to `folder`/mini; return its content.
+    """Learn timesteps for so many steps; write `folder`/timesteps.json and copy it to `folder`/mini; return it.
 
-    Each count is a piece that is kept, so the same call goes on after a kill. Vectors are the adapter's guesses for
-    images of the corpus, perturbed as stage 2 does by default. Distances are measured on held-out images. Raises
-    UsageError where the model was not exported.
+    Each count, and its measurement, is a piece that is kept, so the same call goes on after a kill. Vectors are the
+    adapter's guesses for images of the corpus, perturbed as stage 2 does by default. Distances are measured on
+    held-out images. Raises UsageError where the model was not exported.
     """
     target = folder / "mini"
     if not target.is_dir():
@@ -101,44 +101,57 @@ def learn_timesteps(
         "corpus": len(corpus.labels),
         "held_out": len(held_out.labels),
     }
-    ends: dict[str, Ends] = {}
-
-    def end(name: str, images: Corpus, guidance_scale: float) -> Ends:
-        if name not in ends:  # costs as much as dozens of candidates, and nothing where all pieces are there
-            ends[name] = ends_of(teacher, images, name, guidance_scale)
-        return ends[name]
+    ends = Teacher(teacher, corpus, held_out)
 
     def learned(count: int) -> dict[str, Any]:
-        on = end("learn", corpus, 1.0)
-        spaced = {name: (one, grid_of(one, count)) for name, one in rivals(student).items()}
-        spaced[AYS] = (student, align_your_steps(count))
-        starts = [grid for _, grid in spaced.values() if descend(grid, student.training_timesteps)]
-
         def distance(grid: Grid) -> float:
-            found = float(on.distances(student, grid).mean())
+            found = float(ends.of("learn").distances(student, grid).mean())
             print(f"timesteps {','.join(map(str, grid))}: {found:.5f}", file=sys.stderr, flush=True)
             return found if math.isfinite(found) else math.inf
 
+        starts = [grid_of(one, count) for one in rivals(student).values()]
+        starts = [grid for grid in (*starts, align_your_steps(count)) if descend(grid, student.training_timesteps)]
         best, tried = search(distance, starts, student.training_timesteps)
-        found: dict[str, Any] = {"timesteps": list(best), "tried": tried, "trained": distance_of(on, student, best)}
-        for name, scale in (("held_out", 1.0), ("guided", GUIDED)):
-            of = end(name, held_out, scale)
-            rows = {"learned": of.distances(student, best)}
-            rows |= {key: of.distances(one, grid if key == AYS else count) for key, (one, grid) in spaced.items()}
-            found[name] = compared(rows)
-        return found
+        return {"timesteps": list(best), "tried": tried}
 
+    def measured(best: Grid, on: str) -> dict[str, Any]:
+        of = ends.of(on)
+        rows = {"learned": of.distances(student, best)}
+        rows |= {name: of.distances(one, len(best)) for name, one in rivals(student).items()}
+        return compared(rows | {AYS: of.distances(student, align_your_steps(len(best)))})
+
+    grids: dict[int, Grid] = {}
     for count in counts:
-        piece = pieces.keep(f"{SOLVER}/{count}", made_from | {"count": count}, lambda count=count: learned(count))
+        piece = pieces.keep(f"{SOLVER}/{count}", made_from, partial(learned, count))
+        grids[count] = tuple(piece["timesteps"])
         pieces.content["timesteps"][SOLVER][str(count)] = piece["timesteps"]
-    pieces.save()
+        pieces.save()
+        shutil.copyfile(folder / FILE, target / FILE)
+    for on in ("held-out", "guided"):
+        for count, best in grids.items():
+            pieces.keep(f"{SOLVER}/{count}/{on}", made_from | {"timesteps": best}, partial(measured, best, on))
     shutil.copyfile(folder / FILE, target / FILE)
     return pieces.content
 
 
+class Teacher:
+    """Where many steps lead, computed once and only where it is asked for: it costs as much as dozens of candidates."""
+
+    def __init__(self, generator: Generator, corpus: Corpus, held_out: Corpus) -> None:
+        self.generator, self.corpus, self.held_out = generator, corpus, held_out
+        self._found: dict[str, Ends] = {}
+
+    def of(self, name: str) -> Ends:
+        """Of `learn`, images of the corpus; `held-out` and `guided`, others, without and with guidance."""
+        if name not in self._found:
+            images, scale = (self.corpus if name == "learn" else self.held_out), GUIDED if name == "guided" else 1.0
+            self._found[name] = ends_of(self.generator, images, name, scale)
+        return self._found[name]
+
+
 def ends_of(teacher: Generator, corpus: Corpus, name: str, guidance_scale: float) -> Ends:
     """`VECTORS` images of the corpus, drawn by `name`, as what stage 2 would start from; and the teacher's end."""
-    stream, settings = generator_for("timesteps", "held_out" if name == "guided" else name), SampleSettings()
+    stream, settings = generator_for("timesteps", "learn" if name == "learn" else "held-out"), SampleSettings()
     rows = torch.randperm(len(corpus.labels), generator=stream)[:VECTORS]
     labels = corpus.labels.tolist()
     partners = []
@@ -208,11 +221,6 @@ def align_your_steps(count: int) -> Grid:
 
     ten = AysSchedules["StableDiffusionTimesteps"]
     return tuple(np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(ten)), ten).round().astype(int).tolist())
-
-
-def distance_of(ends: Ends, generator: Generator, timesteps: Grid | int) -> dict[str, float]:
-    """Mean distance and its standard error."""
-    return compared({"it": ends.distances(generator, timesteps)})["it"]
 
 
 def compared(rows: dict[str, Float[Tensor, " batch"]]) -> dict[str, dict[str, float]]:
