@@ -12,10 +12,10 @@ import torch
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.generator.checkpoints import MINI
 from diffusion_inversion.generator.generator import Generator
-from diffusion_inversion.generator.timesteps import FILE
+from diffusion_inversion.generator.timesteps import FILE, align_your_steps
 from diffusion_inversion.pretrain import timesteps
 from diffusion_inversion.pretrain.corpus import Corpus
-from diffusion_inversion.pretrain.timesteps import STRIDES, Grid, align_your_steps, learn_timesteps, search
+from diffusion_inversion.pretrain.timesteps import STRIDES, Grid, learn_timesteps, search
 
 CPU = torch.device("cpu")
 

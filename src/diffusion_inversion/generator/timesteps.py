@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 from pydantic import BaseModel
 
 from ..config.sampling import SchedulerName
@@ -58,3 +59,11 @@ def descend(timesteps: Sequence[int], training_timesteps: int) -> bool:
     """Whether they could be those of a sampler: within 0..T-1, each below the one before."""
     within = bool(timesteps) and timesteps[0] < training_timesteps and timesteps[-1] >= 0
     return within and all(later < earlier for earlier, later in pairwise(timesteps))
+
+
+def align_your_steps(count: int) -> tuple[int, ...]:
+    """The ten timesteps of arXiv 2404.14507 for SD 1.5, which diffusers has as numbers, or as many that lie as they."""
+    from diffusers.schedulers import AysSchedules
+
+    ten = AysSchedules["StableDiffusionTimesteps"]
+    return tuple(np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(ten)), ten).round().astype(int).tolist())

@@ -172,7 +172,7 @@ def timesteps_table(path: Path) -> str:
     content = read_json(path)
     lines = [
         "`--timestep-spacing learned` puts the steps where they end nearest to what many give from the same noise.",
-        "Mean distance to that on held-out images ± standard error, root mean square of the latent (its own is about 1):",
+        "Mean distance to that on held-out images ± standard error, root mean square of the latent, itself about 1:",
         "",
         "| steps | timesteps | learned | evenly spaced | best other of diffusers | guidance 2: learned / even |",
         "|---|---|---|---|---|---|",

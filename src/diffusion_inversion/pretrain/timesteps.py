@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,7 +25,7 @@ from ..data.images import to_model_range
 from ..engine.progress import track
 from ..errors import UsageError
 from ..generator.generator import Generator, Latents, Tokens
-from ..generator.timesteps import FILE, descend
+from ..generator.timesteps import FILE, align_your_steps, descend
 from ..randomness import generator_for
 from ..sample.denoising import denoise
 from ..sample.perturb import add_gaussian_noise, interpolate
@@ -213,14 +212,6 @@ def rivals(generator: Generator) -> dict[str, Generator]:
 def grid_of(generator: Generator, count: int) -> Grid:
     """The timesteps of a generator's own spacing, whole."""
     return tuple(generator.scheduler(SOLVER, count).timesteps.round().long().tolist())
-
-
-def align_your_steps(count: int) -> Grid:
-    """AYS' ten timesteps, or as many that lie as they do."""
-    from diffusers.schedulers import AysSchedules
-
-    ten = AysSchedules["StableDiffusionTimesteps"]
-    return tuple(np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(ten)), ten).round().astype(int).tolist())
 
 
 def compared(rows: dict[str, Float[Tensor, " batch"]]) -> dict[str, dict[str, float]]:
