@@ -6,7 +6,8 @@
 `mini` learns so many training images of each set (DATA) in `--steps` steps of stage 1, and each way of `WAYS` draws one
 image of each vector, from the same vectors and start noises. KID and FID on Lite0 features are against `--held-out`
 other training images of the set, with 95 % intervals (jackknife over images); differences of KID to the first way named
-are paired. Then rounds in which the ways take turns: CPU seconds of one thread for each image, UNet and autoencoder.
+are paired. A logistic regression on the same features (as the check before stage 1) learns from the drawn images and is
+tested on the held-out ones; its differences are paired over these. Then rounds in which the ways take turns: CPU seconds of one thread for each image, UNet and autoencoder.
 Prints Markdown; keeps vectors and images in FOLDER, so the same command goes on after a kill. `--ways` takes some.
 """
 
@@ -18,7 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from diffusion_inversion.config.sampling import SampleSettings
@@ -34,6 +39,7 @@ from diffusion_inversion.measure.metrics.frechet import fid
 from diffusion_inversion.measure.metrics.intervals import fid_error, student
 from diffusion_inversion.measure.metrics.kernel import cubic_kernel, discrepancy
 from diffusion_inversion.measure.metrics.units import jackknife, single_units
+from diffusion_inversion.run.coarseness import STRENGTH
 from diffusion_inversion.sample.sampling import draw_variants
 from diffusion_inversion.sample.synthetic import SyntheticStore
 from diffusion_inversion.sample.variants import draw_images, plan_variant
@@ -97,9 +103,11 @@ def quality(
     """Draw one image of each vector in each way, and print how far they are from the held-out ones."""
     print(
         f"\n{name}: {len(vectors)} images against {len(held_out)} held-out training images, {held_out.size} px\n\n"
-        f"| sampler | KID x 1,000 | more than {ways[0]} (paired) | FID |\n|---|---|---|---|"
+        f"| sampler | KID x 1,000 | more than {ways[0]} (paired) | FID | probe, % | more (paired) |\n"
+        "|---|---|---|---|---|---|"
     )
-    real = extract(extractor, held_out.images)
+    real, truth = extract(extractor, held_out.images), held_out.labels.numpy()
+    right: dict[str, np.ndarray[Any, Any]] = {}
     sets = jackknife(single_units(len(real), len(vectors)), seed=0)
     reach = student((1 + CONFIDENCE) / 2, sets.series - 1)
     first: Tensor | None = None
@@ -107,7 +115,12 @@ def quality(
     for way in ways:
         home = folder / way.replace(", ", "-").replace(" ", "-")
         draw_variants(vectors, generators[WAYS[way][0]], home, settings_of(way))
-        features = extract(extractor, SyntheticStore(home, vectors.class_names).read().images)
+        drawn = SyntheticStore(home, vectors.class_names).read()
+        features = extract(extractor, drawn.images)
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=500))
+        probe.fit(features.numpy(), drawn.labels.numpy())
+        right[way] = 100.0 * (probe.predict(real.numpy()) == truth)
+        gain = right[way] - right[ways[0]]
         found = discrepancy(cubic_kernel, real.double(), features.double(), sets.real, sets.generated)
         if first is None:
             first, base = found.parts, found.unbiased
@@ -117,6 +130,8 @@ def quality(
             f"{1e3 * found.unbiased:.1f} ± {1e3 * reach * sets.error(found.parts):.1f}",
             "-" if way == ways[0] else f"{1e3 * more:+.2f} ± {1e3 * reach * more_error:.2f}",
             f"{fid(real, features):.1f}" + ("" if error is None else f" ± {reach * error:.1f}"),
+            f"{right[way].mean():.1f}",
+            "-" if way == ways[0] else f"{gain.mean():+.1f} ± {1.96 * gain.std(ddof=1) / len(gain) ** 0.5:.1f}",
         ]
         print(f"| {way} | {' | '.join(cells)} |", flush=True)
 

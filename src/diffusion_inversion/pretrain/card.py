@@ -174,24 +174,22 @@ def timesteps_table(path: Path) -> str:
         "`--timestep-spacing learned` puts the steps where they end nearest to what many give from the same noise.",
         "Mean distance to that on held-out images ± standard error, root mean square of the latent, itself about 1:",
         "",
-        "| steps | timesteps | learned | evenly spaced | best other of diffusers | guidance 2: learned / even |",
-        "|---|---|---|---|---|---|",
+        "| steps | timesteps | guidance | n | learned | even | best other of diffusers | 16 steps, even |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for solver, counts in content["timesteps"].items():
         for count, timesteps in counts.items():
-            plain, guided = (found_in(content, f"{solver}/{count}/{on}") for on in ("held-out", "guided"))
-            cells = [f"{solver} {count}", " ".join(map(str, timesteps)), *[NOT_MEASURED] * 4]
-            if plain:
-                least = min((plain[name]["mean"], name) for name in plain.keys() - {"learned", EVEN})[1]
-                cells[2:5] = [_spread(plain["learned"]), _spread(plain[EVEN]), f"{_spread(plain[least])} ({least})"]
-            if guided:
-                cells[5] = f"{_spread(guided['learned'])} / {_spread(guided[EVEN])}"
-            lines.append(f"| {' | '.join(cells)} |")
+            for on, guidance in (("held-out", "off"), ("guided", "2")):
+                key, grid = f"{solver}/{count}/{on}", " ".join(map(str, timesteps))
+                if (found := found_in(content, key)) is None:
+                    cells = ["", *[NOT_MEASURED] * 4]
+                else:
+                    least = min((found[name]["mean"], name) for name in found.keys() - {"learned", EVEN, "default"})[1]
+                    means = {name: f"{of['mean']:.3f} ± {of['error']:.3f}" for name, of in found.items()}
+                    number = content["pieces"][key]["made_from"]["vectors"]
+                    cells = [str(number), means["learned"], means[EVEN], f"{means[least]} ({least})", means["default"]]
+                lines.append(f"| {solver} {count} | {grid} | {guidance} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _spread(found: dict[str, float]) -> str:
-    return f"{found['mean']:.3f} ± {found['error']:.3f}"
 
 
 def _figures(path: Path) -> str:

@@ -51,6 +51,7 @@ SPACINGS: dict[str, dict[str, Any]] = {
     "beta": {"use_beta_sigmas": True},
     "lu": {"use_lu_lambdas": True},
 }
+DEFAULT = "default"  # as many steps as stage 2 takes where it is not told
 AYS = "align-your-steps"  # arXiv 2404.14507: timesteps for SD 1.5, in diffusers as numbers
 
 
@@ -117,7 +118,8 @@ def learn_timesteps(
         of = ends.of(on)
         rows = {"learned": of.distances(student, best)}
         rows |= {name: of.distances(one, len(best)) for name, one in rivals(student).items()}
-        return compared(rows | {AYS: of.distances(student, align_your_steps(len(best)))})
+        rows[AYS] = of.distances(student, align_your_steps(len(best)))
+        return compared(rows | {DEFAULT: of.distances(student, SampleSettings().inference_steps)})
 
     grids: dict[int, Grid] = {}
     for count in counts:
