@@ -7,8 +7,9 @@
 image of each vector, from the same vectors and start noises. KID and FID on Lite0 features are against `--held-out`
 other training images of the set, with 95 % intervals (jackknife over images); differences of KID to the first way named
 are paired. A logistic regression on the same features (as the check before stage 1) learns from the drawn images and is
-tested on the held-out ones; its differences are paired over these. Then rounds in which the ways take turns: CPU seconds of one thread for each image, UNet and autoencoder.
-Prints Markdown; keeps vectors and images in FOLDER, so the same command goes on after a kill. `--ways` takes some.
+tested on the held-out ones; its differences are paired over these. Then the ways take turns, round by round: CPU
+seconds of one thread for each image, UNet and autoencoder. Prints Markdown; keeps vectors and images in FOLDER, so the
+same command goes on after a kill. `--ways` takes some.
 """
 
 from __future__ import annotations
