@@ -145,7 +145,7 @@ class _Search:
         self.embeddings, self.generator, self.real = embeddings, generator, real
         self.judges = Judges(real, generator.device)
         steps = min(PROBE_STEPS, settings.inference_steps)
-        self.settings = settings.model_copy(update={"inference_steps": steps})
+        self.settings = settings.model_copy(update={"inference_steps": steps, "timestep_spacing": "checkpoint"})
         self.row_of = {job: row for row, job in enumerate(_jobs(embeddings))}
 
     @cached_property

@@ -28,7 +28,7 @@ from .balance import counts_of
 from .drawing import draw_jobs, draw_missing, in_parts
 from .strengths import Strengths, of_source
 from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, Row, SyntheticStore, parents
-from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of
+from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of, timesteps_of
 
 
 def sample(
@@ -183,7 +183,7 @@ def check_settings(
             f"kept_steps={lacking}: vectors of these steps are not kept (kept: {list(steps)}). "
             f"Invert with --keep-steps {','.join(map(str, lacking))}."
         )
-    generator.scheduler(settings.scheduler, settings.inference_steps)
+    generator.scheduler(settings.scheduler, settings.inference_steps, timesteps_of(generator, settings))
     if settings.safety_checker:
         check_safety_checker(generator)
     return side
@@ -290,11 +290,13 @@ def made_from(
     """
     resolution = resolution_of(embeddings, settings)
     plain = settings.model_copy(update={"resolution": None if resolution == embeddings.resolution else resolution})
+    timesteps = timesteps_of(generator, settings)
     return {
         "schema": SCHEMA,
         "settings": plain.described({"variants", "balance", "strict", "safety_checker"})
         | {"image_size": image_side(settings, resolution, embeddings.image_size)},
         "generator": generator.record,
+        **({"timesteps": list(timesteps)} if timesteps else {}),
         **({"safety_checker": checker.hash} if checker else {}),
     }
 
@@ -314,6 +316,7 @@ def metadata_row(
         "inversion_step": plan.step,
         "scheduler": settings.scheduler,
         "inference_steps": settings.inference_steps,
+        "timesteps": list(timesteps_of(generator, settings) or ()) or None,
         "seed": settings.seed,
         "generator": generator.name,
         "generator_hash": generator.hash,

@@ -42,7 +42,7 @@ COLUMNS = (
     "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
     "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
     "clip", "clip_hash", "confidence", "answers", "further_ids", "further_versions", "mixture_weights",
-    "shared_noise", "rival_weight", "rival_label", "generator_licence",
+    "shared_noise", "rival_weight", "rival_label", "generator_licence", "timesteps",
 )  # fmt: skip
 # The real images that one was made from, and the versions of their vectors; what `parents` takes.
 PARENTS = ("source_id", "partner_id", "further_ids")
@@ -60,7 +60,7 @@ EARLIER: dict[str, Any] = {
     "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
     "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "mixture_weights": None,
     "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None, "copied": False, "audit": "",
-    "generator_licence": "",
+    "generator_licence": "", "timesteps": None,
 }  # fmt: skip
 Row = dict[str, Any]
 
