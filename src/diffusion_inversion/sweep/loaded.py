@@ -18,13 +18,12 @@ KEPT_BYTES = 1 << 29  # of images in memory, those of the last data set apart
 
 @dataclass
 class Loaded:
-    """The images of a sweep's folder, those of the last data sets in memory."""
+    """Images that are in memory, those of the last data sets."""
 
-    folder: Path
     _splits: dict[str, Splits] = field(default_factory=dict)
 
-    def splits(self, settings: DataSettings, begun_with: str | None) -> Splits:
-        """The images of a data set. `begun_with` is the file of their fingerprints, if the sweep wrote it yet.
+    def splits(self, folder: Path, settings: DataSettings, begun_with: str | None) -> Splits:
+        """The images of a data set. `begun_with`, below the sweep's folder, has their fingerprints if it was written.
 
         Raises ConfigMismatchError where they are not those that this sweep began with.
         """
@@ -32,12 +31,12 @@ class Loaded:
         if key not in self._splits:
             while sum(one.train.images.nbytes + one.test.images.nbytes for one in self._splits.values()) > KEPT_BYTES:
                 self._splits.pop(next(iter(self._splits)))
-            found = load(self.folder, settings, None)
-            begun = None if begun_with is None else Ledger(self.folder).read_json(begun_with)
+            found = load(folder, settings, None)
+            begun = None if begun_with is None else Ledger(folder).read_json(begun_with)
             for part, images in (("train", found.train), ("test", found.test)):
                 if begun is not None and begun[part] != fingerprint(images):
                     raise ConfigMismatchError(
-                        f"{images.name}: the {part} images are not those that {self.folder} began with. Restore them, "
+                        f"{images.name}: the {part} images are not those that {folder} began with. Restore them, "
                         "or give another --out."
                     )
             self._splits[key] = found

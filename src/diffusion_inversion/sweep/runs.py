@@ -129,10 +129,10 @@ def train_run(
 
 
 def found_in(home: Path, cell: Cell) -> dict[str, Any]:
-    """What a run tells of itself: its synthetic images, and what it chose."""
+    """What a run tells of itself: how many synthetic images, what it chose, and where it lies in the sweep."""
     drawn = SyntheticStore(home, ()).manifest.last("complete") or {"count": 0, "variants": 1}
     count = drawn["count"] // drawn["variants"] * cell.train.online if cell.train.online else drawn["count"]
-    return {"images": count, "chosen": choices_of(home)}
+    return {"images": count, "chosen": choices_of(home), "run": f"{home.parent.name}/{home.name}"}
 
 
 def _adopt(source: Path, home: Path, folder: str, stage: str) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings, Settings
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
@@ -30,8 +29,8 @@ from ..run.tune import prepared, tune_training
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
 from ..sample.sampling import check_settings
 from ..sample.synthetic import SyntheticStore
-from ..train.arms import train_arms
 from ..train.arms import check_settings as check_training
+from ..train.arms import train_arms
 from ..train.choosing import Material
 from ..train.classifiers import Classifier, require_form
 from ..train.evaluation import OWN_SIZE, evaluate
@@ -70,10 +69,7 @@ class Workshop:
     jobs: dict[str, Job] = field(default_factory=dict)
     suffix: str = ""  # of the metrics' names
     _most_variants: dict[str, int] = field(default_factory=dict)  # by the folder of the images
-    _loaded: Loaded = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._loaded = Loaded(self.folder)
+    _loaded: Loaded = field(default_factory=Loaded)
 
     def add(self, cells: Sequence[Cell]) -> list[CellJobs]:
         """The jobs of every cell, in their order.
@@ -90,20 +86,20 @@ class Workshop:
 
     def _add(self, cell: Cell) -> CellJobs:
         learned_at = cell.invert.resolution or self.generator.resolution
-        if cell.learns:
-            check(self.generator, cell.invert, learned_at)
+        if cell.is_run:
+            images, home = self.splits(cell.data), self.folder / self._run_name(cell)
+            runs.check_cell(cell, self.plan, home, images, self._side(cell, images.train), self.generator)
+        elif cell.learns:
             check_settings(
                 self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
                 image_size=cell.data.size or learned_at, classes=2,
             )  # fmt: skip
-            if not cell.is_run:
-                refuse_unjudged(cell.train)
+            refuse_unjudged(cell.train)
         else:
             splits = None if cell.lecf is None else self.splits(cell.data)
             check_cell(cell, splits, self.folder / self._images_folder(cell), self.generator, self.device)
-        if cell.is_run:
-            images, home = self.splits(cell.data), self.folder / self._run_name(cell)
-            runs.check_cell(cell, self.plan, home, images, self._side(cell, images.train), self.generator)
+        if cell.learns:
+            check(self.generator, cell.invert, learned_at)
         for part, side in cell.autoencode.model_dump().items():
             if side is not None:
                 require_side(self.generator, side, f"autoencode.{part}")
@@ -291,15 +287,15 @@ class Workshop:
         if not runs.alone(cell):  # what is drawn around the vectors may be chosen first
             needs.append(self._vectors(cell) if cell.tuning.of("sample") else self._images(cell))
 
-        def images_of(sample: SampleSettings) -> Path:
-            return self.folder / self._images_folder(replace(cell, sample=sample))
-
         def do(home: Path) -> dict[str, Any]:
             if runs.alone(cell):
                 found = runs.train_alone(home, cell, *self._real(cell, arm), self.device)
             else:
                 vectors = self.folder / self._vectors_name(cell)
-                found = runs.train_run(home, cell, self.splits(cell.data), self.generator, vectors, images_of)
+                found = runs.train_run(
+                    home, cell, self.splits(cell.data), self.generator, vectors,
+                    lambda sample: self.folder / self._images_folder(replace(cell, sample=sample)),
+                )  # fmt: skip
             (one,) = (run for run in found.runs if (run.arm, run.seed) == (arm, seed))
             return of_classifier(one, self.folder) | runs.found_in(home, cell)
 
@@ -362,12 +358,9 @@ class Workshop:
         return self._job(name, cell.differs(), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:
-        """The images of a data set, kept in memory for the next job.
-
-        Raises ConfigMismatchError where they are not those that this sweep began with.
-        """
+        """The images of a data set. Raises ConfigMismatchError where they are not those that this sweep began with."""
         job = self.jobs.get(self._data_name(settings))
-        return self._loaded.splits(settings, None if job is None else job.file)
+        return self._loaded.splits(self.folder, settings, None if job is None else job.file)
 
     def _part(self, cell: Cell, part: Role) -> LabelledImages:
         splits = self.splits(cell.data)
