@@ -2,11 +2,12 @@
 
 Command:  python benchmarks/tuned.py SWEEP.json...
 Reads:    JSON files of `dinv sweep`: its plan, accuracies of every replicate, and what was chosen in each.
-Writes:   Markdown on stdout: each case beside the fixed recipe, paired over replicates; how often the value that the folds
-          chose was the best on the test images, and the regret, the best one's accuracy less the chosen one's; what it cost.
-Method:   A choice counts where each of its values, beside what was chosen before it, is a case of the same sweep: then each
-          was trained on all training images and tested. Which was best on one draw of the test images is partly luck, so
-          the regret of a perfect choice would be above 0 as well. Test images chose nothing: this is told afterwards.
+Writes:   Markdown on stdout: each case beside the fixed recipe, paired over replicates; how often the value that the
+          folds chose was the best on the test images, and the regret: the accuracy of the best less that of the chosen
+          one; what it cost.
+Method:   A choice counts where each of its values, beside what was chosen before it, is a case of the same sweep: then
+          each was trained on all training images and tested. Which is the best on one draw of test images is partly
+          luck: the regret of a perfect choice would be above 0 as well. Test images choose nothing.
 Cost:     seconds.
 """
 
@@ -93,7 +94,7 @@ def _with(cell: Cell, stage: str, name: str, value: Any) -> Cell:
 
 
 def results(record: Mapping[str, Any]) -> Iterator[tuple[str, str, list[float]]]:
-    """Grid values in words, case and arm, and the accuracies of the replicates: of each case the arm that it is about."""
+    """Grid values in words, case and arm, and accuracies of the replicates; the arm real where a case has its own."""
     for at in (cell.at for cell in cells(SweepPlan.model_validate(record["plan"]))):
         group = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in at.items() if key != "case")
         for arm in ("real", "real+synthetic"):
