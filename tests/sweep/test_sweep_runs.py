@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.config.tuning import Tuning, read_tuning
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.fidelity.stage import read_fidelity, trained_on
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
-from diffusion_inversion.train.choosing import choices_of
+from diffusion_inversion.train.choosing import SAMPLE_FILE, choices_of
 from diffusion_inversion.train.halving import trials_of
 
 NAMES = tuple(sorted(COLOURS))
@@ -57,6 +60,7 @@ arms = ["real", "real+synthetic"]
 """
 CASES = {
     "plain": {},
+    "farther": {"sample.interpolation": 0.4},
     "dropped": {"run.filter": "drop"},
     "redrawn": {"run.filter": "redraw"},
     "looked at": {"run.copies": "report"},
@@ -124,6 +128,12 @@ def run(
     return folder
 
 
+def drawn(out: Path) -> dict[Path, float]:
+    """The folders of images that cells share, each with its strength of interpolation."""
+    tables = {one: SyntheticStore(one, NAMES).table("interpolation") for one in (out / "images").iterdir()}
+    return {one: table["interpolation"][0].as_py() for one, table in tables.items()}
+
+
 def accuracies(folder: Path, arm: str) -> list[float]:
     found = json.loads((folder / "run.json").read_text())["arms"][arm]["accuracies"]
     return list(found)
@@ -154,9 +164,10 @@ def test_a_cell_takes_out_what_dinv_run_takes_out(
 
 def test_cells_share_vectors_images_and_the_arm_real(made: Path) -> None:
     count = {kind.name: len(list(kind.iterdir())) for kind in (made / "results").iterdir()}
-    # real+synthetic of six cases, real of five at once, of the one that chose for training, and of itself; two seeds
-    assert count == {"splits": 1, "vectors": 1, "images": 1, "classifiers": 2 * (6 + 1 + 1 + 1)}
-    (images,), (vectors,) = (made / "images").iterdir(), (made / "vectors").iterdir()
+    # real+synthetic of seven cases, real of six at once, of the one that chose for training, and of itself; two seeds
+    assert count == {"splits": 1, "vectors": 1, "images": 2, "classifiers": 2 * (7 + 1 + 1 + 1)}
+    (vectors,) = (made / "vectors").iterdir()
+    (images,) = (path for path, strength in drawn(made).items() if strength == SAMPLE.interpolation)
     for folder, shared in (("synthetic", images), ("embeddings", vectors)):
         for path in (shared / folder).rglob("*.*"):
             if path.suffix in (".png", ".safetensors"):
@@ -215,6 +226,28 @@ def test_test_images_have_no_part_in_a_choice(made: Path, coloured: Bench, tmp_p
         )
 
 
+def test_what_was_chosen_is_taken_from_the_cell_that_has_it(made: Path, coloured: Bench, tmp_path: Path) -> None:
+    """As if .4 had won: its images are there, drawn for another case."""
+    write(tmp_path / "runs.toml", coloured)
+    out = Path(shutil.copytree(made, tmp_path / "out"))
+    folder = home(out, "chosen")
+    kept = json.loads((folder / SAMPLE_FILE).read_text())
+    kept["choices"][0]["found"]["chosen"] = 0.4
+    with run_lock(folder):
+        pipeline.restart(folder, "sample")
+        Ledger(folder).commit(SAMPLE_FILE, json.dumps(kept).encode())
+    for path in (out / "results" / "classifiers").iterdir():
+        if json.loads(path.read_text())["classifier"].startswith(f"runs/{folder.name}/"):
+            path.unlink()
+    finish(coloured, out, "swept")
+    assert rows(out)["chosen", "real+synthetic"]["chosen"][0][0]["chosen"] == 0.4
+    (farther,) = (one for one, strength in drawn(out).items() if strength == 0.4)
+    images = list((farther / "synthetic").rglob("*.png"))
+    assert len(images) == 60
+    assert all((folder / path.relative_to(farther)).samefile(path) for path in images)
+    assert rows(out)["farther", "real+synthetic"] == rows(made)["farther", "real+synthetic"]
+
+
 def test_a_cell_of_fewer_variants_has_its_own(coloured: Bench, tmp_path: Path) -> None:
     """Drawn with others that ask for more; and nothing that only these asked for is trained on."""
     cases = {"few": {"run.filter": "drop", "sample.variants": 1}, "many": {"sample.variants": 3}}
@@ -225,6 +258,19 @@ def test_a_cell_of_fewer_variants_has_its_own(coloured: Bench, tmp_path: Path) -
     assert store.variants() == 1 and len(store.read()) == 30 == len(store.table("file_name"))
     (images,) = (tmp_path / "out" / "images").iterdir()
     assert SyntheticStore(images, NAMES).variants() == 3
+
+
+def test_what_choices_were_worth_is_told_of_test_images(made: Path) -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "tuned.py"))
+    record = json.loads((made / "runs.json").read_text())
+    (one,) = tool["choices"](record)
+    means = [statistics.fmean(rows(made)[case, "real+synthetic"]["accuracies"]) for case in ("plain", "farther")]
+    assert (one.setting, one.chosen) == ("sample.interpolation", "0.1"), "merging has no case of its own"
+    assert list(one.tested.items()) == [("0.1", means[0]), ("0.4", means[1])]
+    assert one.regret == max(means) - means[0]
+    page = tool["page"]("runs", record)
+    assert f"| sample.interpolation | 0.1 or 0.4 | {int(one.regret == 0)} of 1 |" in page
+    assert "| chosen | real+synthetic | 20.0 |" in page and "real, chosen | real | 10.0 |" in page
 
 
 @pytest.mark.slow
