@@ -43,6 +43,7 @@ from diffusion_inversion.run.grow import grow
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import STORES
 from diffusion_inversion.run.verify import verify
+from diffusion_inversion.sweep import read_plan, run_sweep
 
 HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "helpers"))
 INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
@@ -166,9 +167,15 @@ def grown(bench: Bench, run: Path) -> None:
     grow(run, open_splits(run), GrowSettings(images=9, round_images=6), GROW, bench.generator(), "cpu")
 
 
+def swept(bench: Bench, out: Path) -> None:
+    """A sweep of runs.toml, which lies beside its folder."""
+    run_sweep(read_plan(out.parent / "runs.toml"), out, bench.generator(), command="dinv sweep runs.toml")
+
+
 JOBS = STAGES | {
     "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "uncopied": uncopied,
     "auto_noise": auto_noise, "online": online, "grown": grown,
+    "swept": swept,
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def sweep(
     """Run an experiment file: every combination of its settings, each stage once for all that share it."""
     from ..data.problems import aligned
     from ..sweep import read_plan, run_sweep
-    from ..sweep.table import accuracy_table, classes_table, scope, shows_classes, spread_table
+    from ..sweep.table import accuracy_table, choices_table, classes_table, scope, shows_classes, spread_table
 
     plan = read_plan(file, data, test, replicates)
     folder = out or Path("sweeps")
@@ -52,6 +52,8 @@ def sweep(
     if shows_classes(found):
         head, body = classes_table(found.rows)
         lines += ["", "classes", *aligned([head, *body], indent="")]
+    if chosen := choices_table(found):
+        lines += ["", "chosen on the training images", *aligned([chosen[0], *chosen[1]], indent="")]
     lines += [scope(found)]
     lines += [f"{c.outcome}: {c.claim.says}" for c in found.claims]
     claims = [{"says": c.claim.says, "outcome": c.outcome} for c in found.claims]

@@ -61,8 +61,11 @@ def prepared(tuning: Tuning | None, sample: SampleSettings | None, train: TrainS
         if any(axis.key == AUTO.key for axis in tuning.axes):
             raise UsageError(f"--tune {AUTO.name}: --real-fraction auto chooses it already; leave out one of them.")
         tuning = replace(tuning, axes=(*tuning.axes, AUTO))
-    elif tuning.axes and "real+synthetic" not in train.arms:
-        raise UsageError(f"--tune: arms={','.join(train.arms)}: choices are scored by real+synthetic; add that arm.")
+    elif tuning.axes and "real+synthetic" not in train.arms and not scored_by_real(tuning, train):
+        raise UsageError(
+            f"--tune: arms={','.join(train.arms)}: choices are scored by real+synthetic; add that arm. By real alone, "
+            "where it is the only arm, settings of training are that are not about both."
+        )
     if sample is not None and sample.noise_strength == "auto" and tuning.of("sample"):
         names = ", ".join(axis.key for axis in tuning.of("sample"))
         raise UsageError(
@@ -72,6 +75,11 @@ def prepared(tuning: Tuning | None, sample: SampleSettings | None, train: TrainS
     bases: dict[str, Settings | None] = {"sample": sample, "train": plain(train)}
     tried = [axis.others(base) for axis in tuning.axes if (base := bases[axis.stage]) is not None]
     return replace(tuning, family=sum(map(len, tried)))
+
+
+def scored_by_real(tuning: Tuning, train: TrainSettings) -> bool:
+    """Whether real images alone score: they are the only arm, and no setting is about synthetic ones beside them."""
+    return train.arms == ("real",) and all(axis.stage == "train" and axis.name not in MIXTURE for axis in tuning.axes)
 
 
 def plain(train: TrainSettings) -> TrainSettings:
@@ -173,30 +181,35 @@ class _Pictures:
 def tune_training(
     run: Path,
     real: LabelledImages,
-    material: Callable[[], Material],
+    material: Callable[[], Material | None],
     settings: TrainSettings,
     device: str,
     tuning: Tuning,
 ) -> TrainSettings:
     """The settings of training, chosen once for a run, whatever its arms; RUN/train.tuning.json keeps what was found.
 
-    So arms, seeds and images that are added later, in whatever order, have the same ones. Raises ConfigMismatchError
-    where classifiers leave nothing to choose.
+    So arms, seeds and images that are added later, in whatever order, have the same ones. Where real is the only arm it
+    scores, whatever the `material`. Raises ConfigMismatchError where classifiers leave nothing to choose.
     """
     axes, settings = tuning.of("train"), plain(settings)
     if not axes:
         return settings
-    describe = partial(recipe, device=resolve_device(device))
+    alone = scored_by_real(tuning, settings)
+
+    def describe(candidate: TrainSettings) -> dict[str, object]:
+        return recipe(candidate, resolve_device(device)) | ({"arm": "real"} if alone else {})
+
     with briefly(run, FOLDER):
         found, chosen = chosen_before(run, TRAIN_FILE, axes, settings, describe)
         if len(found) < len(axes):
             _require_choosable(run, chosen, tuning, device)
             spent = sum(one["seconds"] for one in choices_of(run) if one["setting"].startswith("sample."))
-            folds, made = Folds(run, real, device), material()
+            folds, made = Folds(run, real, device), None if alone else material()
             folds.check(made)
+            arm, key = ("real", "no synthetic images") if made is None else ("real+synthetic", made.key)
 
             def make(candidate: TrainSettings, _: str) -> Candidate:
-                return Candidate(candidate, lambda: made.key, lambda: made)
+                return Candidate(candidate, lambda: key, lambda: made, arm=arm)
 
             _, chosen = choose_all(folds, TRAIN_FILE, settings, axes, make, describe, tuning, spent=spent)
     _freeze_mixture(run, chosen, device)

@@ -9,9 +9,7 @@ from typing import Any
 
 from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings
-from ..config.training import TrainSettings
 from ..data.datasets import Splits
-from ..errors import UsageError
 from ..generator.generator import Generator
 from ..invert.embeddings import EmbeddingStore, read_embeddings
 from ..run.balancing import values_to_balance
@@ -19,14 +17,6 @@ from ..run.strengths import is_auto, strengths_for
 from ..sample.balance import counts_of, uneven
 from ..sample.sampling import draw_variants
 from ..sample.synthetic import SyntheticStore
-from ..train.mixing import refuse_unjudged
-
-
-def refuse_elsewhere(train: TrainSettings) -> None:
-    """Raise UsageError for what a run can do with its images and the cells of a sweep cannot."""
-    refuse_unjudged(train)
-    if train.online:
-        raise UsageError("train.online: the classifiers of a sweep are trained one by one. Leave it out.")
 
 
 def counts(vectors: Path, sample: SampleSettings, data: DataSettings) -> dict[str, int]:

@@ -14,6 +14,8 @@ from typing import Any
 from ..engine.ledger import Ledger
 from ..engine.lock import TakenOverError, claim, is_shared, say
 from ..errors import DataError
+from ..train.arms import ArmRun
+from ..train.evaluation import Evaluation
 
 _POLL = 1.0  # seconds between two looks at jobs that other processes hold
 
@@ -83,3 +85,20 @@ def result(folder: Path, job: Job) -> dict[str, Any]:
     if found is None:
         raise DataError(f"{folder / job.file}: not there yet. Run the same `dinv sweep` command again.")
     return found
+
+
+def measured(found: Evaluation) -> dict[str, Any]:
+    """What a job says of a classifier on test images."""
+    return {
+        "accuracy": found.accuracy,
+        "balanced_accuracy": found.balanced_accuracy,
+        "ece": found.ece,
+        "predictions": found.predictions.tolist(),
+    }
+
+
+def of_classifier(run: ArmRun, folder: Path) -> dict[str, Any]:
+    """The same of one that lies below the folder of the sweep, with where and how long it was trained."""
+    assert run.classifier is not None
+    file = run.classifier.relative_to(folder).as_posix()
+    return {**measured(run.evaluation), "seconds": run.seconds, "classifier": file}

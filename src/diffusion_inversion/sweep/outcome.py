@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError
+from ..train.choosing import ChoiceRecord
 from ..train.evaluation import MIN_UNITS, OWN_SIZE, compare
 from ..train.replicated import Components, components, recognised
 from ..train.verdict import is_uneven
@@ -37,6 +38,8 @@ class RowDraw:
     test_ids: tuple[str, ...]
     labels: Tensor  # (n_test,) int64: true classes
     real_fraction: float | None  # where it was chosen
+    chosen: tuple[ChoiceRecord, ...] = ()  # what else was, as `dinv run --tune` does
+    run: str | None = None  # its run folder below that of the sweep, where it has one
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,8 +210,12 @@ def _row(
     arm: str, members: list[int],
 ) -> Row:  # fmt: skip
     place = members[0]
-    drawn = jobs[place][0].images
-    images = 0 if arm in ("real", OWN_SIZE) or drawn is None else _images_of(workshop, drawn, first[place])
+    drawn, images = jobs[place][0].images, 0
+    if arm not in ("real", OWN_SIZE):
+        if drawn is None:  # its run has them
+            images = workshop.read(jobs[place][0].classifiers[arm][0])["images"]
+        else:
+            images = _images_of(workshop, drawn, first[place])
     return Row(
         at=_shared(first, members),
         cells=tuple(members),
@@ -233,6 +240,8 @@ def _draw(workshop: Workshop, cell: Cell, jobs: CellJobs, arm: str) -> RowDraw:
         test_ids=test.ids,
         labels=test.labels,
         real_fraction=None if chosen is None else workshop.read(chosen)["real_fraction"],
+        chosen=tuple(found[0].get("chosen", ())),
+        run=found[0].get("run"),
     )
 
 

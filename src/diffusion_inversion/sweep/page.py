@@ -10,6 +10,7 @@ from ..run.report.templates import environment, style
 from .outcome import SweepResult
 from .table import (
     accuracy_table,
+    choices_table,
     claims_table,
     classes_table,
     measures,
@@ -28,6 +29,8 @@ def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
         tables["spread"] = spread_table(found.rows)
     if shows_classes(found):
         tables["classes"] = classes_table(found.rows)
+    if chosen := choices_table(found):
+        tables["choices"] = chosen
     if found.metrics:
         tables["metrics"] = metrics_table(found.metrics)
     if found.claims:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ..config.commands import LecfSettings
+from ..config.commands import AuditSettings, LecfSettings
+from ..config.fidelity import FilterSettings
 from ..config.presets import read_preset
 from ..config.sampling import PromptSettings, RetrieveSettings, SampleSettings
 from ..config.settings import DataSettings, InvertSettings, Settings
 from ..config.training import TrainSettings
+from ..config.tuning import Tuning, read_tuning
 from ..data.sources import absolute, default_root
 from ..engine.toml import read_toml
 from ..errors import UsageError
 from ..run.balancing import whole
 from ..run.replicates import drawn_anew
+from ..run.tune import prepared
 
 STAGES: dict[str, type[BaseModel]] = {
     "data": DataSettings, "invert": InvertSettings, "sample": SampleSettings, "train": TrainSettings,
@@ -32,6 +35,14 @@ class Autoencode(Settings):
 
     train: int | None = Field(None, ge=8, description="the real images that are trained on (the paper's Table 1)")
     test: int | None = Field(None, ge=8, description="the test images (the paper's Table 6)")
+
+
+class RunOptions(FilterSettings):
+    """Options of `dinv run`, by their names; a cell that has any is a run of its own, on vectors that cells share."""
+
+    copies: Literal["redraw", "report", "refuse", "off"] = Field("off", description="as --copies, but off by default")
+    tune: tuple[str, ...] = Field((), description="as --tune, each value of it in a text of its own")
+    tune_seconds: float | None = Field(None, ge=1, description="as --tune-seconds")
 
 
 class Metrics(Settings):
@@ -100,6 +111,7 @@ class SweepPlan(Settings):
         default_factory=dict, description="with it CLIP keeps some of many sentences' images: settings of `dinv lecf`"
     )
     autoencode: Autoencode = Autoencode()
+    run: dict[str, Any] = Field(default_factory=dict, description="options of `dinv run`: RunOptions")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="dotted key => values, all combined")
     cases: tuple[Case, ...] = Field((), description="each combined with the whole grid")
     replicates: int = Field(1, ge=1, description="how often every cell is done, each time with all of it drawn anew")
@@ -152,6 +164,28 @@ class Cell:
     autoencode: Autoencode
     retrieve: RetrieveSettings | None = None  # of one k
     lecf: Lecf | None = None
+    run: RunOptions = field(default_factory=RunOptions)
+    tuning: Tuning = field(default_factory=Tuning)  # what `run` has to be chosen
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is done in a run folder of its own, as `dinv run` would."""
+        return bool(self.tuning.axes or self.train.online) or self.run != RunOptions()
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the real share of batches is chosen."""
+        return self.train.real_fraction == "auto"
+
+    @property
+    def filtering(self) -> FilterSettings:
+        """What becomes of images that show another class."""
+        return FilterSettings(filter=self.run.filter)
+
+    @property
+    def copies(self) -> AuditSettings | None:
+        """How copies of training images are looked for; None where they are not."""
+        return None if self.run.copies == "off" else AuditSettings(copies=self.run.copies)
 
     @property
     def learns(self) -> bool:
@@ -241,7 +275,7 @@ def _combinations(plan: SweepPlan) -> Iterator[dict[str, Any]]:
 def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
     sections: dict[str, dict[str, Any]] = {name: dict(getattr(plan, name)) for name in STAGES}
     sections["autoencode"] = plan.autoencode.model_dump()
-    sections["retrieve"], sections["lecf"] = dict(plan.retrieve), dict(plan.lecf)
+    sections |= {name: dict(getattr(plan, name)) for name in ("retrieve", "lecf", "run")}
     changed = {key: value for key, value in at.items() if key != "case"}
     if "case" in at:
         changed = {**next(case.set for case in plan.cases if case.name == at["case"]), **changed}
@@ -251,15 +285,23 @@ def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
             raise UsageError(f"{plan.title}: {key}: unknown; give <section>.<setting> with one of {list(sections)}.")
         sections[section][name] = value
     try:
+        run = RunOptions.model_validate(sections["run"])
+        sample = whole(SampleSettings.model_validate(sections["sample"]))
+        train = TrainSettings.model_validate(sections["train"])
+        tuning = read_tuning(run.tune, run.tune_seconds)
+        if run != RunOptions():  # else real_fraction=auto alone is chosen without a run
+            tuning = prepared(tuning, sample, train)
         return Cell(
             at,
             DataSettings.model_validate(sections["data"]),
             InvertSettings.model_validate(sections["invert"]),
-            whole(SampleSettings.model_validate(sections["sample"])),
-            TrainSettings.model_validate(sections["train"]),
+            sample,
+            train,
             Autoencode.model_validate(sections["autoencode"]),
             _retrieve(sections["retrieve"]),
             _lecf(sections["lecf"], sections["retrieve"]),
+            run,
+            tuning,
         )
     except ValidationError as error:
         raise UsageError(f"{plan.title}, at {dict(at)}: " + problems(error)) from error

@@ -107,6 +107,8 @@ def _row(row: Row) -> dict[str, Any]:
     if len(draws) > 1:
         record |= {"replicates": row.units, "real_fractions": [draw.real_fraction for draw in draws]}
         record |= {"between": row.spread.between, "within": row.spread.within}
+    if draws[0].run is not None:
+        record |= {"runs": [draw.run for draw in draws], "chosen": [draw.chosen for draw in draws]}
     return record
 
 
@@ -136,6 +138,9 @@ def as_markdown(found: SweepResult, command: str, figures: Sequence[str]) -> str
         lines += ["## Where the spread comes from", "", *_markdown(*spread_table(found.rows)), ""]
     if shows_classes(found):
         lines += ["## Classes", "", *_markdown(*classes_table(found.rows)), ""]
+    if chosen := choices_table(found):
+        note = "Trainings on folds: those of the value before among them, some of which had served a choice before."
+        lines += ["## What was chosen on the training images", "", *_markdown(*chosen), "", note, ""]
     if found.metrics:
         n = sorted({row.n_real for row in found.metrics})
         lines += [f"Against {' or '.join(f'{count:,}' for count in n)} real images; 95 % intervals in brackets.", ""]
@@ -210,6 +215,24 @@ def classes_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         )
         body.append([label(row.at) or "all", row.arm, *map(_mean_and_spread, measured)])
     return ["", "arm", "worst class, %", "balanced accuracy, %", "accuracy, %"], body
+
+
+def choices_table(found: SweepResult) -> tuple[list[str], list[list[str]]] | None:
+    """Head and rows: every setting that was chosen, replicate by replicate; what was tried, and what that cost.
+
+    None where nothing was. Arms of one run share its choices.
+    """
+    body = []
+    for row in found.rows:
+        for number, draw in enumerate(row.draws):
+            for one in draw.chosen:
+                values = ", ".join(shown(tried["value"]) for tried in one["candidates"])
+                cost = f"{one['trainings']}", f"{one['seconds']:,.0f}"
+                at = [label(row.at) or "all", str(number), one["setting"], shown(one["default"]), values]
+                if (line := [*at, shown(one["chosen"]), *cost]) not in body:
+                    body.append(line)
+    head = ["", "replicate", "setting", "before", "tried", "chosen", "trainings on folds", "seconds"]
+    return (head, body) if body else None
 
 
 def _mean_and_spread(of_seeds: Sequence[Sequence[float]]) -> str:

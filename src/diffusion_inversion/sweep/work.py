@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
 from ..data.sources import Role
-from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
-from ..errors import ConfigMismatchError, PartialError
+from ..errors import PartialError
 from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..generator.sides import require_side
@@ -25,7 +24,6 @@ from ..invert.embeddings import EmbeddingStore, read_embeddings
 from ..invert.inversion import check, invert
 from ..measure.extractors.catalog import open_extractor
 from ..measure.measuring import compare_images
-from ..run.images import load
 from ..run.methods import is_whole
 from ..run.tune import prepared, tune_training
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
@@ -35,15 +33,18 @@ from ..train.arms import check_settings as check_training
 from ..train.arms import train_arms
 from ..train.choosing import Material
 from ..train.classifiers import Classifier, require_form
-from ..train.evaluation import OWN_SIZE, Evaluation, evaluate
+from ..train.evaluation import OWN_SIZE, evaluate
+from ..train.mixing import refuse_unjudged
 from ..train.own_size import own_side
 from ..train.training import fingerprint
-from .drawn import counts, draw, refuse_elsewhere
+from . import runs
+from .drawn import counts, draw
 from .elsewhere import check_cell, fill
-from .jobs import Job, result
+from .jobs import Job, measured, of_classifier, result
+from .loaded import Loaded
 from .plan import Cell, SweepPlan
 
-KEPT_BYTES = 1 << 29  # of images in memory, those of the last data set apart
+UNMIXED = ("real_fraction", "mixing", "online", "online_keep")  # settings that make no difference to the arm real
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class CellJobs:
     """The jobs whose results are a cell's: by arm one for each seed, in their order; and the metrics."""
 
     classifiers: dict[str, tuple[str, ...]]
-    images: str | None  # None where the cell needs none
+    images: str | None  # None where the cell needs none, or has its own
     metrics: str | None
     fraction: str | None
     own: int | None = None  # px, of the arm "real (own size)", where there is one
@@ -68,7 +69,7 @@ class Workshop:
     jobs: dict[str, Job] = field(default_factory=dict)
     suffix: str = ""  # of the metrics' names
     _most_variants: dict[str, int] = field(default_factory=dict)  # by the folder of the images
-    _splits: dict[str, Splits] = field(default_factory=dict)
+    _loaded: Loaded = field(default_factory=Loaded)
 
     def add(self, cells: Sequence[Cell]) -> list[CellJobs]:
         """The jobs of every cell, in their order.
@@ -85,16 +86,20 @@ class Workshop:
 
     def _add(self, cell: Cell) -> CellJobs:
         learned_at = cell.invert.resolution or self.generator.resolution
-        if cell.learns:
-            check(self.generator, cell.invert, learned_at)
+        if cell.is_run:
+            images, home = self.splits(cell.data), self.folder / self._run_name(cell)
+            runs.check_cell(cell, self.plan, home, images, self._side(cell, images.train), self.generator)
+        elif cell.learns:
             check_settings(
                 self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
                 image_size=cell.data.size or learned_at, classes=2,
             )  # fmt: skip
-            refuse_elsewhere(cell.train)
+            refuse_unjudged(cell.train)
         else:
             splits = None if cell.lecf is None else self.splits(cell.data)
             check_cell(cell, splits, self.folder / self._images_folder(cell), self.generator, self.device)
+        if cell.learns:
+            check(self.generator, cell.invert, learned_at)
         for part, side in cell.autoencode.model_dump().items():
             if side is not None:
                 require_side(self.generator, side, f"autoencode.{part}")
@@ -104,8 +109,10 @@ class Workshop:
         own = self._own_side(cell) if self.plan.own_size and "real" in arms else None
         if own is not None:
             arms[OWN_SIZE] = tuple(self._of_own_size(cell, own, seed) for seed in cell.train.seeds)
+        if cell.is_run:
+            return CellJobs(arms, None, None, None, own)
         drawn = set(cell.train.arms) != {"real"} or self.plan.metrics is not None
-        fraction = self._fraction(cell) if self._is_auto(cell) and "real+synthetic" in cell.train.arms else None
+        fraction = self._fraction(cell) if cell.is_auto and "real+synthetic" in cell.train.arms else None
         metrics = self._metrics(cell) if self.plan.metrics is not None else None
         return CellJobs(arms, self._images(cell) if drawn else None, metrics, fraction, own)
 
@@ -242,11 +249,12 @@ class Workshop:
         return self._job(name, cell.differs(), [images, *self._trained_on(cell)], do)
 
     def _classifier(self, cell: Cell, arm: str, seed: int) -> str:
+        if runs.has_own(cell, arm):
+            return self._in_run(cell, arm, seed)
         images = None if arm == "real" else self._images(cell)
-        auto = arm == "real+synthetic" and self._is_auto(cell)
-        fraction = self._fraction(cell) if auto else None
+        fraction = self._fraction(cell) if arm == "real+synthetic" and cell.is_auto else None
         plain = TrainSettings()
-        mixed = {} if arm == "real+synthetic" else {"real_fraction": plain.real_fraction, "mixing": plain.mixing}
+        mixed = {} if arm == "real+synthetic" else {name: getattr(plain, name) for name in UNMIXED}
         settings = cell.train.model_copy(update={"arms": (arm,), "seeds": (seed,), **mixed})
 
         def do(home: Path) -> dict[str, Any]:
@@ -255,10 +263,8 @@ class Workshop:
             chosen = settings
             if fraction is not None:
                 chosen = settings.model_copy(update={"real_fraction": self.read(fraction)["real_fraction"]})
-            found = train_arms(real, synthetic, test, settings=chosen, device=self.device, folder=home).runs[0]
-            assert found.classifier is not None
-            file = found.classifier.relative_to(self.folder).as_posix()
-            return {**_measured(found.evaluation), "seconds": found.seconds, "classifier": file}
+            found = train_arms(real, synthetic, test, settings=chosen, device=self.device, folder=home)
+            return of_classifier(found.runs[0], self.folder)
 
         drawn = [] if images is None else [self._images_folder(cell), *cell.amounts]
         through = cell.autoencode.train if arm != "synthetic" else None
@@ -272,6 +278,30 @@ class Workshop:
         self._job(name, says, needs, do)
         return name if cell.autoencode.test is None else self._tested(cell, name, cell.autoencode.test, says)
 
+    def _run_name(self, cell: Cell) -> str:
+        return self._name("runs", *runs.depends_on(cell, self._vectors_name(cell)))
+
+    def _in_run(self, cell: Cell, arm: str, seed: int) -> str:
+        """The classifier of an arm and seed, as the run folder of the cell has it; the first job does them all."""
+        name, needs = self._run_name(cell), [self._data(cell)]
+        if not runs.alone(cell):  # what is drawn around the vectors may be chosen first
+            needs.append(self._vectors(cell) if cell.tuning.of("sample") else self._images(cell))
+
+        def do(home: Path) -> dict[str, Any]:
+            if runs.alone(cell):
+                found = runs.train_alone(home, cell, *self._real(cell, arm), self.device)
+            else:
+                vectors = self.folder / self._vectors_name(cell)
+                found = runs.train_run(
+                    home, cell, self.splits(cell.data), self.generator, vectors,
+                    lambda sample: self.folder / self._images_folder(replace(cell, sample=sample)),
+                )  # fmt: skip
+            (one,) = (run for run in found.runs if (run.arm, run.seed) == (arm, seed))
+            return of_classifier(one, self.folder) | runs.found_in(home, cell)
+
+        says = f"{arm}, seed {seed}, {cell.differs()}"
+        return self._job(self._name("classifiers", name, arm, seed), says, needs, do, name)
+
     def _own_side(self, cell: Cell) -> int | None:
         """The side of the real images without a generator, where it is above that of all arms; it takes the images."""
         self._data(cell)
@@ -284,16 +314,14 @@ class Workshop:
     def _of_own_size(self, cell: Cell, own: int, seed: int) -> str:
         """The arm `real` at that side; what makes the synthetic images makes no difference to it."""
         plain = TrainSettings()
-        alone = {"real_fraction": plain.real_fraction, "mixing": plain.mixing}
+        alone = {name: getattr(plain, name) for name in UNMIXED}
         settings = cell.train.model_copy(update={"arms": ("real",), "seeds": (seed,), **alone})
 
         def do(home: Path) -> dict[str, Any]:
             splits = self.splits(cell.data)
             real, test = splits.train.resized(own), splits.test.resized(own)
-            found = train_arms(real, None, test, settings=settings, device=self.device, folder=home).runs[0]
-            assert found.classifier is not None
-            file = found.classifier.relative_to(self.folder).as_posix()
-            return {**_measured(found.evaluation), "seconds": found.seconds, "classifier": file}
+            found = train_arms(real, None, test, settings=settings, device=self.device, folder=home)
+            return of_classifier(found.runs[0], self.folder)
 
         says = f"{OWN_SIZE}, {own} px, seed {seed}"
         name = self._name("classifiers", _dump(cell.data), OWN_SIZE, _dump(settings), own)
@@ -307,7 +335,7 @@ class Workshop:
         def do(home: Path) -> dict[str, Any]:
             trained = Classifier.load(self.folder / self.read(classifier)["classifier"])
             images = self._read_autoencoded(cell, "test", resolution).resized(trained.image_size)
-            return _measured(evaluate(trained, images))
+            return measured(evaluate(trained, images))
 
         return self._job(self._name("tests", classifier, test), says, [classifier, test], do)
 
@@ -330,25 +358,9 @@ class Workshop:
         return self._job(name, cell.differs(), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:
-        """The images of a data set, kept in memory for the next job.
-
-        Raises ConfigMismatchError where they are not those that this sweep began with.
-        """
-        key = json.dumps(_dump(settings))
-        if key not in self._splits:
-            while sum(one.train.images.nbytes + one.test.images.nbytes for one in self._splits.values()) > KEPT_BYTES:
-                self._splits.pop(next(iter(self._splits)))
-            found = load(self.folder, settings, None)
-            job = self.jobs.get(self._data_name(settings))
-            begun = Ledger(self.folder).read_json(job.file) if job is not None else None
-            for part, images in (("train", found.train), ("test", found.test)):
-                if begun is not None and begun[part] != fingerprint(images):
-                    raise ConfigMismatchError(
-                        f"{images.name}: the {part} images are not those that {self.folder} began with. Restore them, "
-                        "or give another --out."
-                    )
-            self._splits[key] = found
-        return self._splits[key]
+        """The images of a data set. Raises ConfigMismatchError where they are not those that this sweep began with."""
+        job = self.jobs.get(self._data_name(settings))
+        return self._loaded.splits(self.folder, settings, None if job is None else job.file)
 
     def _part(self, cell: Cell, part: Role) -> LabelledImages:
         splits = self.splits(cell.data)
@@ -381,19 +393,6 @@ class Workshop:
     def _store(self, cell: Cell) -> SyntheticStore:
         return SyntheticStore(self.folder / self._images_folder(cell), self.splits(cell.data).train.class_names)
 
-    @staticmethod
-    def _is_auto(cell: Cell) -> bool:
-        return cell.train.real_fraction == "auto"
-
 
 def _dump(settings: Settings, *leave_out: str) -> dict[str, Any]:
     return settings.described(leave_out)
-
-
-def _measured(found: Evaluation) -> dict[str, Any]:
-    return {
-        "accuracy": found.accuracy,
-        "balanced_accuracy": found.balanced_accuracy,
-        "ece": found.ece,
-        "predictions": found.predictions.tolist(),
-    }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from ..config.settings import Settings
 from ..config.training import TrainSettings
@@ -53,6 +53,7 @@ class ChoiceRecord(TypedDict):
     """One setting: what was chosen, over what, by how much, at which cost; JSON data."""
 
     setting: str  # as sample.interpolation
+    arm: NotRequired[str]  # that scored; records of earlier versions were scored by real+synthetic
     default: Any  # what it was before
     chosen: Any
     candidates: list[CandidateRecord]
@@ -84,12 +85,13 @@ class Material:
 
 @dataclass(frozen=True)
 class Candidate:
-    """How a classifier of real+synthetic is trained, and on which synthetic images."""
+    """How a classifier of real+synthetic is trained, and on which synthetic images; or of real, on none."""
 
     settings: TrainSettings
     key: Callable[[], str]  # that of its material; makes it where it is not there
-    material: Callable[[], Material]
+    material: Callable[[], Material | None]
     drawing: Callable[[], float] = lambda: 0.0  # seconds that making it took, where that was for this choice
+    arm: str = "real+synthetic"
 
 
 Describe = Callable[[Any], dict[str, Any]]  # of settings all that a choice beside them depends on, but the images
@@ -118,17 +120,17 @@ class Folds:
         """Every fold at the first seed, then at the next."""
         return [Cell(seed, number) for seed in seeds for number in self.numbers]
 
-    def split(self, material: Material, number: int) -> Split:
-        """What a fold trains and measures on. Raises DataError where no synthetic image is left to train on."""
-        found = split(self.real, self.folds, material.sources, number)
-        if not found.synthetic:
+    def split(self, material: Material | None, number: int) -> Split:
+        """What a fold trains and measures on. Raises DataError where of its material no image is left to train on."""
+        found = split(self.real, self.folds, () if material is None else material.sources, number)
+        if material is not None and not found.synthetic:
             raise DataError(
                 f"{self.real.name}: {len(found.held_out)} of {len(self.real)} images to validate on and 0 synthetic "
                 "ones that were made without them. Give more images, or give the setting itself."
             )
         return found
 
-    def check(self, material: Material) -> None:
+    def check(self, material: Material | None) -> None:
         """Raise what a trial raises for material that a fold cannot be trained on."""
         for number in self.numbers:
             self.split(material, number)
@@ -157,7 +159,7 @@ class Folds:
         found = found or self.split(material, cell.fold)
         return train(
             self.real.subset(found.training),
-            synthetic=material.synthetic.subset(found.synthetic),
+            synthetic=None if material is None else material.synthetic.subset(found.synthetic),
             settings=candidate.settings,
             seed=cell.seed,
             device=str(self.device),
@@ -251,6 +253,7 @@ def choose(
     values = list(others)
     record: ChoiceRecord = {
         "setting": axis.key,
+        "arm": default.arm,
         "default": getattr(base, axis.name),
         "chosen": getattr(base, axis.name) if found.chosen is None else values[found.chosen],
         "candidates": [_candidate(value, place, found) for place, value in enumerate(values)],
@@ -290,6 +293,7 @@ def _sentence(choice: ChoiceRecord) -> str:
     else:
         head = f"{name} {_shown(choice['chosen'])} was chosen over {default}"
     of = "" if choice["measure"] == "accuracy" else f", in {choice['measure']}"
+    of += ", by real images alone" if choice.get("arm") == "real" else ""
     short = "; the budget ended it" if choice["cut_short"] else ""
     cost = f"{choice['trainings']} trainings, {choice['seconds']:g} s{short}"
     return (
