@@ -59,7 +59,7 @@ def parquet_files(paths: Sequence[Path], role: str) -> Source:
     opened = lru_cache(4)(lambda place: parquet_file(paths[place], role))
     starts, labels, names = [0], list[int](), opened(0).class_names
     for place, path in enumerate(paths):
-        if (found := opened(place)).class_names != names or found.problems:
+        if (found := opened(place)).class_names != names or any(one.fatal for one in found.problems):
             raise DataError(f"{path}: other classes than in {paths[0].name}, or images without one; give files alike")
         labels += found.labels
         starts.append(len(labels))

@@ -14,6 +14,7 @@ from ..config.sampling import Storage
 from ..data.images import resize, to_uint8
 from ..engine.memory import within_memory
 from ..engine.progress import already, track
+from ..engine.signals import asked_to_stop
 from ..engine.units import each_unit, unit_name
 from ..generator.safety import SafetyChecker, draw_safely
 from .packed import batches_of
@@ -78,7 +79,8 @@ def draw_jobs(
 ) -> None:
     """Draw those of the images, by `job_name`, that `store` lacks; as `draw_missing`.
 
-    A unit is a batch, or several where `storage` is parquet, drawn one after the other: with the same bits.
+    A unit is a batch, or several where `storage` is parquet, drawn one after the other: with the same bits. What was
+    drawn when a stop was asked for is committed.
     """
     left = set(jobs).difference(*(unit["ids"] for unit in store.manifest.units().values()))
     already("sample", len(jobs) - len(left), len(jobs), "images")
@@ -98,6 +100,8 @@ def draw_jobs(
                 rows += [describe(item) for item in items]
                 blanked += refused
                 advance(len(items))
+                if asked_to_stop():  # what is left of the unit is cut at the same batches, hence has the same bits
+                    break
             short = at_once if at_once < side_by_side else None
             store.commit(torch.cat(images), rows, at_once=short, blanked=blanked, storage=storage)
 

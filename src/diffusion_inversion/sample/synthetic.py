@@ -89,6 +89,7 @@ class SyntheticStore:
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
         """What `table` has, of one unit after the other."""
+        columns = tuple(dict.fromkeys(columns))
         for record in list(self.manifest.units().values()):
             if packed.is_packed(record):
                 table = packed.columns_of(self.folder, record, columns or (*COLUMNS, "sha256"))
