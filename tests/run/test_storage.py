@@ -195,7 +195,7 @@ def test_verify_names_the_image_of_a_flipped_bit_and_repair_draws_its_unit_again
     assert (finding.file, finding.kind) == (path.relative_to(run).as_posix(), "damaged")
     assert finding.images == (name,)
     said = CliRunner().invoke(app, ["verify", str(run)])
-    assert said.exit_code == 3 and name in said.output
+    assert said.exit_code == 4 and name in said.output
     with pytest.raises(DataError, match="repair"):
         store_of(run).read()
     others = {one: one.stat().st_mtime_ns for one in (run / "synthetic").glob("*.parquet") if one != path}
