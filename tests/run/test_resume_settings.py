@@ -46,6 +46,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "guidance_interval": (0.0, 0.5), "eta": 0.5, "resolution": 32, "strict": True,
         "safety_checker": False, "combinations": "grid", "mixture_size": 4, "shared_noise": 0.5, "rival_weight": 0.5,
         "timestep_spacing": "learned",
+        "storage": "parquet",
     },
     "TrainSettings": {
         "architecture": "resnet18", "recipe": "fast", "steps": 3, "batch_size": 6, "learning_rate": 0.05,

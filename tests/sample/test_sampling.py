@@ -16,9 +16,10 @@ from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageErro
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.invert.inversion import invert
+from diffusion_inversion.sample.columns import COLUMNS
 from diffusion_inversion.sample.denoising import denoise
 from diffusion_inversion.sample.sampling import reconstruct, sample
-from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore, file_name, read_synthetic
+from diffusion_inversion.sample.synthetic import SyntheticStore, file_name, read_synthetic
 from diffusion_inversion.sample.variants import plan_variant
 
 SETTINGS = SampleSettings(variants=2, inference_steps=3, batch_size=3, guidance_scales=(1.5, 3.0))

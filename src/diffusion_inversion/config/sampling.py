@@ -15,6 +15,8 @@ Unconditional = Literal["mean", "class-mean", "group-mean", "empty", "zero"]
 InterpolationKind = Literal["lerp", "slerp", "circle", "dirichlet"]
 PartnerPolicy = Literal["same-class", "nearest", "farthest", "other-class", "context", "reference"]
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
+PACKED_FROM = 100_000  # images that a run draws
+Storage = Literal["png", "parquet"]
 NoiseStrength = Annotated[float, Field(ge=0, le=10)] | Literal["auto"]
 
 
@@ -122,6 +124,12 @@ class SampleSettings(Settings):
     )
     batch_size: int = setting(100, "images drawn side by side", "ours", ge=1, option="sample-batch-size")
     seed: int = setting(0, "run seed of stages 1 and 2; an image derives its own from it and its id", "ours", ge=0)
+    storage: Storage | Literal["auto"] = setting(
+        "auto",
+        "a PNG file for each image, or Parquet files of up to ten batches, each image a row; auto: as the run was "
+        f"begun, else parquet from {PACKED_FROM:,} images on",
+        "ours",
+    )
     safety_checker: bool = setting(
         True, "draw again what the checkpoint's safety checker, if any, would blank", "ours; code: off"
     )
@@ -199,9 +207,13 @@ class SampleSettings(Settings):
         return None if attribute in ("none", "class") else attribute
 
     def described(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
-        """As `Settings` has it; without `balance` and `timestep_spacing` where they are as in older work."""
-        same = {"balance": "none", "timestep_spacing": "checkpoint"}
-        return super().described({*leave_out, *(name for name, value in same.items() if getattr(self, name) == value)})
+        """As `Settings` has it; without what is as older work had it, by which its names would differ."""
+        older = {
+            "balance": self.balance == "none",
+            "storage": self.storage != "parquet",
+            "timestep_spacing": self.timestep_spacing == "checkpoint",
+        }
+        return super().described({*leave_out, *(name for name, same in older.items() if same)})
 
 
 class PromptSettings(Settings):
