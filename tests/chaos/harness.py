@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import signal
 import sys
 import time
@@ -309,28 +308,6 @@ def race(
     for process in processes:
         process.join(300)
     return [process.exitcode for process in processes]
-
-
-def _limited(bench: Bench, run: Path, stage: str, limit: int | None, spare: int | None) -> None:
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends soon)
-    bench.generator()
-    if spare is not None:
-        pipeline.SPARE_BYTES = spare
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try:
-        with run_lock(run):
-            JOBS[stage](bench, run)
-    except DinvError as error:
-        sys.exit(error.exit_code)
-
-
-def limited(bench: Bench, run: Path, stage: str, limit: int | None, spare: int | None = None) -> int | None:
-    """Do a stage in a process whose files may have at most `limit` bytes; return its exit code."""
-    process = forkserver().Process(target=_limited, args=(bench, run, stage, limit, spare))
-    process.start()
-    process.join(300)
-    return process.exitcode
 
 
 def finish(bench: Bench, run: Path, stage: str) -> None:

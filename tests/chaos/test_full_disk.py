@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import SAMPLE, STAGES, Bench, assert_same, content, finish, limited, verify
+from harness import SAMPLE, STAGES, Bench, assert_same, content, finish, verify
+from little_room import limited
 
 from diffusion_inversion.errors import DiskError
 from diffusion_inversion.run.stages import sample_stage
