@@ -215,7 +215,7 @@ class PretrainedLite0(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S), normalised by a mean and a standard deviation of .5 and .25 (`classifiers.py`), to logits."""
         x = F.interpolate(x / 2, size=(self.side, self.side), mode="bilinear")
-        with torch.autocast(x.device.type, enabled=x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)):
+        with torch.autocast("cpu", enabled=False):
             logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
         return logits
 
