@@ -112,6 +112,7 @@ def test_two_machines_do_every_unit_once_and_both_end_with_the_bits_of_one(
     assert sum(published(*runs)) == len(done) and min(published(*runs)) > 0
     for run in runs:
         assert_same(run, reference)
+        assert "warning" not in said(run)
     third = tmp_path / "c"  # comes when all is done
     late = started(bench, third, url, EVERYTHING)
     late.join(300)
@@ -262,11 +263,11 @@ def test_what_a_store_holds_is_checked_before_it_is_used(small: Manifest, url: s
     with pytest.raises(DataError, match=rf"store/files/{content.name}: missing or damaged"):
         _exchanged(other, url, ["a", "b"])
     assert other.records() == [] and not (other.path.parent / "file").exists()
-    (record,) = (tmp_path / "store" / "units" / "work").iterdir()
+    (record,) = (tmp_path / "store" / "units" / "run.work").iterdir()
     text = record.read_bytes()
     for harm in (text.replace(b'"file"', b'"../f"'), text[:-9], b"", b"[]\n"):
         record.write_bytes(harm)
-        with pytest.raises(DataError, match=rf"units/work/{record.name}: not a record of this unit"):
+        with pytest.raises(DataError, match=rf"units/run.work/{record.name}: not a record of this unit"):
             _exchanged(other, url, ["a", "b"])
     record.write_bytes(text)
     content.write_bytes(b"content")
@@ -301,25 +302,25 @@ def test_a_lease_ends_with_its_block_or_with_its_signs_of_life(
     here, there = ObjectStore(url), ObjectStore(url)
     with shared_through(tmp_path, here):
         with lease(tmp_path / "work", "u") as mine:
-            assert mine and there.take("claims/work/u") is None
+            assert mine and there.take("claims/run.work/u") is None
             now[0] += object_store.EXPIRY - 1
-            assert there.take("claims/work/u") is None
-            here.put("claims/work/u/1", b"a sign of life")
+            assert there.take("claims/run.work/u") is None
+            here.put("claims/run.work/u/1", b"a sign of life")
             now[0] += 2
-            assert there.take("claims/work/u") is None  # it has changed since
+            assert there.take("claims/run.work/u") is None  # it has changed since
             store.commit_bytes(tmp_path / "work" / "file", b"before")
             now[0] += object_store.EXPIRY
-            assert there.take("claims/work/u") == "claims/work/u/2"
-            with pytest.raises(TakenOverError, match="claims/work/u: this lease was taken over"):
+            assert there.take("claims/run.work/u") == "claims/run.work/u/2"
+            with pytest.raises(TakenOverError, match=r"claims/run\.work/u: this lease was taken over"):
                 store.commit_bytes(tmp_path / "work" / "file", b"after")
         assert (tmp_path / "work" / "file").read_bytes() == b"before"
         with lease(tmp_path / "work", "u") as mine:
             assert not mine
-        there.put("claims/work/u/2", b"")
+        there.put("claims/run.work/u/2", b"")
         with lease(tmp_path / "work", "u") as mine:
-            assert mine and here.read("claims/work/u/3")
-        assert here.read("claims/work/u/3") == b""
-    assert there.take("claims/work/u") == "claims/work/u/4"
+            assert mine and here.read("claims/run.work/u/3")
+        assert here.read("claims/run.work/u/3") == b""
+    assert there.take("claims/run.work/u") == "claims/run.work/u/4"
 
 
 @pytest.mark.parametrize(
@@ -364,6 +365,7 @@ def test_the_command_shares_a_run_through_s3(bench: Bench, tmp_path: Path, monke
         assert [machine.wait() for machine in machines] == [0, 0, 0], [words[run].log(0).read_text() for run in runs]
         for run in runs[:2]:
             assert_same(run, runs[2])
+            assert "done elsewhere first" not in words[run].log(0).read_text()
         other = replace(words[runs[0]], arguments=(*words[runs[0]].arguments, "--steps", "4"), logs=tmp_path)
         assert other.start(1).wait() == 5 and "settings.steps: was 3, now 4" in other.log(1).read_text()
         nowhere = (*words[runs[0]].arguments[:-1], "s3://nosuch/prefix")
@@ -379,4 +381,4 @@ def test_a_store_in_memory_creates_once() -> None:
     memory = ObjectStore("memory://prefix")
     assert memory.create("x", b"1") and memory.create("x", b"1") and not memory.create("x", b"2")
     assert memory.read("x") == b"1" and memory.read("y") is None
-    assert memory.names("nothing") == [] and memory.names("x") == ["x"]
+    assert memory.names("nothing") == [] and memory.create("y/z", b"") and memory.names("y") == ["z"]

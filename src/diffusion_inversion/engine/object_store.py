@@ -104,9 +104,11 @@ class ObjectStore:
                 return None
 
     def names(self, folder: str) -> list[str]:
-        """Names of the objects below `folder`. Raises DiskError."""
+        """Names of the objects in `folder`. Raises DiskError."""
+        home = f"{self._root}/{folder}"
         with self._used():
-            return [path.rpartition("/")[2] for path in self._files.find(f"{self._root}/{folder}")]
+            found = [path.rpartition("/") for path in self._files.find(home)]
+        return [name for above, _, name in found if above == home]  # s3fs may find an empty folder in itself
 
     def records(self, folder: str, manifest: Manifest) -> dict[str, Record]:
         """The record of every unit that is done, by unit. Raises DataError for one that is damaged."""
@@ -187,7 +189,7 @@ def _place(folder: Path) -> tuple[ObjectStore, str] | None:
     """The store that a folder is shared through, and the folder's name there."""
     whole = folder.resolve()
     run = next((one for one in (whole, *whole.parents) if one in _open), None)
-    return None if run is None else (_open[run], whole.relative_to(run).as_posix().replace("/", "+"))
+    return None if run is None else (_open[run], ".".join(["run", *whole.relative_to(run).parts]))
 
 
 def is_elsewhere(folder: Path) -> bool:
@@ -281,8 +283,9 @@ def exchange(run: Path, manifest: Manifest, jobs: Sequence[str]) -> None:
             store.fetch(manifest, record)
 
 
-def _facts(record: Record) -> Record:
-    return {key: value for key, value in record.items() if key != "seconds"}
+def _facts(record: Record) -> bytes:
+    """What two records of a unit have in common: all but the time, as JSON has it (a tuple is a list)."""
+    return line_of({key: value for key, value in record.items() if key != "seconds"})
 
 
 def _sign_of_life() -> bytes:
