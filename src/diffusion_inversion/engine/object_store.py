@@ -41,7 +41,7 @@ class ObjectStore:
     """Objects below an fsspec URL. Raises UsageError where it cannot be opened, or does not make objects only once."""
 
     def __init__(self, url: str) -> None:
-        """Look whether the store does what is needed; it keeps one object of that, `probe/<random>`."""
+        """Look whether the store does what is needed; it keeps one object of that, `probe`."""
         import fsspec
         from fsspec.core import url_to_fs
 
@@ -56,8 +56,9 @@ class ObjectStore:
         self._watched: dict[str, tuple[bytes, float]] = {}  # lease => what it said, since when
         # fsspec's own way, for file systems without one, is to look first and then to write.
         looks_first = getattr(self._files.pipe_file, "__func__", None) is fsspec.AbstractFileSystem.pipe_file
-        probe = f"probe/{secrets.token_hex(8)}"
-        if looks_first or not self.create(probe, b"1") or self.create(probe, b"2"):
+        if not looks_first:
+            self.create("probe", _sign_of_life())  # where there is none
+        if looks_first or self.create("probe", _sign_of_life()):
             raise UsageError(
                 f"--store {self.url}: does not refuse to write an object that is there (conditional put), so two "
                 "workers could do the same. Choose a store that does, such as S3, GCS or Azure; a folder that all of "
