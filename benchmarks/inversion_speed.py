@@ -108,7 +108,8 @@ def main() -> None:
     torch.set_num_threads(1)
     generator, exact = (Generator.load("mini", device="cpu", dtype=dtype) for dtype in ("auto", "float32"))
     every = load_images(given.data, limit=given.images + given.tuned_on)
-    images, others = every.subset(range(given.images)), every.subset(range(given.images, len(every)))
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
+    images, others = every.subset(order[: given.images]), every.subset(order[given.images :])
 
     pixels = to_model_range(images.resized(generator.resolution).images)
     start = guesses(images, pixels, generator, DEFAULTS)
