@@ -38,9 +38,7 @@ def measured(data: str, images: int) -> tuple[tuple[int, ...], Float32[Tensor, "
     settings = InvertSettings(steps=100, keep_steps=POINTS)
     pixels = to_model_range(chosen.resized(generator.resolution).images)
     initial = guesses(chosen, pixels, generator, settings)
-    return curve_steps(settings), invert_batch(
-        generator, pixels, initial, chosen.ids, settings, at_once=AT_ONCE
-    ).losses
+    return curve_steps(settings), invert_batch(generator, pixels, initial, chosen.ids, settings, at_once=AT_ONCE).losses
 
 
 def ended(

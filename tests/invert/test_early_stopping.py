@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy import WIDTH, toy_images
 from torch import Tensor
+from toy import WIDTH, toy_images
 
 from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.data.images import to_model_range
