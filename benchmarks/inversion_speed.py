@@ -1,6 +1,7 @@
 """What an equal loss costs on a CPU: stage 1 at its defaults, the reference code's recipe, and a strong baseline.
 
     OMP_NUM_THREADS=1 python benchmarks/inversion_speed.py DATA [--images 12] [--rounds 5]
+    OMP_NUM_THREADS=1 python benchmarks/inversion_speed.py DATA --shares   # of a step's time, by kind of work
 
 `mini` learns `--images` training images of DATA. What the defaults reach is the goal: the mean loss on the evaluation
 bank. The others take steps until theirs passes it (measured at every `--every` steps, linear in between; measuring is
@@ -38,6 +39,16 @@ from diffusion_inversion.run.bench.plain import load_plain, plain_inversion_step
 from diffusion_inversion.run.bench.timing import Timed, measure_in_turn
 
 RATES, TUNING_STEPS, PAPER_STEPS = (0.03, 0.1, 0.3), 60, 3000
+KINDS = {
+    "convolutions": ("mkldnn_convolution", "convolution_backward"),
+    "products of matrices": ("mm", "addmm", "bmm", "baddbmm"),
+    "activations": ("gelu", "gelu_backward", "silu", "silu_backward"),
+    "normalisations and softmax": (
+        "native_group_norm", "native_group_norm_backward", "native_layer_norm", "native_layer_norm_backward",
+        "_softmax", "_softmax_backward_data",
+    ),
+    "sums, factors, copies": ("add", "add_", "mul", "div", "copy_", "cat", "_to_copy", "sum", "fill_"),
+}  # fmt: skip
 DEFAULTS = InvertSettings()
 FROM_NOISE = InvertSettings(init="random", steps=PAPER_STEPS)
 
@@ -78,22 +89,35 @@ def learned(
     return Curve(losses, goal)
 
 
-def parts(generator: Generator, images: LabelledImages, batch: int) -> dict[str, Timed]:
-    """What the three recipes are made of, each for `batch` images at once."""
-    side = generator.resolution
-    pixels = to_model_range(images.resized(side).images)[torch.arange(batch) % len(images)]
-    few = images.subset([row % len(images) for row in range(batch)])
+def parts(generator: Generator, images: LabelledImages) -> dict[str, Timed]:
+    """What the three recipes are made of, each for all of these images at once."""
+    side, batch = generator.resolution, len(images)
+    pixels = to_model_range(images.resized(side).images)
     latents = encode(generator, pixels, batch)
-    one = EvaluationBank.draw(generator, latents, few.ids, InvertSettings(eval_draws=1))
-    vectors = guesses(few, pixels, generator, DEFAULTS)
+    one = EvaluationBank.draw(generator, latents, images.ids, InvertSettings(eval_draws=1))
+    vectors = guesses(images, pixels, generator, DEFAULTS)
     calls: dict[str, Callable[[], object]] = {
         "reference step": plain_inversion_step(load_plain(generator.folder), side, batch, DEFAULTS.tokens),
         "step": inversion_step(generator, side, batch, DEFAULTS.tokens),
         "encode": lambda: encode(generator, pixels, batch),
-        "guess": lambda: guesses(few, pixels, generator, DEFAULTS),
+        "guess": lambda: guesses(images, pixels, generator, DEFAULTS),
         "draw of the bank": lambda: one.loss(generator, vectors, batch),
     }
     return {name: Timed(name, call, batch) for name, call in calls.items()}
+
+
+def shares(step: Callable[[], object], steps: int) -> dict[str, float]:
+    """The share that each of KINDS has of the CPU time of a step, and all else."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(steps):
+            step()
+    times = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in found.key_averages()}
+    by_kind = {kind: sum(times.get(name, 0.0) for name in names) for kind, names in KINDS.items()}
+    whole = sum(times.values())
+    return {kind: time / whole for kind, time in (by_kind | {"all else": whole - sum(by_kind.values())}).items()}
 
 
 def main() -> None:
@@ -104,8 +128,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32, help="images at once where costs are measured")
     parser.add_argument("--every", type=int, default=10, help="steps between two measurements of the loss")
+    parser.add_argument("--shares", action="store_true", help="only say where the time of a step goes")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.shares:
+        mini = Generator.load("mini", device="cpu")
+        step = inversion_step(mini, mini.resolution, given.batch, DEFAULTS.tokens)
+        for kind, share in shares(step, given.rounds).items():
+            print(f"| {kind} | {share:.0%} |")
+        return
     generator, exact = (Generator.load("mini", device="cpu", dtype=dtype) for dtype in ("auto", "float32"))
     every = load_images(given.data, limit=given.images + given.tuned_on)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
@@ -126,7 +157,7 @@ def main() -> None:
     reference = learned(exact, images, FROM_NOISE, given.every, goal)
     print(f"reference: {reference.passed}, {reference.losses}", flush=True)
 
-    timed = parts(generator, images, given.batch)
+    timed = parts(generator, load_images(given.data, limit=given.batch))
     measure_in_turn(list(timed.values()), given.rounds)
     draws = (len(curve_steps(DEFAULTS)) + 1) * DEFAULTS.eval_draws
     ours: list[float] = []

@@ -150,15 +150,23 @@ def test_the_store_says_where_images_ended(generator: Generator, tmp_path: Path)
     assert read_embeddings(tmp_path).ids == (*images.ids[:1], *images.ids[2:])
 
 
-def test_joint_groups_are_refused_and_older_runs_go_on(generator: Generator) -> None:
+def test_joint_groups_are_refused_and_older_runs_go_on() -> None:
     with pytest.raises(ValueError, match=r"early_stopping=0\.1: .*grouping=independent"):
         InvertSettings(grouping="joint", early_stopping=0.1)
     for share in (0.0, 1.0):
         with pytest.raises(ValueError, match="early_stopping"):
             InvertSettings(early_stopping=share)
-    plain, images = InvertSettings(), toy_images(2)
+    plain = InvertSettings()
     assert "early_stopping" not in plain.described()
     assert InvertSettings(early_stopping=0.1).described()["early_stopping"] == 0.1
-    # A recorded step has places for a fixed number of images, so none is recorded, on any device.
-    assert slots_for(generator, InvertSettings(early_stopping=0.1)) is None
-    assert "draws" not in made_from(images, generator, InvertSettings(early_stopping=0.1), 16)
+
+
+def test_no_step_is_recorded_on_cuda_where_images_may_end(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have places for a fixed number of images. Only the name of the device is read."""
+    monkeypatch.setattr(generator, "device", torch.device("cuda"))
+    for share in (None, 0.1):
+        settings = InvertSettings(early_stopping=share)
+        assert (slots_for(generator, settings) is None) == (share is not None)
+        assert ("draws" not in made_from(toy_images(2), generator, settings, 16)) == (share is not None)
