@@ -28,7 +28,8 @@ def build(run: Path) -> None:
     """Write a run folder with images of noise in two classes, committed in units as stage 2 does."""
     import torch
 
-    from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore
+    from diffusion_inversion.sample.columns import COLUMNS
+    from diffusion_inversion.sample.synthetic import SyntheticStore
 
     store = SyntheticStore(run, ("cat", "dog"))
     shared: dict[str, Any] = dict.fromkeys(COLUMNS)

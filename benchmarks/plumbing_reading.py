@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 
-from diffusion_inversion.sample.synthetic import EARLIER, SyntheticStore, read_synthetic
+from diffusion_inversion.sample.columns import EARLIER
+from diffusion_inversion.sample.synthetic import SyntheticStore, read_synthetic
 
 CLASSES = ("cat", "dog")
 VARIANTS, UNIT = 10, 50

@@ -43,11 +43,13 @@ from diffusion_inversion.run.grow import grow
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import STORES
 from diffusion_inversion.run.verify import verify
+from diffusion_inversion.sample import packed
 from diffusion_inversion.sweep import read_plan, run_sweep
 
 HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "helpers"))
 INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
 SAMPLE = SampleSettings(variants=2, inference_steps=2, batch_size=3, guidance_scales=(1.0, 2.0))
+PACKED = SAMPLE.model_copy(update={"storage": "parquet"})
 TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1))
 ONLINE = TRAIN.model_copy(update={"steps": 12, "mixing": "queue", "arms": ("real+synthetic", "real"), "online": 3})
 GROW = TRAIN.model_copy(update={"arms": ("real+synthetic",)})
@@ -93,6 +95,12 @@ def invert(bench: Bench, run: Path) -> None:
 
 def sample(bench: Bench, run: Path) -> None:
     pipeline.sample_stage(run, bench.generator(), SAMPLE, sources=open_splits(run).train)
+
+
+def in_parquet(bench: Bench, run: Path) -> None:
+    """Stage 2, with two batches in a file."""
+    packed.BATCHES = 2
+    pipeline.sample_stage(run, bench.generator(), PACKED, sources=open_splits(run).train)
 
 
 def train(bench: Bench, run: Path) -> None:
@@ -174,8 +182,7 @@ def swept(bench: Bench, out: Path) -> None:
 
 JOBS = STAGES | {
     "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "uncopied": uncopied,
-    "auto_noise": auto_noise, "online": online, "grown": grown,
-    "swept": swept,
+    "auto_noise": auto_noise, "online": online, "grown": grown, "swept": swept, "packed": in_parquet,
 }  # fmt: skip
 
 

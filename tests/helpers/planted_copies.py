@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from diffusion_inversion.run.images import open_splits
-from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore
+from diffusion_inversion.sample.columns import COLUMNS
+from diffusion_inversion.sample.synthetic import SyntheticStore
 
 
 def plant_copies(run: Path) -> None:

@@ -33,7 +33,8 @@ from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import identify
 from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.verify import discard, verify
-from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore
+from diffusion_inversion.sample.columns import COLUMNS
+from diffusion_inversion.sample.synthetic import SyntheticStore
 from diffusion_inversion.train.choosing import Material
 
 REDRAW = AuditSettings(planted=0, device="cpu")

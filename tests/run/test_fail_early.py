@@ -48,6 +48,7 @@ def run_all(bench: Bench, run: Path, generator: Generator, sample: SampleSetting
     [
         ({"kept_steps": (2, 7, 9)}, DataError, r"kept_steps=\[7, 9\].*kept: \[2\].*--keep-steps 7,9"),
         ({"inference_steps": 1000, "scheduler": "pndm"}, UsageError, "inference_steps=1000"),
+        ({"timestep_spacing": "learned"}, UsageError, "timestep_spacing=learned: toy has no timesteps for 2 steps"),
         ({"image_size": 17}, UsageError, "image_size=17: larger than the 16 px"),
         ({"resolution": 17}, UsageError, "resolution=17: not a multiple of 2"),
         ({"resolution": 24, "strict": True}, UsageError, "strict: the vectors were learned at 16 px"),

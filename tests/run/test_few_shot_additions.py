@@ -16,7 +16,8 @@ from diffusion_inversion.engine.frozen_settings import freeze_settings
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.run.few_shot.additions import open_extra, refuse_test_images
-from diffusion_inversion.sample.synthetic import EARLIER, SyntheticStore
+from diffusion_inversion.sample.columns import EARLIER
+from diffusion_inversion.sample.synthetic import SyntheticStore
 
 SHARED = {
     "variant": 0, "interpolation": 0.0, "noise_strength": 0.0, "guidance_scale": 1.0, "inversion_step": 0,

@@ -30,8 +30,9 @@ from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import identify
 from diffusion_inversion.run.methods import images_made, sources_of_images
 from diffusion_inversion.run.verify import verify
+from diffusion_inversion.sample.columns import COLUMNS
 from diffusion_inversion.sample.sampling import sample
-from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore, parse_job
+from diffusion_inversion.sample.synthetic import SyntheticStore, parse_job
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.verify import discard, verify
+from diffusion_inversion.sample.columns import PARENTS
 from diffusion_inversion.sample.sampling import stale_files
-from diffusion_inversion.sample.synthetic import PARENTS, SyntheticStore
+from diffusion_inversion.sample.synthetic import SyntheticStore
 
 CLASSES = ("cat", "dog")
 

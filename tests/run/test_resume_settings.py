@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings, Settings
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.errors import ConfigMismatchError
+from diffusion_inversion.generator.checkpoints import hash_weights
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.run import stages as pipeline
@@ -43,6 +45,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "interpolation_kind": "slerp", "partner": "nearest", "unconditional": "zero", "group_size": 3,
         "guidance_interval": (0.0, 0.5), "eta": 0.5, "resolution": 32, "strict": True,
         "safety_checker": False, "combinations": "grid", "mixture_size": 4, "shared_noise": 0.5, "rival_weight": 0.5,
+        "timestep_spacing": "learned",
+        "storage": "parquet",
     },
     "TrainSettings": {
         "architecture": "resnet18", "recipe": "fast", "steps": 3, "batch_size": 6, "learning_rate": 0.05,
@@ -60,6 +64,7 @@ OTHER: dict[str, dict[str, Any]] = {
 BESIDE = {
     "mixture_size": {"interpolation_kind": "dirichlet"},
     "online_keep": {"online": 3},
+    "timestep_spacing": {"scheduler": "dpm++"},
 }  # without which a field may not change
 # What may change: more or fewer results of the same kind, where files lie, and what makes no difference to the images.
 HARMLESS = {
@@ -83,7 +88,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("bench")
     write_images(folder / "data", toy_images(20), range(20))
     write_images(folder / "test", toy_images(26), range(20, 26))
-    return Bench(build_checkpoint(folder / "toy", MINI_SCHEDULER), folder / "data")
+    toy = build_checkpoint(folder / "toy", MINI_SCHEDULER)
+    learned = {"generator": hash_weights(toy), "timesteps": {"dpm++": {"2": [900, 400]}}}
+    (toy / "timesteps.json").write_text(json.dumps(learned))
+    return Bench(toy, folder / "data")
 
 
 @pytest.fixture(scope="module")

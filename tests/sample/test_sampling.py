@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,9 +16,10 @@ from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageErro
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.invert.inversion import invert
+from diffusion_inversion.sample.columns import COLUMNS
 from diffusion_inversion.sample.denoising import denoise
 from diffusion_inversion.sample.sampling import reconstruct, sample
-from diffusion_inversion.sample.synthetic import COLUMNS, SyntheticStore, file_name, read_synthetic
+from diffusion_inversion.sample.synthetic import SyntheticStore, file_name, read_synthetic
 from diffusion_inversion.sample.variants import plan_variant
 
 SETTINGS = SampleSettings(variants=2, inference_steps=3, batch_size=3, guidance_scales=(1.5, 3.0))
@@ -96,6 +98,31 @@ def test_resumed_and_extended_equal_uninterrupted(generator: Generator, embeddin
     again = sample(embeddings, generator, grown, SETTINGS)
     assert again.ids == whole.ids
     assert int((again.images.int() - whole.images.int()).abs().max()) <= 1  # batches differ: rounding only
+
+
+def test_learned_timesteps_are_recorded_and_a_run_begun_without_goes_on_without(
+    generator: Generator, embeddings: Embeddings, tmp_path: Path
+) -> None:
+    few = SETTINGS.model_copy(update={"variants": 1})
+    sample(embeddings, generator, tmp_path / "before", few)
+    other = copy.copy(generator)
+    other.learned = {"dpm++": {3: [990, 300, 40]}}
+    grown = sample(embeddings, other, tmp_path / "before", SETTINGS)
+    assert torch.equal(grown.images, sample(embeddings, generator, tmp_path / "plain", SETTINGS).images)
+    learned = SETTINGS.model_copy(update={"timestep_spacing": "learned"})
+    with pytest.raises(ConfigMismatchError, match=r'settings\.timestep_spacing: was absent, now "learned"'):
+        sample(embeddings, other, tmp_path / "before", learned)
+    with pytest.raises(UsageError, match="no timesteps for 3 steps"):
+        sample(embeddings, generator, tmp_path / "lacking", learned)
+
+    drawn = sample(embeddings, other, tmp_path / "learned", learned)
+    assert drawn.ids == grown.ids and not torch.equal(drawn.images, grown.images)
+    for folder, timesteps in (("before", None), ("learned", [990, 300, 40])):
+        rows = pq.read_table(tmp_path / folder / "synthetic" / "metadata.parquet")["timesteps"].to_pylist()
+        assert rows == [timesteps] * 8
+    other.learned = {"dpm++": {3: [990, 300, 41]}}
+    with pytest.raises(ConfigMismatchError, match=r"timesteps: was \[990, 300, 40\], now \[990, 300, 41\]"):
+        sample(embeddings, other, tmp_path / "learned", learned)
 
 
 def test_settings_that_change_an_image_are_refused(

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.sample import png
+from diffusion_inversion.sample.columns import COLUMNS, EARLIER
 from diffusion_inversion.sample.png import encode_png, read_pngs
-from diffusion_inversion.sample.synthetic import COLUMNS, EARLIER, SyntheticStore, read_images
+from diffusion_inversion.sample.synthetic import SyntheticStore, read_images
 
 CLASSES = ("cat", "dog")
 VARIANTS = 3

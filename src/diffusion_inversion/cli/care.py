@@ -168,9 +168,14 @@ def _record(found: Verification) -> dict[str, object]:
 
 
 def _lines(run: Path, found: Verification) -> str:
+    from ..engine.text import shown
+
     lines = [f"{run}: {len(found.findings)} findings in {found.files} files"]
     for finding in found.findings[:SHOWN]:
         place = f", line {finding.line}" if finding.line is not None else ""
+        if finding.images:
+            more = f" and {len(finding.images) - 1} more" if len(finding.images) > 1 else ""
+            place += f": image {shown(finding.images[0])}{more}"
         lines.append(f"  {finding.kind:<10}  {finding.file}{place}")
     if len(found.findings) > SHOWN:
         lines.append(f"  and {len(found.findings) - SHOWN} more (--json lists all)")

@@ -90,8 +90,8 @@ add(group, compare)
 def pretrain(pretraining: Given[PretrainSettings]) -> dict[str, Any]:
     """Make the embedded generator `mini` again, or go on with it."""
     from ..engine.lock import run_lock
+    from ..pretrain.figures import Measured
     from ..pretrain.loop import Budget
-    from ..pretrain.recipe import Measured
     from ..pretrain.recipe import pretrain as recipe
 
     def budget(samples: int | None, minutes: float | None) -> Budget | None:

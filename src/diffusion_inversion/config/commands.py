@@ -231,8 +231,8 @@ class PretrainSettings(Settings):
         None, "the same for validation; without it 5,000 images of the corpus are held out"
     )
     out: Path = setting(Path("pretraining"), "folder for states, caches, logs and the result")
-    stages: tuple[Literal["vae", "decoder", "latents", "unet", "export", "figures", "clip"], ...] = setting(
-        ("vae", "latents", "unet", "export"), "", option="stage", min_length=1
+    stages: tuple[Literal["vae", "decoder", "latents", "unet", "export", "figures", "timesteps", "clip"], ...] = (
+        setting(("vae", "latents", "unet", "export"), "", option="stage", min_length=1)
     )
     size: int = setting(64, "side of the images in px: 64 or 32")
     vae_samples: int | None = setting(None, "images the autoencoder sees", unset="1,000,000")

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..engine.memory import require_memory
+from ..engine.memory import large_array, require_memory
 from ..errors import DataError
 from .duplicates import Part, Shared, find_duplicates, refuse_shared, shared_problems
 from .images import LabelledImages, content_hash, square
 from .listed import Source
-from .near_duplicates import thumbnail
+from .near_duplicates import SIDE, thumbnail
 from .problems import Problem, raise_fatal
 from .reading import common_side, read_headers, read_pixels
 from .selection import (
@@ -245,7 +245,9 @@ def _collected(source: Source, decoded: _Decoded) -> LabelledImages:
 
 
 def _part(images: LabelledImages) -> Part:
-    thumbnails = torch.cat([thumbnail(part) for part in images.images.split(256)])
+    thumbnails = torch.from_numpy(large_array((len(images), 3, SIDE, SIDE)))
+    for start in range(0, len(images), 256):
+        thumbnails[start : start + 256] = thumbnail(images.images[start : start + 256])
     return Part(images.ids, images.hashes, images.labels.tolist(), thumbnails)
 
 

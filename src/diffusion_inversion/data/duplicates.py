@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.memory import large_array
 from ..engine.text import shown
 from ..errors import DataError
 from .near_duplicates import near_pairs
@@ -58,7 +59,10 @@ def find_duplicates(train: Part, test: Part | None, class_names: Sequence[str]) 
     for row, digest in enumerate(hashes):
         first.setdefault(digest, row)
     rows = sorted(first.values())  # one of each content, training images before test images
-    thumbnails = torch.cat([part.thumbnails for part in parts]) if test else train.thumbnails
+    thumbnails = train.thumbnails
+    if test is not None:
+        thumbnails = torch.from_numpy(large_array((len(hashes), *thumbnails.shape[1:])))
+        torch.cat([part.thumbnails for part in parts], out=thumbnails)
     pairs = near_pairs(thumbnails if len(rows) == len(thumbnails) else thumbnails[rows])
 
     alike: dict[int, list[int]] = defaultdict(list)  # row => earlier rows that show the same picture

@@ -104,13 +104,14 @@ class LabelledImages:
     @property
     def digest(self) -> str:
         """sha256 hex of what is learned from: ids, contents and labels of all images, and the class names."""
-        rows = [f"{i} {h} {k}" for i, h, k in zip(self.ids, self.hashes, self.labels.tolist(), strict=True)]
+        columns = [self.ids, self.hashes, self.labels.tolist()]
         if self.soft is not None:
-            both = zip(self.soft.second.tolist(), self.soft.weight.tolist(), strict=True)
-            rows = [f"{row} {k} {w}" for row, (k, w) in zip(rows, both, strict=True)]
-            if self.soft.answers is not None:
-                rows = [f"{row} {one}" for row, one in zip(rows, self.soft.answers.tolist(), strict=True)]
-        return hashlib.sha256("\n".join([*self.class_names, "", *rows]).encode()).hexdigest()
+            columns += [self.soft.second.tolist(), self.soft.weight.tolist()]
+            columns += [] if self.soft.answers is None else [self.soft.answers.tolist()]
+        found = hashlib.sha256("\n".join([*self.class_names, ""]).encode())
+        for row in zip(*columns, strict=True):
+            found.update(("\n" + " ".join(map(str, row))).encode())
+        return found.hexdigest()
 
     def resized(self, size: int) -> LabelledImages:
         """The same images at `size` px (antialiased bicubic); self where they have that size already."""

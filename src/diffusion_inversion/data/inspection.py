@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..engine.memory import require_memory
+from ..engine.memory import large_array, require_memory
 from ..engine.store import commit_bytes
 from ..engine.text import shown
 from ..errors import DataError
@@ -146,7 +146,8 @@ def inspect(
 ) -> Inspection:
     """Check all that `load_splits` checks, with its arguments, and collect every problem instead of the first.
 
-    Without `groups` it says where file names suggest some. Images are decoded one at a time; 3 KB of each are kept.
+    Without `groups` it says where file names suggest some. Images are decoded one at a time; 3 KB of each are kept, in
+    a file where memory is short.
     Raises UsageError for what names no data or means nothing, and DataError where DATA cannot be opened or parted.
     """
     check_arguments(size, holdout, limit=limit, test_limit=test_limit)
@@ -209,7 +210,7 @@ def _look(split: str, source: Source, rows: Sequence[int], size: int | None) -> 
     readable = [row for row in rows if row in headers]
     used: list[int] = []
     hashes: list[str] = []
-    thumbnails = torch.empty((len(readable), 3, SIDE, SIDE), dtype=torch.uint8)
+    thumbnails = torch.from_numpy(large_array((len(readable), 3, SIDE, SIDE)))
     for place, pixels in read_pixels(source, readable, problems):
         thumbnails[len(used)] = thumbnail(square(pixels, side))
         hashes.append(content_hash(pixels))

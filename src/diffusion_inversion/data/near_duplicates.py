@@ -24,7 +24,7 @@ _NEAREST, _SHARE, _SAMPLE = 10, 0.01, 1024  # neighbours: the 10th or 1 %, among
 _FEW, _FEW_DISTANCE = 4, 0.6  # below so many images nothing is known about neighbours
 _SAME_PIXELS = 0.8  # correlation of the thumbnails in colour
 _FLAT = 2.0  # levels: standard deviation below which a picture shows nothing to compare
-_BLOCK = 512  # rows of the distance matrix at a time: 512 x 60,000 x 4 bytes = 123 MB
+_BLOCK, _WIDTH = 512, 1 << 16  # rows and columns of the distance matrix at a time: 512 x 65,536 x 4 bytes = 134 MB
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,15 @@ def _candidates(codes: Tensor, reach: Tensor) -> Iterator[Tensor]:
     """Pairs (M, 2) with first < second that are within reach of the first, or nearly equal; block by block."""
     lowest = _lowest(reach)
     for start in range(0, len(codes), _BLOCK):
-        block = codes[start : start + _BLOCK] @ codes[start:].T
-        corner = block[:, : len(block)]  # the only part that holds pairs with second <= first
-        corner.masked_fill_(torch.ones_like(corner, dtype=torch.bool).tril_(), -1)
-        yield (block >= lowest[start : start + _BLOCK, None]).nonzero() + start
+        found = []
+        for side in range(start, len(codes), _WIDTH):
+            block = codes[start : start + _BLOCK] @ codes[side : side + _WIDTH].T
+            if side == start:  # the only part that holds pairs with second <= first
+                corner = block[:, : len(block)]
+                corner.masked_fill_(torch.ones_like(corner, dtype=torch.bool).tril_(), -1)
+            found.append((block >= lowest[start : start + _BLOCK, None]).nonzero() + torch.tensor([start, side]))
+        pairs = torch.cat(found)
+        yield pairs[pairs[:, 0].argsort(stable=True)] if len(found) > 1 else pairs
 
 
 def _lowest(reach: Tensor) -> Tensor:

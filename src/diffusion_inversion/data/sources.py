@@ -23,9 +23,10 @@ from .boxes import coco_file, yolo_file
 from .decode import open_image
 from .listed import Source, numbered, reading, unused_classes
 from .listings import SUFFIXES, listing
+from .naming import UNIT_FILES
 from .scan import is_ignored, scan_beside, scan_folder
 from .shards import sharded, shards_of
-from .tables import hub_data, parquet_file
+from .tables import hub_data, parquet_file, parquet_files
 
 Role = Literal["train", "test"]
 
@@ -104,6 +105,8 @@ def _file(path: Path, role: Role) -> Opened | None:
 def _folder(folder: Path) -> Opened:
     if shards := shards_of(folder):
         return sharded(folder.name, shards), None
+    if units := sorted(folder.glob(UNIT_FILES)):
+        return parquet_files(units, "train"), None
     # A class may be called "train" or "test": only folders that hold folders are splits.
     train, tests = _split(folder, _TRAIN), [name for names in _TESTS if (name := _split(folder, names))]
     if train is None:

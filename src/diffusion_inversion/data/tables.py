@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,33 @@ def parquet_file(path: Path, role: str) -> Source:
         values = columns[label_column]()
         names = _class_names(path, label_column, info)
     return _source(path.stem, role, values, names, label_column, open_row, str(info.get("license") or ""), columns)
+
+
+def parquet_files(paths: Sequence[Path], role: str) -> Source:
+    """The images of parquet files of the same classes as one, numbered on from file to file. Raises DataError.
+
+    Few of them are open at a time.
+    """
+    opened = lru_cache(4)(lambda place: parquet_file(paths[place], role))
+    starts, labels, names = [0], list[int](), opened(0).class_names
+    for place, path in enumerate(paths):
+        if (found := opened(place)).class_names != names or any(one.fatal for one in found.problems):
+            raise DataError(f"{path}: other classes than in {paths[0].name}, or images without one; give files alike")
+        labels += found.labels
+        starts.append(len(labels))
+
+    def open_row(row: int) -> Image.Image:
+        place = bisect_right(starts, row) - 1
+        return opened(place).open(row - starts[place])
+
+    def read(name: str) -> list[Any]:
+        return [value for place in range(len(paths)) for value in opened(place).columns()[name]()]
+
+    return Source(
+        paths[0].parent.name, numbered(role, len(labels)), tuple(labels), names, open_row,
+        unused_classes(role, labels, names), opened(0).licence,
+        lambda: {name: partial(read, name) for name in opened(0).columns()},
+    )  # fmt: skip
 
 
 def _open_parquet(path: Path) -> tuple[Any, Callable[[int], Image.Image], dict[str, Any]]:

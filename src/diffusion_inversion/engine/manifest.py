@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,25 +95,24 @@ class Manifest:
             identity = (status.st_dev, status.st_ino)
             if identity != self._identity or status.st_size < self._end:
                 self._forget()
+            self._identity = identity
             file.seek(self._end)
-            content = file.read()
-        self._identity = identity
-        lines = _split(content)
-        for place, line in enumerate(lines):
-            record = parse_line(line)
-            if record is None:
-                if place == len(lines) - 1:
-                    break
-                raise DataError(
-                    f"{self.path}, line {len(self._records) + 1}: not a record that was written here, but records "
-                    f"follow, so the file was damaged since. `dinv repair {self.path.parent}` (or the folder above) "
-                    "does the lost work again; or restore the file from a copy."
-                )
-            if record["event"] in self._kinds:
-                place_in_file = f"{self.path}, line {len(self._records) + 1}"
-                check_record(record, self._kinds[record["event"]], place_in_file)
-            self._records.append(record)
-            self._end += len(line)
+            torn = False
+            for line in file:  # cut at line feeds alone
+                if torn:
+                    raise DataError(
+                        f"{self.path}, line {len(self._records) + 1}: not a record that was written here, but records "
+                        f"follow, so the file was damaged since. `dinv repair {self.path.parent}` (or the folder "
+                        "above) does the lost work again; or restore the file from a copy."
+                    )
+                if (record := parse_line(line)) is None:
+                    torn = True
+                    continue
+                if record["event"] in self._kinds:
+                    place = f"{self.path}, line {len(self._records) + 1}"
+                    check_record(record, self._kinds[record["event"]], place)
+                self._records.append(record)
+                self._end += len(line)
 
     def records(self) -> list[Record]:
         """Every committed record in order; none if the file does not exist. Raises DataError if damaged."""
@@ -169,22 +168,17 @@ class Manifest:
 
     def examine(self) -> tuple[list[Record], list[int], bool]:
         """Every good record, the numbers of the damaged lines, and whether the last line is torn. Never raises."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return [], [], False
-        lines = _split(content)
-        parsed = [parse_line(line) for line in lines]
-        bad = [number for number, record in enumerate(parsed, start=1) if record is None]
-        torn = bool(bad) and bad[-1] == len(lines)
-        return [record for record in parsed if record is not None], bad[:-1] if torn else bad, torn
-
-
-def _split(content: bytes) -> list[bytes]:
-    """Lines with their end, cut at line feeds alone."""
-    lines = [line + b"\n" for line in content.split(b"\n")]
-    lines[-1] = lines[-1][:-1]
-    return lines if lines[-1] else lines[:-1]
+        records: list[Record] = []
+        bad: list[int] = []
+        number = 0
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if (record := parse_line(line)) is None:
+                    bad.append(number)
+                else:
+                    records.append(record)
+        torn = bool(bad) and bad[-1] == number
+        return records, bad[:-1] if torn else bad, torn
 
 
 @contextmanager

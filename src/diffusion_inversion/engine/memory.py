@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 from weakref import WeakSet
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError
 from .disk import human
+from .store import disk_errors
 
 Result = TypeVar("Result")
 # How allocators say it where they raise a plain RuntimeError: PyTorch's on the CPU, oneDNN's.
@@ -87,3 +92,19 @@ def require_memory(needed: int, what: str, remedy: str) -> None:
     free = total if available is None else available
     if needed > free:
         raise DataError(f"{what} about {human(needed)} of memory and {human(free)} are free; {remedy}.")
+
+
+def large_array(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An array of bytes, zeros or not: in memory, or, where it takes more than half of what is free, in a file.
+
+    The file has no name and lies in the folder of temporary files ($TMPDIR); the system keeps of it in memory what
+    there is room for. Raises DiskError where it does not fit there.
+    """
+    total, available = memory()
+    size = math.prod(shape)
+    if size <= (total if available is None else available) // 2:
+        return np.empty(shape, np.uint8)
+    folder = Path(tempfile.gettempdir())
+    with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # a page that finds no room later would end the process
+        return np.memmap(file, np.uint8, "r+", shape=shape)

@@ -51,6 +51,11 @@ def finishing() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def asked_to_stop() -> bool:
+    """Whether a stop was asked for: a unit of several parts ends with the one in hand."""
+    return _requested_at is not None
+
+
 def out_of_time() -> bool:
     """Whether a stop was asked for so long ago that a long unit must save its state and end now."""
     return _requested_at is not None and time.monotonic() - _requested_at >= GRACE

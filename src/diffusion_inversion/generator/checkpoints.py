@@ -90,7 +90,7 @@ def locate(name: str, revision: str | None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    patterns = ["model_index.json", "README.md"]
+    patterns = ["model_index.json", "README.md", "timesteps.json"]
     patterns += [f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "txt")]
     patterns += [f"{part}/{name}" for part, name in WEIGHT_FILES.items()]
     patterns += ["safety_checker/config.json", "safety_checker/model.safetensors", "feature_extractor/*.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from .device import bfloat16_is_fast, resolve_device
 from .model_card import card_licence
 from .networks import read_network, read_text_encoder
 from .schedulers import make_scheduler
+from .timesteps import Learned, read_timesteps
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -58,7 +60,8 @@ class Generator:
     It has `name`; `source` and `revision` (what `load` takes again); `hash` (sha256 over all weight files); `licence`
     (of its model card, or ""); `resolution` (native side in px); `vae_factor` (pixels per latent cell);
     `latent_channels`; `text_width`; `prediction_type` ("epsilon" or "v_prediction"); `device`; `dtype` (of the UNet;
-    the VAE, the embeddings and every loss stay float32); `adapter` (mini only, else None).
+    the VAE, the embeddings and every loss stay float32); `adapter` (mini only, else None); `learned` (timesteps for
+    few steps, see `learned_timesteps`).
 
     In the signatures, floating point: `Images` (B, 3, H, W) in [-1, 1]; `Latents` (B, C, H / f, W / f) with f =
     vae_factor, scaled; `Tokens` (B, tokens, text_width). `Timesteps` (B,) are integers in 0..T-1.
@@ -79,11 +82,13 @@ class Generator:
         device: torch.device,
         dtype: torch.dtype,
         licence: str = "",
+        learned: Learned | None = None,
     ) -> None:
         from diffusers import DDPMScheduler
 
         self.name, self.source, self.revision = name, source, revision
         self.hash, self.licence, self.device, self.dtype = weights_hash, licence, device, dtype
+        self.learned: Learned = learned or {}
         self.vae = _freeze(vae.to(device))
         self.unet = _freeze(unet.to(device))
         self.text_encoder = _freeze(text_encoder.to(device))
@@ -126,12 +131,13 @@ class Generator:
         text, tokenizer = read_text_encoder(folder)
         scheduler_config = read_config(folder / "scheduler" / "scheduler_config.json")
         with building(folder / "scheduler"):
-            DDPMScheduler.from_config(scheduler_config)
+            schedule = DDPMScheduler.from_config(scheduler_config)
+        weights_hash = hash_weights(folder)
         return cls(
             name=folder.name if Path(name_or_path).is_dir() else str(name_or_path),
             source=str(folder.resolve()) if Path(name_or_path).is_dir() else str(name_or_path),
             revision=revision,
-            weights_hash=hash_weights(folder),
+            weights_hash=weights_hash,
             vae=vae,
             unet=unet,
             text_encoder=text,
@@ -141,6 +147,7 @@ class Generator:
             device=target,
             dtype=precision,
             licence=card_licence(folder),
+            learned=read_timesteps(folder, weights_hash, len(schedule.alphas_cumprod)),
         )
 
     @torch.no_grad()
@@ -233,9 +240,20 @@ class Generator:
         tokens: Tensor = self.adapter(profile(self._lite0, images.to(self.device)))
         return tokens
 
-    def scheduler(self, name: SchedulerName, inference_steps: int) -> Scheduler:
+    def scheduler(self, name: SchedulerName, inference_steps: int, timesteps: Sequence[int] | None = None) -> Scheduler:
         """A fresh diffusers scheduler over this model's own noise schedule, timesteps set; see `make_scheduler`."""
-        return make_scheduler(name, self.scheduler_config, inference_steps)
+        return make_scheduler(name, self.scheduler_config, inference_steps, timesteps)
+
+    def learned_timesteps(self, name: SchedulerName, inference_steps: int) -> tuple[int, ...]:
+        """Where so many steps of a sampler lie best, from first to last. Raises UsageError where none were learned."""
+        counts = self.learned.get(name, {})
+        if inference_steps in counts:
+            return tuple(counts[inference_steps])
+        there = ", ".join(f"{one} {','.join(map(str, sorted(of)))}" for one, of in self.learned.items()) or "none"
+        raise UsageError(
+            f"timestep_spacing=learned: {self.name} has no timesteps for {inference_steps} steps of {name} (there are: "
+            f"{there}). Use a number of steps that has them, or timestep_spacing checkpoint."
+        )
 
     @cached_property
     def _recorded(self) -> Recorded:

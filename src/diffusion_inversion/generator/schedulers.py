@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..config.sampling import SchedulerName
@@ -74,22 +75,36 @@ SCHEDULERS: dict[SchedulerName, Callable[[dict[str, Any]], Scheduler]] = {
 }
 
 
-def make_scheduler(name: SchedulerName, config: dict[str, Any], inference_steps: int) -> Scheduler:
+def make_scheduler(
+    name: SchedulerName, config: dict[str, Any], inference_steps: int, timesteps: Sequence[int] | None = None
+) -> Scheduler:
     """A fresh scheduler of `SCHEDULERS` from a checkpoint's scheduler config, timesteps set.
 
+    They are `timesteps`, as many as steps and descending, or else spaced as the config says.
     They lie on the CPU, as the coefficients that schedulers look up by them do: on CUDA each step would wait for them.
-    Raises UsageError for more steps than the schedule has room for.
+    Raises UsageError for more steps than the schedule has room for, and for a sampler that takes no timesteps.
     """
     from diffusers import DDPMScheduler
 
-    timesteps = len(DDPMScheduler.from_config(config).alphas_cumprod)
-    if inference_steps > timesteps:
-        raise UsageError(f"inference_steps={inference_steps}: more than the model's {timesteps} timesteps.")
+    available = len(DDPMScheduler.from_config(config).alphas_cumprod)
+    if inference_steps > available:
+        raise UsageError(f"inference_steps={inference_steps}: more than the model's {available} timesteps.")
     scheduler = SCHEDULERS[name](config)
+    if timesteps is not None:
+        if not takes_timesteps(scheduler):
+            raise UsageError(f"scheduler={name}: takes no timesteps from outside. Use one that does, such as dpm++.")
+        assert len(timesteps) == inference_steps
+        scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
+        return scheduler
     scheduler.set_timesteps(inference_steps, device="cpu")
-    if float(scheduler.timesteps.max()) > timesteps - 1:  # "leading" spacing with an offset
+    if float(scheduler.timesteps.max()) > available - 1:  # "leading" spacing with an offset
         raise UsageError(
             f"inference_steps={inference_steps}: with the checkpoint's steps_offset the first of them lies outside its "
-            f"{timesteps} timesteps. Use fewer."
+            f"{available} timesteps. Use fewer."
         )
     return scheduler
+
+
+def takes_timesteps(scheduler: Scheduler) -> bool:
+    """Whether its steps can be put at chosen timesteps: of diffusers' samplers some have only spacings."""
+    return "timesteps" in inspect.signature(scheduler.set_timesteps).parameters

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.naming import METADATA
+from ..data.listed import numbered
+from ..data.naming import METADATA, UNIT_FILES
+from ..data.tables import parquet_files
 from ..errors import DataError, UsageError
 
 MOST_BYTES = 1 << 28  # of a file of groups
 
 
 def recorded_sources(data: str | Path) -> dict[str, str]:
-    """Id => source of the images in a folder that stage 2 wrote, by its metadata.parquet; empty for other DATA.
+    """Id => source of the images in a folder that stage 2 wrote, by its Parquet files; empty for other DATA.
 
     Images that were drawn from prompts are left out: the prompts are chosen, not drawn, so each image stands alone.
     Raises DataError where the file has the columns of stage 2 but cannot be read.
     """
+    if units := sorted(Path(data).glob(UNIT_FILES)):
+        sources = parquet_files(units, "train").columns()["source_id"]()
+        return dict(zip(numbered("train", len(sources)), map(str, sources), strict=True))
     path = Path(data) / METADATA
     if not path.is_file():
         return {}

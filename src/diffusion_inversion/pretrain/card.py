@@ -8,12 +8,14 @@ from pathlib import Path
 
 from ..engine.store import commit_bytes
 from ..engine.untrusted import read_json
+from ..generator.timesteps import FILE as TIMESTEPS
 from ..train.few_shot.clip_files import WEIGHTS, WORDS, hash_files
 from .figures_text import figures_markdown
 from .log import OF_EVERY_LOG, read_log
-from .pieces import SCHEMA
+from .pieces import SCHEMA, found_in
 
 CLIP_LOG = "clip.log.tsv"
+EVEN = "trailing"  # the spacing of mini's own scheduler config
 CORPUS = "Tiny-ImageNet (200 classes), research use under its own terms"
 TEXT = """---
 license: other
@@ -49,6 +51,9 @@ Measured by stage `figures` or `dinv generators compare` on data that it never s
 ![class-name prompts, one class a column](samples.png)
 
 Left to right: {shown}. Guidance 2, 16 DPM-Solver++ steps, not selected.
+
+## Few steps
+{timesteps}
 
 Known weaknesses: {resolution} px only; objects are often blobs with the right colours and layout; prompts outside the
 corpus's class names mean little to it; people, text and fine texture are poor. Not meant for making pictures to show:
@@ -120,6 +125,7 @@ def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str =
         vae_log=_last(folder / "vae.log.tsv"),
         unet_log=_last(folder / "unet.log.tsv"),
         figures=_figures(folder / "figures.json"),
+        timesteps=timesteps_table(target / TIMESTEPS),
         shown=", ".join(shown),
     )
     (target / "README.md").write_text(written)
@@ -157,6 +163,33 @@ def write_clip_card(target: Path, concepts: tuple[int, int], held_out: int, corp
         hash=hash_files(target),
     )
     commit_bytes(target / "README.md", written.encode())
+
+
+def timesteps_table(path: Path) -> str:
+    """Which timesteps were learned, and how far they end from where many steps do, as a table."""
+    if not path.is_file():
+        return "No timesteps were learned for few steps (`dinv pretrain --stage timesteps`)."
+    content = read_json(path)
+    lines = [
+        "`--timestep-spacing learned` puts the steps where they end nearest to what many give from the same noise.",
+        "Mean distance to that on held-out images ± standard error, root mean square of the latent, itself about 1:",
+        "",
+        "| steps | timesteps | guidance | n | learned | even | best other of diffusers | 16 steps, even |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for solver, counts in content["timesteps"].items():
+        for count, timesteps in counts.items():
+            for on, guidance in (("held-out", "off"), ("guided", "2")):
+                key, grid = f"{solver}/{count}/{on}", " ".join(map(str, timesteps))
+                if (found := found_in(content, key)) is None:
+                    cells = ["", *[NOT_MEASURED] * 4]
+                else:
+                    least = min((found[name]["mean"], name) for name in found.keys() - {"learned", EVEN, "default"})[1]
+                    means = {name: f"{of['mean']:.3f} ± {of['error']:.3f}" for name, of in found.items()}
+                    number = content["pieces"][key]["made_from"]["vectors"]
+                    cells = [str(number), means["learned"], means[EVEN], f"{means[least]} ({least})", means["default"]]
+                lines.append(f"| {solver} {count} | {grid} | {guidance} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _figures(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,19 @@ class Amounts:
     judge: TrainSettings = JUDGE
     classifier: TrainSettings = CLASSIFIER
     seeds: tuple[int, ...] = CLASSIFIER_SEEDS
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured beside the held-out images; see `measure`."""
+
+    target_train: str | None = None
+    target_test: str | None = None
+    judge: Path | None = None
+    domains: Mapping[str, str] = field(default_factory=dict)  # name => DATA
+    tests: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)  # label => another generator
+    amounts: Amounts | None = None
 
 
 def measure(

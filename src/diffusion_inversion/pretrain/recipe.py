@@ -1,4 +1,4 @@
-"""The whole recipe of `mini`, stage by stage: vae -> latents -> unet -> export. Each stage goes on after a kill."""
+"""The whole recipe of `mini`: vae -> latents -> unet -> export -> timesteps. Each stage goes on after a kill."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from ..generator.adapter import Adapter
 from ..generator.checkpoints import locate
 from ..generator.device import bfloat16_is_fast, resolve_device
 from ..generator.generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
+from ..generator.timesteps import FILE as TIMESTEPS
 from ..sample.png import encode_png
 from ..train.few_shot.clip_files import MINI_CLIP
 from . import checkpoint, parts
@@ -28,11 +29,12 @@ from .clip import ClipTask, Concepts, export_clip, new_clip, new_tokenizer
 from .corpus import Corpus, hold_out, load_corpus
 from .decoder import DecoderTask
 from .figures import FILE as FIGURES
-from .figures import Amounts, measure
+from .figures import Measured, measure
 from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, cache_views
 from .log import read_log
 from .loop import Budget, Task, fit
 from .quality import prompt_grid
+from .timesteps import learn_timesteps
 from .tokenizer import train_tokenizer
 from .unet import DenoiserTask, prompt_texts, recomputed_losses
 from .vae import AutoencoderTask, normalise_latents
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = Path(__file__).parent / "architecture"
 SIZES = (64, 32)
-STAGES = ("vae", "decoder", "latents", "unet", "export", "figures", "clip")
+STAGES = ("vae", "decoder", "latents", "unet", "export", "figures", "timesteps", "clip")
 DEFAULT_STAGES = ("vae", "latents", "unet", "export")
 NORMALISED_VAE = "vae.safetensors"
 REFINED_VAE = "vae-refined.safetensors"  # the same encoder
@@ -54,19 +56,6 @@ DECODER_LOG = "decoder.log.tsv"
 HELD_OUT_LOSSES = "held-out.json"
 GRID_CLASSES = 10
 NORMALISED_ON = 5_000  # training images
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What stage figures measures beside the held-out images; see `figures.measure`."""
-
-    target_train: str | None = None
-    target_test: str | None = None
-    judge: Path | None = None
-    domains: Mapping[str, str] = field(default_factory=dict)  # name => DATA
-    tests: Mapping[str, str] = field(default_factory=dict)
-    beside: Mapping[str, str] = field(default_factory=dict)  # label => another generator
-    amounts: Amounts | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +106,8 @@ def pretrain(
     None to hold 5,000 images of the corpus out. Every state, log and cache lives below `folder`; the same call goes on
     where a killed one saved. With `part_minutes` the call saves and ends after that time (PartEnded). `batch_size` is
     the denoiser's and mini-clip's, 1,024 on CUDA and 128 elsewhere. Stage `figures` measures the exported model, on the
-    data sets of `measured` too, and writes the card again. Stage `clip` needs no other; with `wordnet`, the folder of
+    data sets of `measured` too, and writes the card again; so does `timesteps`, which learns where few denoising
+    steps of it should lie. Stage `clip` needs no other; with `wordnet`, the folder of
     its noun files, prompts say what classes are kinds of. `start_from` ("mini" or an exported folder) lays its weights
     and logs into an empty `folder` first, to go on from them. Raises UsageError where a stage is unknown or needs an
     earlier one that was not run, DataError for a bad corpus.
@@ -172,6 +162,9 @@ def pretrain(
             run_clip(corpus, held_out, setting, clip_budget or Budget(samples=5_000_000), above)
         elif stage == "export":
             export(corpus.names, setting)
+        elif stage == "timesteps":
+            learn_timesteps(corpus, held_out, folder, where)
+            write_card(folder / "mini", folder / "mini", _shown(corpus.names))
         else:
             run_figures(corpus.names, held_out, setting, measured or Measured())
     return folder / (MINI_CLIP.name if stages[-1] == "clip" else "mini")
@@ -310,6 +303,7 @@ def export(names: tuple[str, ...], setting: Setting) -> None:
         json.dumps(text_config | {"dtype": "float32"}, indent=2) + "\n"
     )
     adapter.save(target / "adapter")
+    (target / TIMESTEPS).unlink(missing_ok=True)  # they were learned for the weights before
     shown = _shown(names)
     commit_bytes(target / "samples.png", encode_png(prompt_grid(Generator.load(target), shown)))
     for name in (*LOGS, *([DECODER_LOG] if refined else [])):

@@ -226,10 +226,12 @@ def made_from(run: Path, splits: Splits) -> dict[str, str]:
 
 def images_digest(run: Path, class_names: tuple[str, ...]) -> str:
     """sha256 hex of the names and contents of all synthetic images of a run, those that were grown with them."""
-    rows = images_store(run, class_names).table("file_name", "sha256").sort_by("file_name")
-    listed = "\n".join(f"{name} {digest}" for name, digest in zip(*(c.to_pylist() for c in rows.columns), strict=True))
-    if is_grown(run):
-        rows = SyntheticStore(run, class_names, GROWN).table("file_name", "sha256").sort_by("file_name")
-        more = (f"{GROWN}/{name} {one}" for name, one in zip(*(c.to_pylist() for c in rows.columns), strict=True))
-        listed = "\n".join([listed, *more])
-    return hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
+    found, between = hashlib.sha256(), ""
+    grown = [(f"{GROWN}/", SyntheticStore(run, class_names, GROWN))] if is_grown(run) else []
+    for prefix, store in [("", images_store(run, class_names)), *grown]:
+        rows = store.table("file_name", "sha256").sort_by("file_name")
+        for batch in rows.to_batches(max_chunksize=1000):
+            for name, digest in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                found.update(f"{between}{prefix}{name} {digest}".encode("utf-8", "surrogatepass"))
+                between = "\n"
+    return found.hexdigest()

@@ -22,7 +22,7 @@ from ..engine.manifest import Manifest
 from ..engine.store import sync_folder
 from ..errors import UsageError
 from ..invert.embeddings import EmbeddingStore
-from ..sample.synthetic import PARENTS, parents
+from ..sample.columns import PARENTS, parents
 from ..train.choosing import FOLDER as TUNING
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore

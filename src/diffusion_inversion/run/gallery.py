@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data.images import LabelledImages, resize
 from ..invert.embeddings import Embeddings
-from ..sample.synthetic import Row, SyntheticStore, read_images
+from ..sample.synthetic import Row, SyntheticStore
 from .methods import images_store, method_of
 from .nearest import nearest_real
 from .reconstructions import Likeness, read_reconstructions
@@ -33,7 +33,7 @@ def images_of_vectors(
     counts = [len(found) for found in shown]
     # Where counts are balanced sources may have none; any image says how large they are.
     files = [file for found in shown for file in found] or [[column[0].as_py() for column in each.columns[:3]]]
-    drawn = read_images(store.folder, embeddings.class_names, *zip(*files, strict=True))
+    drawn = store.images(*zip(*files, strict=True))
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     sources = train.subset([row_of[embeddings.ids[row]] for row in rows])
     variants = drawn.images[: sum(counts)].split(counts)
@@ -67,7 +67,7 @@ def images_of_classes(run: Path, train: LabelledImages) -> ReportImages:
             rows.append(row)
             chosen.append(sorted(found, key=lambda entry: entry["source_id"] != train.ids[row])[:REPORT_VARIANTS])
     files = zip(*((e["file_name"], e["sha256"], e["label"]) for found in chosen for e in found), strict=True)
-    drawn = read_images(store.folder, store.class_names, *files)
+    drawn = store.images(*files)
     sources = train.subset(rows)
     return ReportImages(
         real=sources.resized(drawn.size).images,

@@ -13,7 +13,8 @@ from ..data.images import LabelledImages
 from ..data.soft_labels import SoftLabels
 from ..engine.ledger import Ledger
 from ..errors import UsageError
-from ..sample.synthetic import PARENTS, SyntheticStore, job_name, parents, read_images, soft_labels
+from ..sample.columns import PARENTS, parents
+from ..sample.synthetic import SyntheticStore, job_name, soft_labels
 from .layout import GROWN, GROWTH_FILE
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def read_rows(store: SyntheticStore, variant: int | None = None) -> LabelledImag
 
 def _read(store: SyntheticStore, rows: pa.Table) -> LabelledImages:
     files = (rows[key].to_pylist() for key in ("file_name", "sha256", "label"))
-    found = read_images(store.folder, store.class_names, *files)
+    found = store.images(*files)
     return replace(found, soft=soft_labels(rows), source_ids=tuple(rows["source_id"].to_pylist()))
 
 

@@ -177,7 +177,7 @@ class Growth:
     def score(self, made: Material, jobs: Sequence[str]) -> tuple[list[bool], list[float]]:
         """Of each candidate whether it keeps its label, and its classifier's entropy; kept unit by unit."""
         steps = min(CANDIDATE_STEPS, self.sampling.inference_steps)
-        few = self.sampling.model_copy(update={"inference_steps": steps})
+        few = self.sampling.model_copy(update={"inference_steps": steps, "timestep_spacing": "checkpoint"})
 
         def look(unit: tuple[str, ...]) -> None:
             plans = []

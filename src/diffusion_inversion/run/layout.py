@@ -84,7 +84,7 @@ class Store:
         return "unit" if self.units.fullmatch(name) else None
 
 
-_IMAGES = re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png")
+_IMAGES = re.compile(r"[^/]+/[^/]+-[0-9a-f]{8}-v\d{3,}\.png|unit-[0-9a-f]{16}\.parquet")
 STORES = (
     Store(EMBEDDINGS, "invert", re.compile(r"shard-[0-9a-f]{16}\.safetensors")),
     Store(SYNTHETIC, "sample", _IMAGES),

@@ -49,8 +49,10 @@ def method_of(run: Path) -> Method:
 
 def is_whole(run: Path) -> bool:
     """Whether all images that the last call asked for are there, and listed."""
-    files = [METADATA_FILE, *([RETRIEVAL_FILE] if method_of(run).name == RETRIEVAL else [])]
-    return bool(SyntheticStore(run, ()).complete()) and all(map(Ledger(run).holds, files))
+    store = SyntheticStore(run, ())
+    files = [METADATA_FILE] if store.storage == "png" else []
+    files += [RETRIEVAL_FILE] if method_of(run).name == RETRIEVAL else []
+    return bool(store.complete()) and all(map(Ledger(run).holds, files))
 
 
 def images_store(run: Path, class_names: tuple[str, ...]) -> SyntheticStore:

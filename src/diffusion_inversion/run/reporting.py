@@ -269,7 +269,7 @@ def _made_otherwise(run: Path) -> _Made:
             "licences": record["licences"],
             "similarity": record["similarity"],
         }
-    images = sum(len(unit["files"]) for unit in units)
+    images = sum(len(unit["ids"]) for unit in units)
     clip = units[0]["shared"].get("clip")  # which CLIP filtered them is named wherever they are shown
     settings = {**config["settings"], **({"clip": clip, "threshold": config["threshold"]} if clip else {})}
     return _Made(images, {"sample": settings}, drawn_by, called=method_of(run).images, found=found)

@@ -43,7 +43,8 @@ from ..measure.extractors.cache import cached_features
 from ..measure.extractors.catalog import open_extractor
 from ..measure.extractors.extractor import Extractor
 from ..measure.neighbours import NearestSearch, Neighbours, Taken, nearest_queries
-from ..sample.synthetic import EARLIER, SCHEMA, Row, SyntheticStore, job_name
+from ..sample.columns import EARLIER
+from ..sample.synthetic import SCHEMA, Row, SyntheticStore, job_name
 from .images import open_splits
 from .layout import RETRIEVAL_FILE
 from .methods import RETRIEVAL, is_whole

@@ -32,7 +32,7 @@ from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..invert.inversion import invert
-from ..sample.sampling import check, draw_variants
+from ..sample.sampling import check, draw_variants, storage_of
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import ArmResults, ArmRun, check_arms, train_arms
 from ..train.choosing import Folds, Material
@@ -98,14 +98,16 @@ def sample_stage(
     embeddings, value_of = read_embeddings(run), values_of_run(run, settings)
     side = check(embeddings, generator, settings)
     labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
-    balance = counted(labels, embeddings.class_names, settings, value_of)
-    make_way({run: len(embeddings) * settings.variants}, side, anew=anew)
-    with timed(SyntheticStore(run, embeddings.class_names).manifest):
+    balance, count = counted(labels, embeddings.class_names, settings, value_of), len(embeddings) * settings.variants
+    make_way({run: count}, side, anew=anew)
+    store = SyntheticStore(run, embeddings.class_names)
+    settings = settings.model_copy(update={"storage": storage_of(store, settings, count)})
+    with timed(store.manifest):
         strengths = strengths_for(run, embeddings, generator, settings, sources)
         draw_variants(embeddings, generator, run, settings, value_of, strengths)
         keep_counts(run, balance)
         draw_reconstructions(run, embeddings, generator, settings, sources)
-    return len(embeddings) * settings.variants
+    return count
 
 
 def sources_of(run: Path) -> LabelledImages | None:
@@ -130,8 +132,7 @@ def make_way(counts: Mapping[Path, int], side: int, *, anew: bool) -> None:
     """
     missing = 0
     for run, count in counts.items():
-        units = SyntheticStore(run, ()).manifest.units().values()
-        missing += max(count - sum(len(unit["files"]) for unit in units), 0)
+        missing += max(count - SyntheticStore(run, ()).count, 0)
     _require_room(next(iter(counts)), missing, png_bytes(side), f"images of {side} px")
     if anew:
         for run in counts:
@@ -264,7 +265,8 @@ def require_whole(run: Path, splits: Splits) -> None:
         )
     embeddings = read_embeddings(run)
     synthetic = SyntheticStore(run, embeddings.class_names)
-    if len(synthetic.sources()) != len(embeddings) * synthetic.variants():
+    drawn = synthetic.asked_for(synthetic.table("file_name", "source_id", "variant"))
+    if len(drawn) != len(embeddings) * synthetic.variants():
         raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
     read_reconstructions(run, embeddings)
 

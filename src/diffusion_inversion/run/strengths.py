@@ -106,7 +106,7 @@ def strengths_for(
     with run_lock(run):
         manifest, jobs = _manifest(run), _jobs(embeddings)
         done = {job for record in manifest.units().values() for job in record["ids"]}
-        begun = bool(done) or len(SyntheticStore(run, embeddings.class_names).table("file_name")) > 0
+        begun = bool(done) or SyntheticStore(run, ()).count > 0
         checker = load_safety_checker(generator) if settings.safety_checker else None
         freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=begun)
         if not done.issuperset(jobs):
@@ -145,7 +145,7 @@ class _Search:
         self.embeddings, self.generator, self.real = embeddings, generator, real
         self.judges = Judges(real, generator.device)
         steps = min(PROBE_STEPS, settings.inference_steps)
-        self.settings = settings.model_copy(update={"inference_steps": steps})
+        self.settings = settings.model_copy(update={"inference_steps": steps, "timestep_spacing": "checkpoint"})
         self.row_of = {job: row for row, job in enumerate(_jobs(embeddings))}
 
     @cached_property

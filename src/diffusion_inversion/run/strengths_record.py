@@ -12,7 +12,7 @@ from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..invert.embeddings import read_embeddings
 from ..sample.strengths import LADDER
-from ..sample.synthetic import SyntheticStore, read_images
+from ..sample.synthetic import SyntheticStore
 from .report.image_records import StrengthClassRecord, StrengthImageRecord, StrengthsRecord
 from .strengths import MOST_MISSED, PROBES, Found, strengths_of
 
@@ -70,7 +70,7 @@ def strength_images(run: Path, train: LabelledImages, record: StrengthsRecord) -
             :VARIANTS
         ]
         names, hashes, labels = ([row[key] for row in own] for key in ("file_name", "sha256", "label"))
-        drawn = read_images(store.folder, store.class_names, names, hashes, labels).images
+        drawn = store.images(names, hashes, labels).images
         real = train.subset([row_of[one["file"]]])
         # Where counts are balanced sources may have no variants.
         found.append(((real.resized(drawn.shape[-1]) if own else real).images[0], drawn))

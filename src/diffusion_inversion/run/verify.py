@@ -15,6 +15,7 @@ from ..engine.manifest import NAME as MANIFEST
 from ..engine.manifest import Manifest, Record
 from ..engine.untrusted import inside
 from ..errors import DataError, UsageError
+from ..sample.packed import damaged, is_packed
 from .layout import REPLICATES, STORES, File, Store, identify
 from .replicates import replicate_folders
 
@@ -27,12 +28,14 @@ class Finding:
 
     damaged, missing: what was written is lost. unlisted: no record names the file, which a kill or lost records
     explain. unfinished: a kill cut the write short; nothing that was committed is lost.
+    images: those of a damaged Parquet file that are not as they were written, where they can still be read.
     """
 
     file: str
     kind: Kind
     line: int | None = None
     unit: str | None = None
+    images: tuple[str, ...] = ()
 
     @property
     def lost(self) -> bool:
@@ -146,7 +149,9 @@ class _Reader:
                 found = self.digest(f"{store.folder}/", name)
                 if found != digest:
                     kind: Kind = "damaged" if found else "missing"
-                    self.findings.append(Finding(f"{store.folder}/{name}", kind, unit=unit))
+                    path = self.run / store.folder / name
+                    images = damaged(path) if found and is_packed(record) and path.suffix == ".parquet" else []
+                    self.findings.append(Finding(f"{store.folder}/{name}", kind, unit=unit, images=tuple(images)))
 
 
 def _verify(run: Path, on_file: Callable[[], None]) -> Verification:

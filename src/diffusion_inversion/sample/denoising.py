@@ -34,6 +34,7 @@ def denoise(
     eta: float = 0.0,
     streams: Sequence[torch.Generator] = (),
     start: tuple[Latents, float] | None = None,
+    timesteps: Sequence[int] | None = None,
 ) -> Latents:
     """Run the reverse process from standard normal noise to scaled latents, float32.
 
@@ -42,7 +43,8 @@ def denoise(
     all that is computed (arXiv 2404.07724). `eta`, for ddim, adds that share of DDPM's noise at each step, drawn for
     each image from its own one of `streams`, on the CPU. `start`, scaled latents z and a strength in [0, 1], begins
     at sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) eps, with the initial noise as eps and t such that the last
-    floor(strength N) of N steps are left; strength 0 gives z. As StableDiffusionImg2ImgPipeline.
+    floor(strength N) of N steps are left; strength 0 gives z. As StableDiffusionImg2ImgPipeline. `timesteps`, one a
+    step, stand in place of those that the checkpoint's config gives.
     """
     widths = {tokens.shape[-1] for tokens in (conditional, unconditional)}
     if widths != {generator.text_width}:
@@ -50,9 +52,9 @@ def denoise(
             f"width: {conditional.shape[-1]} conditional, {unconditional.shape[-1]} unconditional. "
             f"Give both the width {generator.text_width} of {generator.name}."
         )
-    scheduler = generator.scheduler(scheduler_name, inference_steps)
+    scheduler = generator.scheduler(scheduler_name, inference_steps, timesteps)
     device = generator.device
-    timesteps = scheduler.timesteps
+    left = scheduler.timesteps
     latents: Tensor = initial_noise.to(device)
     if start is None:
         latents = latents * scheduler.init_noise_sigma
@@ -60,8 +62,8 @@ def denoise(
         first = inference_steps - steps
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
-        timesteps = timesteps[first:]
-        latents = scheduler.add_noise(start[0].to(device), latents, timesteps[:1])
+        left = left[first:]
+        latents = scheduler.add_noise(start[0].to(device), latents, left[:1])
     else:
         return start[0].to(device)
     conditional, unconditional = conditional.to(device), unconditional.to(device)
@@ -71,8 +73,8 @@ def denoise(
     if generator.alphas_cumprod[-1] == 0:
         # DDIM then takes the root of 1 - alpha_bar - sigma^2, which eta = 1 makes 0, or less by rounding.
         eta = min(eta, LARGEST_ETA)
-    on_device = timesteps.to(device)  # all in one transfer; the scheduler's own stay on the CPU
-    for index, timestep in enumerate(timesteps):
+    on_device = left.to(device)  # all in one transfer; the scheduler's own stay on the CPU
+    for index, timestep in enumerate(left):
         model_input, here = scheduler.scale_model_input(latents, timestep), on_device[index]
         if guided and low <= float(timestep) / generator.training_timesteps <= high:
             conditioned, unconditioned = predict_both(generator, model_input, here, conditional, unconditional)

@@ -10,11 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..config.sampling import Storage
 from ..data.images import resize, to_uint8
 from ..engine.memory import within_memory
 from ..engine.progress import already, track
+from ..engine.signals import asked_to_stop
 from ..engine.units import each_unit, unit_name
 from ..generator.safety import SafetyChecker, draw_safely
+from .packed import batches_of
 from .synthetic import Row, SyntheticStore, job_name, parse_job
 
 Item = TypeVar("Item")  # what one image is drawn from
@@ -43,6 +46,7 @@ def draw_missing(
     describe: Callable[[Item], Row],
     counts: Mapping[str, int] | None = None,
     balance: str = "none",
+    storage: Storage = "png",
 ) -> None:
     """Draw the variants that `store` lacks of every source, commit them at `image_size` px, and mark it as complete.
 
@@ -55,7 +59,9 @@ def draw_missing(
     asked = dict.fromkeys(source_ids, settings.variants) if counts is None else counts
     most = max(asked.values(), default=0)
     jobs = [job_name(source, variant) for variant in range(most) for source in source_ids if variant < asked[source]]
-    draw_jobs(store, jobs, settings.batch_size, image_size, checker, plan=plan, draw=draw, describe=describe)
+    draw_jobs(
+        store, jobs, settings.batch_size, image_size, checker, plan=plan, draw=draw, describe=describe, storage=storage
+    )
     store.finish(settings.variants, counts, balance)
 
 
@@ -69,19 +75,39 @@ def draw_jobs(
     plan: Callable[[str, int, int], Item],
     draw: Callable[[list[Item]], Drawn],
     describe: Callable[[Item], Row],
+    storage: Storage = "png",
 ) -> None:
-    """Draw those of the images, by `job_name`, that `store` lacks; as `draw_missing`."""
+    """Draw those of the images, by `job_name`, that `store` lacks; as `draw_missing`.
+
+    A unit is a batch, or several where `storage` is parquet, drawn one after the other: with the same bits. What was
+    drawn when a stop was asked for is committed.
+    """
     left = set(jobs).difference(*(unit["ids"] for unit in store.manifest.units().values()))
     already("sample", len(jobs) - len(left), len(jobs), "images")
     room = batch_size
     with track("sample", len(left)) as advance:
 
         def draw_unit(unit: tuple[str, ...]) -> None:
-            nonlocal room
-            wanted = [parse_job(job) for job in unit]
             # A unit that is drawn again is computed as it was, for the same bits.
             before = store.manifest.dropped().get(unit_name(unit))
-            at_once = min(room, len(unit)) if before is None else before.get("at_once", len(unit))
+            side_by_side = batch_size if storage == "parquet" else len(unit)
+            at_once = min(room, side_by_side) if before is None else before.get("at_once", side_by_side)
+            images, rows, blanked = [], [], 0
+            for start in range(0, len(unit), side_by_side):
+                part = unit[start : start + side_by_side]
+                drawn, items, refused, at_once = draw_batch(part, at_once)
+                images.append(resize(to_uint8(drawn), image_size))
+                rows += [describe(item) for item in items]
+                blanked += refused
+                advance(len(items))
+                if asked_to_stop():  # what is left of the unit is cut at the same batches, hence has the same bits
+                    break
+            short = at_once if at_once < side_by_side else None
+            store.commit(torch.cat(images), rows, at_once=short, blanked=blanked, storage=storage)
+
+        def draw_batch(unit: tuple[str, ...], at_once: int) -> tuple[Drawn, list[Item], int, int]:
+            nonlocal room
+            wanted = [parse_job(job) for job in unit]
 
             def together(items: list[Item]) -> Drawn:
                 nonlocal at_once, room
@@ -94,11 +120,10 @@ def draw_jobs(
             items, images, blanked = draw_safely(
                 lambda place, attempt: plan(*wanted[place], attempt), together, unit, checker
             )
-            rows = [describe(item) for item in items]
-            store.commit(resize(to_uint8(images), image_size), rows, at_once=at_once, blanked=blanked)
-            advance(len(items))
+            return images, items, blanked, at_once
 
-        each_unit(store.run, jobs, store.manifest, batch_size, draw_unit)
+        batches = batches_of(batch_size, image_size) if storage == "parquet" else 1
+        each_unit(store.run, jobs, store.manifest, batches * batch_size, draw_unit)
 
 
 def in_parts(draw: Callable[[list[Item]], Drawn], items: list[Item], at_once: int) -> Drawn:

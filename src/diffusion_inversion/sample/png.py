@@ -1,12 +1,13 @@
-"""Images as PNG: how stage 2 writes them, and how many files are read at a time, each checked before it is decoded."""
+"""Images as PNG: how stage 2 writes them, and how many are read at a time, each checked before it is decoded."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.decode import MAX_PIXELS
+from ..engine.memory import large_array
 from ..engine.untrusted import inside
 from ..errors import DataError
 
@@ -32,43 +34,66 @@ def encode_png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def read_png(folder: Path, name: str, remedy: str) -> bytes:
+    """The file of this name below `folder`. Raises DataError, which ends with `remedy`, where it is missing."""
+    path = inside(folder, name)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: listed in the manifest but missing. {remedy}") from error
+
+
 def read_pngs(folder: Path, names: Sequence[str], hashes: Sequence[str], remedy: str) -> Tensor:
     """The images below `folder` of these names, uint8 (N, 3, H, W) RGB in their order, all of the first one's size.
 
-    Nothing but the result and a file for each thread is in memory. Raises DataError, which ends with `remedy`, for the
-    first file that is missing, does not have its hash (sha256 hex), or is no PNG of that size.
+    As `decode_pngs`; the files are those of these names.
+    """
+
+    def part(start: int) -> Iterator[tuple[int, Path, bytes]]:
+        for place in range(start, min(start + _AT_ONCE, len(names))):
+            yield place, folder / names[place], read_png(folder, names[place], remedy)
+
+    return decode_pngs([partial(part, start) for start in range(0, len(names), _AT_ONCE)], hashes, remedy)
+
+
+def decode_pngs(
+    parts: Sequence[Callable[[], Iterator[tuple[int, Path, bytes]]]], hashes: Sequence[str], remedy: str
+) -> Tensor:
+    """The images that `parts` give with their places, uint8 (N, 3, H, W) RGB, all of one size; parts go side by side.
+
+    Nothing but the result and an image for each thread is in memory. Raises DataError, which ends with `remedy`, for
+    the first image that is missing, does not have its hash (sha256 hex), or is no PNG of that size.
     """
     from PIL.PngImagePlugin import PngImageFile
 
-    def load(place: int) -> tuple[bytes, tuple[int, int]]:
-        path = inside(folder, names[place])
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise DataError(f"{path}: listed in the manifest but missing. {remedy}") from error
-        if hashlib.sha256(data).hexdigest() != hashes[place]:
-            raise DataError(f"{path}: changed since it was written. {remedy}")
-        return data, _size(path, data, remedy)
+    def checked(part: Callable[[], Iterator[tuple[int, Path, bytes]]]) -> Iterator[tuple[int, Path, bytes]]:
+        for place, path, data in part():
+            if hashlib.sha256(data).hexdigest() != hashes[place]:
+                raise DataError(f"{path}: changed since it was written. {remedy}")
+            yield place, path, data
 
-    if not names:
+    if (first := next((one for part in parts for one in checked(part)), None)) is None:
         return torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    height, width = load(0)[1]
-    pixels = np.empty((len(names), 3, height, width), np.uint8)
+    height, width = _size(*first[1:], remedy)
+    pixels = large_array((len(hashes), 3, height, width))
+    filled = np.zeros(len(hashes), bool)
 
-    def read(start: int) -> None:
-        for place in range(start, min(start + _AT_ONCE, len(names))):
-            data, size = load(place)
+    def read(part: Callable[[], Iterator[tuple[int, Path, bytes]]]) -> None:
+        for place, path, data in checked(part):
+            size = _size(path, data, remedy)
             if size != (height, width):
-                found = f"{size[1]} x {size[0]} px, others {width} x {height}"
-                raise DataError(f"{folder / names[place]}: {found}. {remedy}")
+                raise DataError(f"{path}: {size[1]} x {size[0]} px, others {width} x {height}. {remedy}")
             try:
                 pixels[place] = np.asarray(PngImageFile(io.BytesIO(data))).transpose(2, 0, 1)
             except (OSError, SyntaxError, ValueError) as error:
-                raise DataError(f"{folder / names[place]}: cannot be decoded ({error}). {remedy}") from error
+                raise DataError(f"{path}: cannot be decoded ({error}). {remedy}") from error
+            filled[place] = True
 
     with ThreadPoolExecutor(READERS) as pool:
-        for _ in pool.map(read, range(0, len(names), _AT_ONCE)):  # in order, so the error is the first file's
+        for _ in pool.map(read, parts):  # in order, so the error is the first one's
             pass
+    if not filled.all():
+        raise DataError(f"{first[1].parent}: {int((~filled).sum())} images are in no file that is listed. {remedy}")
     return torch.from_numpy(pixels)
 
 

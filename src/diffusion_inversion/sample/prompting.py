@@ -22,9 +22,10 @@ from ..generator.safety import SafetyChecker, attempt_identity, check_safety_che
 from ..generator.sides import require_side
 from ..invert.embeddings import FOLDER as EMBEDDINGS
 from ..randomness import generator_for
+from .columns import EARLIER
 from .denoising import denoise
 from .drawing import draw_missing
-from .synthetic import EARLIER, SCHEMA, Row, SyntheticStore
+from .synthetic import SCHEMA, Row, SyntheticStore
 
 CLASS = "{class}"
 PROMPTS = "prompts"  # the kind of what is drawn here, among the settings of stage 2

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..config.sampling import SampleSettings
+from ..config.sampling import PACKED_FROM, SampleSettings, Storage
 from ..data.images import LabelledImages, to_uint8
 from ..engine.frozen_settings import freeze_settings, listed
 from ..engine.lock import run_lock
@@ -25,10 +25,11 @@ from ..generator.safety import SafetyChecker, check_safety_checker, draw_safely,
 from ..generator.sides import require_side
 from ..invert.embeddings import Embeddings
 from .balance import counts_of
+from .columns import PARENT_VERSIONS, PARENTS, parents
 from .drawing import draw_jobs, draw_missing, in_parts
 from .strengths import Strengths, of_source
-from .synthetic import PARENT_VERSIONS, PARENTS, SCHEMA, Row, SyntheticStore, parents
-from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of
+from .synthetic import SCHEMA, Row, SyntheticStore
+from .variants import VariantPlan, draw_images, plan_variant, resolution_of, rival_of, timesteps_of
 
 
 def sample(
@@ -71,7 +72,8 @@ def draw_variants(
     with run_lock(run):
         store = SyntheticStore(run, embeddings.class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None
-        begun = len(store.table("file_name")) > 0
+        begun = bool(store.manifest.units())
+        settings = settings.model_copy(update={"storage": storage_of(store, settings, sum(counts.values()))})
         freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=begun)
         require_same_vectors(embeddings, store)
         how = _Drawing(embeddings, generator, settings, strengths)
@@ -86,6 +88,7 @@ def draw_variants(
             describe=how.describe,
             counts=None if settings.balance == "none" else counts,
             balance=settings.balance,
+            storage=_kept_as(settings),
         )
 
 
@@ -103,7 +106,10 @@ def draw_jobs_of(
     """
     side, how = check(embeddings, generator, settings), _Drawing(embeddings, generator, settings, strengths)
     checker = load_safety_checker(generator) if settings.safety_checker else None
-    draw_jobs(store, jobs, settings.batch_size, side, checker, plan=how.plan, draw=how.draw, describe=how.describe)
+    draw_jobs(
+        store, jobs, settings.batch_size, side, checker, plan=how.plan, draw=how.draw, describe=how.describe,
+        storage=_kept_as(settings),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,27 @@ def check(embeddings: Embeddings, generator: Generator, settings: SampleSettings
     )
 
 
+def storage_of(store: SyntheticStore, settings: SampleSettings, count: int) -> Storage:
+    """How so many images are kept: as those that are there. Raises ConfigMismatchError where they are kept otherwise.
+
+    Where none are there, as the settings say, or by their number.
+    """
+    asked, kept = settings.storage, store.storage
+    if kept is None:
+        return asked if asked != "auto" else "parquet" if count >= PACKED_FROM else "png"
+    if asked not in ("auto", kept):
+        raise ConfigMismatchError(
+            f"{store.run}: --storage {asked}: its images are kept as {kept}. Leave --storage out, or choose another "
+            "run folder."
+        )
+    return kept
+
+
+def _kept_as(settings: SampleSettings) -> Storage:
+    """How what is drawn by the settings of a run is kept; they say so where it is not PNG."""
+    return "parquet" if settings.storage == "parquet" else "png"
+
+
 def check_settings(
     generator: Generator,
     settings: SampleSettings,
@@ -183,7 +210,7 @@ def check_settings(
             f"kept_steps={lacking}: vectors of these steps are not kept (kept: {list(steps)}). "
             f"Invert with --keep-steps {','.join(map(str, lacking))}."
         )
-    generator.scheduler(settings.scheduler, settings.inference_steps)
+    generator.scheduler(settings.scheduler, settings.inference_steps, timesteps_of(generator, settings))
     if settings.safety_checker:
         check_safety_checker(generator)
     return side
@@ -205,9 +232,12 @@ def elsewhere(learned: int) -> str:
 def stale_files(embeddings: Embeddings, store: SyntheticStore) -> list[str]:
     """Names of the images that were drawn from other vectors than those that are there."""
     version = dict(zip(embeddings.ids, embeddings.versions, strict=True))
-    names, *columns = (column.to_pylist() for column in store.table("file_name", *PARENTS, *PARENT_VERSIONS).columns)
-    made = zip(names, parents(*columns[:3]), parents(*columns[3:]), strict=True)
-    return [name for name, ids, drawn in made if any(version.get(i) != v for i, v in zip(ids, drawn, strict=True))]
+    stale: list[str] = []
+    for table in store.tables("file_name", *PARENTS, *PARENT_VERSIONS):
+        names, *columns = (column.to_pylist() for column in table.columns)
+        made = zip(names, parents(*columns[:3]), parents(*columns[3:]), strict=True)
+        stale += [name for name, ids, of in made if any(version.get(i) != v for i, v in zip(ids, of, strict=True))]
+    return stale
 
 
 def require_same_vectors(embeddings: Embeddings, store: SyntheticStore) -> None:
@@ -216,9 +246,9 @@ def require_same_vectors(embeddings: Embeddings, store: SyntheticStore) -> None:
     New vectors are welcome. They change means and partners from then on; images that are drawn stay as they are.
     """
     if stale := stale_files(embeddings, store):
-        run, drawn = store.run, sum(record["count"] for record in store.manifest.units().values())
+        run = store.run
         raise ConfigMismatchError(
-            f"{run}: {len(stale)} of the {drawn} images come from vectors that changed since:\n{listed(stale)}"
+            f"{run}: {len(stale)} of the {store.count} images come from vectors that changed since:\n{listed(stale)}"
             f"\n`dinv repair {run}` draws them again from the vectors that are there now."
         )
 
@@ -290,11 +320,13 @@ def made_from(
     """
     resolution = resolution_of(embeddings, settings)
     plain = settings.model_copy(update={"resolution": None if resolution == embeddings.resolution else resolution})
+    timesteps = timesteps_of(generator, settings)
     return {
         "schema": SCHEMA,
         "settings": plain.described({"variants", "balance", "strict", "safety_checker"})
         | {"image_size": image_side(settings, resolution, embeddings.image_size)},
         "generator": generator.record,
+        **({"timesteps": list(timesteps)} if timesteps else {}),
         **({"safety_checker": checker.hash} if checker else {}),
     }
 
@@ -314,6 +346,7 @@ def metadata_row(
         "inversion_step": plan.step,
         "scheduler": settings.scheduler,
         "inference_steps": settings.inference_steps,
+        "timesteps": list(timesteps_of(generator, settings) or ()) or None,
         "seed": settings.seed,
         "generator": generator.name,
         "generator_hash": generator.hash,

@@ -1,4 +1,4 @@
-"""The store of stage 2: class folders of PNG and metadata.parquet, which Hugging Face `datasets` opens."""
+"""The store of stage 2: class folders of PNG and metadata.parquet, or Parquet files alone; `datasets` opens both."""
 
 from __future__ import annotations
 
@@ -6,29 +6,42 @@ import hashlib
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict
 
+from ..config.sampling import Storage
 from ..data.images import LabelledImages
 from ..data.naming import METADATA, class_folder, safe_name
 from ..data.soft_labels import SoftLabels
 from ..data.tables import class_label_metadata
 from ..engine.ledger import Ledger
 from ..engine.manifest import NAME as MANIFEST
-from ..engine.manifest import Manifest, Record, Unit
-from ..engine.store import commit_many
+from ..engine.manifest import Manifest, Record
+from ..engine.store import commit_bytes, commit_many
 from ..engine.units import unit_name
 from ..engine.untrusted import inside
 from ..errors import DataError, UsageError
-from .png import encode_png, read_pngs
+from . import packed
+from .columns import (
+    COLUMNS,
+    EARLIER,
+    PARENTS,
+    Complete,
+    DrawnUnit,
+    check_labels,
+    check_unit,
+    in_record,
+    parents,
+    table_of,
+)
+from .png import decode_pngs, encode_png, read_png, read_pngs
 from .xmp import is_generated, packet, with_xmp
 
 if TYPE_CHECKING:
@@ -36,32 +49,6 @@ if TYPE_CHECKING:
 
 FOLDER = "synthetic"
 SCHEMA = 2
-COLUMNS = (
-    "file_name", "class_name", "label", "source_id", "partner_id", "variant", "interpolation", "noise_strength",
-    "guidance_scale", "inversion_step", "scheduler", "inference_steps", "seed", "generator", "generator_hash",
-    "source_version", "partner_version", "partner_label", "label_weight", "interpolation_kind", "partner",
-    "unconditional", "group_size", "guidance_interval", "eta", "resolution", "method", "pool_id", "licence",
-    "clip", "clip_hash", "confidence", "answers", "further_ids", "further_versions", "mixture_weights",
-    "shared_noise", "rival_weight", "rival_label", "generator_licence",
-)  # fmt: skip
-# The real images that one was made from, and the versions of their vectors; what `parents` takes.
-PARENTS = ("source_id", "partner_id", "further_ids")
-PARENT_VERSIONS = ("source_version", "partner_version", "further_versions")
-# Columns that differ between the images of a unit; the others are stored once for the unit.
-VARYING = (
-    "source_id", "partner_id", "variant", "label", "guidance_scale", "inversion_step", "source_version",
-    "partner_version", "partner_label", "label_weight", "pool_id", "licence", "confidence", "answers", "further_ids",
-    "further_versions", "mixture_weights", "rival_label", "attempt", "failed", "copied", "noise_strength",
-)  # fmt: skip
-# What images have in the columns that records of earlier versions lack; their partner is of their own class.
-EARLIER: dict[str, Any] = {
-    "label_weight": 1.0, "interpolation_kind": "lerp", "partner": "same-class", "unconditional": "mean",
-    "group_size": None, "guidance_interval": [0.0, 1.0], "eta": 0.0, "resolution": None,
-    "method": "inversion", "pool_id": "", "licence": "", "clip": "", "clip_hash": "",
-    "confidence": None, "answers": None, "further_ids": None, "further_versions": None, "mixture_weights": None,
-    "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None, "copied": False, "audit": "",
-    "generator_licence": "",
-}  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -70,64 +57,10 @@ def job_name(source_id: str, variant: int) -> str:
     return f"{source_id}#{variant}"
 
 
-def parents(
-    sources: Sequence[str], partners: Sequence[str], further: Sequence[Sequence[str] | None]
-) -> Iterator[tuple[str, ...]]:
-    """For each image all that it was made from, the source first: ids of columns `PARENTS`, or their versions."""
-    for source, partner, others in zip(sources, partners, further, strict=True):
-        yield (source, partner, *(others or ()))
-
-
 def parse_job(job: str) -> tuple[str, int]:
     """(source id, variant) of `job_name`."""
     source_id, _, variant = job.rpartition("#")
     return source_id, int(variant)
-
-
-class Columns(TypedDict):
-    """One value for each image of a unit; see `VARYING`."""
-
-    source_id: list[str]
-    partner_id: list[str]
-    variant: list[int]
-    label: list[int]
-    guidance_scale: list[float]
-    inversion_step: list[int]
-    source_version: list[str]
-    partner_version: list[str]
-    partner_label: NotRequired[list[int]]  # not in the records of earlier versions
-    label_weight: NotRequired[list[float]]  # of `label` in the target; partner_label has the rest
-    pool_id: NotRequired[list[str]]  # of what was retrieved: which image of the pool it is
-    licence: NotRequired[list[str]]
-    confidence: NotRequired[list[float | None]]  # CLIP's, in the label
-    answers: NotRequired[list[list[float] | None]]  # CLIP's, over all classes: what has the rest of label_weight
-    further_ids: NotRequired[list[list[str] | None]]  # partners beside partner_id, of a mixture of several vectors
-    further_versions: NotRequired[list[list[str] | None]]
-    mixture_weights: NotRequired[list[list[float] | None]]  # in a mixture, of source, partner and the further ones
-    rival_label: NotRequired[list[int | None]]  # the class that rival_weight is of
-    attempt: NotRequired[list[int]]  # of what was drawn again: see `variants.plan_variant`
-    noise_strength: NotRequired[list[float]]  # earlier versions had it in `shared`
-    failed: NotRequired[list[bool]]  # of that: whether it still shows another class than its label
-    copied: NotRequired[list[bool]]  # of that: whether it still copies a training image
-    interpolation: NotRequired[list[float]]  # where it differs between images: of what was drawn again
-
-
-class DrawnUnit(Unit):
-    """A commit record of stage 2."""
-
-    columns: Columns
-    blanked: NotRequired[int]  # drawings that a safety checker refused, of which none is here
-    shared: dict[str, Any]  # what all images of the unit have in common, by column
-    at_once: NotRequired[int]  # images computed at a time, where memory did not suffice for the unit
-
-
-class Complete(TypedDict):
-    """The record of a call that went through."""
-
-    variants: int
-    count: int
-    balance: NotRequired[str]  # of which stage 2 took the counts
-    counts: NotRequired[dict[str, int]]  # of each source that has any, where they have not all `variants`
 
 
 class SyntheticStore:
@@ -137,70 +70,50 @@ class SyntheticStore:
         self.run, self.folder, self.class_names = run, run / folder, class_names
         self.manifest = Manifest(self.folder / MANIFEST, {"commit": DrawnUnit, "complete": Complete})
 
-    def table(self, *columns: str) -> pa.Table:
-        """Metadata of every committed image, in the order of the commits: `COLUMNS` and the files' sha256, or some.
+    @property
+    def storage(self) -> Storage | None:
+        """How the images that were committed are kept; None where none were."""
+        first = next((record for record in self.manifest.records() if record["event"] == "commit"), None)
+        return None if first is None else "parquet" if packed.is_packed(first) else "png"
 
-        Raises DataError for records that cannot be.
+    def table(self, *columns: str) -> pa.Table:
+        """Metadata of every committed image, in the order of the commits: `COLUMNS` and the images' sha256, or some.
+
+        Raises DataError for records, and Parquet files, that cannot be.
         """
         import pyarrow as pa
 
-        records = list(self.manifest.units().values())
-        for record in records:
-            self._check(record)
-        found = {}
-        for name in columns or (*COLUMNS, "sha256"):
-            try:
-                found[name] = pa.array([value for record in records for value in self._values(record, name)])
-            except (pa.ArrowException, OverflowError, KeyError) as error:
-                cause = f"{self.manifest.path}: {name} of the units: {error!r}"
-                raise DataError(f"{cause}. Restore the file from a copy, or draw the images again.") from error
-        return pa.table(found)
+        if self.storage == "parquet" and self.manifest.units():
+            return pa.concat_tables(self.tables(*columns), promote_options="permissive")
+        return table_of(list(self.manifest.units().values()), columns, self.class_names, self.manifest.path)
 
-    def _check(self, record: Record) -> None:
-        """Raise DataError for a unit that cannot be."""
-        lengths = {len(record["files"]), len(record["ids"]), *map(len, record["columns"].values())}
-        answers = [len(one) for one in record["columns"].get("answers", ()) if one is not None]
-        labels = {*record["columns"]["label"], *record["columns"].get("partner_label", ())}
-        labels |= {*record["columns"].get("rival_label", ())} - {None}
-        weighed = all(0 <= weight <= 1 for weight in record["columns"].get("label_weight", ()))
-        answered = set(answers) <= {len(self.class_names)}
-        further = [record["columns"].get(name, ()) for name in ("further_ids", "further_versions")]
-        ids, versions = ([len(one or ()) for one in column] for column in further)
-        uneven, known = len(lengths) > 1 or ids != versions, labels <= set(range(len(self.class_names)))
-        if uneven or not known or not weighed or not answered:
-            raise DataError(
-                f"{self.manifest.path}: unit {record['unit']}: lists of different lengths, an unknown label, a weight "
-                "of a label outside 0..1, or answers over other classes"
-            )
-
-    def _values(self, record: Record, name: str) -> Collection[Any]:
-        """A column of the images of a unit: where they have one value in common, that one so many times."""
-        own, shared = record["columns"], EARLIER | record["shared"]
-        match name:
-            case "file_name":
-                found = record["files"].keys()
-            case "sha256":
-                found = record["files"].values()
-            case "class_name":
-                found = [self.class_names[label] for label in own["label"]]
-            case "partner_label":
-                found = own.get(name, own["label"])
-            case "method" if name not in record["shared"]:  # earlier versions did not say so of images from prompts
-                named = zip(own["source_id"], own["label"], strict=True)
-                from_prompt = [source.startswith(f"{self.class_names[label]}: ") for source, label in named]
-                found = ["prompts" if one else shared[name] for one in from_prompt]
-            case _:
-                found = [shared[name]] * len(record["ids"]) if name not in own else own[name]
-        return cast(Collection[Any], found)
+    def tables(self, *columns: str) -> Iterator[pa.Table]:
+        """What `table` has, of one unit after the other."""
+        columns = tuple(dict.fromkeys(columns))
+        for record in list(self.manifest.units().values()):
+            if packed.is_packed(record):
+                table = packed.columns_of(self.folder, record, columns or (*COLUMNS, "sha256"))
+                check_labels(table, self.class_names, f"{self.folder}: unit {record['unit']}")
+                yield table
+            else:
+                yield table_of([record], columns, self.class_names, self.manifest.path)
 
     def blanked(self) -> int:
         """Drawings that a safety checker refused, over all units."""
         return sum(record.get("blanked", 0) for record in self.manifest.units().values())
 
-    def commit(self, images: Tensor, rows: list[Row], *, at_once: int | None = None, blanked: int = 0) -> None:
+    def commit(
+        self,
+        images: Tensor,
+        rows: list[Row],
+        *,
+        at_once: int | None = None,
+        blanked: int = 0,
+        storage: Storage = "png",
+    ) -> None:
         """Write a unit of images uint8 (B, 3, S, S) as PNG, then list them in the manifest as one record.
 
-        Each PNG that a model drew says so (`xmp.packet`).
+        Each PNG that a model drew says so (`xmp.packet`). With `storage` parquet they and their rows are one file.
 
         `at_once` is how many of them were computed at a time, all of them by default; `blanked` how many drawings a
         safety checker refused.
@@ -211,20 +124,22 @@ class SyntheticStore:
             ): _marked(encode_png(image), row)
             for image, row in zip(images, rows, strict=True)
         }
-        digests = commit_many({self.folder / name: data for name, data in files.items()})
         ids = [job_name(row["source_id"], row["variant"]) for row in rows]
-        own = [key for key in VARYING if any(row.get(key) is not None for row in rows)]
-        if any(row.get("interpolation") != rows[0].get("interpolation") for row in rows):  # drawn again, some farther
-            own.append("interpolation")
+        unit = unit_name(ids)
+        if storage == "parquet":
+            held = {packed.unit_file(unit): packed.encode(files, rows, self.class_names)}
+            columns = {}
+        else:
+            held, columns = files, in_record(rows)
+        digests = commit_many({self.folder / name: data for name, data in held.items()})
         self.manifest.append(
             {
                 "event": "commit",
-                "unit": unit_name(ids),
+                "unit": unit,
                 "count": len(rows),
                 "ids": ids,
-                "files": {name: digests[self.folder / name] for name in files},
-                "columns": {key: [row[key] for row in rows] for key in own},
-                "shared": {key: value for key, value in rows[0].items() if key not in (*VARYING, *own)},
+                "files": {name: digests[self.folder / name] for name in held},
+                **columns,
                 **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
                 **({"blanked": blanked} if blanked else {}),
             }
@@ -235,13 +150,28 @@ class SyntheticStore:
         """Folders that classes have here, by label: earlier versions renamed more of them than must be."""
         found: dict[int, str] = {}
         for record in (*self.manifest.dropped().values(), *self.manifest.units().values()):
-            self._check(record)
+            if packed.is_packed(record):
+                continue
+            check_unit(record, self.class_names, self.manifest.path)
             folders = [name.partition("/")[0] for name in record["files"]]
             found.update(zip(record["columns"]["label"], folders, strict=True))
         return found
 
     def finish(self, variants: int, counts: Mapping[str, int] | None = None, balance: str = "none") -> None:
-        """Write metadata.parquet from the manifest; mark `variants` a source, or so many by `balance`, as complete."""
+        """Write metadata.parquet from the manifest, unless Parquet files hold the images; mark as complete.
+
+        That is `variants` a source, or so many by `balance`.
+        """
+        if self.storage != "parquet":
+            self._write_metadata()
+        record: Record = {"event": "complete", "variants": variants, "count": self.count}
+        if counts is not None:
+            record["balance"] = balance
+            record["counts"] = {source: count for source, count in counts.items() if count}
+        if self.manifest.last("complete") != record:
+            self.manifest.append(record)
+
+    def _write_metadata(self) -> None:
         import pyarrow.parquet as pq
 
         table = self.table(*COLUMNS).sort_by("file_name")
@@ -249,12 +179,11 @@ class SyntheticStore:
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         Ledger(self.run).commit(f"{FOLDER}/{METADATA}", buffer.getvalue())
-        record: Record = {"event": "complete", "variants": variants, "count": len(table)}
-        if counts is not None:
-            record["balance"] = balance
-            record["counts"] = {source: count for source, count in counts.items() if count}
-        if self.manifest.last("complete") != record:
-            self.manifest.append(record)
+
+    @property
+    def count(self) -> int:
+        """Images that are there."""
+        return sum(len(unit["ids"]) for unit in self.manifest.units().values())
 
     def variants(self) -> int:
         """Variants a source that the last finished call asked for. Raises UsageError where none has finished."""
@@ -265,8 +194,7 @@ class SyntheticStore:
     def complete(self) -> int:
         """As `variants`, 0 where no call has finished."""
         last = self.manifest.last("complete")
-        there = sum(len(unit["files"]) for unit in self.manifest.units().values())
-        return int(last["variants"]) if last is not None and last["count"] == there else 0
+        return int(last["variants"]) if last is not None and last["count"] == self.count else 0
 
     def holds(self, counts: Mapping[str, int]) -> bool:
         """Whether the first variants of each source are there, so many of each."""
@@ -280,10 +208,51 @@ class SyntheticStore:
         """
         own = ("file_name", "sha256", "label")
         rows = self._drawn(counts, *own, "partner_label", "label_weight", "answers", "source_id", "confidence")
-        found = read_images(self.folder, self.class_names, *(rows[name].to_pylist() for name in own))
+        found = self.images(*(rows[name].to_pylist() for name in own))
         sources, judged = rows["source_id"].to_pylist(), rows["confidence"].to_pylist()
         confidence = None if None in judged else torch.tensor(judged, dtype=torch.float32)
         return replace(found, soft=soft_labels(rows), source_ids=tuple(sources), confidence=confidence)
+
+    def images(self, names: Sequence[str], hashes: Sequence[str], labels: Sequence[int]) -> LabelledImages:
+        """The images of these names, each checked against its sha256 hex, in this order. Raises DataError."""
+        if self.storage != "parquet":
+            return read_images(self.folder, self.class_names, names, hashes, labels)
+        place_of = {name: place for place, name in enumerate(names)}
+
+        def part(record: Record) -> Iterator[tuple[int, Path, bytes]]:
+            for place, name, data in packed.pngs_of(self.folder, record, place_of):
+                yield place, self.folder / name, data
+
+        parts = [partial(part, record) for record in self.manifest.units().values()]
+        pixels = decode_pngs(parts, hashes, f"`dinv repair {self.run}` draws it again.")
+        return _labelled(pixels, self.class_names, names, hashes, labels)
+
+    def pngs(self, names: Sequence[str], hashes: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+        """(place, PNG bytes) of the images of these names: in this order, of Parquet files in theirs, by their names.
+
+        Each is checked against its sha256 hex. Raises DataError.
+        """
+        remedy = f"`dinv repair {self.run}` draws it again."
+        place_of = {name: place for place, name in enumerate(names)}
+        units = sorted(self.manifest.units().values(), key=lambda record: str(record["unit"]))
+        if self.storage == "parquet":
+            found = (one for record in units for one in packed.pngs_of(self.folder, record, place_of))
+        else:
+            found = ((place, name, read_png(self.folder, name, remedy)) for name, place in place_of.items())
+        for place, name, data in found:
+            if hashlib.sha256(data).hexdigest() != hashes[place]:
+                raise DataError(f"{self.folder / name}: changed since it was written. {remedy}")
+            yield place, data
+
+    def size(self, names: Sequence[str]) -> int:
+        """Bytes of the files that hold the images of these names. Raises DataError for one that is missing."""
+        if self.storage == "parquet":
+            names = [name for unit in self.manifest.units().values() for name in unit["files"]]
+        try:
+            return sum(inside(self.folder, name).stat().st_size for name in names)
+        except FileNotFoundError as error:
+            remedy = f"`dinv repair {self.run}` draws it again."
+            raise DataError(f"{error.filename}: listed in the manifest but missing. {remedy}") from error
 
     def sources(self, counts: Mapping[str, int] | None = None) -> list[tuple[str, ...]]:
         """Ids of the real images, source and partners, that each image of `read` was made from, in its order."""
@@ -313,25 +282,43 @@ class SyntheticStore:
     def remove(self, files: Collection[str]) -> int:
         """Delete the images of these names, and their trace in the manifest; return how many there were."""
         records: list[Record] = []
-        deleted: list[str] = []
-        gone = set(files)
-        for record in self.manifest.units().values():
-            self._check(record)
-            deleted += [name for name in record["files"] if name in gone]
-            keep = [name not in gone for name in record["files"]]
+        deleted: list[str] = []  # names of files
+        gone, count = set(files), 0
+        for record in list(self.manifest.units().values()):
+            is_packed = packed.is_packed(record)
+            if not is_packed:
+                check_unit(record, self.class_names, self.manifest.path)
+            names = self._names(record)
+            keep = [name not in gone for name in names]
+            count += len(names) - sum(keep)
+            if all(keep):
+                records.append(record)
+                continue
+            deleted += record["files"] if is_packed else (name for name in names if name in gone)
             if not any(keep):
                 continue
             ids = list(compress(record["ids"], keep))
-            columns = {key: list(compress(values, keep)) for key, values in record["columns"].items()}
-            left = dict(compress(record["files"].items(), keep))
-            changed = {"unit": unit_name(ids), "ids": ids, "count": len(ids), "columns": columns, "files": left}
+            changed: Record = {"unit": unit_name(ids), "ids": ids, "count": len(ids)}
+            if is_packed:
+                path = self.folder / packed.unit_file(changed["unit"])
+                changed["files"] = {path.name: commit_bytes(path, packed.without(self.folder, record, gone))}
+            else:
+                changed["files"] = dict(compress(record["files"].items(), keep))
+                changed["columns"] = {key: list(compress(each, keep)) for key, each in record["columns"].items()}
             records.append({**record, **changed})
         kept = [record for record in self.manifest.records() if record["event"] == "time"]
         if self.manifest.records():  # dropped units name their sources too
             self.manifest.rewrite([*records, *kept])
         for name in deleted:
             inside(self.folder, name).unlink(missing_ok=True)
-        return len(deleted)
+        return count
+
+    def _names(self, record: Record) -> list[str]:
+        """Of the images of a unit."""
+        if not packed.is_packed(record):
+            return list(record["files"])
+        names: list[str] = packed.columns_of(self.folder, record, ["file_name"])["file_name"].to_pylist()
+        return names
 
 
 def _marked(png: bytes, row: Row) -> bytes:
@@ -381,15 +368,21 @@ def read_images(
     folder: Path, class_names: tuple[str, ...], names: Sequence[str], hashes: Sequence[str], labels: Sequence[int]
 ) -> LabelledImages:
     """Read the PNG files of these names below `folder`, each checked against the sha256 hex it was committed with."""
-    images = read_pngs(folder, names, hashes, f"`dinv repair {folder.parent}` draws it again.")
+    pixels = read_pngs(folder, names, hashes, f"`dinv repair {folder.parent}` draws it again.")
+    return _labelled(pixels, class_names, names, hashes, labels)
+
+
+def _labelled(
+    pixels: Tensor, class_names: tuple[str, ...], names: Sequence[str], hashes: Sequence[str], labels: Sequence[int]
+) -> LabelledImages:
     return LabelledImages(
         name=FOLDER,
         ids=tuple(names),
         hashes=tuple(hashes),
         labels=torch.tensor(labels, dtype=torch.int64),
         class_names=class_names,
-        images=images,
-        native_size=images.shape[-1],
+        images=pixels,
+        native_size=pixels.shape[-1],
     )
 
 

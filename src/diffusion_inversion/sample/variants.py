@@ -53,6 +53,13 @@ def resolution_of(embeddings: Embeddings, settings: SampleSettings) -> int:
     return settings.resolution or embeddings.resolution
 
 
+def timesteps_of(generator: Generator, settings: SampleSettings) -> tuple[int, ...] | None:
+    """Where the denoising steps lie; None: as the checkpoint's scheduler config says. Raises UsageError."""
+    if settings.timestep_spacing == "checkpoint":
+        return None
+    return generator.learned_timesteps(settings.scheduler, settings.inference_steps)
+
+
 def plan_variant(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, row: int, variant: int, attempt: int = 0
 ) -> VariantPlan:
@@ -182,6 +189,7 @@ def draw_images(
         torch.tensor([plan.guidance_scale for plan in plans]),
         settings.scheduler,
         settings.inference_steps,
+        timesteps=timesteps_of(generator, settings),
         guidance_interval=settings.guidance_interval,
         eta=settings.eta,
         streams=[

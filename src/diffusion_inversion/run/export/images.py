@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...config.commands import SourceIds
-from ...engine.untrusted import inside
-from ...errors import DataError
-from ...sample.synthetic import COLUMNS
+from ...sample.columns import COLUMNS
+from ...sample.synthetic import SyntheticStore
 from ...sample.xmp import is_generated, packet, with_xmp
 from ..fidelity.copies_record import without_copies
 from ..gathered import grown_rows
@@ -23,6 +23,7 @@ from .source_ids import named_as
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_AT_ONCE = 64  # images in memory
 Signer = Callable[[bytes], bytes]  # a PNG => the same one, signed
 
 
@@ -81,7 +82,7 @@ class SyntheticImages:
     @property
     def size(self) -> int:
         """Bytes of all files. Raises DataError for one that is missing."""
-        return sum(self._path(name).stat().st_size for name in self.table["path"].to_pylist())
+        return sum(store.size([name for _, name, _ in own]) for store, own in self._by_store())
 
     @property
     def metadata(self) -> pa.Table:
@@ -94,23 +95,39 @@ class SyntheticImages:
         return all(map(is_generated, self.table["method"].unique().to_pylist()))
 
     def some(self, places: Iterable[int]) -> Iterator[tuple[int, SyntheticImage]]:
-        """Those of some rows of the table, each with its row, unsigned."""
+        """Those of some rows of the table, each with its row, unsigned, in the order of `__iter__`."""
         rows = sorted(places)
-        return zip(rows, replace(self, table=self.table.take(rows), sign=None), strict=True)
+        for place, image in replace(self, table=self.table.take(rows), sign=None)._each():
+            yield rows[place], image
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __iter__(self) -> Iterator[SyntheticImage]:
-        """Each image, checked against the hash it was written with. Raises DataError."""
-        for batch in self.table.to_batches(max_chunksize=1000):
-            for row in batch.to_pylist():
-                path, name, digest, label = (row.pop(key) for key in ("path", "file_name", "sha256", "label"))
-                png = self._path(path).read_bytes()
-                if hashlib.sha256(png).hexdigest() != digest:
-                    raise DataError(f"{self.folder / path}: changed since it was written. {self._remedy}")
+        """Each image, in the order of `SyntheticStore.pngs`, checked as there. Raises DataError."""
+        for _, image in self._each():
+            yield image
+
+    def _each(self) -> Iterator[tuple[int, SyntheticImage]]:
+        """Each with its row of the table."""
+        found = heapq.merge(*(_placed(store, own) for store, own in self._by_store()))
+        while some := list(islice(found, _AT_ONCE)):
+            rows = self.table.take([place for place, _ in some]).to_pylist()
+            for (place, png), row in zip(some, rows, strict=True):
+                name, label = row["file_name"], row["label"]
+                for key in ("path", "file_name", "sha256", "label"):
+                    del row[key]
                 png = with_xmp(png, self._said(row))
-                yield SyntheticImage(name, png if self.sign is None else self.sign(png), label, row)
+                yield place, SyntheticImage(name, png if self.sign is None else self.sign(png), label, row)
+
+    def _by_store(self) -> list[tuple[SyntheticStore, list[tuple[int, str, str]]]]:
+        """The stores that hold the images, each with (row, path, sha256) of those in it."""
+        folders: dict[str, list[tuple[int, str, str]]] = {self.folder.name: [], REDRAWN: [], GROWN: []}
+        each = zip(self.table["path"].to_pylist(), self.table["sha256"].to_pylist(), strict=True)
+        for row, (path, digest) in enumerate(each):
+            folder = REDRAWN if path in self.again else GROWN if path in self.grown else self.folder.name
+            folders[folder].append((row, path, digest))
+        return [(SyntheticStore(self.run, self.class_names, name), own) for name, own in folders.items() if own]
 
     def _said(self, row: dict[str, Any]) -> bytes:
         """What the file of an image says of itself."""
@@ -123,13 +140,8 @@ class SyntheticImages:
             rights=row.get("licence") or self.rights,
         )
 
-    def _path(self, name: str) -> Path:
-        folder = self.run / REDRAWN if name in self.again else self.run / GROWN if name in self.grown else self.folder
-        path = inside(folder, name)
-        if not path.is_file():
-            raise DataError(f"{path}: listed in the manifest but missing. {self._remedy}")
-        return path
 
-    @property
-    def _remedy(self) -> str:
-        return f"`dinv repair {self.run}` draws it again."
+def _placed(store: SyntheticStore, own: Sequence[tuple[int, str, str]]) -> Iterator[tuple[int, bytes]]:
+    """(row, PNG) of images of a store, given (row, path, sha256) of each."""
+    for place, png in store.pngs([path for _, path, _ in own], [digest for *_, digest in own]):
+        yield own[place][0], png

@@ -15,8 +15,8 @@ from typing_extensions import TypedDict
 from ...config.commands import SourceIds
 from ...engine.ledger import Ledger
 from ...engine.untrusted import check_record
+from ...sample.columns import PARENT_VERSIONS, PARENTS
 from ...sample.prompting import PROMPTS
-from ...sample.synthetic import PARENT_VERSIONS, PARENTS
 from ..layout import SALT_FILE
 from ..methods import LECF
 

@@ -11,7 +11,7 @@ from ...data.images import LabelledImages
 from ...engine.ledger import Ledger
 from ...errors import UsageError
 from ...generator.safety import ATTEMPTS
-from ...sample.synthetic import SyntheticStore, job_name, read_images
+from ...sample.synthetic import SyntheticStore, job_name
 from ..copies import images_digest, mosaic
 from ..layout import AUDIT_FILE, GROWN
 from .copies import recorded_copies
@@ -113,5 +113,5 @@ def redrawn_picture(run: Path, train: LabelledImages, record: Mapping[str, Any])
         digests = {row["file_name"]: (row["sha256"], row["label"]) for row in table}
         names = [one[key] for one in examples]
         hashes, labels = zip(*(digests[name] for name in names), strict=True)
-        shown.append(read_images(store.folder, store.class_names, names, hashes, labels).images)
+        shown.append(store.images(names, hashes, labels).images)
     return mosaic(shown)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...data.images import LabelledImages
 from ...measure.copies.shares import share
-from ...sample.synthetic import Row, SyntheticStore, job_name, read_images
+from ...sample.synthetic import Row, SyntheticStore, job_name
 from ..attributes import Attributes
 from ..report.image_records import FailedRecord, FidelityRecord, FidelitySubgroupRecord
 from .redraw import redrawn_store
@@ -131,4 +131,4 @@ def _job(row: Row) -> str:
 
 
 def _read(store: SyntheticStore, row: Row) -> Tensor:
-    return read_images(store.folder, store.class_names, [row["file_name"]], [row["sha256"]], [row["label"]]).images[0]
+    return store.images([row["file_name"]], [row["sha256"]], [row["label"]]).images[0]

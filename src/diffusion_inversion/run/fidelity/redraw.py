@@ -116,7 +116,7 @@ def draw_again(
 
         def draw_unit(unit: tuple[str, ...]) -> None:
             images, rows = _until_content(unit, levels, plan, draw, describe, examine, side, checker)
-            store.commit(images, rows)
+            store.commit(images, rows, storage="parquet" if settings.storage == "parquet" else "png")
             advance(len(unit))
 
         each_unit(run, jobs, store.manifest, settings.batch_size, draw_unit)

@@ -27,8 +27,9 @@ from ...errors import ConfigMismatchError, DataError, UsageError
 from ...generator.device import resolve_device
 from ...generator.generator import Generator
 from ...invert.embeddings import read_embeddings
+from ...sample.columns import PARENTS, parents
 from ...sample.sampling import stale_files
-from ...sample.synthetic import PARENTS, Row, SyntheticStore, job_name, parents, read_images, soft_labels
+from ...sample.synthetic import Row, SyntheticStore, job_name, soft_labels
 from ...train.choosing import Material
 from ...train.evaluation import calibration_error
 from ...train.fidelity import replaced, rivals
@@ -342,7 +343,7 @@ def _in_place(made: Material, jobs: Sequence[str], bad: Tensor, store: Synthetic
     if not passed:
         return made, new
     table, places = table.take(list(passed)), list(passed.values())
-    again = read_images(store.folder, store.class_names, *(column.to_pylist() for column in table.columns[:3]))
+    again = store.images(*(column.to_pylist() for column in table.columns[:3]))
     first, answers = made.synthetic, soft_labels(table)
     soft = first.soft
     if soft is not None or answers is not None:

@@ -28,7 +28,7 @@ from ...generator.generator import Generator
 from ...invert.embeddings import FOLDER as EMBEDDINGS
 from ...measure.extractors.cache import cached_features
 from ...sample.prompting import Prompt, RealGuidance, check, classes_of, draw_prompts
-from ...sample.synthetic import SCHEMA, Row, SyntheticStore, job_name, read_images
+from ...sample.synthetic import SCHEMA, Row, SyntheticStore, job_name
 from ...train.few_shot.clip import Clip
 from ...train.few_shot.clip_filter import answers, kept
 from ...train.few_shot.prompts import check_classes
@@ -248,7 +248,7 @@ def _row(row: Row, confidence: float, answer: Sequence[float], settings: LecfSet
 def _read(store: SyntheticStore, rows: Sequence[Row]) -> Tensor:
     """The images (B, 3, S, S) uint8 of rows of a store's table."""
     files = ([row[key] for row in rows] for key in ("file_name", "sha256", "label"))
-    return read_images(store.folder, store.class_names, *files).images
+    return store.images(*files).images
 
 
 def _described(

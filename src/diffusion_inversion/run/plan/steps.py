@@ -15,7 +15,7 @@ from statistics import fmean
 
 import torch
 
-from ...config.sampling import SampleSettings
+from ...config.sampling import SampleSettings, SchedulerName
 from ...config.settings import InvertSettings
 from ...config.training import TrainSettings
 from ...data.datasets import Splits
@@ -32,6 +32,7 @@ from ...invert.slots import slots_for
 from ...randomness import generator_for
 from ...sample.denoising import denoise
 from ...sample.png import encode_png
+from ...sample.variants import timesteps_of
 from ...train.classifiers import Classifier, choose_architecture
 from ...train.evaluation import predict
 from ...train.recipes import resolve
@@ -184,12 +185,14 @@ def _stage2(
     vectors = torch.randn(count, tokens, generator.text_width, generator=stream)
     guided = any(scale != 1 for scale in settings.guidance_scales)
     scale = torch.full((count,), max(settings.guidance_scales))
+    spaced = timesteps_of(generator, settings)
+    how: tuple[SchedulerName, int] = settings.scheduler, settings.inference_steps
     for _ in range(2 if generator.device.type == "cuda" else 1):
         clock = _Clock(generator.device, STEPS + 1)
         with suppress(_Enough):
-            denoise(generator, noise, vectors, vectors, scale, settings.scheduler, settings.inference_steps, clock)
+            denoise(generator, noise, vectors, vectors, scale, *how, clock, timesteps=spaced)
     step = fmean(clock.spans[1:] or clock.spans)
-    times = generator.scheduler(settings.scheduler, settings.inference_steps).timesteps.double()
+    times = generator.scheduler(*how, spaced).timesteps.double()
     low, high = settings.guidance_interval
     within = ((times / generator.training_timesteps >= low) & (times / generator.training_timesteps <= high)).double()
     passes = len(times) if not guided else float((1 + within).sum()) / 2  # a step without guidance is half of one with
