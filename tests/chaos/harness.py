@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
-import re
+import resource
 import signal
 import sys
 import time
@@ -21,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
 import no_sync  # noqa: F401
+from contents import assert_same, content, lost_and_doubled, units  # noqa: F401 (tests have them from here)
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 
 from diffusion_inversion.config.commands import AuditSettings
@@ -33,15 +32,12 @@ from diffusion_inversion.config.tuning import read_tuning
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine import faults
 from diffusion_inversion.engine.lock import run_lock
-from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import DinvError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.run import retrieval
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.grow import grow
 from diffusion_inversion.run.images import open_splits
-from diffusion_inversion.run.layout import STORES
-from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample import packed
 from diffusion_inversion.sweep import read_plan, run_sweep
 
@@ -310,6 +306,28 @@ def race(
     return [process.exitcode for process in processes]
 
 
+def _limited(bench: Bench, run: Path, stage: str, limit: int | None, spare: int | None) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends soon)
+    bench.generator()
+    if spare is not None:
+        pipeline.SPARE_BYTES = spare
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        with run_lock(run):
+            JOBS[stage](bench, run)
+    except DinvError as error:
+        sys.exit(error.exit_code)
+
+
+def limited(bench: Bench, run: Path, stage: str, limit: int | None, spare: int | None = None) -> int | None:
+    """Do a stage in a process whose files may have at most `limit` bytes; return its exit code."""
+    process = forkserver().Process(target=_limited, args=(bench, run, stage, limit, spare))
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
 def finish(bench: Bench, run: Path, stage: str) -> None:
     """The same call again, in this process."""
     with run_lock(run):
@@ -330,61 +348,6 @@ def uninterrupted(bench: Bench, run: Path, stage: str) -> tuple[float, dict[str,
     finally:
         faults.on_point = None
     return time.monotonic() - start, passed
-
-
-_TIMES = (
-    re.compile(r'"(seconds|created)": ("[^"]*"|[0-9.]+)'),
-    re.compile(r"\d{4}-\d\d-\d\dT[0-9:]+Z"),
-    re.compile(r"\d+(\.\d)? s\b|\d+ min \d+ s"),
-)
-
-
-def content(run: Path) -> dict[str, str]:
-    """sha256 of every file of a run but its own bookkeeping; times of day and durations in reports are left out."""
-    found = {}
-    for path in sorted(run.rglob("*")):
-        name = path.relative_to(run).as_posix()
-        if path.is_dir() or path.name in (".lock", "manifest.jsonl") or ".claims" in path.parts:
-            continue
-        data = path.read_bytes()
-        if path.suffix in (".json", ".html"):
-            text = data.decode()
-            for pattern in _TIMES:
-                text = pattern.sub("TIME", text)
-            data = text.encode()
-        found[name] = hashlib.sha256(data).hexdigest()
-    return found
-
-
-def units(run: Path) -> dict[str, Any]:
-    """Every committed unit of every manifest, without the seconds that it took."""
-    found = {}
-    for store in STORES:
-        for unit, record in Manifest(run / store.manifest).units().items():
-            found[f"{store.folder}/{unit}"] = {key: value for key, value in record.items() if key != "seconds"}
-    return found
-
-
-def lost_and_doubled(run: Path, whole: Path) -> tuple[int, int]:
-    """Jobs of `whole` that `run` lacks, and jobs that it has done more than once."""
-    lost = doubled = 0
-    for store in STORES:
-        jobs = [
-            [job for record in Manifest(place / store.manifest).units().values() for job in record["ids"]]
-            for place in (run, whole)
-        ]
-        lost += len(set(jobs[1]) - set(jobs[0]))
-        doubled += len(jobs[0]) - len(set(jobs[0]))
-    return lost, doubled
-
-
-def assert_same(run: Path, whole: Path) -> None:
-    """`run` holds what `whole` holds, bit for bit, and nothing else, and knows it."""
-    assert lost_and_doubled(run, whole) == (0, 0)
-    assert units(run) == units(whole)
-    assert content(run) == content(whole)
-    findings = json.dumps([vars(finding) for finding in verify(run).findings])
-    assert findings == "[]", findings
 
 
 torch.set_num_threads(1)  # a process that is forked after OpenMP began would hang

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import SAMPLE, STAGES, Bench, assert_same, content, finish, verify
-from little_room import limited
+from harness import SAMPLE, STAGES, Bench, assert_same, content, finish, limited
 
 from diffusion_inversion.errors import DiskError
 from diffusion_inversion.run.stages import sample_stage
+from diffusion_inversion.run.verify import verify
 
 
 @pytest.fixture(scope="module")
