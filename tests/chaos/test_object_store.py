@@ -109,14 +109,19 @@ def committed(run: Path) -> list[str]:
     return [record["unit"] for record in records if record["event"] == "commit"]
 
 
+def _together(bench: Bench, run: Path, others: Any) -> None:
+    others.wait(120)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("stages", [EVERYTHING, ("replicates",), ("tuned",)], ids=lambda stages: stages[-1])
 def test_two_machines_do_every_unit_once_and_both_end_with_the_bits_of_one(
-    bench: Bench, whole: Path, url: str, tmp_path: Path
+    bench: Bench, url: str, tmp_path: Path, stages: tuple[str, ...]
 ) -> None:
-    reference, runs = tmp_path / "reference", (tmp_path / "a", tmp_path / "b")
-    for stage in EVERYTHING:
+    reference, runs, all_here = tmp_path / "reference", (tmp_path / "a", tmp_path / "b"), forkserver().Barrier(2)
+    for stage in stages:
         finish(bench, reference, stage)
-    machines = [started(bench, run, url, EVERYTHING) for run in runs]
+    machines = [started(bench, run, url, stages, _together, all_here) for run in runs]
     for machine in machines:
         machine.join(300)
     assert [machine.exitcode for machine in machines] == [0, 0], [said(run) for run in runs]
@@ -126,7 +131,7 @@ def test_two_machines_do_every_unit_once_and_both_end_with_the_bits_of_one(
         assert_same(run, reference)
         assert "warning" not in said(run)
     third = tmp_path / "c"  # comes when all is done
-    late = started(bench, third, url, EVERYTHING)
+    late = started(bench, third, url, stages)
     late.join(300)
     assert late.exitcode == 0 and published(third) == [0]
     assert_same(third, reference)
