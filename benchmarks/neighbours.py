@@ -22,6 +22,7 @@ from diffusion_inversion.engine.threads import FIXED_BY
 
 JOBS = ("invert", "train")
 MOST = 2  # neighbours
+STEPS = (5, 20)  # of both jobs
 
 
 def work() -> None:
@@ -90,7 +91,7 @@ def main() -> None:
             spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
             try:
                 for way, process in ways.items():
-                    for job, seconds in turn(process, 10, 40).items():
+                    for job, seconds in turn(process, *STEPS).items():
                         found.setdefault((count, job, way), []).append(seconds)
             finally:
                 for neighbour in spinning:
