@@ -22,6 +22,8 @@ from diffusion_inversion.engine.threads import FIXED_BY
 
 JOBS = ("invert", "train")
 MOST = 2  # neighbours
+STEPS = (5, 20)  # of both jobs
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
 def work() -> None:
@@ -87,10 +89,10 @@ def main() -> None:
     while not rounds or time.monotonic() - begun + longest < options.seconds:
         start = time.monotonic()
         for count in range(MOST + 1):
-            spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+            spinning = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
             try:
                 for way, process in ways.items():
-                    for job, seconds in turn(process, 10, 40).items():
+                    for job, seconds in turn(process, *STEPS).items():
                         found.setdefault((count, job, way), []).append(seconds)
             finally:
                 for neighbour in spinning:
