@@ -1,8 +1,8 @@
 """How many images belong into a Parquet file of stage 2: bytes and seconds by images a file.
 
-    python benchmarks/unit_files.py [--images 100000]
+    python benchmarks/unit_files.py [--images 20000]
 
-Commits noise images of 8 px, which are small beside what is known of them, in units of 100, 1,000 and 50,000, and as
+Commits noise images of 8 px, which are small beside what is known of them, in units of 100, 1,000 and 10,000, and as
 PNG files; reads two columns, all pixels and all hashes again, and opens the files with `datasets`. Each is done once.
 """
 
@@ -78,11 +78,11 @@ def measured(folder: Path, images: int, unit: int | None) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=100_000, help="a multiple of 50,000")
+    parser.add_argument("--images", type=int, default=20_000, help="a multiple of 10,000")
     images = parser.parse_args().images
     print("| images a file | files | MB | s: write | read two columns | read pixels | verify | `load_dataset` |")
     print("|---|---|---|---|---|---|---|---|")
-    for unit in (50_000, 1000, 100, None):
+    for unit in (10_000, 1000, 100, None):
         folder = Path(tempfile.mkdtemp(prefix="dinv-units-"))
         try:
             print(f"| {f'{unit:,}' if unit else 'PNG'} | {' | '.join(measured(folder, images, unit))} |", flush=True)

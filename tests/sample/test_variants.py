@@ -348,7 +348,10 @@ def test_what_makes_other_images_is_recorded_and_what_does_not_is_not(
         "balance",
         "strict",
         "safety_checker",
+        "storage",
     }
+    packed = made_from(embeddings, generator, SampleSettings(storage="parquet"), None)
+    assert packed["settings"] == plain["settings"] | {"storage": "parquet"}
     assert made_from(embeddings, generator, SampleSettings(resolution=RESOLUTION, strict=True), None) == plain
     assert made_from(embeddings, generator, SampleSettings(resolution=8), None)["settings"]["resolution"] == 8
 

@@ -33,7 +33,7 @@ from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
 from ..invert.inversion import invert
 from ..sample.sampling import check, draw_variants, storage_of
-from ..sample.synthetic import SyntheticStore
+from ..sample.synthetic import NAMED, SyntheticStore
 from ..train.arms import ArmResults, ArmRun, check_arms, train_arms
 from ..train.choosing import Folds, Material
 from ..train.classifiers import choose_architecture
@@ -97,8 +97,8 @@ def sample_stage(
     """
     embeddings, value_of = read_embeddings(run), values_of_run(run, settings)
     side = check(embeddings, generator, settings)
-    labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
-    balance, count = counted(labels, embeddings.class_names, settings, value_of), len(embeddings) * settings.variants
+    labels, count = embeddings.labels.tolist(), len(embeddings) * settings.variants
+    balance = counted(dict(zip(embeddings.ids, labels, strict=True)), embeddings.class_names, settings, value_of)
     make_way({run: count}, side, anew=anew)
     store = SyntheticStore(run, embeddings.class_names)
     settings = settings.model_copy(update={"storage": storage_of(store, settings, count)})
@@ -263,8 +263,7 @@ def require_whole(run: Path, splits: Splits) -> None:
         )
     embeddings = read_embeddings(run)
     synthetic = SyntheticStore(run, embeddings.class_names)
-    drawn = synthetic.asked_for(synthetic.table("file_name", "source_id", "variant"))
-    if len(drawn) != len(embeddings) * synthetic.variants():
+    if len(synthetic.asked_for(synthetic.table(*NAMED))) != len(embeddings) * synthetic.variants():
         raise UsageError(f"{run}: vectors were added since stage 2. Run the same `dinv sample` command again first.")
     read_reconstructions(run, embeddings)
 

@@ -169,8 +169,8 @@ def storage_of(store: SyntheticStore, settings: SampleSettings, count: int) -> S
         return asked if asked != "auto" else "parquet" if count >= PACKED_FROM else "png"
     if asked not in ("auto", kept):
         raise ConfigMismatchError(
-            f"{store.run}: --storage {asked}: its images are kept as {kept}. Leave --storage out, or choose another "
-            "run folder."
+            f"{store.run}: storage: was {kept}, now {asked}; the images of a run are kept one way. Leave --storage "
+            "out, or choose another run folder."
         )
     return kept
 

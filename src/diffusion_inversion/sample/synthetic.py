@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 FOLDER = "synthetic"
 SCHEMA = 2
+NAMED = ("source_id", "variant", "file_name")  # columns that `asked_for` takes
 Row = dict[str, Any]
 
 
@@ -269,7 +270,7 @@ class SyntheticStore:
         return found
 
     def asked_for(self, rows: pa.Table) -> pa.Table:
-        """Of rows with source_id, variant and file_name those that the last finished call asked for, by name.
+        """Of rows with the columns `NAMED` those that the last finished call asked for, by name.
 
         Raises UsageError where none has finished.
         """
