@@ -53,6 +53,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++ 4 learned, bfloat16": ("bfloat16", {"inference_steps": 4, "timestep_spacing": "learned"}),
     "dpm++ 8, bfloat16": ("bfloat16", {"inference_steps": 8}),
     "dpm++ 6, bfloat16": ("bfloat16", {"inference_steps": 6}),
+    "dpm++ 100, bfloat16": ("bfloat16", {"inference_steps": 100}),
     "ddim 100, guidance 2, float32": (
         "float32",
         {"inference_steps": 100, "scheduler": "ddim", "guidance_scales": (2.0,)},

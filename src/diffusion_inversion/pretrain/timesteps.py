@@ -36,7 +36,7 @@ from .quality import latent_shape
 Grid: TypeAlias = tuple[int, ...]  # descending timesteps
 
 SOLVER: SchedulerName = "dpm++"  # what stage 2 draws with by default
-COUNTS = (4, 6, 8)
+COUNTS = (4, 6)
 TEACHER_STEPS = 100
 VECTORS = 32  # to learn on, and as many of held-out images to measure on
 STRIDES = (48, 16, 5)  # by which a timestep is moved, while that helps
