@@ -26,16 +26,16 @@ TAKE_THEM = ("dpm++", "euler")
 def test_mini_ships_with_timesteps_for_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
     mini = Generator.load("mini", device="cpu")
     assert not capsys.readouterr().err
-    assert {4, 6, 8} <= mini.learned["dpm++"].keys()
+    assert {4, 6} <= mini.learned["dpm++"].keys()
     for count in mini.learned["dpm++"]:
         timesteps = mini.learned_timesteps("dpm++", count)
         assert len(timesteps) == count and timesteps[-1] >= 0 and timesteps[0] < mini.training_timesteps
         assert all(later < earlier for earlier, later in pairwise(timesteps))
         assert mini.scheduler("dpm++", count, timesteps).timesteps.tolist() == list(timesteps)
-    with pytest.raises(UsageError, match=r"no timesteps for 5 steps of dpm\+\+ \(there are: dpm\+\+ 4,6,8"):
+    with pytest.raises(UsageError, match=r"no timesteps for 5 steps of dpm\+\+ \(there are: dpm\+\+ 4,6"):
         mini.learned_timesteps("dpm++", 5)
-    with pytest.raises(UsageError, match=r"no timesteps for 8 steps of ddim \(there are: dpm"):
-        mini.learned_timesteps("ddim", 8)
+    with pytest.raises(UsageError, match=r"no timesteps for 6 steps of ddim \(there are: dpm"):
+        mini.learned_timesteps("ddim", 6)
 
 
 def test_fewer_learned_steps_end_nearer_to_where_many_lead() -> None:
@@ -50,7 +50,7 @@ def test_fewer_learned_steps_end_nearer_to_where_many_lead() -> None:
         return denoise(mini, noise, tokens, tokens, torch.ones(6), "dpm++", steps, timesteps=timesteps)
 
     many = end(50)
-    for steps in (4, 8):
+    for steps in (4, 6):
         plain, learned = (
             (found - many).square().mean((1, 2, 3)).sqrt().mean()
             for found in (end(steps), end(steps, mini.learned_timesteps("dpm++", steps)))

@@ -116,7 +116,7 @@ class SampleSettings(Settings):
     timestep_spacing: Literal["checkpoint", "learned"] = setting(
         "checkpoint",
         "where the denoising steps lie, as the checkpoint's scheduler says or where pretraining found that few of "
-        "them end nearest to where many would; mini has learned ones for 4, 6 and 8 steps of dpm++",
+        "them end nearest to where many would; mini has learned ones for 4 and 6 steps of dpm++",
         "ours; learned: 2405.15506",
     )
     image_size: int | None = setting(

@@ -65,5 +65,10 @@ def align_your_steps(count: int) -> tuple[int, ...]:
     """The ten timesteps of arXiv 2404.14507 for SD 1.5, which diffusers has as numbers, or as many that lie as they."""
     from diffusers.schedulers import AysSchedules
 
-    ten = AysSchedules["StableDiffusionTimesteps"]
-    return tuple(np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(ten)), ten).round().astype(int).tolist())
+    return resampled(AysSchedules["StableDiffusionTimesteps"], count)
+
+
+def resampled(timesteps: Sequence[int], count: int) -> tuple[int, ...]:
+    """So many timesteps that lie as these, whose ends they keep."""
+    places = np.linspace(0, 1, count), np.linspace(0, 1, len(timesteps))
+    return tuple(np.interp(*places, timesteps).round().astype(int).tolist())

@@ -25,7 +25,7 @@ from ..data.images import to_model_range
 from ..engine.progress import track
 from ..errors import UsageError
 from ..generator.generator import Generator, Latents, Tokens
-from ..generator.timesteps import FILE, align_your_steps, descend
+from ..generator.timesteps import FILE, align_your_steps, descend, resampled
 from ..randomness import generator_for
 from ..sample.denoising import denoise
 from ..sample.perturb import add_gaussian_noise, interpolate
@@ -36,7 +36,7 @@ from .quality import latent_shape
 Grid: TypeAlias = tuple[int, ...]  # descending timesteps
 
 SOLVER: SchedulerName = "dpm++"  # what stage 2 draws with by default
-COUNTS = (4, 6, 8)
+COUNTS = (4, 6)
 TEACHER_STEPS = 100
 VECTORS = 32  # to learn on, and as many of held-out images to measure on
 STRIDES = (48, 16, 5)  # by which a timestep is moved, while that helps
@@ -102,6 +102,7 @@ def learn_timesteps(
         "held_out": len(held_out.labels),
     }
     ends = Teacher(teacher, corpus, held_out)
+    grids: dict[int, Grid] = {}
 
     def learned(count: int) -> dict[str, Any]:
         def distance(grid: Grid) -> float:
@@ -110,7 +111,8 @@ def learn_timesteps(
             return found if math.isfinite(found) else math.inf
 
         starts = [grid_of(one, count) for one in rivals(student).values()]
-        starts = [grid for grid in (*starts, align_your_steps(count)) if descend(grid, student.training_timesteps)]
+        starts += [align_your_steps(count), *(resampled(fewer, count) for fewer in grids.values())]
+        starts = [grid for grid in starts if descend(grid, student.training_timesteps)]
         best, tried = search(distance, starts, student.training_timesteps)
         return {"timesteps": list(best), "tried": tried}
 
@@ -121,8 +123,7 @@ def learn_timesteps(
         rows[AYS] = of.distances(student, align_your_steps(len(best)))
         return compared(rows | {DEFAULT: of.distances(student, SampleSettings().inference_steps)})
 
-    grids: dict[int, Grid] = {}
-    for count in counts:
+    for count in sorted(counts):
         piece = pieces.keep(f"{SOLVER}/{count}", made_from, partial(learned, count))
         grids[count] = tuple(piece["timesteps"])
         pieces.content["timesteps"][SOLVER][str(count)] = piece["timesteps"]
