@@ -119,7 +119,7 @@ def commands(folder: Path, count: int, storage: str) -> dict[str, list[str]]:
         ],
         "verify": ["verify", made],
         "train": [
-            "train", made, "--steps", str(STEPS), "--seeds", "0", "--arms", "real+synthetic", "--device", "cpu",
+            "train", made, "--train-steps", str(STEPS), "--seeds", "0", "--arms", "real+synthetic", "--device", "cpu",
         ],
     }  # fmt: skip
 

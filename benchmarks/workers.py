@@ -1,12 +1,13 @@
-"""What two workers cost over one, and what ten killed workers leave.
+"""How much sooner two workers are done than one, and what ten killed workers leave.
 
-Command:  python benchmarks/workers.py
-Method:   CPU seconds, of all processes, of `dinv invert` by `mini` with one and with two workers of one thread each, in
-          turns, and of the same command where everything is done, which is what a worker costs before it works. Then
-          `dinv run` with two workers, of which one, drawn at random, dies by SIGKILL whenever a further share of the
-          units is committed; what is there at the end is compared with a run that nobody harmed.
-          Seconds on the clock are printed too; they say something on a machine that does nothing else.
-Cost:     about 14 CPU minutes.
+Command:  python benchmarks/workers.py                        # on a machine that does nothing else
+          python benchmarks/workers.py --rounds 0 --kills 10  # whatever else it does
+Method:   Seconds on the clock, and CPU seconds of all processes, of `dinv invert` by `mini` with one and with two
+          workers of one thread each, in turns, and of the same command where everything is done, which is what a worker
+          costs before it works. With `--kills`: `dinv run` with two workers, of which one, drawn at random, dies by
+          SIGKILL whenever a further share of the units is committed; what is there at the end is compared with a run
+          that nobody harmed.
+Cost:     about 3 minutes a round on two cores; about 5 CPU minutes for the kills.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ import hashlib
 import json
 import os
 import random
-import re
 import resource
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -106,25 +105,46 @@ def harm(executor: Harmed, run: Path, units: int, kills: int, seed: int, died: l
         died.append(f"{len(jobs(run))} of {units} jobs")
 
 
+def table(images: int, rounds: int, folder: Path) -> str:
+    """Measure `rounds` times what one and two workers take, in turns: a table in Markdown."""
+    load, cores, work = os.getloadavg()[0], len(os.sched_getaffinity(0)), WORK.format(images=images)
+    spent: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+    for number in range(rounds):
+        for workers in spent:
+            spent[workers].append(cost(work, folder / f"{workers}-{number}", workers))
+    begun = cost(work, folder / "1-0", 1)  # everything is done there
+    sooner = [one[1] / two[1] for one, two in zip(spent[1], spent[2], strict=True)]
+    working = [(one[1] - begun[1]) / (two[1] - begun[1]) for one, two in zip(spent[1], spent[2], strict=True)]
+    dearer = [two[0] / one[0] for one, two in zip(spent[1], spent[2], strict=True)]
+    lines = [
+        f"{images} images, {cores} cores, n = {rounds}, load before {load:.1f}\n",
+        "| workers of one thread | seconds on the clock | CPU seconds |\n|---|---|---|",
+        *(
+            f"| {name} | {cell([wall for _, wall in runs], 0)} | {cell([cpu for cpu, _ in runs], 0)} |"
+            for name, runs in (("one", spent[1]), ("two", spent[2]), ("one, and nothing left to do", [begun]))
+        ),
+        f"| two are sooner by, two cost more by | x {cell(sooner, 2)} | x {cell(dearer, 2)} |",
+        f"| two are sooner by, less what nothing takes | x {cell(working, 2)} | |",
+    ]
+    return "\n".join(lines)
+
+
+def cell(values: Sequence[float], digits: int) -> str:
+    """The median, and the least to the most where there are several."""
+    middle = f"{statistics.median(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=150)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    found: dict[str, Any] = {"images": given.images, "cores": len(os.sched_getaffinity(0))}
     with tempfile.TemporaryDirectory() as folder:
-        work, spent = WORK.format(images=given.images), {1: [], 2: []}
-        for number in range(given.rounds):
-            for workers in (1, 2):
-                spent[workers].append(cost(work, Path(folder, f"{workers}-{number}"), workers))
-                print(f"{workers}: {spent[workers][-1][0]:.0f} s of CPU", file=sys.stderr, flush=True)
         if given.rounds:
-            begun = cost(work, Path(folder, "1-0"), 1)[0]
-            ratios = [two[0] / one[0] for one, two in zip(spent[1], spent[2], strict=True)]
-            found |= {"cpu and wall seconds": spent, "cpu seconds before work": begun, "cpu ratios": ratios}
-            found |= {"median cpu ratio": statistics.median(ratios)}
+            print(table(given.images, given.rounds, Path(folder)), flush=True)
         if given.kills:
             whole, run, died = Path(folder, "whole"), Path(folder, "killed"), []
             cost(WHOLE, whole, 1)
@@ -136,13 +156,13 @@ def main() -> None:
             ended = watch(harmed, harmed.command, 2, given.kills)
             with run_lock(run):  # sweeps what the killed ones left under temporary names
                 there = jobs(run)
-            found |= {
+            found: dict[str, Any] = {
                 "killed at": died, "restarts": ended.restarts, "jobs": len(expected),
                 "lost": len({*expected} - {*there}), "doubled": len(there) - len({*there}),
                 "same bits": contents(run) == contents(whole), "files": len(contents(whole)),
                 "damaged": len(verify(run).findings),
             }  # fmt: skip
-    print(re.sub(r"\d+\.\d{3,}", lambda one: f"{float(one[0]):.2f}", json.dumps(found, indent=1)))
+            print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

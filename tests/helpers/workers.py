@@ -23,6 +23,22 @@ def invert_command(bench: Bench, run: Path, logs: Path, *, steps: int = 100) -> 
         "invert", bench.data, "--out", run, "--generator", bench.checkpoint, "--device", "cpu", "--dtype", "float32",
         "--steps", steps, "--invert-batch-size", 2, "--init", "random", "--join",
     )  # fmt: skip
+    return _command(arguments, logs)
+
+
+def run_command(bench: Bench, run: Path, logs: Path) -> Command:
+    """`dinv run --join` of a bench, in seconds, on one thread."""
+    logs.mkdir(parents=True)
+    arguments = (
+        "run", bench.data, "--out", run, "--generator", bench.checkpoint, "--device", "cpu", "--dtype", "float32",
+        "--steps", 3, "--invert-batch-size", 2, "--init", "random", "--variants", 2, "--inference-steps", 2,
+        "--sample-batch-size", 3, "--train-steps", 2, "--architecture", "resnet20", "--seeds", "0,1", "--no-preview",
+        "--join",
+    )  # fmt: skip
+    return _command(arguments, logs)
+
+
+def _command(arguments: tuple[object, ...], logs: Path) -> Command:
     path = (str(Path(__file__).resolve().parents[2] / "src"), *HERE, *sys.path)
     environment = (("PYTHONPATH", ":".join(one for one in path if one)), ("OMP_NUM_THREADS", "1"))
     return Command(tuple(map(str, arguments)), logs, logs, environment)

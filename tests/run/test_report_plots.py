@@ -196,6 +196,13 @@ PIXELS = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
 IMAGES = ReportImages(PIXELS, PIXELS, (PIXELS,), torch.tensor([0]))
 
 
+def test_the_report_says_which_images_ended_early(run: dict[str, Any]) -> None:
+    assert "ended early" not in render_report(run, IMAGES)
+    inverted = run["stages"]["invert"] | {"ended": {"12": 3, "25": 40}}
+    source = render_report(run | {"stages": run["stages"] | {"invert": inverted}}, IMAGES)
+    assert "Images that ended early: 3 at step 12, 40 at step 25; the curve goes on" in source
+
+
 def test_the_report_has_the_confusion_that_was_recorded(run: dict[str, Any]) -> None:
     assert "confused" not in render_report(run, IMAGES)
     source = render_report(run | {"confusion": {"real": REAL, "real+synthetic": BOTH}}, IMAGES)

@@ -36,7 +36,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "steps": 3, "keep_steps": (), "learning_rate": 0.01, "weight_decay": 0.0, "tokens": 4, "init": "class-mean",
         "batch_size": 3, "eval_draws": 2, "resolution": 8, "seed": 1,
         "grouping": "joint", "group_size": 3, "joint_batch_size": 2, "gradient_checkpointing": True,
-        "vector_dtype": "int8",
+        "vector_dtype": "int8", "early_stopping": 0.5,
     },
     "SampleSettings": {
         "variants": 1, "balance": "class", "guidance_scales": (1.0,), "kept_steps": (1,), "noise_strength": 0.2,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffusion_inversion.config.training import ARCHITECTURES, TrainSettings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
+from diffusion_inversion.generator.features import load_lite0
 from diffusion_inversion.train.architectures import ZeroPadShortcut, build_network, form_of
 from diffusion_inversion.train.classifiers import Classifier, require_form
 
@@ -188,6 +189,29 @@ def test_one_gradient_step_lowers_the_loss_on_its_batch(name: str) -> None:
 def test_images_of_odd_and_tiny_sides_are_classified(name: str, side: int) -> None:
     with torch.device("meta"):
         assert build_network(name, 3, side)(torch.zeros(2, 3, side, side)).shape == (2, 3)
+
+
+def test_lite0_begins_with_the_weights_of_imagenet_and_a_head_of_the_seed() -> None:
+    """On enlarged images, normalised as it was trained: the features of `lite0`, which other tests hold to timm's."""
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    networks = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        networks.append(build_network("lite0", 5, 32).eval())
+    enlarged = F.interpolate(images, size=(128, 128), mode="bilinear")
+    lite0 = load_lite0()
+    features = lite0.forward_head(lite0.forward_features(enlarged * 2 - 1), pre_logits=True)
+    for network in networks:
+        head = network.get_submodule("network.classifier")
+        assert head.out_features == 5 and all(p.requires_grad for p in network.parameters())
+        assert torch.allclose(network((images - 0.5) / 0.25), head(features), atol=1e-4)
+    heads = [network.get_submodule("network.classifier").weight for network in networks]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_lite0_enlarges_small_images_alone() -> None:
+    with torch.device("meta"):
+        assert [build_network("lite0", 3, side).side for side in (8, 64, 128, 200)] == [128, 128, 128, 200]
 
 
 def test_what_cannot_be_built_is_refused_with_the_remedy() -> None:

@@ -40,7 +40,7 @@ def test_auto_means_resnet20_on_a_cpu_and_resnet18_on_a_gpu() -> None:
 SWIN = "timm:swin_tiny_patch4_window7_224"  # has tables that no state dict holds
 
 
-@pytest.mark.parametrize("architecture", ["resnet20", "resnet18", "efficientnetb0", SWIN])
+@pytest.mark.parametrize("architecture", ["resnet20", "resnet18", "efficientnetb0", "lite0", SWIN])
 def test_a_saved_classifier_is_bit_equal_when_loaded(architecture: str, tmp_path: Path) -> None:
     classifier = Classifier(architecture, ("cat", "dög"), 32)
     classifier(uint8(4, 32))  # moves the batch statistics off their initial values

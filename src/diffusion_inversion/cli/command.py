@@ -26,6 +26,7 @@ from .pages import HELP_ALL, SHORT, Page
 
 if TYPE_CHECKING:
     from ..config.settings import DataSettings, GeneratorSettings
+    from ..engine.object_store import ObjectStore
     from ..generator.generator import Generator
 
 INTERRUPTED = 130
@@ -199,16 +200,28 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def hold(run: Path, join: bool = False, restart: bool = False) -> Iterator[None]:
+def hold(run: Path, join: bool = False, restart: bool = False, store: ObjectStore | None = None) -> Iterator[None]:
     """Hold the run folder, alone or with others, after finishing what a killed `dinv forget` left."""
     if join and restart:
         raise UsageError("--join --restart: one would delete what the others do. Restart alone, then let others join.")
     from ..engine.lock import run_lock
+    from ..engine.object_store import shared_through
     from ..run.forget import finish_pending
 
-    with run_lock(run, shared=join):
+    with run_lock(run, shared=join or store is not None), shared_through(run, store):
         finish_pending(run)
         yield
+
+
+def opened(store: str | None, restart: bool = False) -> ObjectStore | None:
+    """The object store of --store, which was tried."""
+    if store is None:
+        return None
+    if restart:
+        raise UsageError("--store --restart: the others would bring back what one deletes. Begin with another prefix.")
+    from ..engine.object_store import ObjectStore
+
+    return ObjectStore(store)
 
 
 def is_watched() -> bool:

@@ -75,3 +75,12 @@ Preview = Annotated[
 Join = Annotated[
     bool, typer.Option("--join", help="Share the work with other processes that were started with --join on this run.")
 ]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="Share the work with machines that see no common folder, through an object store (s3://BUCKET/PREFIX, "
+        "gs://, az://): each gives this command with a run folder of its own, and all of them end with the whole run. "
+        "[default: none]",
+    ),
+]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .command import absolute_file, command_line, data_settings, hold, is_watched, load, notes_on
+from .command import absolute_file, command_line, data_settings, hold, is_watched, load, notes_on, opened
 from .given import Fields, Given
 from .options import (
     AttributesOption,
@@ -20,6 +20,7 @@ from .options import (
     Replicates,
     Restart,
     Run,
+    Store,
     Tune,
     TuneSeconds,
 )
@@ -51,6 +52,7 @@ def invert(
     inverting: Given[InvertSettings],
     logging: Given[LogSettings],
     join: Join = False,
+    store: Store = None,
     working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Stage 1: learn one conditioning vector per image of DATA."""
@@ -64,11 +66,12 @@ def invert(
     chosen = data_settings(source)
     require_place(out, chosen.data, chosen.test)
     settings = inverting.settings(preset, of=data)
-    logs = _logs(logging, join or bool(working.values))
+    logs = _logs(logging, join or store is not None or bool(working.values))
+    shared = opened(store)
     if (done := by_workers(working, out)) is not None:
         return done
     loaded = load(where.settings())
-    with hold(out, join):
+    with hold(out, join, store=shared):
         splits = open_splits(out, chosen)
         side = settings.resolution or loaded.resolution
         coarseness(out, splits.train, loaded, side, min(splits.train.size, side))
@@ -97,6 +100,7 @@ def sample(
     logging: Given[LogSettings],
     restart: Restart = False,
     join: Join = False,
+    store: Store = None,
     working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Stage 2: draw variants around the learned vectors of RUN. With --prompts: draw from prompts instead."""
@@ -110,7 +114,7 @@ def sample(
     if prompts is not None:
         unused = ["--preset"] if preset is not None else []
         unused += [flag for name, flag in sampling.flags().items() if name not in prompting.values]
-        unused += logging.flags().values()
+        unused += [*logging.flags().values(), *(["--store"] if store is not None else [])]
         if unused:
             raise UsageError(f"{', '.join(unused)}: of learned vectors; leave out with --prompts.")
         return draw(run, prompts, classes_of, where, prompting, restart, join, working)
@@ -119,16 +123,17 @@ def sample(
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder. Start with `dinv invert DATA --out {run}`.")
     settings = whole(sampling.settings(preset, of=recorded_data(run)))
-    logs = _logs(logging, join or bool(working.values))
+    logs = _logs(logging, join or store is not None or bool(working.values))
     chosen = where.settings()
     if "generator" not in where.values:
         recorded, revision = inverted_with(run)
         chosen = chosen.model_copy(update={"generator": recorded, "revision": chosen.revision or revision})
+    shared = opened(store, restart)
     if (done := by_workers(working, run, restart)) is not None:
         return done
     loaded = load(chosen)
     with (
-        hold(run, join, restart),
+        hold(run, join, restart, shared),
         logging_of(run, logs, _described(sample=settings), "sample" if restart else None) as log,
     ):
         sources = sources_of(run)
@@ -161,6 +166,7 @@ def train(
     logging: Given[LogSettings],
     restart: Restart = False,
     join: Join = False,
+    store: Store = None,
     working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """Train a classifier per arm and seed on the images of RUN, test it on real images, and write the report."""
@@ -171,10 +177,11 @@ def train(
     from ..run.stages import forewarn, train_stage
 
     settings = training.settings(preset, of=recorded_data(run))
-    device, logs = where.settings().device, _logs(logging, join or bool(working.values))
+    device, logs = where.settings().device, _logs(logging, join or store is not None or bool(working.values))
+    shared = opened(store, restart)
     if (done := by_workers(working, run, restart)) is not None:
         return done
-    with hold(run, join, restart):
+    with hold(run, join, restart, shared):
         splits = open_splits(run)
         tested_by = attributes_of(run, splits, absolute_file(attributes))
         if used := ((read_config(run, "sample") or {}).get("settings") or {}).get("image_size"):
@@ -211,6 +218,7 @@ def run(
     preview: Preview = True,
     logging: Given[LogSettings],
     join: Join = False,
+    store: Store = None,
     working: Given[WorkerSettings],
 ) -> dict[str, Any]:
     """All stages: invert DATA, sample, train, and write run.json and report.html."""
@@ -225,15 +233,18 @@ def run(
     folder = out or default_folder(chosen.data)
     require_place(folder, chosen.data, chosen.test)
     invert, sample, train = settings_of_a_run(preset, data, inverting, sampling, training)
-    logs, limit = _logs(logging, join or bool(working.values)), limiting.settings().time_limit
+    logs, limit = _logs(logging, join or store is not None or bool(working.values)), limiting.settings().time_limit
     if working.values and (limit is not None or train.online):
         raise UsageError(
             "--workers: goes with neither --time-limit nor --online, which one process decides. Leave it out."
         )
+    if store is not None and tune_seconds is not None:
+        raise UsageError("--store --tune-seconds: each machine would choose by its own clock. Leave one of them out.")
+    shared = opened(store)
     if (done := by_workers(working, folder)) is not None:
         return done
     look = first_look(folder) if preview and is_watched() else None
-    with hold(folder, join):
+    with hold(folder, join, store=shared):
         record = run_all(
             folder, chosen, load(where.settings()), invert=invert, sample=whole(sample), train=train,
             command=command_line(),
@@ -252,7 +263,7 @@ def _logs(logging: Given[LogSettings], join: bool) -> LogSettings:
     require_trackers(logs.log_to)
     if logs.log_to and join:
         raise UsageError(
-            "--log-to --join or --workers: several processes would write one log. Leave one of the two out."
+            "--log-to --join, --store or --workers: several processes would write one log. Leave one of them out."
         )
     return logs
 

@@ -69,6 +69,15 @@ class InvertSettings(Settings):
     vector_dtype: Literal["float32", "float16", "int8"] = setting(
         "float32", "how vectors are kept on disk, in 4, 2 or 1 bytes a number", "ours"
     )
+    early_stopping: float | None = setting(
+        None,
+        "an image ends where its loss on the evaluation bank fell by less than this share of itself over the last "
+        "quarter of the steps, and its place in the batch is another's",
+        "ours",
+        unset="off",
+        gt=0,
+        lt=1,
+    )
     eval_draws: int = setting(
         8, "fixed (timestep, noise) draws that measure an image's loss", "ours", ge=1, option=None
     )
@@ -81,10 +90,20 @@ class InvertSettings(Settings):
             raise ValueError(f"keep_steps={bad}: outside 0..steps={self.steps}; lower them or raise steps")
         return self
 
+    @model_validator(mode="after")
+    def _images_that_end_are_independent(self) -> InvertSettings:
+        if self.early_stopping is not None and self.grouping == "joint":
+            raise ValueError(
+                f"early_stopping={self.early_stopping}: images of a joint group take their steps together; "
+                "leave it out, or use grouping=independent"
+            )
+        return self
+
     def described(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
-        """As `Settings` has it; without `vector_dtype` where vectors are kept as they are, as in older work."""
-        plain = type(self).model_fields["vector_dtype"].default
-        return super().described({*leave_out, *(("vector_dtype",) if self.vector_dtype == plain else ())})
+        """As `Settings` has it; without what older work did not have, where it is as it was then."""
+        newer = ("vector_dtype", "early_stopping")
+        plain = {name for name in newer if getattr(self, name) == type(self).model_fields[name].default}
+        return super().described({*leave_out, *plain})
 
     @property
     def checkpoints(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ Arm = Literal["real", "synthetic", "real+synthetic"]
 ARMS: tuple[Arm, ...] = ("real", "synthetic", "real+synthetic")
 RecipeName = Literal["paper-sgd", "medmnist-adamw", "fast"]
 ARCHITECTURES = (
-    "resnet20", "resnet56", "resnet18", "vgg16", "mobilenetv2", "shufflenetv2", "efficientnetb0",
+    "resnet20", "resnet56", "resnet18", "vgg16", "mobilenetv2", "shufflenetv2", "efficientnetb0", "lite0",
 )  # fmt: skip
 AugmentationName = Literal[
     "none", "default", "autoaugment", "randaugment", "cutout", "mixup", "cutmix", "augmix"

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import DataError, UsageError
 from .decode import open_image
 from .listed import Source, numbered
-from .naming import class_folder
+from .naming import UNIT_FILES, class_folder
 from .pools import files_below
 from .problems import Problem
 from .scan import IMAGE_SUFFIXES
@@ -25,7 +25,7 @@ def open_loose(images: str, class_names: Sequence[str], root: Path) -> Source:
     Args:
         images: A folder with images at any depth, whose labels are the names of the folders that they lie in; one
             image; a parquet file with a column image and perhaps label; `hf:<id>` or a built-in name, of which the test
-            split is taken where it has one.
+            split is taken where it has one; a folder of Parquet files of stage 2.
         class_names: The classes that are known.
         root: Where built-in and hub data sets are kept.
 
@@ -36,12 +36,13 @@ def open_loose(images: str, class_names: Sequence[str], root: Path) -> Source:
     def numbers(names: Sequence[str | None]) -> tuple[int, ...]:
         return tuple(NO_LABEL if name is None else label_of.get(name, NO_LABEL) for name in names)
 
-    if images in BUILTINS or images.startswith("hf:"):
+    path = Path(images).expanduser()
+    if images in BUILTINS or images.startswith("hf:") or any(path.glob(UNIT_FILES)):
         train, test = open_data(images, root)
         source = train if test is None else test
         labels = numbers([source.class_names[label] for label in source.labels])
         return replace(source, labels=labels, class_names=tuple(class_names))
-    path = Path(images).expanduser().resolve()
+    path = path.resolve()
     if path.is_dir():
         return _folder(path, class_names)
     if path.suffix.lower() == ".parquet" and path.is_file():

@@ -31,10 +31,12 @@ class Header:
 def read_headers(source: Source, rows: Sequence[int], problems: list[Problem]) -> dict[int, Header]:
     """Headers by row. Rows that cannot be opened, or cost too much to decode, are left out and added to `problems`."""
     found: dict[int, Header] = {}
+    kinds: dict[Header, Header] = {}  # most are equal, and one stands for them
     for row in rows:
         try:
             with naming_causes(), source.open(row) as image:
-                found[row] = Header(shorter_side(image), image.format or "array", image.mode)
+                header = Header(shorter_side(image), image.format or "array", image.mode)
+                found[row] = kinds.setdefault(header, header)
         except UnusableImageError as error:
             problems.append(Problem(source.ids[row], error.cause, error.remedy, fatal=True))
     return found

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import ConfigMismatchError
 from .ledger import Ledger
 from .lock import briefly, is_shared
+from .object_store import agreed
 
 _LONGEST_VALUE = 80  # characters of one value in a diff
 _LONGEST_LIST = 10  # entries of a list that a diff shows whole
@@ -65,12 +66,24 @@ def freeze_settings(folder: Path, stage: str, settings: dict[str, Any], *, begun
             )
         lines = [] if stored is None else list(differences(stored, json.loads(text)))
         if not lines:  # the same again only completes a record that a kill cut short
+            require_agreed(folder, stage, json.loads(text))
             ledger.commit(name, text.encode(), note={"copy": text})
     if lines:
         raise ConfigMismatchError(
             f"{folder}: {stage} was run here with other settings:\n"
             + listed(lines)
             + f"\nUse the old settings to go on, or choose another run folder. The old ones are in {folder / name}"
+        )
+
+
+def require_agreed(folder: Path, name: str, content: dict[str, Any]) -> None:
+    """Raise ConfigMismatchError where others, who share a run in folders of their own, began it with other content."""
+    lines = list(differences(agreed(folder, name, content), content))
+    if lines:
+        raise ConfigMismatchError(
+            f"{folder}: those who share this run began it with other {name} settings or images:\n"
+            + listed(lines)
+            + "\nUse theirs, or choose another --store (an empty prefix) and run folder."
         )
 
 

@@ -46,7 +46,7 @@ class Dropped(TypedDict):
     unit: str
 
 
-def _line(record: Record) -> bytes:
+def line_of(record: Record) -> bytes:
     """The record as a line that carries the hash of itself, so that every changed bit is seen."""
     text = json.dumps(record, allow_nan=False).encode()
     check = hashlib.sha256(text).hexdigest()[:_CHECK_DIGITS].encode()
@@ -108,11 +108,14 @@ class Manifest:
                 if (record := parse_line(line)) is None:
                     torn = True
                     continue
-                if record["event"] in self._kinds:
-                    place = f"{self.path}, line {len(self._records) + 1}"
-                    check_record(record, self._kinds[record["event"]], place)
+                self.check(record, f"{self.path}, line {len(self._records) + 1}")
                 self._records.append(record)
                 self._end += len(line)
+
+    def check(self, record: Record, where: str) -> None:
+        """Raise DataError unless a record is what records of its event are here; `where` it was read."""
+        if record["event"] in self._kinds:
+            check_record(record, self._kinds[record["event"]], where)
 
     def records(self) -> list[Record]:
         """Every committed record in order; none if the file does not exist. Raises DataError if damaged."""
@@ -141,7 +144,7 @@ class Manifest:
 
     def append(self, record: Record) -> None:
         """Add one record and wait until it is on disk. Raises DiskError; ValueError for NaN or infinity."""
-        line = _line(record)
+        line = line_of(record)
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -164,7 +167,7 @@ class Manifest:
 
     def rewrite(self, records: list[Record]) -> None:
         """Replace the whole manifest at once. Only for what must leave no trace, and to cut out damaged lines."""
-        commit_bytes(self.path, b"".join(map(_line, records)))
+        commit_bytes(self.path, b"".join(map(line_of, records)))
 
     def examine(self) -> tuple[list[Record], list[int], bool]:
         """Every good record, the numbers of the damaged lines, and whether the last line is torn. Never raises."""

@@ -6,10 +6,12 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from .lock import TakenOverError, claim, is_shared, same_jobs
 from .manifest import Manifest
+from .object_store import POLL, exchange, is_elsewhere, lease
 from .signals import finishing
 
 _POLL = 0.2  # seconds between two looks at units that other processes hold
@@ -58,7 +60,9 @@ def each_unit(
 def _share(
     run: Path, jobs: Sequence[str], manifest: Manifest, size: int, do: Callable[[tuple[str, ...]], None]
 ) -> None:
+    home = manifest.path.parent
     while True:
+        exchange(run, manifest, jobs)
         known = len(manifest.records())
         todo = plan(jobs, manifest, size)
         if not todo:
@@ -66,18 +70,29 @@ def _share(
         worked = False
         done: set[str] = set()  # since the plan was made
         for unit in todo:
-            with claim(run, f"{manifest.path.parent.name}-{unit_name(unit)}") as mine:
-                records = manifest.records()
-                done.update(job for record in records[known:] if record["event"] == "commit" for job in record["ids"])
-                known = len(records)
-                if not mine or not done.isdisjoint(unit):
-                    continue
+            name = unit_name(unit)
+            with claim(run, f"{home.name}-{name}") as free_here, _leased(home, name, free_here) as mine:
                 try:
+                    if mine:
+                        exchange(run, manifest, jobs)
+                    records = manifest.records()
+                    new = [record for record in records[known:] if record["event"] == "commit"]
+                    done.update(job for record in new for job in record["ids"])
+                    known = len(records)
+                    if not mine or not done.isdisjoint(unit):
+                        continue
                     with finishing():
                         do(unit)
+                        exchange(run, manifest, jobs)
                 except TakenOverError as error:  # whoever has it now commits it; the next plan shows
                     print(f"warning: {error}", file=sys.stderr, flush=True)
                     break
                 worked = True
+                if is_elsewhere(home):
+                    break  # to plan anew costs less than to ask the store for every unit that is left
         if not worked:
-            time.sleep(_POLL)
+            time.sleep(POLL if is_elsewhere(home) else _POLL)
+
+
+def _leased(home: Path, name: str, free_here: bool) -> AbstractContextManager[bool]:
+    return lease(home, name) if free_here else nullcontext(False)

@@ -223,6 +223,14 @@ class EmbeddingStore:
             )
         )
 
+    def ended(self) -> dict[str, int]:
+        """The step at which each image ended that ended early, by id."""
+        return {
+            image_id: step
+            for record in self.manifest.units().values()
+            for image_id, step in record.get("ended", {}).items()
+        }
+
     def begin(self, header: dict[str, Any]) -> None:
         """Record what all shards share: class_names, steps, curve_steps, generator_hash, resolution, image_size;
         vector_dtype where it is not float32.
@@ -311,7 +319,7 @@ class EmbeddingStore:
                 changed = {"unit": unit_name(left), "count": len(left), "ids": left, "failed": failed, "files": files}
                 notes: dict[str, Any] = {
                     key: {image_id: note for image_id, note in record[key].items() if image_id in left}
-                    for key in ("reasons", "rates")
+                    for key in ("reasons", "rates", "ended")
                     if key in record
                 }
                 records.append({**record, **changed, **lists, **notes})

@@ -109,6 +109,11 @@ class EvaluationBank:
             timesteps.append(((k + offsets) * stratum).long().clamp(max=generator.training_timesteps - 1))
         return cls(torch.stack(latents), torch.stack(noise), torch.stack(timesteps).to(generator.device))
 
+    def rows(self, rows: Int64[Tensor, " rows"]) -> EvaluationBank:
+        """The draws of these images."""
+        rows = rows.to(self.latents.device)
+        return EvaluationBank(self.latents[:, rows], self.noise[:, rows], self.timesteps[:, rows])
+
     @torch.no_grad()
     def loss(self, generator: Generator, vectors: Tokens, at_once: int) -> Float32[Tensor, " batch"]:
         """Mean loss of each image over the bank: (B,) float32 on the CPU; `at_once` images in memory at a time."""

@@ -22,10 +22,14 @@ CURVE_POINTS = 4
 RETRY_FACTOR = 3.0  # of the learning rate, by which each further attempt is slower
 
 
+def quarters(settings: InvertSettings) -> tuple[int, ...]:
+    """The start, the quarters of the steps and the last step: where it is seen whether an image is to end early."""
+    return tuple(sorted({round(settings.steps * k / CURVE_POINTS) for k in range(CURVE_POINTS + 1)}))
+
+
 def curve_steps(settings: InvertSettings) -> tuple[int, ...]:
-    """Steps at which the loss on the evaluation bank is measured: the start, quarters, and every kept step."""
-    quarters = {round(settings.steps * k / CURVE_POINTS) for k in range(CURVE_POINTS + 1)}
-    return tuple(sorted(quarters | set(settings.checkpoints)))
+    """Steps at which the loss on the evaluation bank is measured: quarters, and every kept step."""
+    return tuple(sorted({*quarters(settings), *settings.checkpoints}))
 
 
 @contextmanager
@@ -56,8 +60,9 @@ def invert_batch(
     They share nothing: AdamW works element by element. An image whose loss, gradient or vector stops being finite (or
     whose vector leaves the norms that are stored) stays where it last was finite and is learned again from its start
     at a third of the rate, twice at most, with the same draws; the others do not notice. With `state` a long unit is
-    saved now and then, and goes on from there with the same bits. With `slots` the draws come from counters, and the
-    steps of a unit of independent images are replayed on a GPU.
+    saved now and then, and goes on from there with the same bits. An image that ends early (`early_stopping`) leaves
+    its place to the next of the unit: at every step those that go on are taken `at_once` together. With `slots` the
+    draws come from counters, and the steps of a unit of independent images are replayed on a GPU.
     """
     at_once = at_once or len(ids)
     latents = encode(generator, pixels, at_once)  # once; a fresh sample at every step
@@ -99,18 +104,21 @@ def _attempt(
     settings, count, bank = inputs.settings, len(rows), inputs.bank
     rate = settings.learning_rate / RETRY_FACTOR**attempt
     if attempt:
-        on_device = rows.to(inputs.generator.device)
-        bank = EvaluationBank(bank.latents[:, on_device], bank.noise[:, on_device], bank.timesteps[:, on_device])
+        bank = bank.rows(rows)
     run = Trajectory(inputs, rows, rate, attempt) if slots is None else slots.begin(inputs, rows, rate, attempt)
     first = 0
     if saved is not None:
         first = run.restore(saved)
-        advance(first * count)
+        advance(first * len(run.going) + settings.steps * (count - len(run.going)))
+    curve, looks = curve_steps(settings), quarters(settings)
     for step in range(first, settings.steps + 1):
         if state is not None and step > first:
             state.offer(partial(run.progress, step, attempt, before))
-        if step in curve_steps(settings):
+        if step in curve:
             run.measure(bank, step)
+        if settings.early_stopping is not None and step in looks[1:-1]:
+            since = run.losses[curve.index(looks[looks.index(step) - 1])]
+            advance(run.end(step, since, settings.early_stopping) * (settings.steps - step))
         if step in settings.checkpoints:
             run.keep()
         if step == settings.steps:
@@ -118,8 +126,9 @@ def _attempt(
         if run.nobody_left(step):
             advance((settings.steps - step) * count)
             return run.result(complete=False)
-        run.step(step)
-        advance(count)
+        if len(run.going):
+            run.step(step)
+            advance(len(run.going))
     return run.result(complete=True)
 
 

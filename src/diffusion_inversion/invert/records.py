@@ -18,6 +18,7 @@ class LearnedUnit(Unit):
     failed: list[str]  # ids whose vectors are not finite: the shard does not hold them
     reasons: NotRequired[dict[str, str]]  # why, by id
     rates: NotRequired[dict[str, float]]  # learning rates of images that were retried, by id
+    ended: NotRequired[dict[str, int]]  # steps at which images ended early, by id
     at_once: NotRequired[int]  # images computed at a time, where memory did not suffice for more
 
 

@@ -23,7 +23,7 @@ CAUSES = (
     "its gradient is not finite",
     f"its vector is not finite or longer than {LARGEST_NORM:g}",
 )
-LOSS, GRADIENT, VECTOR = 1, 2, 3
+ENDED, LOSS, GRADIENT, VECTOR = 0, 1, 2, 3  # the first is none: the image ended early and has a result
 
 
 LOOK_EVERY = {"cuda": 25}  # steps between two looks at whether any image is left: elsewhere each, since nothing waits
@@ -34,7 +34,8 @@ class BatchResult:
     """vectors (S, B, tokens, width), losses (P, B), null_losses (B,), all float32 on the CPU.
 
     rates (B,): the learning rate that each image was learned at. causes (B,): 0, or why the image has no result (an
-    index into CAUSES); stopped (B,): the step at which that was seen. Rows without a result hold zeros.
+    index into CAUSES); stopped (B,): the step at which that was seen, or at which an image with a result ended early,
+    0 for the others. Rows without a result hold zeros.
     """
 
     vectors: Float32[Tensor, "steps batch tokens features"]
@@ -45,16 +46,21 @@ class BatchResult:
     stopped: Int64[Tensor, " batch"]
 
     def notes(self, ids: tuple[str, ...], learning_rate: float) -> dict[str, Any]:
-        """For the record of the unit: the rates of images that were retried, the reasons of those without a result."""
+        """For the record of the unit: the rates of images that were retried, the reasons of those without a result,
+        the steps at which images ended early.
+        """
         causes, stopped, rates = self.causes.tolist(), self.stopped.tolist(), self.rates.tolist()
-        found: dict[str, dict[str, Any]] = {"rates": {}, "reasons": {}}
+        found: dict[str, dict[str, Any]] = {"rates": {}, "reasons": {}, "ended": {}}
         for image_id, cause, step, rate in zip(ids, causes, stopped, rates, strict=True):
             if cause:
                 found["reasons"][image_id] = (
                     f"{CAUSES[cause]} at step {step} of the last of {RETRIES + 1} attempts, rate {rate:.3g}"
                 )
-            elif rate != learning_rate:
+                continue
+            if rate != learning_rate:
                 found["rates"][image_id] = rate
+            if step:
+                found["ended"][image_id] = step
         return {name: entries for name, entries in found.items() if entries}
 
 
@@ -87,8 +93,9 @@ def mini_batch(settings: InvertSettings, step: int, count: int) -> range:
 class Trajectory:
     """The vectors (n, tokens, width) of some rows of a unit, each image with a stream that its draws come from.
 
-    `causes` and `stopped` (n,) lie on the device and say which have stopped, why and where. `kept` and `losses` are
-    what was measured so far, on the CPU. `scale` multiplies the losses before the backward pass.
+    `causes` and `stopped` (n,) lie on the device and say which have stopped, why and where: without a cause those that
+    ended early. `going` has the places of those that did not, on the CPU. `kept` and `losses` are what was measured so
+    far, on the CPU. `scale` multiplies the losses before the backward pass.
     """
 
     def __init__(self, inputs: UnitInputs, rows: Int64[Tensor, " rows"], rate: float, attempt: int) -> None:
@@ -104,6 +111,7 @@ class Trajectory:
         self.kept: list[Tensor] = []
         self.losses: list[Tensor] = []
         self.begin(inputs.initial[self.rows])
+        self.going = torch.arange(len(rows))
         self.stop(~usable(self.vectors.detach()), VECTOR, 0)
 
     def begin(self, initial: Tokens) -> None:
@@ -126,7 +134,7 @@ class Trajectory:
 
     def stop(self, which: Bool[Tensor, " n"], cause: int, step: int | Int64[Tensor, ""]) -> None:
         """Note the images of a mask (n,) as stopped, unless they are."""
-        new = which & (self.causes == 0)
+        new = which & self._live()
         self.causes.masked_fill_(new, cause)
         self.stopped.add_(new * step)  # 0 until then
 
@@ -135,10 +143,31 @@ class Trajectory:
         return step % LOOK_EVERY.get(self.device.type, 1) == 0 and bool((self.causes > 0).all())
 
     def measure(self, bank: EvaluationBank, step: int) -> None:
-        """Append the losses on the bank."""
-        losses = bank.loss(self.inputs.generator, self.vectors.detach(), self.inputs.at_once)
+        """Append the losses on the bank; an image that ended early has the one that it ended with."""
+        generator, vectors, at_once = self.inputs.generator, self.vectors.detach(), self.inputs.at_once
+        if len(self.going) == len(vectors):
+            losses = bank.loss(generator, vectors, at_once)
+        else:
+            losses = self.losses[-1].clone()
+            if len(self.going):
+                losses[self.going] = bank.rows(self.going).loss(generator, vectors[self.going], at_once)
         self.stop(~losses.isfinite().to(self.device), LOSS, step)
         self.losses.append(losses)
+
+    def end(self, step: int, since: Float32[Tensor, " n"], share: float) -> int:
+        """End the images whose loss on the bank fell by less than `share` of what it was (n,); return their number.
+
+        Theirs is the vector that was just measured. The others are computed without them from here on.
+        """
+        flat = self.losses[-1] > since * (1 - share)
+        self.stop(flat.to(self.device), ENDED, step)
+        before = len(self.going)
+        self._look_who_goes_on()
+        return before - len(self.going)
+
+    def _look_who_goes_on(self) -> None:
+        # Those whose numbers ran away are computed on as they were: so the bits of the others stay the same.
+        self.going = ((self.causes != 0) | (self.stopped == 0)).nonzero().flatten().cpu()
 
     def keep(self) -> None:
         """Append the vectors as they are."""
@@ -152,7 +181,8 @@ class Trajectory:
         """
         generator, settings = self.inputs.generator, self.inputs.settings
         scheduled = mini_batch(settings, step, len(self.inputs.ids))
-        batch = torch.tensor([self._place[row] for row in scheduled if row in self._place], dtype=torch.int64)
+        going = {*self.going.tolist()}
+        batch = torch.tensor([p for row in scheduled if (p := self._place.get(row)) in going], dtype=torch.int64)
         whole = len(batch) == len(self.vectors)
         gradient, loss_is_bad = torch.zeros_like(self.vectors), torch.zeros_like(self.causes, dtype=torch.bool)
         if len(batch):
@@ -171,13 +201,13 @@ class Trajectory:
         self.stop(loss_is_bad, LOSS, step)
         self.stop(~gradient.flatten(1).isfinite().all(1), GRADIENT, step)
         before = self.vectors.detach().clone()
-        self.vectors.grad = gradient.where(self._live(), torch.zeros_like(gradient))
+        self.vectors.grad = gradient.where(self._live()[:, None, None], torch.zeros_like(gradient))
         self.optimizer.step()
         self.stop(~usable(self.vectors.detach()), VECTOR, step + 1)
-        self.vectors.copy_(self.vectors.where(self._live(), before))
+        self.vectors.copy_(self.vectors.where(self._live()[:, None, None], before))
 
-    def _live(self) -> Bool[Tensor, "n 1 1"]:
-        return (self.causes == 0)[:, None, None]
+    def _live(self) -> Bool[Tensor, " n"]:
+        return (self.causes == 0) & (self.stopped == 0)
 
     def result(self, *, complete: bool) -> BatchResult:
         """What was found, on the CPU; without vectors and losses where it is not complete."""
@@ -215,6 +245,7 @@ class Trajectory:
         self.losses += [saved[name] for name in sorted(saved) if name.startswith("loss.")]
         self.causes.copy_(saved["causes"])
         self.stopped.copy_(saved["stopped"])
+        self._look_who_goes_on()
         return int(saved["step"])
 
     def positions(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from ..data.datasets import Splits, data_record, load_splits
 from ..data.forgotten import forgotten_rows, without_mention
 from ..data.images import LabelledImages, changed, contents
 from ..data.selection import Chosen
-from ..engine.frozen_settings import listed
+from ..engine.frozen_settings import listed, require_agreed
 from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
 from ..errors import ConfigMismatchError, DataError, UsageError
@@ -22,6 +22,8 @@ from ..sample.synthetic import SyntheticStore
 from .layout import DATA_FILE
 
 _DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they were; limits may grow
+
+_CONTENT = ("ids", "hashes", "labels", "groups")  # of a part of data.json, wherever DATA lies
 
 
 def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
@@ -73,6 +75,8 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
             )
         if lines:
             raise _other_images(run, lines)
+    parts = {part: {key: record[part].get(key) for key in _CONTENT} for part in ("train", "test")}
+    require_agreed(run, "data", {"class_names": record["class_names"], "size": record["size"], **parts})
     with run_lock(run):
         text = json.dumps(record, indent=1) + "\n"
         Ledger(run).commit(DATA_FILE, text.encode(), note={"source": record["source"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -235,6 +236,8 @@ def _made_from_vectors(run: Path, replicates: Sequence[Replicated]) -> _Made:
         "loss_final": float(losses[-1].mean()),
         "null_loss": float(embeddings.null_losses.mean()),
     }
+    if ended := EmbeddingStore(run).ended():
+        inverted["ended"] = {str(step): count for step, count in sorted(Counter(ended.values()).items())}
     sampled = read_config(run, "sample")["settings"]
     settings = {"invert": read_config(run, "invert")["settings"], "sample": {"variants": variants, **sampled}}
     coarse = read_coarseness(run, sampled["image_size"])

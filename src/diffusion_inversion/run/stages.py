@@ -130,9 +130,7 @@ def make_way(counts: Mapping[Path, int], side: int, *, anew: bool) -> None:
 
     Then, with `anew`, `restart` stage 2 in all of them: what is deleted makes room for as many.
     """
-    missing = 0
-    for run, count in counts.items():
-        missing += max(count - SyntheticStore(run, ()).count, 0)
+    missing = sum(max(count - SyntheticStore(run, ()).count, 0) for run, count in counts.items())
     _require_room(next(iter(counts)), missing, png_bytes(side), f"images of {side} px")
     if anew:
         for run in counts:

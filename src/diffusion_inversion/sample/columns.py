@@ -132,7 +132,8 @@ def check_labels(table: pa.Table, class_names: tuple[str, ...], where: str) -> N
     for name in {"label", "partner_label", "rival_label", "label_weight"} & {*table.column_names}:
         values = table[name].drop_null().to_numpy()
         most = 1 if name == "label_weight" else len(class_names) - 1
-        if len(values) and not (values.min() >= 0 and values.max() <= most):
+        lacking = len(values) < len(table) and name != "rival_label"
+        if lacking or (len(values) and not (values.min() >= 0 and values.max() <= most)):
             raise DataError(f"{where}: {name} outside 0..{most}. Restore the file from a copy.")
 
 

@@ -29,8 +29,14 @@ BATCHES = 10  # of a unit, at most
 BYTES = 32 << 20  # of the images of a unit of more than one batch
 _AT_ONCE = 64  # images that a reader holds
 _NAME = re.compile(r"(?!\.{1,2}/)[^/\\\x00-\x1f]+/[^/\\\x00-\x1f]+\.png")  # of an image, which exports give a file
-_INTEGERS = ("label", "variant", "inversion_step", "group_size", "resolution", "partner_label", "rival_label")
-_NUMBERS = ("interpolation", "noise_strength", "guidance_scale", "label_weight", "eta", "confidence")
+_NEEDED = ("image", "label", "file_name", "source_id", "variant", "sha256")
+_INTEGERS = (
+    "label", "variant", "inversion_step", "inference_steps", "group_size", "resolution", "partner_label", "rival_label"
+)  # fmt: skip
+_NUMBERS = (
+    "interpolation", "noise_strength", "guidance_scale", "label_weight", "eta", "confidence", "shared_noise",
+    "rival_weight",
+)  # fmt: skip
 _NUMBERS_EACH = ("guidance_interval", "answers", "mixture_weights")
 _TEXTS_EACH = ("further_ids", "further_versions")
 
@@ -57,18 +63,26 @@ def encode(pngs: Mapping[str, bytes], rows: Sequence[dict[str, Any]], class_name
     """
     import pyarrow as pa
 
-    cell = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    types = dict.fromkeys(_INTEGERS, pa.int64()) | dict.fromkeys(_NUMBERS, pa.float64())
-    types |= dict.fromkeys(_NUMBERS_EACH, pa.list_(pa.float64())) | dict.fromkeys(_TEXTS_EACH, pa.list_(pa.string()))
+    types = _types()
     known = [
         EARLIER | row | {"file_name": name, "class_name": class_names[row["label"]]}
         for name, row in zip(pngs, rows, strict=True)
     ]
     names = dict.fromkeys(["label", *COLUMNS, *(name for row in known for name in row)])
-    columns = {"image": pa.array([{"bytes": data, "path": name} for name, data in pngs.items()], cell)}
+    columns = {"image": pa.array([{"bytes": data, "path": name} for name, data in pngs.items()], types["image"])}
     columns |= {name: pa.array([one[name] for one in known], types.get(name)) for name in names}
     columns["sha256"] = pa.array([hashlib.sha256(data).hexdigest() for data in pngs.values()])
     return _written(pa.table(columns).replace_schema_metadata(class_label_metadata(class_names, image="Image")))
+
+
+def _types() -> dict[str, Any]:
+    """Arrow types of columns; any integer is a seed, and what is drawn again has further columns."""
+    import pyarrow as pa
+
+    types = {name: pa.string() for name in (*COLUMNS, "sha256") if name != "seed"}
+    types |= dict.fromkeys(_INTEGERS, pa.int64()) | dict.fromkeys(_NUMBERS, pa.float64())
+    types |= dict.fromkeys(_NUMBERS_EACH, pa.list_(pa.float64())) | dict.fromkeys(_TEXTS_EACH, pa.list_(pa.string()))
+    return types | {"image": pa.struct([("bytes", pa.binary()), ("path", pa.string())])}
 
 
 def _written(table: pa.Table) -> bytes:
@@ -165,7 +179,12 @@ def _is_whole(path: Path, digest: str, count: int, size: int, modified: int) -> 
     if sha256_of(path) != digest:
         return False
     try:
-        names = pq.ParquetFile(path).read(["file_name"])["file_name"].to_pylist()
+        file = pq.ParquetFile(path)
+        names = file.read(["file_name"])["file_name"].to_pylist()
+        kinds = {field.name: field.type for field in file.schema_arrow}
     except (pa.ArrowException, KeyError) as error:
         raise DataError(f"{path}: no table of images ({error}). Restore it from a copy.") from error
-    return len(names) == count and all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
+    named = len(names) == count and all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
+    return (
+        named and kinds.keys() >= {*_NEEDED} and all(kinds.get(name, kind) == kind for name, kind in _types().items())
+    )

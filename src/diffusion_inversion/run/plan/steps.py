@@ -158,7 +158,7 @@ def _stage1(
 ) -> tuple[float, float, float]:
     """Seconds for each image: before its first step, of one evaluation draw, of a step."""
     # The loss is measured at every second step, with one draw: three steps without it, two with it.
-    update = {"steps": _CURVE, "keep_steps": (), "eval_draws": 1, "grouping": "independent"}
+    update = {"steps": _CURVE, "keep_steps": (), "eval_draws": 1, "grouping": "independent", "early_stopping": None}
     probe = settings.model_copy(update=update)
     batch = images.subset(range(count))
     pixels = to_model_range(batch.resized(resolution).images)

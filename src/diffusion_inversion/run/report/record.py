@@ -44,6 +44,7 @@ class InvertRecord(TypedDict):
     loss_initial: float  # mean over images on the fixed evaluation bank, before the first step
     loss_final: float
     null_loss: NotRequired[float]  # the same with the empty prompt
+    ended: NotRequired[dict[str, int]]  # where images ended early: how many at which step
 
 
 class SampleRecord(TypedDict):
