@@ -93,5 +93,6 @@ def test_actors_are_killed_and_a_node_goes_away_and_the_bits_are_those_of_one(
         harming.join()
     assert [what for what, _ in events] == ["actor", "node"] and events[1][1] < UNITS, events
     assert ended.restarts.get(0, 0) >= 1 and sum(ended.restarts.values()) >= 2, ended
-    assert invert_command(bench, run, tmp_path / "again").start(0).wait() == 0  # sweeps what the killed ones left
+    again = invert_command(bench, run, tmp_path / "again")
+    assert again.start(0).wait() == 0, again.log(0).read_text()  # sweeps what the killed ones left
     assert_same(run, whole)
