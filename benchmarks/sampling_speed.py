@@ -48,7 +48,6 @@ from diffusion_inversion.sample.variants import draw_images, plan_variant
 # Precision of the UNet, and settings; guidance 2 is the reference code's default (w = 1).
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++ 16, bfloat16": ("bfloat16", {}),
-    "dpm++ 8 learned, bfloat16": ("bfloat16", {"inference_steps": 8, "timestep_spacing": "learned"}),
     "dpm++ 6 learned, bfloat16": ("bfloat16", {"inference_steps": 6, "timestep_spacing": "learned"}),
     "dpm++ 4 learned, bfloat16": ("bfloat16", {"inference_steps": 4, "timestep_spacing": "learned"}),
     "dpm++ 8, bfloat16": ("bfloat16", {"inference_steps": 8}),

@@ -170,25 +170,34 @@ def timesteps_table(path: Path) -> str:
     if not path.is_file():
         return "No timesteps were learned for few steps (`dinv pretrain --stage timesteps`)."
     content = read_json(path)
-    lines = [
-        "`--timestep-spacing learned` puts the steps where they end nearest to what many give from the same noise.",
-        "Mean distance to that on held-out images ± standard error, root mean square of the latent, itself about 1:",
-        "",
-        "| steps | timesteps | guidance | n | learned | even | best other of diffusers | 16 steps, even |",
-        "|---|---|---|---|---|---|---|---|",
+    learned = [
+        f"{count} of {solver} at {' '.join(map(str, timesteps))}"
+        for solver, counts in content["timesteps"].items()
+        for count, timesteps in counts.items()
     ]
+    lines: list[str] = []
     for solver, counts in content["timesteps"].items():
-        for count, timesteps in counts.items():
+        for count in counts:
             for on, guidance in (("held-out", "off"), ("guided", "2")):
-                key, grid = f"{solver}/{count}/{on}", " ".join(map(str, timesteps))
+                key = f"{solver}/{count}/{on}"
                 if (found := found_in(content, key)) is None:
                     continue  # a later stage of the same command measures it
                 least = min((found[name]["mean"], name) for name in found.keys() - {"learned", EVEN, "default"})[1]
                 means = {name: f"{of['mean']:.3f} ± {of['error']:.3f}" for name, of in found.items()}
                 number = str(content["pieces"][key]["made_from"]["vectors"])
                 cells = [number, means["learned"], means[EVEN], f"{means[least]} ({least})", means["default"]]
-                lines.append(f"| {solver} {count} | {grid} | {guidance} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                lines.append(f"| {solver} {count} | {guidance} | {' | '.join(cells)} |")
+    text = "`--timestep-spacing learned` puts the steps where they end nearest to what many give from the same noise:"
+    if not lines:
+        return f"{text}\n{'; '.join(learned)}."
+    head = [
+        f"{text}\n{'; '.join(learned)}. Mean distance to that on held-out images ± standard error, root mean square of",
+        "the latent, itself about 1:",
+        "",
+        "| steps | guidance | n | learned | even | best other of diffusers | 16 steps, even |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *lines])
 
 
 def _figures(path: Path) -> str:
