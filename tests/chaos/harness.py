@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ from diffusion_inversion.sample import packed
 from diffusion_inversion.sweep import read_plan, run_sweep
 
 HERE = (str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "helpers"))
+packed.BATCHES = 2  # in a Parquet file: the 24 images are four
 INVERT = InvertSettings(steps=2, init="random", batch_size=2, eval_draws=1)
 SAMPLE = SampleSettings(variants=2, inference_steps=2, batch_size=3, guidance_scales=(1.0, 2.0))
-PACKED = SAMPLE.model_copy(update={"storage": "parquet"})
 TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1))
 ONLINE = TRAIN.model_copy(update={"steps": 12, "mixing": "queue", "arms": ("real+synthetic", "real"), "online": 3})
 GROW = TRAIN.model_copy(update={"arms": ("real+synthetic",)})
@@ -88,14 +88,8 @@ def invert(bench: Bench, run: Path) -> None:
     pipeline.invert_stage(run, splits, bench.generator(), INVERT)
 
 
-def sample(bench: Bench, run: Path) -> None:
-    pipeline.sample_stage(run, bench.generator(), SAMPLE, sources=open_splits(run).train)
-
-
-def in_parquet(bench: Bench, run: Path) -> None:
-    """Stage 2, with two batches in a file."""
-    packed.BATCHES = 2
-    pipeline.sample_stage(run, bench.generator(), PACKED, sources=open_splits(run).train)
+def sample(bench: Bench, run: Path, settings: SampleSettings = SAMPLE) -> None:
+    pipeline.sample_stage(run, bench.generator(), settings, sources=open_splits(run).train)
 
 
 def train(bench: Bench, run: Path) -> None:
@@ -108,9 +102,7 @@ def report(bench: Bench, run: Path) -> None:
     pipeline.report_stage(run, splits, results, TRAIN, "dinv run data")
 
 
-STAGES: dict[str, Callable[[Bench, Path], None]] = {
-    "invert": invert, "sample": sample, "train": train, "report": report,
-}  # fmt: skip
+STAGES: dict[str, Callable[..., None]] = {"invert": invert, "sample": sample, "train": train, "report": report}
 REPLICATES = 3
 
 
@@ -177,7 +169,8 @@ def swept(bench: Bench, out: Path) -> None:
 
 JOBS = STAGES | {
     "replicates": replicates, "retrieve": retrieve, "tuned": tuned, "redrawn": redrawn, "uncopied": uncopied,
-    "auto_noise": auto_noise, "online": online, "grown": grown, "swept": swept, "packed": in_parquet,
+    "auto_noise": auto_noise, "online": online, "grown": grown, "swept": swept,
+    "packed": partial(sample, settings=SAMPLE.model_copy(update={"storage": "parquet"})),
 }  # fmt: skip
 
 

@@ -8,11 +8,11 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from harness import (
-    PACKED,
     SAMPLE,
     TRAIN,
     Bench,
@@ -33,6 +33,7 @@ from diffusion_inversion.config.commands import ExportSettings
 from diffusion_inversion.config.sampling import PACKED_FROM, SampleSettings
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.data.images import LabelledImages
+from diffusion_inversion.engine import memory
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError
@@ -52,12 +53,6 @@ from diffusion_inversion.sample.synthetic import SyntheticStore
 KILLS = 14
 
 
-@pytest.fixture(autouse=True)
-def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches of 3 images in a file, so that 24 images are four."""
-    monkeypatch.setattr(packed, "BATCHES", 2)
-
-
 @pytest.fixture(scope="module")
 def vectors(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("vectors") / "run"
@@ -68,14 +63,12 @@ def vectors(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def both(bench: Bench, vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same run up to its report, its images as PNG files and in Parquet files; not to be changed."""
-    folder, before = tmp_path_factory.mktemp("both"), packed.BATCHES
-    packed.BATCHES = 2
+    folder = tmp_path_factory.mktemp("both")
     runs = folder / "png", folder / "parquet"
     for run, stage in zip(runs, ("sample", "packed"), strict=True):
         shutil.copytree(vectors, run)
         for one in (stage, "train", "report"):
             finish(bench, run, one)
-    packed.BATCHES = before
     return runs
 
 
@@ -118,6 +111,19 @@ def test_what_is_trained_on_them_is_the_same(both: tuple[Path, Path]) -> None:
     for name, unit in trained[0].items():
         if name.startswith("classifiers/"):
             assert trained[1][name] == unit
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_pixels_that_memory_has_no_room_for_lie_in_a_file(
+    both: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    whole = store_of(both[place]).read().images
+    monkeypatch.setattr(memory, "memory", lambda: (10**9, whole.numel() * 2 - 1))
+    array = memory.large_array(tuple(whole.shape))
+    assert isinstance(array, np.memmap)
+    assert torch.equal(store_of(both[place]).read().images, whole)
+    monkeypatch.setattr(memory, "memory", lambda: (10**9, whole.numel() * 2))
+    assert not isinstance(memory.large_array(tuple(whole.shape)), np.memmap)
 
 
 def test_datasets_opens_the_files_without_us(both: tuple[Path, Path], tmp_path: Path) -> None:
@@ -329,6 +335,3 @@ def test_training_goes_on_from_packed_images(run: Path, bench: Bench) -> None:
     more = TRAIN.model_copy(update={"seeds": (0, 1, 2)})
     found = pipeline.train_stage(run, open_splits(run), more, "cpu")
     assert len(found.runs) == 3 * len({one.arm for one in found.runs})
-
-
-assert PACKED.storage == "parquet"
