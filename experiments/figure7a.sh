@@ -5,7 +5,7 @@
 #        experiments/figure7a.sh six-train.parquet six-test.parquet mini-clip [folder] [shots] [seeds] [variants]
 # <clip>: mini-clip, or any CLIP of transformers. Every number of shots of every seed has vectors and images of its own, learned
 # from these shots alone. Cost: 25 short runs of stages 1 and 2, 360 images of sentences, and the learners.
-# Expected (text): ours raises classifier tuning as much as LECF does. Measured: docs/results/today/figure7a.md.
+# Expected (text): ours raises classifier tuning as much as LECF does. Measured: not measured.
 set -euo pipefail
 train=$1 test=$2 clip=$3 home=${4:-runs/figure7a} shots=${5:-1,2,4,8,16} seeds=${6:-0,1,2,3,4} variants=${7:-5}
 data=("$train" --test "$test" --allow-near-duplicates)

@@ -13,9 +13,7 @@ from typing import Any
 import once  # noqa: F401
 import pytest
 import torch
-from harness import (
-    JOBS, Bench, assert_same, content, finish, forkserver, invert, lost_and_doubled, units, write_images,
-)  # fmt: skip
+from harness import JOBS, Bench, assert_same, content, finish, forkserver, invert, lost_and_doubled, units, write_images
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
 from workers import run_command, wait_until
 

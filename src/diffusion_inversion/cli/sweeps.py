@@ -46,9 +46,8 @@ def sweep(
         found = run_sweep(plan, folder, loaded, command=command_line())
     head, body = accuracy_table(found)
     lines = aligned([head, *body], indent="")
-    if plan.replicates > 1:
-        head, body = spread_table(found.rows)
-        lines += ["", "where the spread comes from", *aligned([head, *body], indent="")]
+    if spread := spread_table(found):
+        lines += ["", "where the spread comes from", *aligned([spread[0], *spread[1]], indent="")]
     if shows_classes(found):
         head, body = classes_table(found.rows)
         lines += ["", "classes", *aligned([head, *body], indent="")]

@@ -25,8 +25,8 @@ from .table import (
 def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
     """Tables, figures and claims of a sweep; everything from the experiment file is text, never markup."""
     tables = {"accuracy": accuracy_table(found)}
-    if found.plan.replicates > 1:
-        tables["spread"] = spread_table(found.rows)
+    if spread := spread_table(found):
+        tables["spread"] = spread
     if shows_classes(found):
         tables["classes"] = classes_table(found.rows)
     if chosen := choices_table(found):

@@ -134,8 +134,8 @@ def as_markdown(found: SweepResult, command: str, figures: Sequence[str]) -> str
         "",
     ]
     lines += [f"{scope(found)}", ""]
-    if found.plan.replicates > 1:
-        lines += ["## Where the spread comes from", "", *_markdown(*spread_table(found.rows)), ""]
+    if spread := spread_table(found):
+        lines += ["## Where the spread comes from", "", *_markdown(*spread), ""]
     if shows_classes(found):
         lines += ["## Classes", "", *_markdown(*classes_table(found.rows)), ""]
     if chosen := choices_table(found):
@@ -182,15 +182,23 @@ def scope(found: SweepResult) -> str:
             "Of one subset of the training images and one draw of the synthetic ones: what another would give is not "
             "in this (--replicates 5)."
         )
+    alone = (
+        "" if spread_table(found) else " One classifier seed each: the spread between seeds is in that between them."
+    )
     return (
         "Each replicate has its own subset or hold-out where there is one, its own vectors, synthetic images and "
-        "classifiers."
+        f"classifiers.{alone}"
     )
 
 
-def spread_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: the standard deviation between replicates, apart from seeds, and that between seeds, in points."""
-    parts = [(row, row.spread) for row in rows]
+def spread_table(found: SweepResult) -> tuple[list[str], list[list[str]]] | None:
+    """Head and rows: the standard deviation between replicates, apart from seeds, and that between seeds, in points.
+
+    None where the two cannot be told apart.
+    """
+    parts = [(row, row.spread) for row in found.rows]
+    if found.plan.replicates == 1 or all(part.within is None for _, part in parts):
+        return None
     body = [
         [label(row.at) or "all", row.arm, *("" if v is None else f"{100 * v:.1f}" for v in (part.between, part.within))]
         for row, part in parts
