@@ -120,6 +120,10 @@ def test_learned_timesteps_are_recorded_and_a_run_begun_without_goes_on_without(
     for folder, timesteps in (("before", None), ("learned", [990, 300, 40])):
         rows = pq.read_table(tmp_path / folder / "synthetic" / "metadata.parquet")["timesteps"].to_pylist()
         assert rows == [timesteps] * 8
+    packed = learned.model_copy(update={"storage": "parquet"})
+    assert torch.equal(sample(embeddings, other, tmp_path / "packed", packed).images, drawn.images)
+    table = SyntheticStore(tmp_path / "packed", embeddings.class_names).table("timesteps")
+    assert table["timesteps"].to_pylist() == [[990, 300, 40]] * 8
     other.learned = {"dpm++": {3: [990, 300, 41]}}
     with pytest.raises(ConfigMismatchError, match=r"timesteps: was \[990, 300, 40\], now \[990, 300, 41\]"):
         sample(embeddings, other, tmp_path / "learned", learned)

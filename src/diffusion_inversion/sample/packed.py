@@ -38,7 +38,7 @@ _NUMBERS = (
     "rival_weight",
 )  # fmt: skip
 _NUMBERS_EACH = ("guidance_interval", "answers", "mixture_weights")
-_TEXTS_EACH = ("further_ids", "further_versions")
+_TEXTS_EACH, _INTEGERS_EACH = ("further_ids", "further_versions"), ("timesteps",)
 
 
 def batches_of(batch_size: int, side: int) -> int:
@@ -82,6 +82,7 @@ def _types() -> dict[str, Any]:
     types = {name: pa.string() for name in (*COLUMNS, "sha256") if name != "seed"}
     types |= dict.fromkeys(_INTEGERS, pa.int64()) | dict.fromkeys(_NUMBERS, pa.float64())
     types |= dict.fromkeys(_NUMBERS_EACH, pa.list_(pa.float64())) | dict.fromkeys(_TEXTS_EACH, pa.list_(pa.string()))
+    types |= dict.fromkeys(_INTEGERS_EACH, pa.list_(pa.int64()))
     return types | {"image": pa.struct([("bytes", pa.binary()), ("path", pa.string())])}
 
 
