@@ -51,6 +51,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timesteps, "STRIDES", (150,))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_killed_stage_goes_on_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = torch.Generator().manual_seed(0)

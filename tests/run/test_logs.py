@@ -119,7 +119,7 @@ def test_single_stages_log_what_a_run_logs(bench: Bench, tmp_path: Path) -> None
     assert b'"steps": 5' in found.Tensors("settings/train/text_summary")[-1].tensor_proto.string_val[0]
     for command in (["invert", bench.data, "--out", made, *small], ["sample", made], ["train", made]):
         refused = dinv(*command, *to, "--join")
-        assert refused.exit_code == 2 and "--log-to --join or --workers" in refused.stderr
+        assert refused.exit_code == 2 and "--log-to --join, --store or --workers" in refused.stderr
     prompted = dinv("sample", tmp_path / "p", "--prompts", tmp_path / "words.csv", *to)
     assert prompted.exit_code == 2 and "--log-to: of learned vectors" in prompted.stderr
 

@@ -160,6 +160,7 @@ def whole(bench: Bench, vectors: Path, tmp_path_factory: pytest.TempPathFactory)
     return run, seconds, passed
 
 
+@pytest.mark.slow
 def test_a_killed_stage_ends_as_if_it_had_not_been(
     bench: Bench, vectors: Path, whole: tuple[Path, float, dict[str, int]], tmp_path: Path
 ) -> None:

@@ -348,6 +348,7 @@ def test_what_makes_other_images_is_recorded_and_what_does_not_is_not(
         "balance",
         "strict",
         "safety_checker",
+        "timestep_spacing",
         "storage",
     }
     packed = made_from(embeddings, generator, SampleSettings(storage="parquet"), None)
