@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .report.record import LikenessRecord
 REPORT_ROWS, WORST_ROWS = 8, 4  # that are shown, and how many of them are the farthest from their sources
 MOST_SOURCES = 500  # from which the mean distance between two different sources is taken: 124,750 pairs
 _DIGITS = 5
+_AT_ONCE = 100  # images whose profiles are computed together
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,15 @@ class _Profiles:
 
     def __init__(self, side: int, device: torch.device) -> None:
         self.side, self.device = side, device
-        self._lite0: torch.nn.Module | None = None
+
+    @cached_property
+    def _lite0(self) -> torch.nn.Module:
+        return load_lite0().to(self.device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self._lite0 is None:
-            self._lite0 = load_lite0().to(self.device)
+        return torch.cat([self._of(part) for part in images.split(_AT_ONCE)])
+
+    def _of(self, images: Tensor) -> Tensor:
         same = images if images.shape[-1] == self.side else resize(images, self.side)
         return profile(self._lite0, to_model_range(same).to(self.device)).double().cpu()
 
@@ -120,7 +126,7 @@ def _measure(
     profiles = _Profiles(settings.resolution or embeddings.resolution, generator.device)
 
     def of_sources(ids: Sequence[str]) -> Tensor:
-        return torch.cat([profiles(part) for part in sources.images[[row_of[i] for i in ids]].split(100)])
+        return profiles(sources.images[[row_of[i] for i in ids]])
 
     every = range(len(embeddings))
     few = min(len(every), MOST_SOURCES)
