@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import once  # noqa: F401
+import once  # noqa: F401 (registers the store that the tests use)
 import pytest
 import torch
 from harness import JOBS, Bench, assert_same, content, finish, forkserver, invert, lost_and_doubled, units, write_images

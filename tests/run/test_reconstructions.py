@@ -19,6 +19,7 @@ from diffusion_inversion.engine.manifest import NAME
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.generator.features import load_lite0, profile
 from diffusion_inversion.invert.embeddings import read_embeddings
+from diffusion_inversion.run import reconstructions
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import LIKENESS_FILE
@@ -157,3 +158,11 @@ def test_a_damaged_file_is_no_measurement(run: Path) -> None:
     (run / LIKENESS_FILE).write_text("{}")
     with pytest.raises(DataError, match="changed since"):
         read_likeness(run, read_embeddings(run))
+
+
+def test_profiles_of_many_images_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstructions, "_AT_ONCE", 2)
+    profiles, images = reconstructions._Profiles(16, torch.device("cpu")), torch.randint(0, 256, (5, 3, 16, 16))
+    images = images.to(torch.uint8)
+    alone = torch.cat([profiles(image[None]) for image in images])
+    assert (profiles(images) - alone).norm(dim=1).max() < 0.1 * torch.pdist(alone).min(), "none in another's place"

@@ -206,7 +206,7 @@ class PretrainedLite0(nn.Module):
             self.network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         else:
             self.network = load_lite0().requires_grad_(True)
-        self.network.reset_classifier(classes)  # type: ignore[operator]
+        self.network.reset_classifier(classes)  # type: ignore[operator]  # timm's own method
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1  # TensorFlow's .01 would leave ImageNet's statistics in a short training
