@@ -1,10 +1,10 @@
 """Judge the claims of published sweeps again, all pages together, where their predictions are gone.
 
-Command:  python benchmarks/judge_claims.py docs/results/*.csv
+Command:  python benchmarks/judge_claims.py docs/results/first-mini/*.csv
 Reads:    <name>.csv, with the accuracy of every seed, and the claims of <name>.toml beside it: the experiment as it was
           when the page was made, whatever experiments/<name>.toml has become since.
-Writes:   the section "Claims" of <name>.md beside it; of docs/results.md the last cell of the table's row that links to
-          that page, and what stands between the marks. The column "first published" is kept as it is.
+Writes:   the section "Claims" of <name>.md beside it; of docs/results/first-mini.md the last cell of the table's row
+          that links to that page, and what stands between the marks. The column "first published" is kept as it is.
 Method:   `diffusion_inversion.sweep.claims`. The error by the choice of test images needs predictions. Its bound: of n
           images an accuracy p has variance p(1 - p) / n, the mean over seeds at most the mean of these, and the
           difference of two arms at most their sum, if images that are easy for one arm are no harder than others for
@@ -29,8 +29,8 @@ from diffusion_inversion.sweep.plan import Side, SweepPlan, read_plan
 from diffusion_inversion.sweep.table import shown
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results.md"
-COMMAND = "python benchmarks/judge_claims.py docs/results/*.csv"
+RESULTS = ROOT / "docs" / "results" / "first-mini.md"
+COMMAND = "python benchmarks/judge_claims.py docs/results/first-mini/*.csv"
 START, END = "<!-- claims -->", "<!-- end of claims -->"
 TEST_IMAGES = 10_000  # of CIFAR-10, where the file takes no fewer
 NOT_JUDGED = "not judged (intervals not by source)"
@@ -124,7 +124,7 @@ def section(entries: Sequence[Entry], judged: int) -> str:
 
 
 def cell(entries: Sequence[Entry]) -> str:
-    """What docs/results.md says of a page's claims: those of which something can be said, and how many others."""
+    """What the page of all says of a page's claims: those of which something can be said, and how many others."""
     others = Counter(entry.outcomes[0] for entry in entries if entry.outcomes[0] in (UNCLEAR, NOT_JUDGED))
     parts = [
         f"{entry.says}: {entry.differences}, alone {entry.outcomes[0]}, with all claims {entry.outcomes[1]}"
@@ -136,7 +136,7 @@ def cell(entries: Sequence[Entry]) -> str:
 
 
 def summary(entries: Sequence[Entry]) -> str:
-    """What changed, for the first lines of docs/results.md."""
+    """What changed, for the first lines of docs/results/first-mini.md."""
     judged = [entry.judged.claim.errors for entry in entries if entry.judged is not None]
     halves = [found.half(1 - 0.05 / len(errors)) for errors in judged for found in errors]
     widths = [200 * half for half in halves if half is not None]
@@ -150,13 +150,13 @@ def summary(entries: Sequence[Entry]) -> str:
         "With all claims: the chance of a false statement is at most 5 % (Holm). False discovery rate: "
         "at most 5 % of the statements made are false on average (Benjamini-Hochberg). Metrics are not judged: their "
         "intervals took the variants of a source for independent images and the real images for others than the "
-        "sources ([metric-intervals.md](results/metric-intervals.md)); the images are gone. What was first said, and "
+        "sources ([metric-intervals.md](metric-intervals.md)); the images are gone. What was first said, and "
         "what can be said now:",
     ]
     lines = [line for text in texts for line in (*textwrap.wrap(text, 128, break_long_words=False), "")]
     lines += ["| page | claim | first published | alone | with all claims | false discovery rate |", "|---" * 6 + "|"]
     lines += [
-        f"| [{e.page}](results/{e.page}.md) | {e.says} | {e.published} | " + " | ".join(e.outcomes) + " |"
+        f"| [{e.page}](first-mini/{e.page}.md) | {e.says} | {e.published} | " + " | ".join(e.outcomes) + " |"
         for e in entries
         if {e.published, *e.outcomes} - {UNCLEAR, NOT_JUDGED}
     ]
@@ -200,11 +200,11 @@ def main(files: Sequence[Path]) -> None:
         mine = [entry for entry in entries if entry.page == file.stem]
         top = pages[file.stem].partition("## Claims")[0]
         file.with_suffix(".md").write_text(top + section(mine, count), encoding="utf-8")
-        row = re.compile(rf"^(\| \[[^]]*\]\(results/{file.stem}\.md\).* \|) .* \|$", re.MULTILINE)
+        row = re.compile(rf"^(\| \[[^]]*\]\(first-mini/{file.stem}\.md\).* \|) .* \|$", re.MULTILINE)
         text = cell(mine).replace("\\", r"\\")
         rest, changed = row.subn(rf"\1 {text} |", rest)
         if changed != 1:
-            raise SystemExit(f"{RESULTS}: {changed} rows link to results/{file.stem}.md; one is needed")
+            raise SystemExit(f"{RESULTS}: {changed} rows link to first-mini/{file.stem}.md; one is needed")
     RESULTS.write_text(f"{head}{START}\n{summary(entries)}\n{END}{rest}", encoding="utf-8")
     print(counted(entries))
 

@@ -1,24 +1,54 @@
-"""The table of today's results, in README.md and docs/results.md, from the pages of sweeps.
+"""The tables of today's results, in README.md and docs/results.md, from the pages of sweeps.
 
 Command:  python benchmarks/results_table.py
-Reads:    docs/results/today/<name>.csv, whose accuracies it averages, and the claims of <name>.md beside it.
-Writes:   what stands between the marks in both files; tests/test_published.py compares it with the CSV files.
+          python benchmarks/results_table.py sweeps/xsdd table3_xsdd     (takes the page of a sweep in first)
+Reads:    docs/results/today/<name>.csv, whose accuracies it averages, the claims of <name>.md beside it, with their
+          errors from <name>.json where there is one; docs/results/paper.toml, which claim of the paper is asked where.
+Writes:   what stands between the marks in both files; tests/test_published.py compares it with the files.
+Method:   All claims of all pages of today are judged together (`diffusion_inversion.sweep.claims`: Holm over both
+          statements of each, 5 %). Of a page without JSON the interval is all there is: its half over the quantile of
+          the replicates is taken for the error by replicates. At 5 % that is the interval itself; at the lower levels
+          of many claims it is wider than with the error by test images apart, so nothing is said too early.
+          What could have been seen: the difference that an experiment with this error finds in four of five cases
+          alone at 5 %, (t(.975, n - 1) + t(.8, n - 1)) times the error; of several differences the largest.
 """
 
 from __future__ import annotations
 
 import csv
+import json
+import re
+import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from scipy.stats import t
+
+from diffusion_inversion.engine.toml import read_toml
+from diffusion_inversion.sweep.claims import ClaimRecord, Difference, Judged, judge_together, read_claims
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ROOT / "docs" / "results" / "today"
-# Which files have the table: where the pages lie from there, and whether with the claims.
-WHERE = {ROOT / "README.md": ("docs/results/today", False), ROOT / "docs" / "results.md": ("results/today", True)}
+RESULTS = ROOT / "docs" / "results"
+PAGES = RESULTS / "today"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
 START, END = "<!-- today -->\n", "<!-- end of today -->"
+PAPER_START, PAPER_END = "<!-- paper -->\n", "<!-- end of paper -->"
 ARMS = ("real", "synthetic", "real+synthetic")
-HEAD = ("experiment", "settings", *ARMS, "n", "what was claimed beforehand, each alone at 95 %")
+HEAD = ("experiment", "settings", *ARMS, "n")
+PAPER_HEAD = (
+    "the paper says",
+    "there",
+    "asked here",
+    "difference, alone at 95 %",
+    "alone",
+    "all together",
+    "could see",
+)
+CLAIM_HEAD = ("experiment", "claimed beforehand", "difference, alone at 95 %", "alone", "all together", "could see")
+NUMBERS = re.compile(r"([+-][\d.e-]+) \[([+-][\d.e-]+), ([+-][\d.e-]+)\]")
 
 
 def rows_of(page: Path) -> list[dict[str, str]]:
@@ -51,11 +81,8 @@ def _said(row: Mapping[str, str], keys: Sequence[str], full: bool = False) -> st
     return ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {row[key]}" for key in keys if row[key])
 
 
-def claims_of(page: Path) -> list[str]:
-    """The claims of a page: what was said, by how much it is so, and what became of it."""
-    lines = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
-    claims = [cell for cell in lines if len(cell) == 4 and cell[2].startswith(("+", "-")) and "[" in cell[2]]
-    return [f"{says}: {by}, {outcome}" for says, _, by, outcome in claims]
+def title(page: Path) -> str:
+    return page.read_text().partition("\n")[0].lstrip("# ")
 
 
 def estimate(values: Sequence[float]) -> str:
@@ -63,30 +90,135 @@ def estimate(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
 
 
-def table(folder: str, claims: bool) -> str:
-    """Markdown, with links that hold below `folder`, and what became of the claims or without."""
-    head = HEAD if claims else HEAD[:-1]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+def table(folder: str) -> str:
+    """Accuracies as Markdown, with links that hold below `folder`."""
+    found = [HEAD, ["---"] * len(HEAD)]
     for page in sorted(PAGES.glob("*.md")):
-        title = page.read_text().partition("\n")[0].lstrip("# ")
-        said = "; ".join(claims_of(page))
         rows = rows_of(page)
         measure = rows[0]["measure"]
         for place, (name, arms) in enumerate(cells(rows).items()):
             shown = [estimate(arms[arm]) if arm in arms else "" for arm in ARMS]
-            n = len(next(iter(arms.values())))
-            link = f"[{title}]({folder}/{page.name})" if place == 0 else ""
+            link = f"[{title(page)}]({folder}/{page.name})" if place == 0 else ""
             settings = f"{name}; balanced accuracy" if measure != "accuracy" else name
-            row = [link, settings, *shown, str(n), said if place == 0 else ""]
-            lines.append("| " + " | ".join(row[: len(head)]) + " |")
-    return "\n".join(lines) + "\n"
+            found.append([link, settings, *shown, str(len(next(iter(arms.values()))))])
+    return _markdown(found)
 
 
-def main() -> None:
-    for file, (folder, claims) in WHERE.items():
-        before, _, rest = file.read_text().partition(START)
-        file.write_text(before + START + table(folder, claims) + END + rest.partition(END)[2])
+def claims_of(page: Path) -> Iterator[tuple[str, str, str, ClaimRecord]]:
+    """The claims of a page: what is said, its differences in words, what became of it alone, and its errors."""
+    text = page.read_text()
+    kept = page.with_suffix(".json")
+    errors = {record.says: record for _, record in read_claims([kept])} if kept.is_file() else {}
+    replicates = int(re.findall(r"n=(\d+) replicates", text)[0])
+    lines = [line.strip("| ").split(" | ") for line in text.partition("## Claims")[2].splitlines() if line[:2] == "| "]
+    for says, of, by, outcome in (line for line in lines if len(line) == 4 and NUMBERS.search(line[2])):
+        yield says, by, outcome, errors.get(says) or _from_intervals(says, of, by, replicates)
+
+
+def _from_intervals(says: str, of: str, by: str, replicates: int) -> ClaimRecord:
+    """The errors that intervals of accuracies in points can come from, all of it by replicates."""
+    found = [[float(number) / 100 for number in numbers] for numbers in NUMBERS.findall(by)]
+    parts = dict(units=replicates, image_error=0.0, images=None)
+    one = Difference(value=0.0, unit_error=1.0, **parts).half(1 - 0.05 / len(found))
+    assert one is not None and of.startswith(("accuracy", "balanced accuracy"))
+    errors = [Difference(value=value, unit_error=(high - low) / 2 / one, **parts) for value, low, high in found]
+    return ClaimRecord(says=says, of=of.replace(" ", "_") if of.endswith("accuracy") else "accuracy", errors=errors)
+
+
+def judged() -> dict[tuple[str, str], tuple[str, Judged]]:
+    """(page, what is said) => its differences in words, and the claim judged with all others."""
+    found = {(page.stem, says): (by, of) for page in sorted(PAGES.glob("*.md")) for says, by, _, of in claims_of(page)}
+    together = judge_together([(page, claim) for (page, _), (_, claim) in found.items()])
+    return {key: (by, one) for (key, (by, _)), one in zip(found.items(), together, strict=True)}
+
+
+def could_see(claim: ClaimRecord) -> str:
+    """The difference that would be found with a chance of 80 %, alone."""
+    least = []
+    for found in claim.errors:
+        error = ((found.unit_error or 0.0) ** 2 + (found.image_error or 0.0) ** 2) ** 0.5
+        least.append(100 * error * float(t.ppf(0.975, found.units - 1) + t.ppf(0.8, found.units - 1)))
+    return f"{max(least):.1f}"
+
+
+def paper_table() -> str:
+    """Each claim of the paper, and what today's sweeps say of it."""
+    found, answers = [PAPER_HEAD, ["---"] * len(PAPER_HEAD)], judged()
+    for claim in read_toml(RESULTS / "paper.toml")["claim"]:
+        head = [f"{claim['says']} ({claim['paper']})", claim["of"]]
+        rows = [
+            [f"[{says}, {_short(page)}](results/today/{page}.md)", *_answer(*answers[page, says])]
+            for page, asked in claim.get("asked", {}).items()
+            for says in asked
+            if (page, says) in answers
+        ]
+        if not rows:
+            rows = [[_not_asked(claim), "", "", "", ""]]
+        found += [[*(head if place == 0 else ["", ""]), *row] for place, row in enumerate(rows)]
+    return _markdown(found)
+
+
+def _short(page: str) -> str:
+    return {"helps_confirmed": "asked again", "helps_default": "200 of CIFAR-10"}.get(page, page.rpartition("_")[2])
+
+
+def _answer(by: str, one: Judged) -> list[str]:
+    return [by, one.alone, one.together, could_see(one.claim)]
+
+
+def _not_asked(claim: Mapping[str, Any]) -> str:
+    where = [f"[{name}](results/{name}.md)" for name in claim.get("elsewhere", [])]
+    if where:
+        return f"measured: {', '.join(where)}"
+    first = [f"[by the first `mini`](results/first-mini/{name}.md)" for name in claim.get("first", [])]
+    return ", ".join([f"not measured: `experiments/{claim['experiment']}`", *first])
+
+
+def other_claims() -> str:
+    """The claims of today's pages that the paper does not make."""
+    found = [CLAIM_HEAD, ["---"] * len(CLAIM_HEAD)]
+    papers = {
+        (page, says)
+        for claim in read_toml(RESULTS / "paper.toml")["claim"]
+        for page, asked in claim.get("asked", {}).items()
+        for says in asked
+    }
+    for (page, says), answer in judged().items():
+        if (page, says) not in papers:
+            found.append([f"[{_short(page)}](results/today/{page}.md)", says, *_answer(*answer)])
+    return _markdown(found)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def between(text: str, start: str, end: str, inside: str) -> str:
+    """`text` with something else between its two marks."""
+    before, _, rest = text.partition(start)
+    return before + start + inside + end + rest.partition(end)[2]
+
+
+def take_in(sweep: Path, name: str) -> None:
+    """Copy the page of a sweep's folder, its figure and accuracies, and of its JSON the claims with their errors."""
+    [source] = [file for file in sweep.glob("*.json") if file.with_suffix(".md").is_file()]
+    shutil.copyfile(source.with_suffix(".csv"), PAGES / f"{name}.csv")
+    shutil.copyfile(source.with_suffix(".png"), PAGES / f"{name}.png")
+    text = source.with_suffix(".md").read_text().replace(f"({source.stem}.png)", f"({name}.png)")
+    (PAGES / f"{name}.md").write_text(text)
+    claims = {"plan": {"name": name}, "claims": json.loads(source.read_text())["claims"]}
+    (PAGES / f"{name}.json").write_text(json.dumps(claims, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str]) -> None:
+    if arguments:
+        take_in(Path(arguments[0]), arguments[1])
+    README.write_text(between(README.read_text(), START, END, table("docs/results/today")))
+    text = between(PAGE.read_text(), START, END, table("results/today"))
+    PAGE.write_text(
+        between(text, PAPER_START, PAPER_END, paper_table() + "\nAnd what it does not:\n\n" + other_claims())
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CIFAR-10 with 200 and 500 real images, 10 variants each, three arms, five seeds (docs/results.md).
+# CIFAR-10 with 200 and 500 real images, 10 variants each, three arms, five seeds (docs/results/first-mini.md).
 # Usage: experiments/cifar10.sh <cifar10-train.parquet> <cifar10-test.parquet> [folder for the runs]
 # Cost: about half an hour on 2 CPU cores. A killed run goes on with the same command.
 set -euo pipefail
