@@ -79,7 +79,10 @@ def small(plan: SweepPlan) -> SweepPlan:
 
 def published(name: str) -> tuple[set[str], set[str], int, set[str]] | None:
     """Of a page: keys that vary, arms, number of rows, claims that hold; None where there is none."""
-    file = next((path for path in (PAGES / f"{name}.csv", PAGES / "today" / f"{name}.csv") if path.exists()), None)
+    file = next(
+        (path for path in (PAGES / "today" / f"{name}.csv", PAGES / "first-mini" / f"{name}.csv") if path.exists()),
+        None,
+    )
     if file is None:
         return None
     with file.open(newline="") as lines:
