@@ -1,7 +1,7 @@
 """How often does a set of 47 claims make a false statement, and how many true ones does it find?
 
 Command:  python benchmarks/claim_errors.py > docs/results/claim-errors.md
-Method:   47 claims with as many differences as those of docs/results/first-mini. Every difference is drawn with its two estimated
+Method:   47 claims with as many differences as those of docs/results/first-mini. Each is drawn with its two estimated
           variances as in interval_coverage.py, over n seeds and 1,000 test images; a share of the variance of all is in
           common. Judged by `diffusion_inversion.sweep.claims`: alone, with all claims (Holm), by false discovery rate.
 Cost:     2 minutes on one core.

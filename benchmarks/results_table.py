@@ -9,8 +9,8 @@ Method:   All claims of all pages of today are judged together (`diffusion_inver
           statements of each, 5 %). Of a page without JSON the interval is all there is: its half over the quantile of
           the replicates is taken for the error by replicates. At 5 % that is the interval itself; at the lower levels
           of many claims it is wider than with the error by test images apart, so nothing is said too early.
-          What could have been seen: the difference that an experiment with this error finds in four of five cases
-          alone at 5 %, (t(.975, n - 1) + t(.8, n - 1)) times the error; of several differences the largest.
+          What could have been seen: the difference that is found alone in four of five experiments with this error,
+          (t(.975, n - 1) + t(.8, n - 1)) times it; of several differences the largest.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ import re
 import shutil
 import statistics
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t
 
 from diffusion_inversion.engine.toml import read_toml
-from diffusion_inversion.sweep.claims import ClaimRecord, Difference, Judged, judge_together, read_claims
+from diffusion_inversion.sweep.claims import UNCLEAR, ClaimRecord, Difference, Judged, judge_together, read_claims
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -38,17 +42,19 @@ START, END = "<!-- today -->\n", "<!-- end of today -->"
 PAPER_START, PAPER_END = "<!-- paper -->\n", "<!-- end of paper -->"
 ARMS = ("real", "synthetic", "real+synthetic")
 HEAD = ("experiment", "settings", *ARMS, "n")
-PAPER_HEAD = (
-    "the paper says",
-    "there",
-    "asked here",
-    "difference, alone at 95 %",
-    "alone",
-    "all together",
-    "could see",
-)
-CLAIM_HEAD = ("experiment", "claimed beforehand", "difference, alone at 95 %", "alone", "all together", "could see")
+JUDGED_HEAD = ("difference, alone at 95 %", "alone", "all together", "could see")
+PAPER_HEAD = ("the paper says", "where", "asked here", *JUDGED_HEAD)
+CLAIM_HEAD = ("experiment", "claimed beforehand", "of", *JUDGED_HEAD)
 NUMBERS = re.compile(r"([+-][\d.e-]+) \[([+-][\d.e-]+), ([+-][\d.e-]+)\]")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A claim of a page: its differences in words, of what they are, and what is said of it alone and with all."""
+
+    by: str
+    of: str
+    judged: Judged
 
 
 def rows_of(page: Path) -> list[dict[str, str]]:
@@ -104,15 +110,15 @@ def table(folder: str) -> str:
     return _markdown(found)
 
 
-def claims_of(page: Path) -> Iterator[tuple[str, str, str, ClaimRecord]]:
-    """The claims of a page: what is said, its differences in words, what became of it alone, and its errors."""
+def claims_of(page: Path) -> Iterator[tuple[str, str, str, str, ClaimRecord]]:
+    """The claims of a page: what is said, of what, its differences in words, its outcome alone, and its errors."""
     text = page.read_text()
     kept = page.with_suffix(".json")
     errors = {record.says: record for _, record in read_claims([kept])} if kept.is_file() else {}
     replicates = int(re.findall(r"n=(\d+) replicates", text)[0])
     lines = [line.strip("| ").split(" | ") for line in text.partition("## Claims")[2].splitlines() if line[:2] == "| "]
     for says, of, by, outcome in (line for line in lines if len(line) == 4 and NUMBERS.search(line[2])):
-        yield says, by, outcome, errors.get(says) or _from_intervals(says, of, by, replicates)
+        yield says, of, by, outcome, errors.get(says) or _from_intervals(says, of, by, replicates)
 
 
 def _from_intervals(says: str, of: str, by: str, replicates: int) -> ClaimRecord:
@@ -125,11 +131,51 @@ def _from_intervals(says: str, of: str, by: str, replicates: int) -> ClaimRecord
     return ClaimRecord(says=says, of=of.replace(" ", "_") if of.endswith("accuracy") else "accuracy", errors=errors)
 
 
-def judged() -> dict[tuple[str, str], tuple[str, Judged]]:
-    """(page, what is said) => its differences in words, and the claim judged with all others."""
-    found = {(page.stem, says): (by, of) for page in sorted(PAGES.glob("*.md")) for says, by, _, of in claims_of(page)}
-    together = judge_together([(page, claim) for (page, _), (_, claim) in found.items()])
-    return {key: (by, one) for (key, (by, _)), one in zip(found.items(), together, strict=True)}
+@cache
+def judged() -> dict[tuple[str, str], Answer]:
+    """(page, what is said) => the claim, judged with all others."""
+    found = {
+        (page.stem, says): (by, of, claim)
+        for page in sorted(PAGES.glob("*.md"))
+        for says, of, by, _, claim in claims_of(page)
+    }
+    together = judge_together([(page, claim) for (page, _), (*_, claim) in found.items()])
+    return {key: Answer(by, of, one) for (key, (by, of, _)), one in zip(found.items(), together, strict=True)}
+
+
+def asked_of(claim: Mapping[str, Any]) -> dict[tuple[str, str], Answer]:
+    """What today's pages say of a claim of the paper."""
+    keys = [(page, says) for page, asked in claim.get("asked", {}).items() for says in asked]
+    return {key: judged()[key] for key in keys if key in judged()}
+
+
+def summary() -> str:
+    """How many claims there are, and what became of them."""
+    claims = read_toml(RESULTS / "paper.toml")["claim"]
+    asked = sum(bool(asked_of(claim)) for claim in claims)
+    elsewhere = sum("measured" in claim for claim in claims)
+    answers = [answer for claim in claims for answer in asked_of(claim).values()]
+    alone, together = (Counter(getattr(answer.judged, name) for answer in answers) for name in ("alone", "together"))
+    factors = {n: _factor(n, 2 * len(judged())) for n in (10, 5, 3)}
+    text = (
+        f"Of the paper's {len(claims)} claims {asked} are asked here, by {len(answers)} comparisons, and {elsewhere} "
+        f"of cost is measured elsewhere; {len(claims) - asked - elsewhere} are not measured. Each alone: "
+        f"{_counted(alone)}. Judged with all {len(judged())} of both tables: {_counted(together)}. For that a "
+        "difference has to lie "
+        f"{factors[5]:.1f} half-widths of its interval from 0 where there are five replicates, {factors[10]:.1f} with "
+        f'ten and {factors[3]:.1f} with three: "too noisy" there says first of all that replicates are few.'
+    )
+    return "\n".join(textwrap.wrap(text, 128, break_long_words=False)) + "\n\n"
+
+
+def _counted(outcomes: Mapping[str, int]) -> str:
+    said = ("holds", "does not hold", UNCLEAR)
+    return ", ".join(f"{outcomes[one]} {one}" for one in said if outcomes.get(one))
+
+
+def _factor(replicates: int, statements: int) -> float:
+    """The most that Holm asks for, in half-widths of an interval at 95 %."""
+    return float(t.ppf(1 - 0.05 / statements, replicates - 1) / t.ppf(0.975, replicates - 1))
 
 
 def could_see(claim: ClaimRecord) -> str:
@@ -143,33 +189,33 @@ def could_see(claim: ClaimRecord) -> str:
 
 def paper_table() -> str:
     """Each claim of the paper, and what today's sweeps say of it."""
-    found, answers = [PAPER_HEAD, ["---"] * len(PAPER_HEAD)], judged()
+    found = [PAPER_HEAD, ["---"] * len(PAPER_HEAD)]
     for claim in read_toml(RESULTS / "paper.toml")["claim"]:
         head = [f"{claim['says']} ({claim['paper']})", claim["of"]]
         rows = [
-            [f"[{says}, {_short(page)}](results/today/{page}.md)", *_answer(*answers[page, says])]
-            for page, asked in claim.get("asked", {}).items()
-            for says in asked
-            if (page, says) in answers
+            [f"[{says}, {_short(page)}](results/today/{page}.md)", *_cells(answer, claim.get("pairs", ()))]
+            for (page, says), answer in asked_of(claim).items()
         ]
-        if not rows:
-            rows = [[_not_asked(claim), "", "", "", ""]]
+        rows = rows or [[_elsewhere(claim), "", "", "", ""]]
         found += [[*(head if place == 0 else ["", ""]), *row] for place, row in enumerate(rows)]
     return _markdown(found)
 
 
 def _short(page: str) -> str:
-    return {"helps_confirmed": "asked again", "helps_default": "200 of CIFAR-10"}.get(page, page.rpartition("_")[2])
+    """Where it was asked: the end of the title."""
+    return re.split("[?,:] ", title(PAGES / f"{page}.md"))[-1]
 
 
-def _answer(by: str, one: Judged) -> list[str]:
-    return [by, one.alone, one.together, could_see(one.claim)]
+def _cells(answer: Answer, pairs: Sequence[str]) -> list[str]:
+    by = answer.by
+    if pairs:
+        by = "; ".join(f"{pair}: {one}" for pair, one in zip(pairs, by.split("; "), strict=True))
+    return [by, answer.judged.alone, answer.judged.together, could_see(answer.judged.claim)]
 
 
-def _not_asked(claim: Mapping[str, Any]) -> str:
-    where = [f"[{name}](results/{name}.md)" for name in claim.get("elsewhere", [])]
-    if where:
-        return f"measured: {', '.join(where)}"
+def _elsewhere(claim: Mapping[str, Any]) -> str:
+    if "measured" in claim:
+        return f"[{claim['measured']}](results/{claim['page']}.md)"
     first = [f"[by the first `mini`](results/first-mini/{name}.md)" for name in claim.get("first", [])]
     return ", ".join([f"not measured: `experiments/{claim['experiment']}`", *first])
 
@@ -177,15 +223,10 @@ def _not_asked(claim: Mapping[str, Any]) -> str:
 def other_claims() -> str:
     """The claims of today's pages that the paper does not make."""
     found = [CLAIM_HEAD, ["---"] * len(CLAIM_HEAD)]
-    papers = {
-        (page, says)
-        for claim in read_toml(RESULTS / "paper.toml")["claim"]
-        for page, asked in claim.get("asked", {}).items()
-        for says in asked
-    }
+    papers = {key for claim in read_toml(RESULTS / "paper.toml")["claim"] for key in asked_of(claim)}
     for (page, says), answer in judged().items():
         if (page, says) not in papers:
-            found.append([f"[{_short(page)}](results/today/{page}.md)", says, *_answer(*answer)])
+            found.append([f"[{_short(page)}](results/today/{page}.md)", says, answer.of, *_cells(answer, ())])
     return _markdown(found)
 
 
@@ -215,9 +256,8 @@ def main(arguments: Sequence[str]) -> None:
         take_in(Path(arguments[0]), arguments[1])
     README.write_text(between(README.read_text(), START, END, table("docs/results/today")))
     text = between(PAGE.read_text(), START, END, table("results/today"))
-    PAGE.write_text(
-        between(text, PAPER_START, PAPER_END, paper_table() + "\nAnd what it does not:\n\n" + other_claims())
-    )
+    inside = f"{summary()}{paper_table()}\nClaims of ours, which the paper does not make:\n\n{other_claims()}"
+    PAGE.write_text(between(text, PAPER_START, PAPER_END, inside))
 
 
 if __name__ == "__main__":
