@@ -84,7 +84,8 @@ def test_empty_and_one_class_are_fatal_problems(tmp_path: Path) -> None:
     assert not empty.usable and empty.train.sides == (0, 0, 0)
     assert empty.table()
     one = inspect(str(class_folders(tmp_path, {"cat": 5})))
-    assert any("one class, cat" in problem.cause for problem in one.train.problems) and not one.usable
+    [problem] = [problem for problem in one.train.problems if "one class, cat" in problem.cause]
+    assert problem.remedy.startswith("add a folder for each other class") and not one.usable
 
 
 def test_what_names_no_data_is_a_usage_error(tmp_path: Path) -> None:

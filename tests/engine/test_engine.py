@@ -23,7 +23,7 @@ from diffusion_inversion.engine.frozen_settings import freeze_settings
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.engine.store import PARTIAL_PREFIX, commit_bytes, commit_file, remove_partials
-from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError, LockedError
+from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError, LockedError, UsageError
 
 SOURCE = str(Path(diffusion_inversion.__path__[0]).parent)
 
@@ -327,3 +327,11 @@ def test_lock_is_free_after_the_block_and_after_an_error(tmp_path: Path) -> None
         pass  # the same process may come in again
     with run_lock(tmp_path):
         pass
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_at_once(tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_text("mine")
+    for there in (file, file / "run", Path("/proc/run")):
+        with pytest.raises(UsageError, match=r"cannot be made a folder .*choose another place"), run_lock(there):
+            pass
+    assert file.read_text() == "mine"

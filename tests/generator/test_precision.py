@@ -19,7 +19,7 @@ from diffusion_inversion.invert.objective import EvaluationBank, gradients, loss
 from diffusion_inversion.invert.optimisation import gradient_checkpointing
 
 IMAGES = toy_images(4)
-# Least cosine to the float64 gradient that an image's gradient may have, at one draw. Measured: see docs/results/costs.md.
+# Least cosine to the float64 gradient of an image's gradient, at one draw. Measured: see docs/results/costs.md.
 LEAST = {"float32": 0.999999, "bfloat16": 0.999, "float16": 0.9999}
 
 

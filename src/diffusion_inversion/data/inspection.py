@@ -163,7 +163,8 @@ def inspect(
         try:
             return step()
         except DataError as error:
-            general.append(Problem(chosen.train.name, str(error), "see the cause", fatal=True))
+            cause, _, remedy = str(error).rpartition("; ")
+            general.append(Problem(chosen.train.name, cause, remedy, fatal=True))
             return None
 
     check(lambda: check_classes(chosen.train))

@@ -232,8 +232,8 @@ def check_classes(train: Source) -> None:
     """Raise DataError for one class: nothing can be told apart."""
     if len(train.class_names) == 1:
         raise DataError(
-            f"{train.name}: one class, {train.class_names[0]}; a classifier needs two. "
-            "Where a table says what each image is, give that table (.csv, .tsv, .jsonl) as DATA"
+            f"{train.name}: one class, {train.class_names[0]}, and a classifier needs two; add a folder for each other "
+            "class, or give the table (.csv, .tsv, .jsonl) that says what each image is"
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigMismatchError, DiskError, LockedError
+from ..errors import ConfigMismatchError, DiskError, LockedError, UsageError
 from .redaction import redact
 from .store import disk_errors, guarded, remove_partials
 
@@ -100,15 +100,23 @@ def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
     `shared` lets other processes that share work beside this one, each on units that no other has claimed.
     The lock is the kernel's (flock on `<folder>/.lock`), so it ends with the process, however that ends; the file
     stays. Inside a block that holds it already, in the same process, it does nothing. Raises LockedError, which names
-    the holder, and DiskError where the folder cannot be written.
+    the holder, UsageError where no folder can be there, and DiskError where it cannot be written.
     """
     key = os.path.realpath(folder)
     if key in _held:
         yield
         return
     path = folder / LOCK_NAME
-    with disk_errors(path):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise UsageError(
+            f"{folder}: cannot be made a folder ({error.strerror}); choose another place for it"
+        ) from error
+    except OSError:
+        with disk_errors(path):
+            raise
+    with disk_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         alone = _try_lock(descriptor, fcntl.LOCK_EX, path)
