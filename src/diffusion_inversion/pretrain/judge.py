@@ -22,8 +22,8 @@ from ..train.classifiers import Classifier
 from ..train.evaluation import compare, predict
 from ..train.training import train
 
-# 1.5 epochs of CIFAR-10 from ImageNet's weights: 90.2 % of its test images. A judge below JUDGE_ACCURACY on the target's
-# test images says so wherever it judges.
+# 1.5 epochs of CIFAR-10 from ImageNet's weights: 90.2 % of its test images. A judge below JUDGE_ACCURACY on the test
+# images of the target says so wherever it judges.
 JUDGE = TrainSettings(architecture="lite0", recipe="fast", learning_rate=1e-3, batch_size=64, steps=1_200)
 JUDGE_ACCURACY = 0.9
 # What the autoencoder costs on a specialised data set: at CLASSIFIER_SIZE px, or the images' own side where smaller.
