@@ -97,9 +97,9 @@ def fit(
 
     A batch that does not fit in the card's memory is halved, and the learning rates with its square root.
     `on_save` is called after every save. `vae` is the hash of the autoencoder whose latents are learned, if any are.
-    Raises PartEnded when `part_ends` (time.monotonic()) has come,
-    KeyboardInterrupt after a signal, both with the state saved; DataError where the state is of another network;
-    UsageError where it learned the latents of another autoencoder; DinvError where numbers are no longer finite.
+    Raises PartEnded when `part_ends` (time.monotonic()) has come, KeyboardInterrupt after a signal, both with the state
+    saved; DataError where the state is of another network; UsageError where it learned the latents of another
+    autoencoder; DinvError where numbers are no longer finite.
     """
     device = task.weights.lr.device
     state = folder / f"{task.name}.state.safetensors"
