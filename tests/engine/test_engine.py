@@ -22,7 +22,7 @@ import diffusion_inversion
 from diffusion_inversion.engine.frozen_settings import freeze_settings
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
-from diffusion_inversion.engine.store import PARTIAL_PREFIX, commit_bytes, commit_file, remove_partials
+from diffusion_inversion.engine.store import PARTIAL_PREFIX, commit_bytes, commit_file, remove_partials, replaced_folder
 from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError, LockedError, UsageError
 
 SOURCE = str(Path(diffusion_inversion.__path__[0]).parent)
@@ -67,6 +67,23 @@ def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
         commit_file(path, half)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with replaced_folder(folder) as made:
+        (made / "a").write_text("1")
+        (made / "b").write_text("1")
+    with pytest.raises(RuntimeError), replaced_folder(folder) as made:
+        (made / "a").write_text("2")
+        raise RuntimeError
+    assert (folder / "a").read_text() == "1" and [*tmp_path.iterdir()] == [folder]
+    folder.rename(tmp_path / ".partial-old-model")  # as a kill between the two renames leaves it
+    with replaced_folder(folder) as made:
+        assert (folder / "a").read_text() == "1"
+        (made / "a").write_text("2")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "2", "b": "1"}
+    assert [*tmp_path.iterdir()] == [folder]
 
 
 def test_a_killed_writer_leaves_the_old_file_and_the_rest_is_cleared(tmp_path: Path) -> None:

@@ -190,3 +190,28 @@ def test_more_steps_than_the_schedule_has_room_for(name: SchedulerName) -> None:
     with pytest.raises(UsageError, match="inference_steps=1000: with the checkpoint's steps_offset"):
         make_scheduler(name, SD14_SCHEDULER, 1000)
     make_scheduler(name, SD14_SCHEDULER, 999)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "steps", "said"),
+    [
+        ("dpm++", SD14_SCHEDULER, 1000, "one noise level twice"),
+        ("unipc", SD14_SCHEDULER, 1000, "one noise level twice"),
+        ("pndm", MINI_SCHEDULER, 999, "leaves no signal"),
+    ],
+)
+def test_steps_whose_arithmetic_is_not_finite_are_refused(
+    name: SchedulerName, config: dict[str, Any], steps: int, said: str
+) -> None:
+    """One step fewer is finite; so are Karras' noise levels, though their timesteps, rounded, repeat."""
+    with pytest.raises(UsageError, match=f"inference_steps={steps}: .*{said}"):
+        make_scheduler(name, config, steps)
+    others = [make_scheduler(name, config, steps - 1)]
+    if name != "pndm":
+        others.append(make_scheduler(name, config | {"use_karras_sigmas": True}, 50))
+        assert len(others[1].timesteps.unique()) < 50
+    for scheduler in others:
+        z = torch.ones(1, 4, 2, 2) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            z = scheduler.step(torch.full_like(z, 0.1), t, z).prev_sample
+        assert bool(z.isfinite().all())

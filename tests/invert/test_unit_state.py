@@ -15,7 +15,9 @@ from diffusion_inversion.data.images import LabelledImages, to_model_range
 from diffusion_inversion.engine import state as unit_state
 from diffusion_inversion.engine.state import UnitState
 from diffusion_inversion.generator.generator import Generator
+from diffusion_inversion.invert.objective import EvaluationBank
 from diffusion_inversion.invert.optimisation import invert_batch
+from diffusion_inversion.invert.trajectory import Trajectory, UnitInputs
 from diffusion_inversion.train.training import train
 
 
@@ -69,6 +71,19 @@ def test_inversion_goes_on_to_the_same_bits(always: None, generator: Generator, 
     assert done == [cut_after * 3, *[3] * (6 - cut_after)], "the saved steps are counted, not done again"
     for name in ("vectors", "losses", "null_losses"):
         assert torch.equal(getattr(again, name), getattr(whole, name)), name
+
+
+def test_more_than_a_thousand_kept_steps_come_back_in_their_order(generator: Generator) -> None:
+    """As text, kept.1000 would come before kept.101."""
+    images, settings = toy_images(1), InvertSettings(steps=1, init="random", eval_draws=1)
+    latents = generator.encode(to_model_range(images.images))
+    bank = EvaluationBank.draw(generator, latents, images.ids, settings)
+    inputs = UnitInputs(generator, settings, images.ids, latents, bank, torch.zeros(1, 5, WIDTH), 1)
+    before, after = (Trajectory(inputs, torch.arange(1), 0.1, 0) for _ in range(2))
+    before.kept = [torch.tensor(float(place)) for place in range(1002)]
+    before.losses = [-tensor for tensor in before.kept]
+    assert after.restore(before.progress(7, 0, before.result(complete=False))) == 7
+    assert [int(tensor) for tensor in after.kept] == [-int(tensor) for tensor in after.losses] == [*range(1002)]
 
 
 ADVERSARIAL = {"me_ada_every": 2, "me_ada_share": 0.5, "me_ada_steps": 2}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 
 from diffusion_inversion.data.images import to_model_range
 from diffusion_inversion.errors import DataError, UsageError
-from diffusion_inversion.generator.adapter import Adapter
 from diffusion_inversion.generator.generator import Generator, initialise, noise_schedule
-from diffusion_inversion.pretrain import decoder, loop, parts, recipe, unet
+from diffusion_inversion.pretrain import decoder, loop, networks, parts, recipe, unet
 from diffusion_inversion.pretrain.checkpoint import Progress
 from diffusion_inversion.pretrain.corpus import Corpus, hold_out, load_corpus
 from diffusion_inversion.pretrain.log import read_log
@@ -40,41 +38,6 @@ def setting(folder: Path, **changes: object) -> recipe.Setting:
     return recipe.Setting(**(given | changes))  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    images = torch.randint(256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Corpus(images.repeat_interleave(4, 2).repeat_interleave(4, 3), torch.arange(16) % 2, NAMES)
-
-
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe's config files, those of the smaller size with an eighth of its channels."""
-    folder = Path(shutil.copytree(recipe.ARCHITECTURES, tmp_path_factory.mktemp("narrow") / "architecture"))
-    for name, changes in {
-        "vae": {"block_out_channels": [8, 8, 16], "norm_num_groups": 4},
-        "unet": {"block_out_channels": [16, 32], "norm_num_groups": 4, "cross_attention_dim": WIDTH},
-        "text_encoder": {
-            "hidden_size": WIDTH,
-            "projection_dim": WIDTH,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-        },
-    }.items():
-        path = folder / str(SIZE) / name / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return folder
-
-
-@pytest.fixture
-def small(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thin networks, validation and logs at every step of a few images."""
-    monkeypatch.setattr(recipe, "ARCHITECTURES", narrow)
-    monkeypatch.setattr(Adapter.__init__, "__defaults__", (5, WIDTH, 16))  # tokens, width, hidden
-    monkeypatch.setattr(unet, "VALIDATION_IMAGES", 4)
-    monkeypatch.setattr(unet, "VALIDATION_DRAWS", 1)
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
-
-
 def write_corpus(path: Path, images: Tensor, labels: list[int], names: tuple[str, ...] | None = NAMES) -> Path:
     column = [{"bytes": encode_png(image), "path": None} for image in images]
     table = pa.table({"image": column, "label": labels})
@@ -87,7 +50,7 @@ def write_corpus(path: Path, images: Tensor, labels: list[int], names: tuple[str
 
 def test_normalised_latents_have_unit_statistics_and_decode_as_before(corpus: Corpus) -> None:
     for size in recipe.SIZES:
-        vae = initialise(recipe.ARCHITECTURES / str(size), seed=0)["vae"].eval().requires_grad_(False)
+        vae = initialise(networks.ARCHITECTURES / str(size), seed=0)["vae"].eval().requires_grad_(False)
         images = to_model_range(corpus.images)
         before = vae.encode(images).latent_dist
         decoded = reconstruct(vae, images)
@@ -128,7 +91,7 @@ def test_views_come_in_random_order() -> None:
 def test_psnr_is_that_of_torchmetrics(corpus: Corpus) -> None:
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    vae = initialise(recipe.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
+    vae = initialise(networks.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
     decoded = ((reconstruct(vae, to_model_range(corpus.images)).clamp(-1, 1) + 1) * 127.5).round()
     theirs = [
         peak_signal_noise_ratio(d[None], x[None].float(), data_range=255.0)
@@ -138,7 +101,7 @@ def test_psnr_is_that_of_torchmetrics(corpus: Corpus) -> None:
 
 
 def test_the_velocity_loss_is_zero_for_the_true_velocity_alone() -> None:
-    alphas = noise_schedule(recipe.ARCHITECTURES / "64")
+    alphas = noise_schedule(networks.ARCHITECTURES / "64")
     z, eps = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3)
     t = torch.tensor([0, 300, 700, 999])
     signal, sigma = (a[t].sqrt()[:, None, None, None] for a in (alphas, 1 - alphas))
@@ -156,7 +119,7 @@ def test_the_velocity_loss_is_zero_for_the_true_velocity_alone() -> None:
 
 def test_the_discriminator_and_the_decoder_do_not_pull_at_each_other(corpus: Corpus) -> None:
     """What the decoder gains is no gradient of the discriminator, and the encoder is left as it was."""
-    vae = initialise(recipe.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
+    vae = initialise(networks.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
     encoder = {key: value.clone() for key, value in vae.encoder.state_dict().items()}
     task = decoder.DecoderTask(vae, corpus, corpus, CPU, torch.float32, batch_size=4)
     torch.manual_seed(0)
@@ -303,7 +266,7 @@ def test_a_part_ends_in_time_with_its_state_saved(corpus: Corpus, tmp_path: Path
 
 
 def test_a_budget_is_images_or_minutes() -> None:
-    assert Budget(samples=100).share(Progress(step=5), 10) == 0.5
+    assert Budget(samples=100).share(Progress(step=5, samples=50), 10) == 0.5
     assert Budget(minutes=2).share(Progress(seconds=30), 10) == 0.25
     for wrong in ({}, {"samples": 0}, {"minutes": 0.0}, {"samples": 1, "minutes": 1.0}):
         with pytest.raises(UsageError):

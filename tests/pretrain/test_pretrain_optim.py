@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_inversion.generator.adapter import Adapter
 from diffusion_inversion.pretrain.optim import RMS, MixedPrecision, Muon, orthogonalise, trapezoid
 
 
@@ -74,3 +75,16 @@ def test_weights_follow_the_gradient_and_the_average_follows_the_weights() -> No
         torch.testing.assert_close(weights.ema["part"].weight, expected)
         torch.testing.assert_close(weights.network["part"].weight, model["part"].weight)
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_what_is_restored_reaches_the_network_that_computes_buffers_too() -> None:
+    """The adapter's statistics are buffers, which no optimizer moves."""
+    adapters = [nn.ModuleDict({"adapter": Adapter(tokens=2, width=8, hidden=4)}) for _ in range(2)]
+    for mean, adapter in enumerate(adapters):
+        adapter["adapter"].normalise.running_mean.fill_(mean)
+    weights = MixedPrecision(adapters[0], torch.float32, 0.1, 0.1, ema_decay=0.5)
+    weights.model.load_state_dict(adapters[1].state_dict())
+    weights.restored()
+    network, saved = weights.network.state_dict(), adapters[1].state_dict()
+    assert all(torch.equal(network[key], saved[key]) for key in saved) and network.keys() == saved.keys()
+    assert float(network["adapter.normalise.running_mean"][0]) == 1

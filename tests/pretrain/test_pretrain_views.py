@@ -7,23 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_inversion.data.images import to_model_range
-from diffusion_inversion.generator.features import load_lite0, profile
+from diffusion_inversion.generator.features import PROFILE_DIM, load_lite0, profile
 from diffusion_inversion.generator.generator import initialise
-from diffusion_inversion.pretrain import latents, recipe, unet
+from diffusion_inversion.pretrain import latents, networks, unet
+from diffusion_inversion.pretrain.checkpoint import metadata_of
 from diffusion_inversion.pretrain.corpus import Corpus
 from diffusion_inversion.pretrain.views import mirrored_half, near_view, seeded_draws, wide_view
 
-NAMES = ("goldfish", "tabby cat")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    images = torch.randint(256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Corpus(images.repeat_interleave(4, 2).repeat_interleave(4, 3), torch.arange(16) % 2, NAMES)
 
 
 @pytest.mark.parametrize("view", [near_view, wide_view, mirrored_half])
@@ -63,7 +58,7 @@ def test_near_views_are_crops_that_never_leave_the_image() -> None:
 
 
 def test_a_profile_is_that_of_the_cached_view(corpus: Corpus, tmp_path: Path) -> None:
-    vae = initialise(recipe.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
+    vae = initialise(networks.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
     views = ("plain", "mirrored", "wide")
     cache = latents.cache_views(vae, corpus, tmp_path / "cache.safetensors", views, device=CPU)
     lite0, images = load_lite0(), to_model_range(corpus.images)
@@ -76,6 +71,37 @@ def test_a_profile_is_that_of_the_cached_view(corpus: Corpus, tmp_path: Path) ->
     assert torch.equal(read.latents, cache.latents) and torch.equal(read.profiles, cache.profiles)
     other = latents.cache_views(vae, corpus, tmp_path / "cache.safetensors", ("plain",), device=CPU)
     assert len(other.latents) == 1  # another recipe's cache is not taken over
+
+
+def test_views_do_not_depend_on_how_many_are_encoded_together(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA several blocks are: their views, so their profiles, are those of a CPU to rounding."""
+    vae = initialise(networks.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
+    monkeypatch.setattr(latents, "BLOCK", 3)
+
+    def cache(name: str) -> latents.LatentCache:
+        return latents.cache_views(vae, corpus, tmp_path / name, ("near", "wide"), device=CPU)
+
+    apart = cache("apart")
+    monkeypatch.setattr(latents, "BLOCKS_AT_ONCE", {"cpu": 4})
+    together = cache("together")
+    torch.testing.assert_close(together.latents, apart.latents, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(together.profiles, apart.profiles, rtol=2e-2, atol=2e-2)
+
+
+def test_a_cache_of_an_earlier_version_is_taken_on_a_cpu(corpus: Corpus, tmp_path: Path) -> None:
+    """It did not name its blocks, which were those of today on a CPU and others on CUDA."""
+    vae = initialise(networks.ARCHITECTURES / "32", seed=0)["vae"].eval().requires_grad_(False)
+    path = tmp_path / "cache.safetensors"
+    latents.cache_views(vae, corpus, path, ("plain",), device=CPU)
+    metadata = metadata_of(path)
+    assert metadata is not None and metadata.pop("block") == "500"
+    planted = load_file(path) | {"profiles": torch.ones(1, 16, PROFILE_DIM).half()}
+    for said, taken in ((metadata, True), (metadata | {"block": "2000"}, False)):
+        save_file(planted, path, metadata=said)
+        again = latents.cache_views(vae, corpus, path, ("plain",), device=CPU)
+        assert torch.equal(again.profiles, planted["profiles"]) == taken
 
 
 def test_rows_see_the_views_that_they_may(corpus: Corpus, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from toy import toy_images
 
 from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.data.images import resize, to_model_range
+from diffusion_inversion.engine import state as unit_state
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.manifest import NAME
 from diffusion_inversion.errors import DataError
@@ -122,6 +123,35 @@ def test_a_batch_that_a_kill_cut_short_is_measured_whole(run: Path, bench: Bench
     kept["images"] = dict(list(kept["images"].items())[:3])  # the first batch
     ledger.commit(LIKENESS_FILE, json.dumps(kept).encode())
     assert read_likeness(run, read_embeddings(run)) is None, "half of it is not shown as all"
+    sample_stage(run, bench.generator(), SAMPLE, sources=open_splits(run).train)
+    assert (run / LIKENESS_FILE).read_bytes() == whole
+
+
+@pytest.mark.parametrize(("every", "writes"), [(unit_state.EVERY, 1), (0.0, 2)])
+def test_a_stop_keeps_what_was_measured_in_one_write(
+    run: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, every: float, writes: int
+) -> None:
+    """Not in one write a batch: each is of the whole file. A kill costs what came since the last."""
+    whole, generator = (run / LIKENESS_FILE).read_bytes(), bench.generator()
+    Ledger(run).drop(LIKENESS_FILE)
+    monkeypatch.setattr(unit_state, "EVERY", every)
+    lines, decode, calls = (run / NAME).read_text().count("\n"), generator.decode, []
+
+    def stopped(latents: torch.Tensor) -> torch.Tensor:
+        calls.append(len(latents))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return decode(latents)
+
+    monkeypatch.setattr(generator, "decode", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sample_stage(run, generator, SAMPLE, sources=open_splits(run).train)
+    kept = json.loads((run / LIKENESS_FILE).read_text())["images"]
+    assert list(kept.items()) == list(json.loads(whole)["images"].items())[: sum(calls[:2])]
+    records = [json.loads(line) for line in (run / NAME).read_text().splitlines()[lines:]]
+    commits = [record for record in records if (record["unit"], record["event"]) == (LIKENESS_FILE, "commit")]
+    assert len(commits) == writes
+    monkeypatch.undo()
     sample_stage(run, bench.generator(), SAMPLE, sources=open_splits(run).train)
     assert (run / LIKENESS_FILE).read_bytes() == whole
 

@@ -39,10 +39,12 @@ from diffusion_inversion.run.strengths import MOST_MISSED, PROBE_STEPS, PROBES, 
 from diffusion_inversion.run.strengths_record import strength_images, strengths_record
 from diffusion_inversion.run.tune import prepared
 from diffusion_inversion.run.verify import verify
+from diffusion_inversion.sample import sampling
 from diffusion_inversion.sample.sampling import sample
 from diffusion_inversion.sample.strengths import LADDER, strength_at
 from diffusion_inversion.sample.synthetic import SyntheticStore
 from diffusion_inversion.sample.variants import draw_images, plan_variant
+from diffusion_inversion.sweep.drawn import draw
 from diffusion_inversion.train.choosing import Material
 
 CPU = torch.device("cpu")
@@ -130,6 +132,26 @@ def test_a_killed_search_goes_on_with_the_same_bits(coloured: Bench, drawn: Path
     assert_same(run, drawn)
     assert verify(run).findings == () and all(identify(name) is not None for name in content(run))
     assert manifests[0].units() == manifests[1].units() and len(manifests[0].units()) == 3
+
+
+def test_many_images_of_a_sweep_go_on_after_a_kill(
+    coloured: Bench, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are kept in Parquet by their number, which the search for strengths has to know when it comes again."""
+    monkeypatch.setattr(sampling, "PACKED_FROM", 60)
+    auto = AUTO.model_copy(update={"variants": 2, "inference_steps": 1, "batch_size": 2})
+    home, train = tmp_path / "home", open_splits(drawn)
+
+    def drawing() -> list[str]:
+        assert draw(drawn, home, auto, DATA, coloured.generator(), lambda data: train) == {"images": 60}
+        store = SyntheticStore(home, NAMES)
+        assert (store.storage, store.count) == ("parquet", 60)
+        return sorted(store.table("sha256")["sha256"].to_pylist())
+
+    whole = drawing()
+    manifest = SyntheticStore(home, NAMES).manifest
+    manifest.rewrite(manifest.records()[:1])  # killed after the first unit
+    assert drawing() == whole
 
 
 def test_it_stays_as_it_was_found_and_goes_with_what_is_forgotten(coloured: Bench, drawn: Path, tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def test_bad_requests_name_the_remedy(generator: Generator, tmp_path: Path) -> N
         sample_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update={"resolution": 15}))
     with pytest.raises(UsageError, match="image_size=99"):
         sample_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update={"image_size": 99}))
+    with pytest.raises(DataError, match="both name the source 'a: b: c'"):
+        sample_prompts((Prompt("a: b", "c"), Prompt("a", "b: c")), generator, tmp_path, SETTINGS)
     assert not list(tmp_path.iterdir())
 
 
@@ -139,6 +141,12 @@ def test_prompts_are_read_from_files_and_templates(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(DataError, match=message):
             read_prompts(str(file))
+    file.write_text("".join(f"cat\t{row:05d} {'x' * 90}\n" for row in range(42_000)))
+    with pytest.raises(DataError, match=r"4,242,000 bytes, more than 4,194,304\. Split it"):
+        read_prompts(str(file))
+    file.write_text("a: b\tc\na\tb: c\n")
+    with pytest.raises(DataError, match=r"'c' of class 'a: b' and 'b: c' of class 'a': .* the source 'a: b: c'"):
+        read_prompts(str(file))
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="UTF-8"):
         read_prompts(str(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,14 +11,15 @@ import pytest
 import torch
 from toy import WIDTH, toy_images
 
-from diffusion_inversion.config.sampling import SampleSettings
+from diffusion_inversion.config.sampling import PromptSettings, SampleSettings
 from diffusion_inversion.config.settings import InvertSettings
-from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
+from diffusion_inversion.errors import ConfigMismatchError, DataError, PartialError, UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.sample.columns import COLUMNS
 from diffusion_inversion.sample.denoising import denoise
+from diffusion_inversion.sample.prompting import Prompt, sample_prompts
 from diffusion_inversion.sample.sampling import reconstruct, sample
 from diffusion_inversion.sample.synthetic import SyntheticStore, file_name, read_synthetic
 from diffusion_inversion.sample.variants import plan_variant
@@ -98,6 +100,32 @@ def test_resumed_and_extended_equal_uninterrupted(generator: Generator, embeddin
     again = sample(embeddings, generator, grown, SETTINGS)
     assert again.ids == whole.ids
     assert int((again.images.int() - whole.images.int()).abs().max()) <= 1  # batches differ: rounding only
+
+
+def test_what_is_not_finite_is_never_committed(
+    generator: Generator, embeddings: Embeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network whose numbers run away for one source: the error names it, the unit is not kept, one before it is."""
+    bad = embeddings.ids[3]
+    prompts = (Prompt("dog", "a dog"), Prompt("cat", "a cat"))
+
+    predict = generator.predict
+
+    def overflow(*arguments: torch.Tensor) -> torch.Tensor:
+        prediction = predict(*arguments)
+        prediction[-1, 0, 0, 0] = torch.inf  # of the last image of a batch
+        return prediction
+
+    sample(embeddings, generator, tmp_path, SETTINGS.model_copy(update={"variants": 1, "batch_size": 4}))
+    monkeypatch.setattr(generator, "predict", overflow)
+    with pytest.raises(
+        PartialError, match=rf"^{re.escape(bad)}: what was drawn is not finite \(scheduler=dpm\+\+, .*=3"
+    ):
+        sample(embeddings, generator, tmp_path, SETTINGS.model_copy(update={"batch_size": 4}))
+    assert SyntheticStore(tmp_path, embeddings.class_names).count == 4
+    with pytest.raises(PartialError, match=r"^cat: a cat: what was drawn is not finite"):
+        sample_prompts(prompts, generator, tmp_path / "prompts", PromptSettings(variants=1, inference_steps=2))
+    assert SyntheticStore(tmp_path / "prompts", ("cat", "dog")).count == 0
 
 
 def test_learned_timesteps_are_recorded_and_a_run_begun_without_goes_on_without(

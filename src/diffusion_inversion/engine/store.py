@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -166,6 +167,36 @@ def _sync_and_hash(partial: Path, mode: int) -> str:
         os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A copy of `folder`, where there is one, to write into; it takes its place when the block ends without an error.
+
+    After a kill the folder is as it was, or, killed between two renames, comes back with the next call. Raises
+    DiskError.
+    """
+    made, before = (folder.with_name(f"{PARTIAL_PREFIX}{part}-{folder.name}") for part in ("new", "old"))
+    with disk_errors(folder):
+        if before.is_dir() and not folder.exists():
+            before.rename(folder)
+        for left in (made, before):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            if folder.is_dir():
+                shutil.copytree(folder, made)
+            made.mkdir(parents=True, exist_ok=True)
+            yield made
+            for path in made.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            if folder.is_dir():
+                folder.rename(before)
+            made.rename(folder)
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def remove_partials(folder: Path) -> None:

@@ -184,14 +184,6 @@ class Generator:
         )[0]
         return output.float()
 
-    def predict_noise(self, noisy_latents: Latents, timesteps: Timesteps, embeddings: Tokens) -> Latents:
-        """The noise prediction eps_theta(z_t, t, c), whatever the network was trained to predict."""
-        output = self.predict(noisy_latents, timesteps, embeddings)
-        if self.prediction_type == "epsilon":
-            return output
-        signal, noise = self._coefficients(timesteps)
-        return signal * output + noise * noisy_latents
-
     def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         """z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) eps (DDPM, arXiv 2006.11239, eq. 4)."""
         signal_scale, noise_scale = self._coefficients(timesteps)

@@ -82,7 +82,8 @@ def make_scheduler(
 
     They are `timesteps`, as many as steps and descending, or else spaced as the config says.
     They lie on the CPU, as the coefficients that schedulers look up by them do: on CUDA each step would wait for them.
-    Raises UsageError for more steps than the schedule has room for, and for a sampler that takes no timesteps.
+    Raises UsageError for more steps than the schedule has room for, for a sampler that takes no timesteps, and where
+    its arithmetic would not be finite.
     """
     from diffusers import DDPMScheduler
 
@@ -95,6 +96,7 @@ def make_scheduler(
             raise UsageError(f"scheduler={name}: takes no timesteps from outside. Use one that does, such as dpm++.")
         assert len(timesteps) == inference_steps
         scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
+        _require_finite_steps(name, scheduler)
         return scheduler
     scheduler.set_timesteps(inference_steps, device="cpu")
     if float(scheduler.timesteps.max()) > available - 1:  # "leading" spacing with an offset
@@ -102,7 +104,18 @@ def make_scheduler(
             f"inference_steps={inference_steps}: with the checkpoint's steps_offset the first of them lies outside its "
             f"{available} timesteps. Use fewer."
         )
+    _require_finite_steps(name, scheduler)
     return scheduler
+
+
+def _require_finite_steps(name: SchedulerName, scheduler: Scheduler) -> None:
+    """Raise UsageError where the sampler would divide by zero: every image would be NaN."""
+    steps = f"scheduler={name}, inference_steps={scheduler.num_inference_steps}"
+    if name == "pndm" and float(scheduler.alphas_cumprod[int(scheduler.timesteps.max())]) == 0:
+        raise UsageError(f"{steps}: begins where the schedule leaves no signal, and PNDM divides by it. Use fewer.")
+    # Not the timesteps, which Karras' and others' spacings round: theirs may repeat.
+    if name in ("dpm++", "unipc") and len(scheduler.sigmas.unique()) < len(scheduler.sigmas):
+        raise UsageError(f"{steps}: has one noise level twice, and divides by the step between. Use fewer, or ddim.")
 
 
 def takes_timesteps(scheduler: Scheduler) -> bool:

@@ -241,8 +241,8 @@ class Trajectory:
         for name, tensor in self.moments.items():
             tensor.copy_(saved[name])
         self.go_to(saved)
-        self.kept += [saved[name] for name in sorted(saved) if name.startswith("kept.")]
-        self.losses += [saved[name] for name in sorted(saved) if name.startswith("loss.")]
+        self.kept += _in_order(saved, "kept.")
+        self.losses += _in_order(saved, "loss.")
         self.causes.copy_(saved["causes"])
         self.stopped.copy_(saved["stopped"])
         self._look_who_goes_on()
@@ -256,6 +256,12 @@ class Trajectory:
         """Take the draws to where `positions` took them from."""
         for stream, position in zip(self.streams, saved["streams"], strict=True):
             stream.set_state(position.clone())  # set_state ignores the offset of a view
+
+
+def _in_order(saved: dict[str, Tensor], prefix: str) -> list[Tensor]:
+    """What `progress` numbered under this prefix; as text, 1000 would come before 101."""
+    numbers = sorted(int(name.removeprefix(prefix)) for name in saved if name.startswith(prefix))
+    return [saved[f"{prefix}{number:03d}"] for number in numbers]
 
 
 def usable(vectors: Tokens) -> Tensor:

@@ -128,7 +128,7 @@ def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str =
         timesteps=timesteps_table(target / TIMESTEPS),
         shown=", ".join(shown),
     )
-    (target / "README.md").write_text(written)
+    commit_bytes(target / "README.md", written.encode())
 
 
 def write_clip_card(target: Path, concepts: tuple[int, int], held_out: int, corpus: str = CORPUS) -> None:

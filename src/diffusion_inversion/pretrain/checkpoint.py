@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -24,11 +25,13 @@ from ..engine.untrusted import (
     read_tensors,
     specs_of,
 )
-from ..errors import DataError
+from ..errors import DataError, UsageError
 
 RANDOM = "random"
 MOMENTS = "muon"  # a module without which training can go on
+VAE = "vae"  # in the metadata of what learns latents: the hash of the autoencoder that they are of
 MAX_STATE = 2**34  # bytes; mini's has 2e8
+MAX_CACHE = 2**36  # bytes; 100,000 images in 7 views have 4e9
 
 
 @dataclass
@@ -57,8 +60,12 @@ def save(
     optimizers: dict[str, Optimizer],
     progress: Progress,
     random: Random | None,
+    vae: str | None = None,
 ) -> None:
-    """Write everything a resumed run needs, then rename over the previous state."""
+    """Write everything a resumed run needs, then rename over the previous state.
+
+    `vae` is the hash of the autoencoder whose latents are learned.
+    """
     tensors = {} if random is None else {RANDOM: random.get()}
     for name, module in modules.items():
         tensors |= {f"module/{name}/{key}": value for key, value in module.state_dict().items()}
@@ -67,21 +74,26 @@ def save(
             for key, value in moments.items():
                 tensors[f"optimizer/{name}/{index}/{key}"] = torch.as_tensor(value)
     copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    metadata = {"progress": json.dumps(asdict(progress))}
+    metadata = {"progress": json.dumps(asdict(progress))} | ({VAE: vae} if vae is not None else {})
     commit_file(path, lambda partial: save_file(copies, partial, metadata=metadata))
 
 
 def restore(
-    path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer], random: Random | None
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+    random: Random | None,
+    vae: str | None = None,
 ) -> Progress:
     """Load the state that `save` wrote into the given objects; a missing file means a fresh start.
 
     Moments that the file does not hold begin anew. Random numbers go on where they were only on the kind of device that
-    saved them. Raises DataError where the file is not the state of such objects.
+    saved them. Raises DataError where the file is not the state of such objects, UsageError as `require_vae`.
     """
     if not path.is_file():
         return Progress()
     infos, metadata = read_header(path, max_bytes=MAX_STATE)
+    require_vae(path, metadata, vae)
     progress = check_record(parse_json(metadata.get("progress", "null").encode(), path), Progress, path)
     if not any(key.startswith(f"module/{MOMENTS}/") for key in infos):
         modules = {name: module for name, module in modules.items() if name != MOMENTS}
@@ -104,6 +116,27 @@ def restore(
     if random is not None and RANDOM in tensors and tensors[RANDOM].shape == random.get().shape:
         random.set(tensors[RANDOM])
     return progress
+
+
+def metadata_of(path: Path) -> dict[str, str] | None:
+    """Of a file that a stage left; None where it cannot be read, so that it is made again."""
+    try:
+        return dict(read_header(path, max_bytes=MAX_CACHE)[1])
+    except DataError:
+        return None
+
+
+def require_vae(path: Path, metadata: Mapping[str, str], vae: str | None) -> None:
+    """Raise UsageError where weights learned the latents of another autoencoder than that of hash `vae`.
+
+    Weights of earlier versions, and those that `--start-from` laid down, do not say whose latents they learned.
+    """
+    if vae is not None and metadata.get(VAE, vae) != vae:
+        raise UsageError(
+            f"{path}: learned the latents of another autoencoder than the one that is there now (stage vae has trained "
+            "it on since). Delete it to learn anew, or give another --out and begin there with --start-from mini or a "
+            "folder exported before: then the denoiser follows the latents."
+        )
 
 
 def _moments(path: Path, prefix: str, optimizer: Optimizer, infos: dict[str, TensorInfo]) -> dict[str, TensorSpec]:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from ..data.images import to_model_range
 from ..engine.progress import track
 from ..engine.store import commit_file
-from ..engine.untrusted import TensorSpec, read_header, read_tensors
-from ..errors import DataError
+from ..engine.untrusted import TensorSpec, read_tensors
 from ..generator.device import bfloat16_is_fast
 from ..generator.features import PROFILE_DIM, load_lite0, profile
+from .checkpoint import MAX_CACHE, metadata_of
 from .corpus import Corpus
 from .views import Draw, near_view, seeded_draws, wide_view
 
-MAX_CACHE = 2**36  # bytes; 100,000 images in 7 views have 4e9
+BLOCK = 500  # images whose view is made together: what a view is depends on it
+BLOCKS_AT_ONCE = {"cuda": 4}  # that are encoded together; elsewhere 1
 # The views of a training image, and of a held-out one.
 TRAINING_VIEWS = ("plain", "mirrored", "near", "near", "wide", "wide", "wide")
 HELD_OUT_VIEWS = ("plain", "wide")
@@ -55,16 +56,16 @@ def cache_views(
     *,
     device: torch.device,
     seed: int = 0,
-    batch_size: int | None = None,
 ) -> LatentCache:
     """Compute the cache of `corpus` with a normalised VAE, or read it from `path` where it was made from the same.
 
     Latents and profile are those of the same view. The views' draws are the same on every device.
     """
-    batch_size = batch_size or (2_000 if device.type == "cuda" else 500)
-    made_from = _origin(vae, corpus, views, seed)
+    earlier = _origin(vae, corpus, views, seed)
+    made_from = earlier | {"block": str(BLOCK)}
     count = len(corpus.images)
-    if not _is_from(path, made_from):
+    # Earlier versions made views in blocks of as many on a CPU, of 2,000 on CUDA, and did not say so.
+    if metadata_of(path) not in ((made_from,) if device.type == "cuda" else (made_from, earlier)):
         lite0 = load_lite0().to(device)
         vae = vae.to(device)
         latents, profiles = [], []
@@ -72,13 +73,14 @@ def cache_views(
             for number, view in enumerate(views):
                 draw = seeded_draws(seed * 1_000_003 + number, device)
                 of_view: list[tuple[Tensor, Tensor]] = []
-                for chunk in corpus.images.split(batch_size):
-                    images = _VIEWS[view](to_model_range(chunk.to(device)), draw)
+                for chunk in corpus.images.split(BLOCK * BLOCKS_AT_ONCE.get(device.type, 1)):
+                    blocks = to_model_range(chunk.to(device)).split(BLOCK)
+                    images = torch.cat([_VIEWS[view](block, draw) for block in blocks])
                     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
                         latent_dist = vae.encode(images).latent_dist  # type: ignore[operator]
                     both = torch.cat([latent_dist.mean, latent_dist.logvar], dim=1).half()
                     of_view.append((both, profile(lite0, images).half()))
-                    advance(len(chunk))
+                    advance(len(images))
                 latents.append(torch.cat([row[0] for row in of_view]))
                 profiles.append(torch.cat([row[1] for row in of_view]))
         tensors = {
@@ -98,21 +100,18 @@ def cache_views(
 
 def _origin(vae: nn.Module, corpus: Corpus, views: tuple[str, ...], seed: int) -> dict[str, str]:
     """What a cache is made from: hashes of the autoencoder's weights and of the corpus, and the views."""
-    weights = hashlib.sha256()
-    for value in vae.state_dict().values():
-        weights.update(value.cpu().contiguous().numpy().data)
     images = hashlib.sha256(corpus.images.contiguous().numpy().data)
     return {
-        "vae": weights.hexdigest(),
+        "vae": vae_hash(vae),
         "corpus": images.hexdigest(),
         "views": " ".join(views),
         "seed": str(seed),
     }
 
 
-def _is_from(path: Path, made_from: dict[str, str]) -> bool:
-    """Whether the cache can be used; one that cannot be read is made again."""
-    try:
-        return read_header(path, max_bytes=MAX_CACHE)[1] == made_from
-    except DataError:
-        return False
+def vae_hash(vae: nn.Module) -> str:
+    """SHA-256 of an autoencoder's weights, 64 hex digits."""
+    weights = hashlib.sha256()
+    for value in vae.state_dict().values():
+        weights.update(value.cpu().contiguous().numpy().data)
+    return weights.hexdigest()

@@ -47,17 +47,21 @@ class Budget:
         if (self.samples is None) == (self.minutes is None):
             raise UsageError("training: give either a number of images or minutes.")
 
-    def steps(self, batch_size: int) -> int | None:
-        """How many steps that is in all; None where the clock decides."""
-        return None if self.samples is None else max(1, self.samples // batch_size)
-
     def share(self, progress: Progress, batch_size: int) -> float:
         """The share of the budget that is spent, 0 to 1."""
-        steps = self.steps(batch_size)
-        if steps is not None:
-            return min(1.0, progress.step / steps)
+        if (images := self._images(batch_size)) is not None:
+            return min(1.0, progress.samples / images)
         assert self.minutes is not None
         return min(1.0, progress.seconds / (60 * self.minutes))
+
+    def steps_left(self, progress: Progress, batch_size: int) -> int | None:
+        """How many steps of such batches are left; None where the clock decides."""
+        images = self._images(batch_size)
+        return None if images is None else max(0, -(-(images - progress.samples) // batch_size))
+
+    def _images(self, batch_size: int) -> int | None:
+        """Those of whole batches: earlier ones may have been of another size, where memory was short."""
+        return None if self.samples is None else max(1, self.samples // batch_size) * batch_size
 
 
 class Task(ABC):
@@ -87,12 +91,15 @@ def fit(
     seed: int = 0,
     part_ends: float | None = None,
     on_save: Callable[[], None] | None = None,
+    vae: str | None = None,
 ) -> Progress:
     """Train until the budget is spent; the same call goes on where a killed one saved, on a CPU with the same bits.
 
     A batch that does not fit in the card's memory is halved, and the learning rates with its square root.
-    `on_save` is called after every save. Raises PartEnded when `part_ends` (time.monotonic()) has come,
-    KeyboardInterrupt after a signal, both with the state saved; DataError where the state is of another network.
+    `on_save` is called after every save. `vae` is the hash of the autoencoder whose latents are learned, if any are.
+    Raises PartEnded when `part_ends` (time.monotonic()) has come, KeyboardInterrupt after a signal, both with the state
+    saved; DataError where the state is of another network; UsageError where it learned the latents of another
+    autoencoder; DinvError where numbers are no longer finite.
     """
     device = task.weights.lr.device
     state = folder / f"{task.name}.state.safetensors"
@@ -103,7 +110,7 @@ def fit(
     }
     with _device_random(device) as random:
         random.seed(seed)
-        progress = checkpoint.restore(state, modules, {"adamw": task.weights.adamw}, random)
+        progress = checkpoint.restore(state, modules, {"adamw": task.weights.adamw}, random, vae)
         task.weights.restored()
         if budget.share(progress, task.batch_size) >= 1:
             if on_save is not None:  # a kill may have come between the state and what follows from it
@@ -113,22 +120,29 @@ def fit(
         log = TrainingLog(folder / f"{task.name}.log.tsv", columns, progress.step, describe(device))
         started, saved_at = time.monotonic() - progress.seconds, time.monotonic()
 
+        def lost(what: str) -> DinvError:
+            return DinvError(
+                f"{task.name}: {what} no longer finite at step {progress.step}. The state saved before is kept: go on "
+                "with the same command, or begin anew with a lower learning rate."
+            )
+
         def save() -> None:
-            checkpoint.save(state, modules, {"adamw": task.weights.adamw}, progress, random)
+            if not all(bool(weight.isfinite().all()) for weight in task.weights.model.parameters()):
+                raise lost("the weights are")  # between two looks at the loss
+            checkpoint.save(state, modules, {"adamw": task.weights.adamw}, progress, random, vae)
             if on_save is not None:
                 on_save()
 
         sums = torch.zeros(len(task.columns) + 1, device=device)
         run, chunk = _make_step(task, budget, sums, progress)
         validated = dict.fromkeys(task.validated, float("nan"))
-        total = budget.steps(task.batch_size)
         try:
             while (done := budget.share(progress, task.batch_size)) < 1:
                 with finishing():
                     factor = trapezoid(progress.step - progress.begun, done, task.decay_share)
                     count = chunk - progress.step % chunk  # so that every log and validation is met
-                    if total is not None:
-                        count = min(count, total - progress.step)
+                    if (left := budget.steps_left(progress, task.batch_size)) is not None:
+                        count = min(count, left)
                     for _ in range(count):
                         task.weights.set_rates(factor, progress.step)
                         run()
@@ -144,10 +158,7 @@ def fit(
                     *means, steps = sums.tolist()
                     values = {name: mean / steps for name, mean in zip(task.columns, means, strict=True)}
                     if not all(map(math.isfinite, values.values())):
-                        raise DinvError(
-                            f"{task.name}: the loss is no longer finite at step {progress.step}. The state saved "
-                            "before is kept: go on with the same command, or begin anew with a lower learning rate."
-                        )
+                        raise lost("the loss is")
                     rate = float(task.weights.lr)
                     log.write(progress.step, progress.samples, progress.seconds, lr=rate, **values, **validated)
                     sums.zero_()

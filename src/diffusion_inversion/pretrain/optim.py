@@ -115,9 +115,11 @@ class MixedPrecision:
         self._peaks = (self._peaks[0] * factor, self._peaks[1] * factor)
 
     def restored(self) -> None:
-        """Take over what was loaded into `model` and `adamw`."""
+        """Take over what was loaded into `model`, buffers included, and `adamw`."""
         for group in self.adamw.param_groups:
             group["lr"] = self.lr_vectors  # loading a state puts a copy there
+        for working, loaded in zip(self.network.buffers(), self.model.buffers(), strict=True):
+            working.copy_(loaded)  # statistics of the adapter: no step changes them
         self.refresh()
 
     def refresh(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..engine.store import commit_file
 from ..engine.untrusted import TensorSpec, read_header, read_tensors, specs_of
 from ..errors import DataError
+from .checkpoint import VAE, require_vae
 
 PART_BYTES = 15_000_000
 MAX_PART = 2**30  # bytes that a file is read to
@@ -24,10 +25,11 @@ def half(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def write_parts(module: nn.Module, folder: Path) -> None:
+def write_parts(module: nn.Module, folder: Path, vae: str | None = None) -> None:
     """Write the module's state as folder/part-0.safetensors and so on, each below 16 MB; each replaced whole.
 
-    Every part says which save it is of, so that parts of two saves are never mixed.
+    Every part says which save it is of, so that parts of two saves are never mixed, and the hash of the autoencoder
+    whose latents it learned.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = [{}]
@@ -38,23 +40,28 @@ def write_parts(module: nn.Module, folder: Path) -> None:
             size = 0
         parts[-1][key] = value
         size += value.nbytes
-    stamp = _stamp(parts)
+    metadata = {"save": _stamp(parts), "parts": str(len(parts))} | ({VAE: vae} if vae is not None else {})
     for index, tensors in enumerate(parts):
 
         def write(partial: Path, tensors: dict[str, Tensor] = tensors) -> None:
-            save_file(tensors, partial, metadata={"save": stamp, "parts": str(len(parts))})
+            save_file(tensors, partial, metadata=metadata)
 
         commit_file(folder / f"part-{index}.safetensors", write)
 
 
-def read_parts(module: nn.Module, folder: Path) -> None:
-    """Fill a module from what `write_parts` wrote. Raises DataError where a part is missing or of another save."""
+def read_parts(module: nn.Module, folder: Path, vae: str | None = None) -> None:
+    """Fill a module from what `write_parts` wrote.
+
+    Raises DataError where a part is missing or of another save, UsageError where it learned the latents of another
+    autoencoder than that of hash `vae`.
+    """
     wanted = specs_of(module)
     found: dict[str, Tensor] = {}
     stamps = set()
     paths = sorted(folder.glob("part-*.safetensors"))
     for path in paths:
         infos, metadata = read_header(path, max_bytes=MAX_PART)
+        require_vae(path, metadata, vae)
         stamps.add((metadata.get("save"), metadata.get("parts")))
         if not set(infos) <= set(wanted):
             raise DataError(f"{path}: holds {sorted(set(infos) - set(wanted))[0]!r}, not of this network.")

@@ -6,19 +6,17 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..engine.store import commit_bytes, commit_file
+from ..engine.store import commit_bytes, replaced_folder
 from ..errors import DataError, UsageError
 from ..generator.adapter import Adapter
 from ..generator.checkpoints import locate
-from ..generator.device import bfloat16_is_fast, resolve_device
+from ..generator.device import resolve_device
 from ..generator.generator import Generator, initialise, noise_schedule, save_checkpoint, use_plain_attention
 from ..generator.timesteps import FILE as TIMESTEPS
 from ..sample.png import encode_png
@@ -30,55 +28,39 @@ from .corpus import Corpus, hold_out, load_corpus
 from .decoder import DecoderTask
 from .figures import FILE as FIGURES
 from .figures import Measured, measure
-from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, cache_views
+from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, cache_views, vae_hash
 from .log import read_log
 from .loop import Budget, Task, fit
+from .networks import (
+    NORMALISED_VAE,
+    REFINED_VAE,
+    TOKENIZER,
+    Setting,
+    load_tokenizer,
+    load_vae,
+    new_denoiser,
+    require_same_encoder,
+    save_vae,
+)
 from .quality import prompt_grid
 from .timesteps import learn_timesteps
-from .tokenizer import train_tokenizer
-from .unet import DenoiserTask, prompt_texts, recomputed_losses
+from .unet import DenoiserTask, recomputed_losses
 from .vae import AutoencoderTask, normalise_latents
 from .wordnet import hypernyms
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+    pass
 
-ARCHITECTURES = Path(__file__).parent / "architecture"
 SIZES = (64, 32)
 STAGES = ("vae", "decoder", "latents", "unet", "export", "figures", "timesteps", "clip")
 DEFAULT_STAGES = ("vae", "latents", "unet", "export")
-NORMALISED_VAE = "vae.safetensors"
-REFINED_VAE = "vae-refined.safetensors"  # the same encoder
 DENOISER = "denoiser"
-TOKENIZER = "tokenizer"  # that of the weights that were gone on from
 LOGS = ("vae.log.tsv", "unet.log.tsv")
 DECODER_LOG = "decoder.log.tsv"
 HELD_OUT_LOSSES = "held-out.json"
 GRID_CLASSES = 10
 NORMALISED_ON = 5_000  # training images
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and how the networks of one size are trained."""
-
-    size: int
-    folder: Path
-    device: torch.device
-    batch_size: int  # of the denoiser
-    vae_batch_size: int
-    seed: int = 0
-    part_ends: float | None = None  # time.monotonic() at which this call saves and ends
-
-    @property
-    def architecture(self) -> Path:
-        """The folder of the networks' config files."""
-        return ARCHITECTURES / str(self.size)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the networks compute in; weights, moments and losses are float32."""
-        return torch.bfloat16 if bfloat16_is_fast(self.device) else torch.float32
+AVERAGED = "averaged"  # in the metadata of the normalised autoencoder: the hash of the weights before
 
 
 def pretrain(
@@ -199,7 +181,7 @@ def lay_down(source: str, setting: Setting) -> None:
     for name in LOGS:
         shutil.copyfile(finished / name, folder / name)
     generator.tokenizer.save_pretrained(folder / TOKENIZER)
-    _save_vae(generator.vae, folder / NORMALISED_VAE)
+    save_vae(generator.vae, folder / NORMALISED_VAE)
     autoencoder = nn.ModuleDict({"vae": generator.vae})
     for name, weights in (("vae", autoencoder), ("unet", model)):  # the denoiser's is the sign that all is there
         last = read_log(folder / f"{name}.log.tsv")[-1]
@@ -214,18 +196,22 @@ def run_vae(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) 
     _choose_attention(setting, vae)
     task = AutoencoderTask(vae, corpus, held_out, setting.device, setting.dtype, setting.vae_batch_size)
     _fit(task, setting, budget)
-    vae = task.weights.ema["vae"]
+    vae, path = task.weights.ema["vae"], setting.folder / NORMALISED_VAE
+    made_from = {AVERAGED: vae_hash(vae)}
+    if checkpoint.metadata_of(path) == made_from:
+        return  # normalised anew on CUDA its bits, hence what denoisers learned, could be others
     normalise_latents(vae, corpus.images[:: max(1, len(corpus.images) // NORMALISED_ON)])
-    _save_vae(vae, setting.folder / NORMALISED_VAE)
+    save_vae(vae, path, made_from)
 
 
 def run_decoder(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) -> None:
     """Sharpen the decoder of the normalised autoencoder; `export` takes the result where there is one."""
     vae = load_vae(setting)
+    of = vae_hash(vae)
     _choose_attention(setting, vae)
     task = DecoderTask(vae, corpus, held_out, setting.device, setting.dtype, setting.vae_batch_size, setting.seed)
-    _fit(task, setting, budget)
-    _save_vae(task.refined(), setting.folder / REFINED_VAE)
+    _fit(task, setting, budget, vae=of)
+    save_vae(task.refined(), setting.folder / REFINED_VAE)
 
 
 def run_latents(corpus: Corpus, held_out: Corpus, setting: Setting) -> None:
@@ -238,6 +224,7 @@ def run_latents(corpus: Corpus, held_out: Corpus, setting: Setting) -> None:
 def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) -> None:
     """Train denoiser, text encoder and adapter on the caches; their averaged weights are written with every save."""
     vae, folder = load_vae(setting), setting.folder
+    of = vae_hash(vae)
     held = cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=setting.device)
     cache = cache_views(vae, corpus, folder / "views-train.safetensors", TRAINING_VIEWS, device=setting.device)
     model = new_denoiser(setting)
@@ -259,7 +246,7 @@ def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget)
         setting.dtype,
         setting.batch_size,
     )
-    _fit(task, setting, budget, lambda: parts.write_parts(task.weights.ema, folder / DENOISER))
+    _fit(task, setting, budget, lambda: parts.write_parts(task.weights.ema, folder / DENOISER, of), of)
 
 
 def run_clip(
@@ -273,42 +260,50 @@ def run_clip(
     _fit(task, setting, budget)
     target, count = setting.folder / MINI_CLIP.name, len(corpus.names)
     export_clip(task, tokenizer, concepts, target)
-    shutil.copyfile(setting.folder / CLIP_LOG, target / CLIP_LOG)
+    commit_bytes(target / CLIP_LOG, (setting.folder / CLIP_LOG).read_bytes())
     write_clip_card(target, (count, len(concepts.names) - count), len(task.held_out.labels))
 
 
-def _fit(task: Task, setting: Setting, budget: Budget, on_save: Callable[[], None] | None = None) -> None:
-    fit(task, setting.folder, budget, seed=setting.seed, part_ends=setting.part_ends, on_save=on_save)
+def _fit(
+    task: Task, setting: Setting, budget: Budget, on_save: Callable[[], None] | None = None, vae: str | None = None
+) -> None:
+    ends = setting.part_ends
+    fit(task, setting.folder, budget, seed=setting.seed, part_ends=ends, on_save=on_save, vae=vae)
 
 
 def export(names: tuple[str, ...], setting: Setting) -> None:
-    """Write `folder`/mini: the diffusers folder in float16, the adapter, and the model card."""
+    """Write `folder`/mini: the diffusers folder in float16, the adapter, and the model card.
+
+    A model that is there is replaced when the new one is whole; other files of its folder stay. Raises UsageError where
+    the denoiser, or a refined decoder, is of another autoencoder than vae.safetensors.
+    """
     folder = setting.folder
     if not (folder / DENOISER).is_dir():
         raise UsageError(f"{folder / DENOISER}: missing. Run the stage unet first.")
-    model = new_denoiser(setting)
-    parts.read_parts(model, folder / DENOISER)
+    model, normalised = new_denoiser(setting), load_vae(setting)
+    parts.read_parts(model, folder / DENOISER, vae_hash(normalised))
     adapter = model["adapter"]
     assert isinstance(adapter, Adapter)
-    target = folder / "mini"
     scheduler_config = json.loads((setting.architecture / "scheduler" / "scheduler_config.json").read_text())
     refined = (folder / REFINED_VAE).is_file()
-    vae = load_vae(setting, REFINED_VAE if refined else NORMALISED_VAE)
+    vae = load_vae(setting, REFINED_VAE) if refined else normalised
+    require_same_encoder(folder / REFINED_VAE, vae, normalised)
     modules = {"vae": vae, "unet": model["unet"], "text_encoder": model["text_encoder"]}
     halves = {key: module.half() for key, module in modules.items()}
-    save_checkpoint(target, halves, load_tokenizer(names, setting), scheduler_config)
-    # Stored in half precision, computed in single: transformers reads the dtype to compute in from here.
-    text_config = json.loads((target / "text_encoder" / "config.json").read_text())
-    (target / "text_encoder" / "config.json").write_text(
-        json.dumps(text_config | {"dtype": "float32"}, indent=2) + "\n"
-    )
-    adapter.save(target / "adapter")
-    (target / TIMESTEPS).unlink(missing_ok=True)  # they were learned for the weights before
-    shown = _shown(names)
-    commit_bytes(target / "samples.png", encode_png(prompt_grid(Generator.load(target), shown)))
-    for name in (*LOGS, *([DECODER_LOG] if refined else [])):
-        shutil.copyfile(folder / name, target / name)
-    write_card(target, folder, shown)
+    with replaced_folder(folder / "mini") as target:
+        save_checkpoint(target, halves, load_tokenizer(names, setting), scheduler_config)
+        # Stored in half precision, computed in single: transformers reads the dtype to compute in from here.
+        text_config = json.loads((target / "text_encoder" / "config.json").read_text())
+        (target / "text_encoder" / "config.json").write_text(
+            json.dumps(text_config | {"dtype": "float32"}, indent=2) + "\n"
+        )
+        adapter.save(target / "adapter")
+        (target / TIMESTEPS).unlink(missing_ok=True)  # they were learned for the weights before
+        shown = _shown(names)
+        commit_bytes(target / "samples.png", encode_png(prompt_grid(Generator.load(target), shown)))
+        for name in (*LOGS, *([DECODER_LOG] if refined else [])):
+            commit_bytes(target / name, (folder / name).read_bytes())
+        write_card(target, folder, shown)
 
 
 def run_figures(names: tuple[str, ...], held_out: Corpus, setting: Setting, measured: Measured) -> None:
@@ -342,44 +337,8 @@ def run_figures(names: tuple[str, ...], held_out: Corpus, setting: Setting, meas
         amounts=measured.amounts,
     )
     for name in (FIGURES, HELD_OUT_LOSSES):
-        shutil.copyfile(folder / name, folder / "mini" / name)
+        commit_bytes(folder / "mini" / name, (folder / name).read_bytes())
     write_card(folder / "mini", folder, _shown(names))
-
-
-def new_denoiser(setting: Setting) -> nn.ModuleDict:
-    """unet, text_encoder and adapter with random weights, in eval mode: nothing in them has dropout."""
-    modules = initialise(setting.architecture, setting.seed)
-    width = json.loads((setting.architecture / "unet" / "config.json").read_text())["cross_attention_dim"]
-    torch.manual_seed(setting.seed)
-    return nn.ModuleDict(
-        {"unet": modules["unet"], "text_encoder": modules["text_encoder"], "adapter": Adapter(width=width)}
-    ).eval()
-
-
-def load_vae(setting: Setting, name: str = NORMALISED_VAE) -> nn.Module:
-    """An autoencoder that a stage saved, float32, frozen. Raises UsageError where there is none."""
-    path = setting.folder / name
-    if not path.is_file():
-        raise UsageError(f"{path}: missing. Run the stage vae first.")
-    vae = initialise(setting.architecture, seed=0)["vae"]
-    try:
-        vae.load_state_dict({key: value.float() for key, value in load_file(path).items()})
-    except RuntimeError as error:
-        raise UsageError(f"{path}: an autoencoder of another shape. Give another --size or --out.") from error
-    use_plain_attention(vae)
-    return vae.eval().requires_grad_(False)
-
-
-def load_tokenizer(names: tuple[str, ...], setting: Setting) -> CLIPTokenizer:
-    """What the text encoder reads prompts with: laid down with its weights, else learned from the class names."""
-    from transformers import CLIPTokenizer
-
-    kept = setting.folder / TOKENIZER
-    return CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else train_tokenizer(prompt_texts(names))
-
-
-def _save_vae(vae: nn.Module, path: Path) -> None:
-    commit_file(path, lambda partial: save_file(parts.half(vae), partial))
 
 
 def _choose_attention(setting: Setting, module: nn.Module) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 from ..config.sampling import SampleSettings, SchedulerName
 from ..data.images import to_model_range
 from ..engine.progress import track
+from ..engine.store import commit_bytes
 from ..errors import UsageError
 from ..generator.generator import Generator, Latents, Tokens
 from ..generator.timesteps import FILE, align_your_steps, descend, resampled
@@ -130,11 +130,11 @@ def learn_timesteps(
         grids[count] = tuple(piece["timesteps"])
         pieces.content["timesteps"][SOLVER][str(count)] = piece["timesteps"]
         pieces.save()
-        shutil.copyfile(folder / FILE, target / FILE)
+        commit_bytes(target / FILE, (folder / FILE).read_bytes())
     for on in ("held-out", "guided"):
         for count, best in grids.items():
             pieces.keep(f"{SOLVER}/{count}/{on}", made_from | {"timesteps": best}, partial(measured, best, on))
-    shutil.copyfile(folder / FILE, target / FILE)
+    commit_bytes(target / FILE, (folder / FILE).read_bytes())
     return pieces.content
 
 

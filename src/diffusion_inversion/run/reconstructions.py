@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..config.sampling import SampleSettings
 from ..data.images import LabelledImages, resize, to_model_range
+from ..engine import state
 from ..engine.ledger import Ledger
 from ..engine.lock import briefly
 from ..errors import UsageError
@@ -145,12 +147,16 @@ def _measure(
     size = settings.batch_size
     left = [every[start : start + size] for start in range(0, len(every), size)]
     left = [batch for batch in left if any(embeddings.ids[row] not in known for row in batch)]
-    for batch, images in in_batches(embeddings, generator, settings, left):
-        ids = [embeddings.ids[row] for row in batch]
-        distances = (profiles(images) - of_sources(ids)).norm(dim=1).tolist()
-        known |= {i: [version[i], round(d, _DIGITS)] for i, d in zip(ids, distances, strict=True)}
-        keep()
-    if not left:
+    kept_at = time.monotonic()
+    try:
+        for batch, images in in_batches(embeddings, generator, settings, left):
+            ids = [embeddings.ids[row] for row in batch]
+            distances = (profiles(images) - of_sources(ids)).norm(dim=1).tolist()
+            known |= {i: [version[i], round(d, _DIGITS)] for i, d in zip(ids, distances, strict=True)}
+            if time.monotonic() - kept_at >= state.EVERY:  # the whole file: not after each batch
+                keep()
+                kept_at = time.monotonic()
+    finally:
         keep()
 
 

@@ -84,9 +84,10 @@ def autoencode(
     """Pass images through the VAE, write them below `out`/`part` and return them in the order of `images`.
 
     Each is resized to `resolution` px, encoded, decoded, and resized back to its side. The latent is the mean of the
-    encoder's distribution; with `sample` it is drawn from it, by seed, part and image id. `batch_size` sets memory, not
-    results. Ids are `class/name.png`, as `load_images` of `out`/`part` gives them. Images that are there are not made
-    again. `write_autoencoded` does the same and does not hold the results.
+    encoder's distribution; with `sample` it is drawn from it, by seed, part and image id. `batch_size` images are
+    in memory at a time; a folder keeps the one it was begun with, since results can depend on it in their last bits.
+    Ids are `class/name.png`, as `load_images` of `out`/`part` gives them. Images that are there are not made again.
+    `write_autoencoded` does the same and does not hold the results.
 
     Raises UsageError, ConfigMismatchError, LockedError and DiskError as that does.
     """

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config.sampling import SchedulerName
+from ..config.sampling import PromptSettings, SampleSettings, SchedulerName
 from ..engine.signals import out_of_time
-from ..errors import UsageError
+from ..errors import PartialError, UsageError
 from ..generator.generator import Generator, Latents, Tokens
 from .guidance import classifier_free_guidance
 
@@ -90,6 +90,27 @@ def denoise(
         if out_of_time():  # a stop was asked for, and the batch would take too long to end
             raise KeyboardInterrupt
     return latents
+
+
+def require_finite(
+    latents: Latents, names: Sequence[str], generator: Generator, settings: SampleSettings | PromptSettings
+) -> None:
+    """Raise PartialError where drawn latents are not all finite: they would decode to black images.
+
+    `names` says what each was drawn from.
+    """
+    good = latents.isfinite().flatten(1).all(1).tolist()
+    if all(good):
+        return
+    bad = sorted({name for name, fine in zip(names, good, strict=True) if not fine})
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    scales, half = ",".join(f"{scale:g}" for scale in settings.guidance_scales), generator.dtype == torch.float16
+    raise PartialError(
+        f"{', '.join(bad[:3])}{more}: what was drawn is not finite (scheduler={settings.scheduler}, inference_steps="
+        f"{settings.inference_steps}, guidance_scales={scales}, dtype={str(generator.dtype).removeprefix('torch.')}). "
+        f"What is committed is kept. Draw with {'--dtype float32, ' if half else ''}another --scheduler, other "
+        "--inference-steps or lower --guidance-scales, or leave the source out."
+    )
 
 
 def predict_both(

@@ -53,8 +53,8 @@ def draw_missing(
     `counts` says how many each source gets, by the rule `balance`; without it all get `settings.variants`.
 
     `plan(source_id, variant, attempt)` decides on one image, `draw` draws a batch, `describe` gives an image's row.
-    Call it inside `run_lock`. Raises PartialError (the checker blanks an image every time), UsageError (not even one
-    image fits into memory).
+    Call it inside `run_lock`. Raises PartialError (the checker blanks an image every time, or it is not finite),
+    UsageError (not even one image fits into memory).
     """
     asked = dict.fromkeys(source_ids, settings.variants) if counts is None else counts
     most = max(asked.values(), default=0)

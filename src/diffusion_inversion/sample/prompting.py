@@ -23,13 +23,13 @@ from ..generator.sides import require_side
 from ..invert.embeddings import FOLDER as EMBEDDINGS
 from ..randomness import generator_for
 from .columns import EARLIER
-from .denoising import denoise
+from .denoising import denoise, require_finite
 from .drawing import draw_missing
 from .synthetic import SCHEMA, Row, SyntheticStore
 
 CLASS = "{class}"
 PROMPTS = "prompts"  # the kind of what is drawn here, among the settings of stage 2
-MOST_CHARACTERS = 2**22  # of a file of prompts
+MOST_BYTES = 2**22  # of a file of prompts
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def read_prompts(prompts: str, class_names: Sequence[str] = ()) -> tuple[Prompt,
     """What `--prompts` names: a template over `class_names`, or a file of lines `class<TAB>prompt`.
 
     A template holds {class}. Empty lines and lines that begin with # are left out. Raises UsageError for a template
-    without classes, DataError for a file that is not of such lines, or says one line twice.
+    without classes, DataError for a file that is not of such lines, is larger than 4 MiB, says one line twice, or has
+    two prompts whose images would name one source.
     """
     if CLASS in prompts:
         if not class_names:
@@ -89,10 +90,14 @@ def read_prompts(prompts: str, class_names: Sequence[str] = ()) -> tuple[Prompt,
     if not path.is_file():
         raise UsageError(f"--prompts {prompts!r}: no such file, and no template with {CLASS}.")
     try:
-        text = path.read_bytes()[:MOST_CHARACTERS].decode("utf-8-sig")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise DataError(
+                f"{path}: {size:,} bytes, more than {MOST_BYTES:,}. Split it, and draw each part in its own folder."
+            )
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a text file in UTF-8. Write lines class<TAB>prompt.") from error
-    found: list[Prompt] = []
+    found: dict[Prompt, None] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -101,10 +106,24 @@ def read_prompts(prompts: str, class_names: Sequence[str] = ()) -> tuple[Prompt,
             raise DataError(f"{path}, line {number}: not class<TAB>prompt. Put one tab between the two.")
         if Prompt(class_name, prompt) in found:
             raise DataError(f"{path}, line {number}: there already. Ask for more images with --variants.")
-        found.append(Prompt(class_name, prompt))
+        found[Prompt(class_name, prompt)] = None
     if not found:
         raise DataError(f"{path}: no prompt. Write lines class<TAB>prompt.")
+    _rows_by_source([*found])
     return tuple(found)
+
+
+def _rows_by_source(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Where each source id's prompt lies. Raises DataError where two prompts have one."""
+    rows: dict[str, int] = {}
+    for row, prompt in enumerate(prompts):
+        other = prompts[rows.setdefault(prompt.source_id, row)]
+        if other != prompt:
+            raise DataError(
+                f"prompts {other.text!r} of class {other.class_name!r} and {prompt.text!r} of class "
+                f"{prompt.class_name!r}: their images would both name the source {prompt.source_id!r}. Change one."
+            )
+    return rows
 
 
 def sample_prompts(
@@ -115,8 +134,9 @@ def sample_prompts(
     Each is eps = u + s (c - u) with c the prompt's and u the empty prompt's text tokens, as StableDiffusionPipeline
     does. Images already there are not drawn again; more variants and more prompts of the same classes may be added.
 
-    Raises UsageError (an option does not fit the generator, or `out` is a run of vectors), ConfigMismatchError (`out`
-    was made otherwise), PartialError (the safety checker blanks an image every time), LockedError, DiskError.
+    Raises UsageError (an option does not fit the generator, or `out` is a run of vectors), DataError (two prompts with
+    one source id), ConfigMismatchError (`out` was made otherwise), PartialError (the safety checker blanks an image
+    every time, or it is not finite), LockedError, DiskError.
     """
     draw_prompts(prompts, generator, out, settings)
     return SyntheticStore(Path(out), classes_of(prompts)).read()
@@ -138,6 +158,7 @@ def draw_prompts(
     settings = settings or PromptSettings()
     run, class_names = Path(out), classes_of(prompts)
     resolution, image_size = check(generator, settings, run)
+    row_of = _rows_by_source(prompts)
     with run_lock(run):
         store = SyntheticStore(run, class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None
@@ -145,7 +166,6 @@ def draw_prompts(
         if real is not None:
             described["real_guidance"] = real.strength
         freeze_settings(run, "sample", described, begun=len(store.table("file_name")) > 0)
-        row_of = {prompt.source_id: row for row, prompt in enumerate(prompts)}
         draw_missing(
             store,
             row_of,
@@ -210,6 +230,7 @@ def draw_images(
         settings.inference_steps,
         start=start,
     )
+    require_finite(latents, [prompts[plan.prompt].source_id for plan in plans], generator, settings)
     return generator.decode(latents).cpu()
 
 

@@ -14,7 +14,7 @@ from ..generator.generator import EMPTY_PROMPT, Generator, Tokens
 from ..generator.safety import attempt_identity
 from ..invert.embeddings import Embeddings
 from ..randomness import generator_for
-from .denoising import denoise
+from .denoising import denoise, require_finite
 from .guidance import add_rival
 from .perturb import (
     add_gaussian_noise,
@@ -197,4 +197,5 @@ def draw_images(
             for p in plans
         ],
     )
+    require_finite(latents, [embeddings.ids[plan.source] for plan in plans], generator, settings)
     return generator.decode(latents).cpu()

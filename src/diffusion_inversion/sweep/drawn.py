@@ -15,7 +15,7 @@ from ..invert.embeddings import EmbeddingStore, read_embeddings
 from ..run.balancing import values_to_balance
 from ..run.strengths import is_auto, strengths_for
 from ..sample.balance import counts_of, uneven
-from ..sample.sampling import draw_variants
+from ..sample.sampling import draw_variants, storage_of
 from ..sample.synthetic import SyntheticStore
 
 
@@ -41,13 +41,15 @@ def draw(
     """
     embeddings = read_embeddings(vectors)
     found = {"images": sample.variants * len(embeddings)}
+    store = SyntheticStore(home, embeddings.class_names)
     if sample.balance == "none":  # another experiment may have drawn more
-        there = SyntheticStore(home, embeddings.class_names).complete()
-        sample = sample.model_copy(update={"variants": max(sample.variants, there)})
+        sample = sample.model_copy(update={"variants": max(sample.variants, store.complete())})
     value_of = values_to_balance(data, sample)
     labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
     if (left := uneven(labels, sample, value_of)) is not None:
         print(f"note: {left}", file=sys.stderr, flush=True)
+    count = sum(counts_of(labels, sample, value_of).values())
+    sample = sample.model_copy(update={"storage": storage_of(store, sample, count)})  # what both of these freeze
     strengths = strengths_for(home, embeddings, generator, sample, splits(data).train if is_auto(sample) else None)
     draw_variants(embeddings, generator, home, sample, value_of, strengths)
     return found

@@ -1,0 +1,90 @@
+"""The training loop on a toy task: images that count whatever the batch, and a state that is never of lost numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diffusion_inversion.errors import DinvError, UsageError
+from diffusion_inversion.pretrain import loop
+from diffusion_inversion.pretrain.checkpoint import Progress
+from diffusion_inversion.pretrain.log import read_log
+from diffusion_inversion.pretrain.loop import Budget, PartEnded, Task, fit
+from diffusion_inversion.pretrain.optim import MixedPrecision
+
+
+class Toy(Task):
+    """A linear layer that learns to give 0 for ones; its loss is NaN at the step `bad`."""
+
+    name, columns, validated, decay_share = "toy", ("loss",), ("val",), 0.25
+
+    def __init__(self, batch_size: int = 4, bad: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.weights = MixedPrecision(nn.ModuleDict({"layer": nn.Linear(4, 4)}), torch.float32, 1e-3, 1e-3, 0.9)
+        self.batch_size, self.bad, self.steps = batch_size, bad, 0
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        factor = float("nan") if self.steps == self.bad else 1.0
+        self.steps += 1
+        loss = self.weights.network["layer"](torch.ones(self.batch_size, 4)).square().mean() * factor
+        return loss, loss.detach()[None]
+
+    def validate(self) -> dict[str, float]:
+        return {"val": 0.0}
+
+
+def test_a_budget_counts_images_whatever_the_batches_were() -> None:
+    """A call that halved its batch, since memory was short, saw half of the images that its steps would say."""
+    budget, half = Budget(samples=10_000), Progress(step=5, samples=5 * 500)
+    assert budget.share(half, 500) == budget.share(half, 1000) == 0.25
+    assert (budget.steps_left(half, 500), budget.steps_left(half, 1000)) == (15, 8)
+    for step in range(13):  # batches of one size: what the steps say
+        assert Budget(samples=110).share(Progress(step, step * 10), 10) == min(1.0, step / 11)
+        assert Budget(samples=119).steps_left(Progress(step, step * 10), 10) == max(0, 11 - step)
+    assert Budget(samples=3).share(Progress(1, 10), 10) == 1.0, "one step at least"
+    assert Budget(minutes=1).steps_left(half, 10) is None
+
+
+def test_a_run_whose_batches_were_halved_sees_all_of_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    with pytest.raises(PartEnded):
+        fit(Toy(batch_size=2), tmp_path, Budget(samples=24), part_ends=0.0)
+    done = fit(Toy(batch_size=4), tmp_path, Budget(samples=24))
+    assert (done.step, done.samples) == (7, 26), "one batch of 2, six of 4: the last reaches beyond"
+    assert [int(record["samples"]) for record in read_log(tmp_path / "toy.log.tsv")][-2:] == [22, 26]
+
+
+@pytest.mark.parametrize("ends", ["in time", "by the clock"])
+def test_the_state_that_an_error_says_is_kept_is_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Numbers run away between two looks at the loss, and a save, or the end of a part, comes before the second."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DinvError, match=r"no longer finite at step 51\. The"),
+    ):
+        task = Toy(bad=50)
+        if ends == "by the clock":
+            patch.setattr(loop.time, "monotonic", lambda: float(task.steps > 50))
+        fit(task, tmp_path, Budget(samples=300), part_ends=1.0 if ends == "by the clock" else None)
+    assert all(bool(t.float().isfinite().all()) for t in load_file(tmp_path / "toy.state.safetensors").values())
+    assert fit(Toy(), tmp_path, Budget(samples=300)).step == 75
+
+
+def test_a_state_that_learned_other_latents_is_refused(tmp_path: Path) -> None:
+    """One that does not say whose it learned, of an earlier version, is taken and says so from then on."""
+    fit(Toy(), tmp_path, Budget(samples=4))
+    fit(Toy(), tmp_path, Budget(samples=8), vae="one")
+    fit(Toy(), tmp_path, Budget(samples=12), vae="one")
+    before = (tmp_path / "toy.state.safetensors").read_bytes()
+    for samples in (12, 16):
+        with pytest.raises(UsageError, match=r"toy\.state\.safetensors: learned the latents of another autoencoder"):
+            fit(Toy(), tmp_path, Budget(samples=samples), vae="other")
+    assert (tmp_path / "toy.state.safetensors").read_bytes() == before
