@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.listed import numbered
-from ..data.naming import METADATA, UNIT_FILES
+from ..data.naming import DATA_FILE, METADATA, UNIT_FILES
 from ..data.tables import parquet_files
+from ..engine.ledger import Ledger
 from ..errors import DataError, UsageError
 
 MOST_BYTES = 1 << 28  # of a file of groups
@@ -44,6 +45,15 @@ def recorded_sources(data: str | Path) -> dict[str, str]:
         for name, source, partner, class_name in rows
         if not (partner == source and str(source).startswith(f"{class_name}: "))  # a prompt is its own partner
     }
+
+
+def inverted_hashes(data: str | Path) -> dict[str, str]:
+    """Id => hash of the pixels of the images that a run learned from, whose folder of images `data` is; else empty.
+
+    Raises DataError where the run's record of them was damaged.
+    """
+    record = Ledger(Path(data).parent).read_json(DATA_FILE) or {"train": {"ids": (), "hashes": ()}}
+    return dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
 
 
 def read_groups(path: str | Path, ids: Sequence[str] | None, count: int) -> list[str]:
