@@ -97,28 +97,32 @@ def test_the_same_picture_under_another_name_is_forgotten_too(bench: Bench, tmp_
 
 
 def test_an_image_is_not_forgotten_for_its_name_in_the_other_part(bench: Bench, tmp_path: Path) -> None:
-    """Of `--test FOLDER` a training image and a test image may both be cat/000.png, of different pictures."""
+    """Of `--test FOLDER` a training image and a test image may both be cat/0.png, of different pictures."""
     data = Path(shutil.copytree(bench.data, tmp_path / "data"))
-    shutil.copyfile(data / "train" / "cat" / "000.png", data / "train" / "cat" / "twin.png")
-    shutil.copyfile(data / "test" / "cat" / "001.png", data / "test" / "cat" / "twin.png")
+    for part in ("train", "test"):
+        for kind in ("cat", "dog"):
+            for place, path in enumerate(sorted((data / part / kind).iterdir())):
+                path.rename(path.with_name(f"{place}.png"))
+    shutil.copyfile(data / "train" / "cat" / "0.png", data / "train" / "cat" / "twin.png")
+    (data / "test" / "cat" / "3.png").rename(data / "test" / "cat" / "twin.png")
     run, given = tmp_path / "run", pipeline.DataSettings(data=str(data / "train"), test=str(data / "test"))
     splits = open_splits(run, given)
     with run_lock(run):
         invert(splits.train, bench.generator(), run, INVERT)
-    forget(run, ["train:cat/000.png"])
+    forget(run, ["train:cat/0.png"])
     left = open_splits(run)
-    assert {*splits.train.ids} - {*left.train.ids} == {"cat/000.png", "cat/twin.png"}
+    assert {*splits.train.ids} - {*left.train.ids} == {"cat/0.png", "cat/twin.png"}
     assert left.test.ids == splits.test.ids and "cat/twin.png" in left.test.ids
     assert {*read_embeddings(run).ids} == {*left.train.ids}
-    forget(run, ["test:cat/002.png"])
-    assert {*left.test.ids} - {*open_splits(run).test.ids} == {"cat/002.png"}
-    assert "cat/002.png" in read_embeddings(run).ids
-    repainted = data / "test" / "dog" / "001.png"
-    shutil.copyfile(data / "test" / "dog" / "000.png", repainted)
-    assert changed(run) == ["test:dog/001.png"]
-    forget(run, ["dog/000.png"])  # whichever was meant
+    forget(run, ["test:cat/2.png"])
+    assert {*left.test.ids} - {*open_splits(run).test.ids} == {"cat/2.png"}
+    assert "cat/2.png" in read_embeddings(run).ids
+    repainted = data / "test" / "dog" / "1.png"
+    shutil.copyfile(data / "test" / "dog" / "0.png", repainted)
+    assert changed(run) == ["test:dog/1.png"]
+    forget(run, ["dog/0.png"])  # whichever was meant
     record = json.loads((run / "data.json").read_text())
-    assert all("dog/000.png" not in record[part]["ids"] for part in ("train", "test"))
+    assert all("dog/0.png" not in record[part]["ids"] for part in ("train", "test"))
 
 
 def test_a_wish_to_be_forgotten_survives_damage(bench: Bench, run: Path) -> None:
