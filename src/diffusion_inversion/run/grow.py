@@ -130,7 +130,7 @@ class Growth:
         found = [part for number in self.folds.numbers if (part := self.folds.part(made, number, share)) is not None]
         return found if len(found) == len(self.folds.numbers) else None
 
-    def measure(self, made: Material, purpose: str, parts: Sequence[Split] | None = None) -> Tensor:
+    def measure(self, made: Material, purpose: str, parts: Sequence[Split | None] = ()) -> Tensor:
         """Which held-out images (n,) bool are recognised, by classifiers of this material or a part of it."""
         candidate = Candidate(self.settings, lambda: made.key, lambda: made)
         found = torch.zeros(len(self.real), dtype=torch.bool)
@@ -348,8 +348,8 @@ def _close(growth: Growth, made: Material, correct: Tensor, reason: str) -> dict
     counts, found, sizes_before = [], [], [whole]
     for share in SHARES:  # of each class, rounded up: of few images several shares are the same ones
         parts = growth.parts(made, share)
-        sizes = None if parts is None else [len(part.training) for part in parts]
-        if sizes is not None and sizes not in sizes_before:
+        sizes = [len(part.training) for part in parts or ()]
+        if parts is not None and sizes not in sizes_before:
             sizes_before.append(sizes)
             counts.append(len(real) * sum(sizes) / sum(whole))
             found.append(growth.measure(made, f"grow, {share:g} of the real images", parts))

@@ -192,7 +192,7 @@ def require_answerable(workshop: Workshop, cells: Sequence[Sequence[Cell]], jobs
     if unknown := [name for name in asked if name not in ("accuracy", *known)]:
         raise UsageError(f"{plan.title}: {unknown[0]} is not measured here; these are: accuracy {' '.join(known)}")
     for claim, pair in ((one, pair) for one in plan.claims for pair in one.pairs):
-        sides = []
+        sides: list[Sequence[Cell]] = []
         for side in (pair.greater, pair.less):
             fitting = [(drawn, found[0]) for drawn, found in zip(cells, jobs, strict=True) if _fits(drawn[0], side)]
             if claim.of in ("accuracy", WORST):
