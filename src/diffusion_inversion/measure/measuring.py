@@ -6,7 +6,7 @@ The paper's numbers are of PyTorch-StudioGAN's Inception features; only `--extra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from .metrics.kernel import (
 )
 from .metrics.manifold import manifold_values
 from .metrics.units import Units, by_content, jackknife, named_units
-from .variant_groups import inverted_hashes, read_groups, recorded_sources
+from .variant_groups import read_groups, recorded_sources, told_apart
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 _HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
@@ -186,8 +186,9 @@ def measure(
     # Both are read before either goes through the network: a mistake in the second shows at once.
     real_side = side(real, real_split, real_groups)
     generated_side = side(generated, generated_split, generated_groups)
-    if generated_groups is None and generated_side.groups is not None:
-        generated_side = _told_apart(real_side, generated_side, inverted_hashes(generated))
+    if generated_groups is None and generated_side.groups and real_side.images:
+        groups = told_apart(generated_side.groups, real_side.images, generated)
+        generated_side = replace(generated_side, groups=groups)
     sides = [_extracted(found, network, folder, batch_size) for found in (real_side, generated_side)]
     return _compare(sides[0], sides[1], network, k, seed, confidence, _metrics_device(where))
 
@@ -241,15 +242,6 @@ class _Side:
     features: Tensor  # (N, D) on the CPU; empty until extracted
     images: LabelledImages | None = None
     groups: Sequence[str] | None = None  # of each image; None: each stands alone
-
-
-def _told_apart(real: _Side, generated: _Side, inverted: Mapping[str, str]) -> _Side:
-    """The generated side, whose sources are not taken for real images that have their ids but other pixels."""
-    if real.images is None or generated.groups is None:
-        return generated
-    hashes = dict(zip(real.images.ids, real.images.hashes, strict=True))
-    others = {image_id for image_id, pixels in hashes.items() if inverted.get(image_id, pixels) != pixels}
-    return replace(generated, groups=[f"source {one}" if one in others else one for one in generated.groups])
 
 
 def _units(real: _Side, generated: _Side) -> Units:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.images import LabelledImages
 from ..data.listed import numbered
 from ..data.naming import DATA_FILE, METADATA, UNIT_FILES
 from ..data.tables import parquet_files
@@ -47,13 +48,16 @@ def recorded_sources(data: str | Path) -> dict[str, str]:
     }
 
 
-def inverted_hashes(data: str | Path) -> dict[str, str]:
-    """Id => hash of the pixels of the images that a run learned from, whose folder of images `data` is; else empty.
+def told_apart(sources: Sequence[str], real: LabelledImages, data: str | Path) -> list[str]:
+    """Sources of the images in `data`, those renamed whose ids real images have that are other pictures.
 
-    Raises DataError where the run's record of them was damaged.
+    So it is where `data` lies in a run folder, which knows the pixels of what it learned from; elsewhere ids are
+    believed. Raises DataError where the run's record of them was damaged.
     """
     record = Ledger(Path(data).parent).read_json(DATA_FILE) or {"train": {"ids": (), "hashes": ()}}
-    return dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
+    learned = dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
+    others = {i for i, pixels in zip(real.ids, real.hashes, strict=True) if learned.get(i, pixels) != pixels}
+    return [f"source {source}" if source in others else source for source in sources]
 
 
 def read_groups(path: str | Path, ids: Sequence[str] | None, count: int) -> list[str]:
