@@ -13,6 +13,8 @@ import pytest
 import torch
 from image_files import class_folders, save
 
+from diffusion_inversion.data.datasets import load_images
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import DataError, UsageError
 from diffusion_inversion.measure.measuring import Measurement, measure
 from diffusion_inversion.measure.metrics.frechet import fid
@@ -162,6 +164,21 @@ def test_variants_are_resampled_by_the_source_that_the_run_recorded(tmp_path: Pa
     prompted = [{**row, "source_id": "cat: a cat", "partner_id": "cat: a cat", "class_name": "cat"} for row in rows]
     pq.write_table(pa.Table.from_pylist(prompted), tmp_path / "fake" / "metadata.parquet")
     assert measure(tmp_path / "real", tmp_path / "fake", **options).metrics == alone.metrics  # type: ignore[arg-type]
+
+
+def test_a_test_image_of_a_source_s_name_does_not_go_with_its_variants(tmp_path: Path) -> None:
+    class_folders(tmp_path / "real", {"cat": 12})
+    class_folders(tmp_path / "run" / "synthetic", {"cat": 24})
+    rows = [(f"cat/{row:03d}.png", f"cat/{row // 2:03d}.png") for row in range(24)]
+    recorded = [{"file_name": a, "source_id": b, "partner_id": b, "class_name": "cat"} for a, b in rows]
+    pq.write_table(pa.Table.from_pylist(recorded), tmp_path / "run" / "synthetic" / "metadata.parquet")
+    real = load_images(tmp_path / "real")
+    for hashes, said in ((real.hashes, ", 12 of them on both sides at once"), (("other",) * 12, "are resampled")):
+        record = {"train": {"ids": real.ids, "hashes": hashes}}
+        Ledger(tmp_path / "run").commit("data.json", json.dumps(record).encode())
+        found = measure(tmp_path / "real", tmp_path / "run" / "synthetic", k=2, cache=tmp_path / "cache")
+        assert said in found.resampled and found.units_generated == 12
+        assert ("both sides" in found.resampled) == (hashes == real.hashes)
 
 
 def test_the_order_of_the_rows_makes_no_difference(tmp_path: Path) -> None:

@@ -17,7 +17,17 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.cli.summary import summarise
-from diffusion_inversion.run.attributes import Attributes, add_subgroups
+from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.engine.ledger import Ledger
+from diffusion_inversion.run.attributes import (
+    Attributes,
+    add_subgroups,
+    attributes_of,
+    keep_attributes,
+    kept_attributes,
+    read_attributes,
+)
+from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.report import ReportImages
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.train.arms import ArmResults, ArmRun
@@ -26,7 +36,7 @@ from diffusion_inversion.train.replicated import Replicated
 
 LABELS = torch.arange(60) % 2
 IDS = tuple(f"i{row}" for row in range(60))
-SITE = Attributes("site", {image_id: "ab"[row >= 20] for row, image_id in enumerate(IDS)})
+SITE = Attributes("site", {image_id: "ab"[row >= 20] for row, image_id in enumerate(IDS)}, {})
 
 
 def dinv(*arguments: object) -> Any:
@@ -124,6 +134,30 @@ def test_train_shows_subgroups_and_repair_shows_them_again(finished: Path, tmp_p
     (run / "report.html").unlink()
     assert dinv("repair", run).exit_code == 0 and verify(run).findings == ()
     assert (run / "run.json").read_bytes() == before and "Subgroups by site" in (run / "report.html").read_text()
+
+
+def test_a_training_image_of_the_same_name_does_not_say_what_a_test_image_is(tmp_path: Path) -> None:
+    """Of `--test FOLDER` both have an a/000.png; earlier versions put the training image's value on record for it."""
+    said: dict[str, dict[str, str]] = {}
+    for part, order in (("train", "mf"), ("test", "fm")):
+        said[part] = {f"{'ab'[row % 2]}/{row:03d}.png": order[row // 2 % 2] for row in range(12)}
+        for name in said[part]:
+            save(tmp_path / part / name)
+        lines = "".join(f"{name},{value}\n" for name, value in said[part].items())
+        (tmp_path / part / "metadata.csv").write_text(f"file_name,sex\n{lines}")
+    run = tmp_path / "run"
+    splits = open_splits(run, DataSettings(data=str(tmp_path / "train"), test=str(tmp_path / "test")))
+    assert set(splits.test.ids) == set(splits.train.ids)
+    found = read_attributes(DataSettings(data=str(tmp_path / "train"), test=str(tmp_path / "test")), "sex", splits.test)
+    assert (found.of_test, found.of_train) == (said["test"], said["train"])
+    keep_attributes(run, found, splits.test.ids, splits.train.ids)
+    assert kept_attributes(run) == attributes_of(run, splits, None) == found
+    for how, expected in (("given", found), ("holdout", Attributes("sex", said["train"], said["train"]))):
+        old = {"given": "sex", "values": said["train"]}
+        data = json.loads((run / "data.json").read_text()) | {"how": how}
+        for name, content in (("attributes.json", old), ("data.json", data)):
+            Ledger(run).commit(name, json.dumps(content).encode(), note={})
+        assert attributes_of(run, splits, None) == expected, how
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,12 @@ def test_subgroups_stay_without_their_file(
     assert gone in (run / "attributes.json").read_text()
     done = dinv("forget", run, "--source", gone)
     assert done.exit_code == 0, done.output
-    kept = json.loads((run / "attributes.json").read_text())["values"]
-    assert gone not in kept and len(kept) == 14 and gone not in (run / "manifest.jsonl").read_text()
+    kept = json.loads((run / "attributes.json").read_text())
+    assert (
+        gone not in kept["of_test"]
+        and len(kept["of_test"] | kept["of_train"]) == 14
+        and gone not in (run / "manifest.jsonl").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from diffusion_inversion.run.export.images import SyntheticImages
 from diffusion_inversion.run.export.stage import export
 from diffusion_inversion.run.fidelity.stage import trained_on
 from diffusion_inversion.run.forget import forget
-from diffusion_inversion.run.grow import CANDIDATE_STEPS, CANDIDATES, PATIENCE, RoundRecord, _ended, grow
+from diffusion_inversion.run.grow import CANDIDATE_STEPS, CANDIDATES, PATIENCE, SHARES, RoundRecord, _ended, grow
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import identify
 from diffusion_inversion.run.methods import images_made, sources_of_images
@@ -33,6 +34,7 @@ from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.columns import COLUMNS
 from diffusion_inversion.sample.sampling import sample
 from diffusion_inversion.sample.synthetic import SyntheticStore, parse_job
+from diffusion_inversion.train.choosing import Folds
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,19 @@ def test_the_end_says_what_it_brought(whole: Path) -> None:
     assert low <= gain <= high and gain == pytest.approx(ended["accuracy"] - rounds(whole)[0]["accuracy"])
     assert "2 times as many real images would bring" in ended["sentence"] and "synthetic ones" in ended["sentence"]
     assert verify(whole).findings == () and all(identify(name) is not None for name in content(whole))
+
+
+def test_the_law_is_fitted_at_the_sizes_that_were_trained_on(whole: Path) -> None:
+    """A share of each class is rounded up: of five images an eighth is one, not 0.6; equal sizes count once."""
+    ended, train = json.loads((whole / "growth.json").read_text())["ended"], open_splits(whole).train
+    folds, made = Folds(whole, train, "cpu"), trained_on(whole, train.class_names, lambda: open_splits(whole), "cpu")
+    sizes = []
+    for share in (*SHARES, 1.0):
+        parts = [folds.part(made, number, share) for number in folds.numbers]
+        sizes.append(None if None in parts else fmean(len(part.training) for part in parts if part is not None))
+    distinct = dict.fromkeys(size for size in sizes if size is not None)
+    assert ended["real"] == pytest.approx([12 * size / max(distinct) for size in distinct])
+    assert len(ended["real"]) == len(ended["real_accuracies"]) and ended["real"][0] > 12 * SHARES[0]
 
 
 @pytest.mark.parametrize("kill", [Kill("recorded", 9)], ids=str)

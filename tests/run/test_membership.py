@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,14 @@ def test_what_knows_its_images_is_told_and_what_does_not_is_not(once: Path) -> N
     assert all(one["false_positives"] == 1 / 25 and one["members"] == 24 for one in found.values())
     assert "cannot hold a rate of 1 %, but one of 4 %" in " ".join(record["notes"])
     assert "no statement of differential privacy" in record["notes"][0]
+
+
+def test_held_out_images_may_be_called_as_training_images_are(whole: Path) -> None:
+    """Of `--test FOLDER`; the run does not know them for their names."""
+    splits = open_splits(whole)
+    named = replace(splits.test, ids=splits.train.ids + splits.test.ids[MEMBERS:])
+    tried = tried_images(whole, Splits(splits.train, named, "given"), None, 16, ASKED)
+    assert torch.equal(membership._known(whole, tried.images.ids), tried.members)
 
 
 def test_copies_give_their_sources_away(whole: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError
 from diffusion_inversion.invert.embeddings import EmbeddingStore, read_embeddings
 from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.run import stages as pipeline
-from diffusion_inversion.run.forget import finish_pending, forget
+from diffusion_inversion.run.forget import changed, finish_pending, forget
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.verify import discard, verify
@@ -94,6 +94,35 @@ def test_the_same_picture_under_another_name_is_forgotten_too(bench: Bench, tmp_
         finish(twins, run, stage)
     assert len(read_embeddings(run)) == 11
     assert traces(run, "train/cat/000.png") == [] and traces(run, "train/cat/twin one.png") == []
+
+
+def test_an_image_is_not_forgotten_for_its_name_in_the_other_part(bench: Bench, tmp_path: Path) -> None:
+    """Of `--test FOLDER` a training image and a test image may both be cat/0.png, of different pictures."""
+    data = Path(shutil.copytree(bench.data, tmp_path / "data"))
+    for part in ("train", "test"):
+        for kind in ("cat", "dog"):
+            for place, path in enumerate(sorted((data / part / kind).iterdir())):
+                path.rename(path.with_name(f"{place}.png"))
+    shutil.copyfile(data / "train" / "cat" / "0.png", data / "train" / "cat" / "twin.png")
+    (data / "test" / "cat" / "3.png").rename(data / "test" / "cat" / "twin.png")
+    run, given = tmp_path / "run", pipeline.DataSettings(data=str(data / "train"), test=str(data / "test"))
+    splits = open_splits(run, given)
+    with run_lock(run):
+        invert(splits.train, bench.generator(), run, INVERT)
+    forget(run, ["train:cat/0.png"])
+    left = open_splits(run)
+    assert {*splits.train.ids} - {*left.train.ids} == {"cat/0.png", "cat/twin.png"}
+    assert left.test.ids == splits.test.ids and "cat/twin.png" in left.test.ids
+    assert {*read_embeddings(run).ids} == {*left.train.ids}
+    forget(run, ["test:cat/2.png"])
+    assert {*left.test.ids} - {*open_splits(run).test.ids} == {"cat/2.png"}
+    assert "cat/2.png" in read_embeddings(run).ids
+    repainted = data / "test" / "dog" / "1.png"
+    shutil.copyfile(data / "test" / "dog" / "0.png", repainted)
+    assert changed(run) == ["test:dog/1.png"]
+    forget(run, ["dog/0.png"])  # whichever was meant
+    record = json.loads((run / "data.json").read_text())
+    assert all("dog/0.png" not in record[part]["ids"] for part in ("train", "test"))
 
 
 def test_a_wish_to_be_forgotten_survives_damage(bench: Bench, run: Path) -> None:

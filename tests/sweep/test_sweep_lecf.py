@@ -80,6 +80,9 @@ def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path
         file.write_text(text.replace(old, new))
         with pytest.raises(UsageError, match=message):
             cells(read_plan(file))
+    file.write_text(text.replace('arms = ["real", "synthetic"]', 'arms = ["real+synthetic"]\nmixing = "curriculum"'))
+    refused = sweep(file, tmp_path / "out")
+    assert refused.exit_code == 2 and "mixing=curriculum: no real image is the source" in refused.output
     words = tmp_path / "clip" / "words.json"
     words.write_text(json.dumps(["red", "green"]))
     file.write_text(text)

@@ -85,4 +85,8 @@ def test_a_cell_has_one_k_and_a_pool_that_is_large_enough(file: Path, tmp_path: 
     file.write_text(text.replace("[8]", "41"))
     refused = sweep(file, tmp_path / "out")
     assert refused.exit_code == 2 and "--k 41: pool has 40 images" in refused.output
+    judged = text.replace('arms = ["real", "synthetic"]', 'arms = ["real+synthetic"]\nmixing = "confidence"')
+    file.write_text(judged.replace('[[cases]]\nname = "drawn"\nset = {}\n', ""))
+    refused = sweep(file, tmp_path / "out")
+    assert refused.exit_code == 2 and "mixing=confidence: images are drawn without a judge" in refused.output
     assert not (tmp_path / "root").exists(), "nothing was computed"

@@ -121,7 +121,10 @@ def repair(*, run: Run, where: Device) -> dict[str, Any]:
 
 def forget(
     run: Run,
-    source: Annotated[list[str] | None, typer.Option(help="Id of an image, as in data.json. Can be repeated.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Id of an image, as in data.json; train:ID or test:ID where both have it. Can be repeated."),
+    ] = None,
     changed: Annotated[
         bool, typer.Option("--changed", help="Every image that DATA no longer holds, or holds otherwise.")
     ] = False,
@@ -146,7 +149,7 @@ def forget(
         )
         return {"run": str(run), "dry_run": True, **vars(done), "text": text}
     text = (
-        f"{run}: forgot {len(ids)} images: {done.vectors} vectors, {done.synthetic} synthetic images and "
+        f"{run}: forgot {done.images} images: {done.vectors} vectors, {done.synthetic} synthetic images and "
         f"{done.classifiers} classifiers deleted. Run the stages again for what is left. Copies outside the run, "
         "the data itself and caches of it are yours to delete."
     )

@@ -38,8 +38,11 @@ _REFUSED = {
     "sample.strict": _SAME_IMAGES,
     "sample.safety_checker": "what a checker is for does not show in accuracy",
     "sample.image_size": "all arms would see images of another side",
+    "sample.storage": _SAME_IMAGES,
     "sample.resolution": "vectors hold for the resolution they were learned at; it is stage 1's",
     "train.architecture": "choices are scored by the classifier of the run",
+    "train.online": "choices are scored on images that are drawn beforehand, so every value is the same",
+    "train.online_keep": "no classifier depends on it, so there is nothing to choose",
     "train.arms": "it says what is measured, not how",
     "train.seeds": "it says what is measured, not how",
 }

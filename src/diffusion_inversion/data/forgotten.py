@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from typing_extensions import TypedDict
@@ -13,6 +14,7 @@ from ..engine.ledger import Ledger
 from ..engine.untrusted import check_record
 from .images import LabelledImages
 from .problems import Problem
+from .sources import Role
 
 FORGOTTEN_FILE = "forgotten.json"
 
@@ -20,7 +22,7 @@ FORGOTTEN_FILE = "forgotten.json"
 class Marks(TypedDict):
     """Content of the file; every entry is `hashed`."""
 
-    never_again: list[str]  # ids and pixel hashes
+    never_again: list[str]  # ids (`id_marks`) and pixel hashes
     pending: list[str]  # ids whose deletion has begun
     keep_averages: bool  # of that deletion
 
@@ -44,13 +46,23 @@ def hashed(text: str) -> str:
     return hashlib.sha256(f"forgotten {text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def forgotten_rows(images: LabelledImages, run: Path) -> list[int]:
-    """Rows of the images that the run must never use again, by id or by pixels."""
+def id_marks(part: Role, image_id: str) -> tuple[str, str]:
+    """What may be kept of an id: for whatever part has it, and for one part, where the other may use the same ids."""
+    return hashed(image_id), hashed(f"{part}:{image_id}")
+
+
+def is_marked(marks: AbstractSet[str], part: Role, image_id: str) -> bool:
+    """Whether an image of a part is meant by its id."""
+    return not marks.isdisjoint(id_marks(part, image_id))
+
+
+def forgotten_rows(images: LabelledImages, run: Path, part: Role) -> list[int]:
+    """Rows of the images of a part that the run must never use again, by id or by pixels."""
     never = set(read_marks(run)["never_again"])
     if not never:
         return []
     pairs = enumerate(zip(images.ids, images.hashes, strict=True))
-    return [row for row, pair in pairs if any(hashed(value) in never for value in pair)]
+    return [row for row, (i, pixels) in pairs if hashed(pixels) in never or is_marked(never, part, i)]
 
 
 def without_mention(problems: Sequence[Problem], ids: Collection[str]) -> tuple[Problem, ...]:

@@ -9,6 +9,7 @@ from ..engine.manifest import NAME as MANIFEST
 from .scan import is_ignored
 
 LONGEST_CLASS = 200  # bytes of a class name that a folder can carry
+DATA_FILE = "data.json"  # of a run folder: which images it learned from, and their hashes
 METADATA = "metadata.parquet"  # of a folder of class folders that `datasets` opens
 UNIT_FILES = "unit-*.parquet"  # of stage 2, images in them (sample/packed.py)
 _OURS = (MANIFEST, METADATA)  # files that lie beside the class folders

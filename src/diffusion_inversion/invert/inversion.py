@@ -57,7 +57,7 @@ def invert(
         described = _as_begun(run, made_from(images, generator, settings, resolution), begun)
         freeze_settings(run, "invert", described, begun=begun)
         require_same_images(images, tried, run)
-        if gone := forgotten_rows(images, run):
+        if gone := forgotten_rows(images, run, "train"):
             raise UsageError(
                 f"{images.ids[gone[0]]}: {run} was told to forget it. Leave such images out ({len(gone)})."
             )

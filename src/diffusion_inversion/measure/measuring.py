@@ -39,7 +39,7 @@ from .metrics.kernel import (
 )
 from .metrics.manifold import manifold_values
 from .metrics.units import Units, by_content, jackknife, named_units
-from .variant_groups import read_groups, recorded_sources
+from .variant_groups import read_groups, recorded_sources, told_apart
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 _HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
@@ -158,7 +158,8 @@ def measure(
     - `seed`: of `limit` and of the intervals. `confidence`: of the intervals, in (0, 1).
     - `real_groups`, `generated_groups`: text files that name the group of each image (`variant_groups.read_groups`),
       such as its source or its patient. Images of one group are resampled together. A folder that stage 2 wrote knows
-      the sources of its images; where the real images are among these, each goes with what was made from it.
+      the sources of its images; where the real images are among these, each goes with what was made from it: by its
+      id, and in a run folder by its pixels too.
     - `cache`: folder for features of DATA; default `features` below `root`, or the data folder.
 
     Raises UsageError (arguments, extractor, files that are not there) before images are decoded, and DataError.
@@ -185,6 +186,9 @@ def measure(
     # Both are read before either goes through the network: a mistake in the second shows at once.
     real_side = side(real, real_split, real_groups)
     generated_side = side(generated, generated_split, generated_groups)
+    if generated_groups is None and generated_side.groups and real_side.images:
+        groups = told_apart(generated_side.groups, real_side.images, generated)
+        generated_side = replace(generated_side, groups=groups)
     sides = [_extracted(found, network, folder, batch_size) for found in (real_side, generated_side)]
     return _compare(sides[0], sides[1], network, k, seed, confidence, _metrics_device(where))
 

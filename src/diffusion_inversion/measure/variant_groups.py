@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.images import LabelledImages
 from ..data.listed import numbered
-from ..data.naming import METADATA, UNIT_FILES
+from ..data.naming import DATA_FILE, METADATA, UNIT_FILES
 from ..data.tables import parquet_files
+from ..engine.ledger import Ledger
 from ..errors import DataError, UsageError
 
 MOST_BYTES = 1 << 28  # of a file of groups
@@ -44,6 +46,18 @@ def recorded_sources(data: str | Path) -> dict[str, str]:
         for name, source, partner, class_name in rows
         if not (partner == source and str(source).startswith(f"{class_name}: "))  # a prompt is its own partner
     }
+
+
+def told_apart(sources: Sequence[str], real: LabelledImages, data: str | Path) -> list[str]:
+    """Sources of the images in `data`, those renamed whose ids real images have that are other pictures.
+
+    So it is where `data` lies in a run folder, which knows the pixels of what it learned from; elsewhere ids are
+    believed. Raises DataError where the run's record of them was damaged.
+    """
+    record = Ledger(Path(data).parent).read_json(DATA_FILE) or {"train": {"ids": (), "hashes": ()}}
+    learned = dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
+    others = {i for i, pixels in zip(real.ids, real.hashes, strict=True) if learned.get(i, pixels) != pixels}
+    return [f"source {source}" if source in others else source for source in sources]
 
 
 def read_groups(path: str | Path, ids: Sequence[str] | None, count: int) -> list[str]:

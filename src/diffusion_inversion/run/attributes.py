@@ -26,10 +26,11 @@ MOST_VALUES = 50  # that a table can show
 
 @dataclass(frozen=True)
 class Attributes:
-    """What an attribute says of each image that may be tested on, by id, and if it can of those that are trained on."""
+    """What an attribute says of images, by id: both parts may have an id, of different pictures."""
 
     given: str  # a file by its whole path
-    value_of: dict[str, str]
+    of_test: dict[str, str]  # each image that may be tested on
+    of_train: dict[str, str]  # each image that may be trained on, or none where it says nothing of one of them
 
     @property
     def name(self) -> str:
@@ -48,10 +49,10 @@ def read_attributes(data: DataSettings, given: str, test: LabelledImages) -> Att
         data.data if data.test is None else data.test, root, "train" if data.test is None else "test"
     )
     tested = part or whole
-    found = Attributes(given, dict(zip(tested.ids, values_of(tested, given, "attributes"), strict=True)))
-    if tested is not whole or data.test is not None:
-        found.value_of.update(_of_training(data, root, given))
-    values = {found.value_of[image_id] for image_id in test.ids}
+    of_test = dict(zip(tested.ids, values_of(tested, given, "attributes"), strict=True))
+    held_out = tested is whole and data.test is None
+    found = Attributes(given, of_test, of_test if held_out else _of_training(data, root, given))
+    values = {of_test[image_id] for image_id in test.ids}
     if len(values) == 1:
         raise DataError(
             f"--attributes {given}: all {len(test)} test images have one value, {min(values)}; give an attribute that "
@@ -79,21 +80,37 @@ def attributes_of(run: Path, splits: Splits, given: str | None) -> Attributes | 
 
     What a file said then is on record, so it may be gone. It is read anew where images were added since.
     """
-    kept = Ledger(run).read_json(ATTRIBUTES_FILE) if Ledger(run).holds(ATTRIBUTES_FILE) else None
+    kept = kept_attributes(run)
     before = (Ledger(run).note(RUN_FILE) or {}).get("attributes")
-    if given is None and kept is not None and set(splits.test.ids) <= kept["values"].keys():
-        return Attributes(kept["given"], kept["values"])
-    if (asked := given or (kept or {}).get("given") or before) is None:
+    if given is None and kept is not None and set(splits.test.ids) <= kept.of_test.keys():
+        return kept
+    if (asked := given or (kept.given if kept else None) or before) is None:
         return None
     record = read_record(run)
     assert record is not None  # they were recorded when they were opened
     return read_attributes(recorded_settings(record["source"]), asked, splits.test)
 
 
-def keep_attributes(run: Path, attributes: Attributes, ids: Collection[str]) -> None:
+def kept_attributes(run: Path) -> Attributes | None:
+    """What `keep_attributes` kept; None where it kept nothing."""
+    ledger = Ledger(run)
+    if not ledger.holds(ATTRIBUTES_FILE):
+        return None
+    kept = ledger.read_json(ATTRIBUTES_FILE)
+    if "values" not in kept:
+        return Attributes(kept["given"], kept["of_test"], kept["of_train"])
+    # Before they were told apart, values of training images replaced those of test images of the same id.
+    own_ids = (read_record(run) or {"how": "given"})["how"] != "given"
+    return Attributes(kept["given"], kept["values"] if own_ids else {}, kept["values"])
+
+
+def keep_attributes(run: Path, attributes: Attributes, test: Collection[str], train: Collection[str]) -> None:
     """Put on record what the attribute says of images of a run and its replicates, where it says something."""
-    values = {image_id: attributes.value_of[image_id] for image_id in ids if image_id in attributes.value_of}
-    content = {"given": attributes.given, "values": values}
+    of_test, of_train = (
+        {image_id: values[image_id] for image_id in ids if image_id in values}
+        for ids, values in ((test, attributes.of_test), (train, attributes.of_train))
+    )
+    content = {"given": attributes.given, "of_test": of_test, "of_train": of_train}
     Ledger(run).commit(ATTRIBUTES_FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -102,7 +119,7 @@ def add_subgroups(record: RunRecord, replicates: Sequence[Replicated], attribute
 
     The headline has it where the arm that the verdict rests on lowers the worst subgroup.
     """
-    found = subgroups(replicates, attributes.value_of)
+    found = subgroups(replicates, attributes.of_test)
     worst = found.worst
     record["subgroups"] = {
         "attribute": attributes.name,

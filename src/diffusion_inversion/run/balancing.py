@@ -17,8 +17,9 @@ from ..data.sources import default_root, open_data
 from ..engine.ledger import Ledger
 from ..errors import UsageError
 from ..sample.balance import counts_of, parts_of, uneven
+from .attributes import kept_attributes
 from .images import read_record, recorded_settings
-from .layout import ATTRIBUTES_FILE, BALANCE_FILE
+from .layout import BALANCE_FILE
 from .report.image_records import BalanceRecord
 
 MOST_SHOWN = 50  # parts in a table
@@ -41,11 +42,10 @@ def values_of_run(run: Path, sample: SampleSettings) -> dict[str, str] | None:
     record = read_record(run) if given is not None else None
     if given is None or record is None:
         return None
-    ledger = Ledger(run)
-    if os.path.isabs(given) and not os.path.exists(given) and ledger.holds(ATTRIBUTES_FILE):
-        kept = ledger.read_json(ATTRIBUTES_FILE)
-        if kept["given"] == given:
-            return dict(kept["values"])
+    if os.path.isabs(given) and not os.path.exists(given):
+        kept = kept_attributes(run)
+        if kept is not None and kept.given == given:
+            return kept.of_train
     return values_to_balance(recorded_settings(record["source"]), sample)
 
 

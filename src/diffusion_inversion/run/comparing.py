@@ -114,8 +114,8 @@ def _recorded(folder: Path, arms: Sequence[str]) -> Replicated:
 
     Classes are numbered in the order of their names.
     """
-    data, units = read_record(folder), ClassifierStore(folder).manifest
-    complete = units.last("complete")
+    data, store = read_record(folder), ClassifierStore(folder)
+    complete = store.manifest.last("complete")
     assert data is not None and complete is not None  # it is a finished run
     names = sorted(data["class_names"])
     number = torch.tensor([names.index(name) for name in data["class_names"]])
@@ -125,11 +125,11 @@ def _recorded(folder: Path, arms: Sequence[str]) -> Replicated:
         seen[key] += 1
         keys.append(f"{key} {seen[key]}")
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    latest = {(one["arm"], one["seed"]): one for one in units.units().values()}
+    current = {arm: store.current(arm) for arm in arms}
     runs = []
     for seed in complete["seeds"]:
         for arm in arms:
-            one = latest.get((arm, seed))
+            one = current[arm].get(seed)
             if one is None or len(one["predictions"]) != len(keys):
                 raise UsageError(f"{folder}: its classifiers are not of its test images. Run `dinv train` again first.")
             evaluation = score(labels[order], number[torch.tensor(one["predictions"])][order], len(names))

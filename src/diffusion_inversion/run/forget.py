@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.datasets import data_record
-from ..data.forgotten import Marks, hashed, read_marks, without_mention, write_marks
+from ..data.forgotten import Marks, hashed, id_marks, is_marked, read_marks, without_mention, write_marks
 from ..data.problems import Problem
+from ..data.sources import Role
 from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
@@ -26,11 +27,14 @@ from ..sample.columns import PARENTS, parents
 from ..train.choosing import FOLDER as TUNING
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
+from .attributes import keep_attributes, kept_attributes
 from .images import changed_images, load, read_record, recorded_settings
 from .layout import ATTRIBUTES_FILE, DATA_FILE, GROWN, GROWTH, ONLINE, REDRAWN, STORES, STRENGTHS, ledger_files
 from .methods import images_store, method_of
 from .replicates import replicate_folders
 
+_PARTS: tuple[Role, Role] = ("train", "test")
+_Image = tuple[Role, str]  # the part of data.json that has it, and its id there: both may have an a/00.png
 POSITION = re.compile(r".+/\d{6}")
 _AVERAGING = ("guidance_scale", "unconditional", "rival_weight", "interpolation_kind", "partner")
 
@@ -59,6 +63,8 @@ def forget(
     An image descends from a vector where it is its source or one of its partners. Where a mean of vectors went into
     it, of guidance or of a class, it also descends from all vectors, and with class-mean starts every vector of a
     class descends from all its images: these go too, unless `keep_averages`. Test images are forgotten in the same way.
+    An id means the images of both parts that have it, which may be different pictures where test images were given
+    apart; `train:ID` and `test:ID` mean one of them.
     Reports, audits and reconstructions are deleted; the stages make them again. `never_again` keeps the images out of
     this run for good, also where DATA still holds them or the same pixels under another name; only hashes of their
     ids and pixels stay in the run, in forgotten.json. DATA itself, caches of it and copies elsewhere are not touched.
@@ -71,30 +77,31 @@ def forget(
     records = {folder: read_record(folder) for folder in folders}
     if records[run] is None:
         raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
-    content = {image_id: pixels for record in records.values() for image_id, pixels in _content(record).items()}
-    unknown = [image_id for image_id in ids if image_id not in content]
+    content = {image: pixels for record in records.values() for image, pixels in _content(record).items()}
+    named = {image: {image[1], ":".join(image)} for image in content}
+    unknown = [image_id for image_id in ids if not any(image_id in names for names in named.values())]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], content, n=3)
+        near = difflib.get_close_matches(unknown[0], {image_id: None for _, image_id in content}, n=3)
         hint = f"; near to it: {', '.join(near)}" if near else ""
         raise UsageError(f"{run}: no image {unknown[0]!r} in {DATA_FILE}{hint}. Give ids as they stand there.")
-    wanted = set(ids)
+    wanted = {image for image, names in named.items() if not names.isdisjoint(ids)}
     never: set[str] = set()
     if never_again:  # the same picture under another name goes too
-        pixels = {content[image_id] for image_id in ids}
-        wanted |= {image_id for image_id, value in content.items() if value in pixels}
+        pixels = {content[image] for image in wanted}
+        wanted |= {image for image, value in content.items() if value in pixels}
         # An id that is a position in a file (train/000123) can come to mean another picture.
-        kept = [image_id for image_id in wanted if not POSITION.fullmatch(image_id)]
-        never = {*map(hashed, kept), *(hashed(content[image_id]) for image_id in wanted)}
+        kept = [image for image in wanted if not POSITION.fullmatch(image[1])]
+        never = {*_marks(records[run], kept), *(hashed(content[image]) for image in wanted)}
+    own = {folder: _marks(record, wanted & _content(record).keys()) for folder, record in records.items()}
     if dry_run:
-        gone = {folder: {hashed(i) for i in wanted & set(_content(record))} for folder, record in records.items()}
-        return _sum(len(wanted), [_doomed(folder, gone[folder], keep_averages).counts(0) for folder in folders])
+        return _sum(len(wanted), [_doomed(folder, own[folder], keep_averages).counts(0) for folder in folders])
     with ExitStack() as held:
         for folder in folders:
             held.enter_context(run_lock(folder))
             for store in STORES:  # damaged records are mended first: then nothing below can stop half way
                 Manifest(folder / store.manifest).records()
-        for folder, record in records.items():  # the run first: what a kill leaves to its replicates, they follow
-            _mark(folder, never, wanted & set(_content(record)), keep_averages)
+        for folder, gone in own.items():  # the run first: what a kill leaves to its replicates, they follow
+            _mark(folder, never, gone, keep_averages)
         for name in ledger_files(stage="report"):
             Ledger(run).drop(name)
         done = [finish_pending(folder) for folder in folders]
@@ -108,9 +115,9 @@ def _sum(images: int, done: Sequence[Forgotten]) -> Forgotten:
 
 
 def _mark(run: Path, never: set[str], gone: Collection[str], keep_averages: bool) -> None:
-    """Note what a run folder must never use again, hashed, and which ids of its own are to be deleted now."""
+    """Note what a run folder must never use again, and which ids of its own are to be deleted now, all hashed."""
     marks = read_marks(run)
-    pending = sorted({*marks["pending"], *map(hashed, gone)})
+    pending = sorted({*marks["pending"], *gone})
     again = sorted({*marks["never_again"], *never})
     write_marks(run, Marks(never_again=again, pending=pending, keep_averages=keep_averages))
 
@@ -122,16 +129,23 @@ def follow(run: Path, folder: Path) -> None:
     """
     missing = set(read_marks(run)["never_again"]) - set(read_marks(folder)["never_again"])
     if missing:
-        content = _content(read_record(folder))
-        gone = [i for i, pixels in content.items() if missing & {hashed(i), hashed(pixels)}]
-        _mark(folder, missing, gone, keep_averages=False)
+        record = read_record(folder)
+        found = _content(record).items()
+        gone = [image for image, pixels in found if hashed(pixels) in missing or is_marked(missing, *image)]
+        _mark(folder, missing, _marks(record, gone), keep_averages=False)
     finish_pending(folder)
 
 
-def _content(record: dict[str, Any] | None) -> dict[str, str]:
-    """Image id => hash of its pixels, of all images that data.json records."""
-    parts = [record[part] for part in ("train", "test")] if record is not None else []
-    return {i: pixels for part in parts for i, pixels in zip(part["ids"], part["hashes"], strict=True)}
+def _content(record: dict[str, Any] | None) -> dict[_Image, str]:
+    """Image => hash of its pixels, of all images that data.json records."""
+    parts = [(part, record[part]) for part in _PARTS] if record is not None else []
+    return {(name, i): pixels for name, part in parts for i, pixels in zip(part["ids"], part["hashes"], strict=True)}
+
+
+def _marks(record: dict[str, Any] | None, images: Collection[_Image]) -> set[str]:
+    """What is kept of ids. Where DATA was parted an id is one image, whatever part it may come to lie in later."""
+    apart = record is not None and record["how"] == "given"
+    return {id_marks(*image)[apart] for image in images}
 
 
 def finish_pending(run: Path) -> Forgotten:
@@ -149,8 +163,9 @@ def finish_pending(run: Path) -> Forgotten:
 
 
 def changed(run: Path) -> list[str]:
-    """Ids of images recorded here or in a replicate that DATA no longer holds, or holds otherwise."""
-    found: dict[str, None] = {}
+    """Images recorded here or in a replicate that DATA no longer holds, or holds otherwise, by ids for `forget`."""
+    both: set[str] = set()
+    found: dict[_Image, None] = {}
     for folder in replicate_folders(run):
         record = read_record(folder)
         if record is None and folder != run:
@@ -158,21 +173,22 @@ def changed(run: Path) -> list[str]:
         if record is None:
             raise UsageError(f"{run}: not a run folder ({DATA_FILE} is missing); nothing to forget")
         now = data_record(load(folder, recorded_settings(record["source"]), record))
-        found |= {i: None for part in ("train", "test") for i, _ in changed_images(record[part], now[part])}
-    return list(found)
+        found |= {(part, i): None for part in _PARTS for i, _ in changed_images(record[part], now[part])}
+        both |= {*record["train"]["ids"]} & {*record["test"]["ids"]}
+    return [":".join(image) if image[1] in both else image[1] for image in found]
 
 
 def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
-    """Delete the images whose `hashed` ids are in `gone`. Whatever part of this was done before is not missed."""
+    """Delete the images whose ids `gone` marks. Whatever part of this was done before is not missed."""
     ledger, doomed = Ledger(run), _doomed(run, gone, keep_averages)
     # What shows or summarises the images, and choices by classifiers that saw them: the stages make them again.
     for name in reversed(ledger_files("derived", "choice")):
         if name != ATTRIBUTES_FILE:
             ledger.drop(name)
-    if ledger.holds(ATTRIBUTES_FILE):  # the file that it was given as may be gone
-        kept = ledger.read_json(ATTRIBUTES_FILE)
-        kept["values"] = {image_id: value for image_id, value in kept["values"].items() if hashed(image_id) not in gone}
-        ledger.commit(ATTRIBUTES_FILE, (json.dumps(kept, indent=1) + "\n").encode())
+    if (kept := kept_attributes(run)) is not None:  # the file that it was given as may be gone
+        tested = [image_id for image_id in kept.of_test if not is_marked(gone, "test", image_id)]
+        trained = [image_id for image_id in kept.of_train if not is_marked(gone, "train", image_id)]
+        keep_attributes(run, kept, tested, trained)
     records, choices = ledger.manifest.records(), ledger_files("choice")
     if any(record.get("unit") in choices for record in records):  # they hold copies of them
         ledger.manifest.rewrite([record for record in records if record.get("unit") not in choices])
@@ -207,13 +223,13 @@ class _Doomed:
 
 
 def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
-    """What goes with the images whose `hashed` ids are in `gone`; nothing is deleted."""
+    """What goes with the images whose ids `gone` marks; nothing is deleted."""
     record = read_record(run)
     vectors = EmbeddingStore(run)
     images = vectors.images()
     # Dropped units name their images too.
     tried = {i for entry in vectors.manifest.records() if entry["event"] == "commit" for i in entry["ids"]}
-    learned = {image_id for image_id in tried if hashed(image_id) in gone}
+    learned = {image_id for image_id in tried if is_marked(gone, "train", image_id)}
     if learned and not keep_averages and _settings(Ledger(run), "invert").get("init") == "class-mean":
         labels = {images[image_id][1] for image_id in learned & set(images)}
         learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
@@ -226,7 +242,7 @@ def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
         table = images_store(run, class_names).table("file_name", *PARENTS, *_AVERAGING)
         names, *columns = (column.to_pylist() for column in table.columns)
         made = dict(zip(names, parents(*columns[: len(PARENTS)]), strict=True))
-        taken = learned | {image_id for ids in made.values() for image_id in ids if hashed(image_id) in gone}
+        taken = learned | {image_id for ids in made.values() for image_id in ids if is_marked(gone, "train", image_id)}
         how = zip(names, *columns[len(PARENTS) :], strict=True)
         averages = {name for name, *settings in how if _averaged(*settings)}
         averaged = len(averages) if keep_averages else 0
@@ -244,11 +260,11 @@ def _averaged(scale: float, unconditional: str, rival_weight: float, kind: str, 
 
 def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:
     """data.json's record without the images, and without problems that name them."""
-    names = [i for part in ("train", "test") for i in record[part]["ids"] if hashed(i) in gone]
-    parts = {}
-    for name in ("train", "test"):
+    names = [i for part in _PARTS for i in record[part]["ids"] if is_marked(gone, part, i)]
+    parts: dict[str, Any] = {}
+    for name in _PARTS:
         part = record[name]
-        rows = [row for row, image_id in enumerate(part["ids"]) if hashed(image_id) not in gone]
+        rows = [row for row, image_id in enumerate(part["ids"]) if not is_marked(gone, name, image_id)]
         lists = {key: [part[key][row] for row in rows] for key in ("ids", "hashes", "labels", "groups") if key in part}
         problems = without_mention([Problem(**problem) for problem in part["problems"]], names)
         parts[name] = {**part, **lists, "problems": [asdict(problem) for problem in problems]}

@@ -49,7 +49,7 @@ from ..sample.variants import draw_images, plan_variant
 from ..train.choosing import FOLDER as TUNING
 from ..train.choosing import Candidate, Folds, Material
 from ..train.classifiers import Classifier
-from ..train.folds import NEVER, in_order
+from ..train.folds import NEVER, Split, in_order
 from ..train.growing import best, entropy, errors_of, shares
 from ..train.halving import Cell
 from ..train.power_law import expected_gain, sentence
@@ -125,20 +125,19 @@ class Growth:
         device = str(self.folds.device)
         return trained_on(self.run, self.real.class_names, lambda: self.splits, device, self.generator)
 
-    def measure(self, made: Material, purpose: str, share: float | None = None) -> Tensor | None:
-        """Which held-out images (n,) bool are recognised, by classifiers of this material and share of the real images.
+    def parts(self, made: Material, share: float) -> list[Split] | None:
+        """What each fold trains on of a share of the real images; None where it leaves one without synthetic images."""
+        found = [part for number in self.folds.numbers if (part := self.folds.part(made, number, share)) is not None]
+        return found if len(found) == len(self.folds.numbers) else None
 
-        None where a share leaves a fold without synthetic images.
-        """
+    def measure(self, made: Material, purpose: str, parts: Sequence[Split | None] = ()) -> Tensor:
+        """Which held-out images (n,) bool are recognised, by classifiers of this material or a part of it."""
         candidate = Candidate(self.settings, lambda: made.key, lambda: made)
         found = torch.zeros(len(self.real), dtype=torch.bool)
         cells = self.folds.cells(self.settings.seeds[:1])
-        parts = [None if share is None else self.folds.part(made, cell.fold, share) for cell in cells]
-        if share is not None and any(part is None for part in parts):
-            return None
         self.classifiers = {}
         with track(purpose, len(cells), "trainings") as advance:
-            for cell, part in zip(cells, parts, strict=True):
+            for cell, part in zip(cells, parts or [None] * len(cells), strict=True):
                 keep = partial(self.classifiers.__setitem__, cell.fold)
                 trial = self.folds.trial(candidate, cell, purpose, part=part, on_trained=keep)
                 found[list(trial.rows)] = trial.correct
@@ -280,7 +279,6 @@ def grow(
         start, number = time.monotonic(), len(rounds)
         made = growth.material()
         correct = growth.measure(made, f"grow, round {number}")
-        assert correct is not None
         reason = _ended(asked, rounds, float(correct.double().mean()), time.monotonic() - start)
         if reason is not None:
             return _close(growth, made, correct, reason)
@@ -346,12 +344,15 @@ def _close(growth: Growth, made: Material, correct: Tensor, reason: str) -> dict
     first = _as_tensor(rounds[0]["correct"]) if rounds else correct
     difference = correct.double() - first.double()
     gain, spread = float(difference.mean()), 1.96 * float(difference.std()) / math.sqrt(len(difference))
-    counts, found = [], []
-    for share in SHARES:
-        part = growth.measure(made, f"grow, {share:g} of the real images", share)
-        if part is not None:
-            counts.append(share * len(real))
-            found.append(part)
+    whole = [len(growth.folds.split(made, number).training) for number in growth.folds.numbers]
+    counts, found, sizes_before = [], [], [whole]
+    for share in SHARES:  # of each class, rounded up: of few images several shares are the same ones
+        parts = growth.parts(made, share)
+        sizes = [len(part.training) for part in parts or ()]
+        if parts is not None and sizes not in sizes_before:
+            sizes_before.append(sizes)
+            counts.append(len(real) * sum(sizes) / sum(whole))
+            found.append(growth.measure(made, f"grow, {share:g} of the real images", parts))
     of_real = expected_gain([*counts, len(real)], _as_array([*found, correct]), FACTOR)
     of_synthetic = None
     if rounds:

@@ -13,6 +13,7 @@ from ..data.datasets import Splits, data_record, load_splits
 from ..data.forgotten import forgotten_rows, without_mention
 from ..data.images import LabelledImages, changed, contents
 from ..data.selection import Chosen
+from ..data.sources import Role
 from ..engine.frozen_settings import listed, require_agreed
 from ..engine.ledger import Ledger
 from ..engine.lock import is_shared, run_lock
@@ -128,9 +129,9 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
     """
     splits = load_as(settings, recorded)
 
-    def without(images: LabelledImages) -> LabelledImages:
+    def without(images: LabelledImages, part: Role) -> LabelledImages:
         images = images.with_classes_after(recorded["class_names"] if recorded else ())
-        gone = set(forgotten_rows(images, run))
+        gone = set(forgotten_rows(images, run, part))
         if not gone:
             return images
         if len(gone) == len(images):
@@ -139,8 +140,7 @@ def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> 
         kept = images.subset([row for row in range(len(images)) if row not in gone])
         return replace(kept, problems=without_mention(kept.problems, names))
 
-    train, test = without(splits.train), without(splits.test)
-    return Splits(train, test, splits.how)
+    return Splits(without(splits.train, "train"), without(splits.test, "test"), splits.how)
 
 
 def load_as(settings: DataSettings, recorded: dict[str, Any] | None = None) -> Splits:

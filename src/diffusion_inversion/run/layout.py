@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..data.forgotten import FORGOTTEN_FILE
+from ..data.naming import DATA_FILE as DATA_FILE
 from ..data.naming import METADATA
 from ..engine.frozen_settings import settings_file
 from ..engine.lock import CLAIMS, LOCK_NAME
@@ -20,7 +21,7 @@ from ..train.choosing import SAMPLE_FILE, SCRATCH, TRAIN_FILE
 from ..train.store import FOLDER as CLASSIFIERS
 
 # Names that files below have in the room that writes them stay there; these are written here, in run/.
-DATA_FILE, GENERATOR_FILE = "data.json", "generator.json"
+GENERATOR_FILE = "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
 ATTRIBUTES_FILE = "attributes.json"  # the attribute that subgroups are shown of, and its values of the test images
 BALANCE_FILE = "balance.json"  # counts of real and synthetic images where stage 2 evens them

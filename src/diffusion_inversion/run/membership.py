@@ -224,9 +224,10 @@ def tried_images(
     order = [apart[place] for place in torch.randperm(len(apart), generator=stream).tolist()]
     references, rest = order[: min(len(order) // 2, MOST_REFERENCES)], order[len(order) // 2 :][: settings.limit]
     members, others = splits.train.subset(sorted(chosen)), splits.test.subset(sorted(rest))
+    called = "test: " if splits.how == "given" else ""  # both may hold a cat/001.png
     images = LabelledImages(
         name=members.name,
-        ids=members.ids + others.ids,
+        ids=members.ids + tuple(f"{called}{image_id}" for image_id in others.ids),
         hashes=members.hashes + others.hashes,
         labels=torch.cat([members.labels, others.labels]),
         class_names=members.class_names,

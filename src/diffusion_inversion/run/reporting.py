@@ -110,10 +110,10 @@ def report_stage(
         record["verdict"]["too_few"] = few
     record["licences"] = [one.line for one in findings(materials(run))]
     if attributes is not None:
-        if not set(tested := tested_ids(replicates)) <= attributes.value_of.keys():  # on record of fewer replicates
+        if not set(tested := tested_ids(replicates)) <= attributes.of_test.keys():  # on record of fewer replicates
             attributes = attributes_of(run, splits, attributes.given) or attributes
         add_subgroups(record, replicates, attributes)
-        keep_attributes(run, attributes, [*tested, *splits.train.ids])
+        keep_attributes(run, attributes, tested, splits.train.ids)
     if made.called is not None:
         record["images"] = made.called
     if made.found is not None:

@@ -30,8 +30,8 @@ class Trained:
 def trained(run: Path, arm: str | None = None) -> Trained:
     """Load the classifiers of an arm of a run, by default of the one that `recommended` names.
 
-    Where images were added since and some classifiers trained anew, those that were trained last count. Replicates
-    have classifiers of their own, which are not among these.
+    Where the images were others before, and classifiers were trained on these too, those of the images that training
+    was last finished with count, as in the report. Replicates have classifiers of their own, which are not among these.
 
     Raises UsageError for an arm that was not trained or where training did not finish, DataError for a file that is
     missing or changed.
@@ -44,13 +44,7 @@ def trained(run: Path, arm: str | None = None) -> Trained:
         arm, why = recommended(_verdict(run), tuple(shown), f"{BASELINE}+{beside}")
     if arm not in shown:
         raise UsageError(f"--arm {arm}: not trained in {run}; it has {', '.join(shown)}.")
-    records = [one for one in store.manifest.units().values() if one["arm"] == shown[arm]]
-    versions = [one["unit"].rpartition("-")[2] for one in records]  # of the images, see `unit_of`
-    files = {
-        one["seed"]: next(iter(one["files"].items()))
-        for one, version in zip(records, versions, strict=True)
-        if version == versions[-1]
-    }
+    files = {seed: next(iter(one["files"].items())) for seed, one in store.current(shown[arm]).items()}
     if missing := [seed for seed in complete["seeds"] if seed not in files]:
         raise UsageError(
             f"{run}: of arm {arm} the classifiers of seeds {', '.join(map(str, missing))} are not there, or of other "

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.datasets import Splits
 from ..data.pools import Pool, open_pool
+from ..errors import UsageError
 from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..measure.extractors.catalog import open_extractor
@@ -19,11 +20,17 @@ from ..run.retrieval import retrieve
 from ..sample.prompting import check as check_prompts
 from ..train.few_shot.clip import Clip
 from ..train.few_shot.prompts import check_classes
+from ..train.mixing import refuse_unjudged
 from .plan import Cell
 
 
 def check_cell(cell: Cell, splits: Splits | None, folder: Path, generator: Generator, device: str) -> None:
     """Raise what can be said of a cell's pool, or of its CLIP and classes, before anything is computed: UsageError."""
+    refuse_unjudged(cell.train)
+    if cell.lecf is not None and cell.train.mixing == "curriculum" and "real+synthetic" in cell.train.arms:
+        raise UsageError(
+            "mixing=curriculum: no real image is the source of those that sentences give. Give another mixing."
+        )
     if cell.retrieve is not None:
         check_pool({cell.retrieve.k[0]: folder}, _pool(cell))
     if cell.lecf is not None and splits is not None:

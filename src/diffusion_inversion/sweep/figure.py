@@ -45,9 +45,9 @@ def draw(found: SweepResult) -> dict[str, bytes]:
 def _last_line(found: SweepResult) -> tuple[list[MetricsRow], str]:
     """The metrics at the last value of what the lines stand for, and that value for people."""
     key = found.plan.figure.lines if found.plan.figure is not None else None
-    if key is None or key not in found.plan.grid:
+    if key is None:
         return list(found.metrics), ""
-    last = found.plan.grid[key][-1]
+    last = found.plan.cases[-1].name if key == "case" else found.plan.grid[key][-1]
     rows = [row for row in found.metrics if row.at.get(key, last) == last]
     return rows, f" ({_setting(key)} {shown(last)})"
 

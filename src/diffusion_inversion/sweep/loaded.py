@@ -22,7 +22,7 @@ class Loaded:
 
     _splits: dict[str, Splits] = field(default_factory=dict)
 
-    def splits(self, folder: Path, settings: DataSettings, begun_with: str | None) -> Splits:
+    def splits(self, folder: Path, settings: DataSettings, begun_with: str) -> Splits:
         """The images of a data set. `begun_with`, below the sweep's folder, has their fingerprints if it was written.
 
         Raises ConfigMismatchError where they are not those that this sweep began with.
@@ -32,7 +32,7 @@ class Loaded:
             while sum(one.train.images.nbytes + one.test.images.nbytes for one in self._splits.values()) > KEPT_BYTES:
                 self._splits.pop(next(iter(self._splits)))
             found = load(folder, settings, None)
-            begun = None if begun_with is None else Ledger(folder).read_json(begun_with)
+            begun = Ledger(folder).read_json(begun_with)
             for part, images in (("train", found.train), ("test", found.test)):
                 if begun is not None and begun[part] != fingerprint(images):
                     raise ConfigMismatchError(

@@ -19,6 +19,7 @@ from ..train.replicated import Components, components, recognised
 from ..train.verdict import is_uneven
 from .claims import Difference, Outcome
 from .elsewhere import filtered_by
+from .pairing import require_pairable, require_paired
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
 from .worst import WORST, difference, of_worst_class
@@ -182,27 +183,32 @@ def gather(workshop: Workshop, cells: Sequence[Sequence[Cell]], jobs: Sequence[S
     return SweepResult(plan, generator, tuple(first), tuple(rows), tuple(metrics), claims)
 
 
-def require_answerable(
-    plan: SweepPlan, cells: Sequence[Sequence[Cell]], jobs: Sequence[Sequence[CellJobs]], suffix: str
-) -> None:
-    """Raise UsageError for a claim that does not name one result, or metrics that nobody measures."""
-    known = [f"{name}{suffix}" for name in METRICS] if plan.metrics is not None else []
+def require_answerable(workshop: Workshop, cells: Sequence[Sequence[Cell]], jobs: Sequence[Sequence[CellJobs]]) -> None:
+    """Raise UsageError for a claim that names no two results of equal test images, or metrics that nobody measures."""
+    plan = workshop.plan
+    known = [f"{name}{workshop.suffix}" for name in METRICS] if plan.metrics is not None else []
     claimed = [claim.of for claim in plan.claims if claim.of != WORST]
     asked = [*(plan.figure.y if plan.figure is not None else ()), *claimed]
     if unknown := [name for name in asked if name not in ("accuracy", *known)]:
         raise UsageError(f"{plan.title}: {unknown[0]} is not measured here; these are: accuracy {' '.join(known)}")
-    for claim in plan.claims:
-        for side in (side for pair in claim.pairs for side in (pair.greater, pair.less)):
-            fitting = [found[0] for drawn, found in zip(cells, jobs, strict=True) if _fits(drawn[0], side)]
+    for claim, pair in ((one, pair) for one in plan.claims for pair in one.pairs):
+        sides: list[Sequence[Cell]] = []
+        for side in (pair.greater, pair.less):
+            fitting = [(drawn, found[0]) for drawn, found in zip(cells, jobs, strict=True) if _fits(drawn[0], side)]
             if claim.of in ("accuracy", WORST):
-                named = {found.classifiers[side.arm] for found in fitting if side.arm in found.classifiers}
+                named = {
+                    found.classifiers[side.arm]: drawn for drawn, found in fitting if side.arm in found.classifiers
+                }
             else:
-                named = {(found.metrics,) for found in fitting if found.metrics is not None}
+                named = {(found.metrics,): drawn for drawn, found in fitting if found.metrics is not None}
             if len(named) != 1:
                 raise UsageError(
                     f"claim {claim.says!r}: {claim.of} of {side.arm} at {side.at} is {len(named)} results of this "
                     "sweep; name one, with all the keys that matter to it."
                 )
+            sides += named.values()
+        if claim.of in ("accuracy", WORST):
+            require_pairable(claim, workshop, *sides)
 
 
 def _row(
@@ -278,8 +284,10 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
     errors: list[Difference] = []
     enough, measure = True, claim.of
     for pair in claim.pairs:
-        if claim.of == "accuracy":
+        if claim.of in ("accuracy", WORST):
             more, less = _find(pair.greater, cells, rows), _find(pair.less, cells, rows)
+            require_paired(claim, *([(one.seeds, one.test_ids) for one in side.draws] for side in (more, less)))
+        if claim.of == "accuracy":
             enough &= len(more.units) >= MIN_UNITS
             measure = more.measure
             found = compare(
@@ -300,7 +308,6 @@ def _check(claim: Claim, cells: Sequence[Cell], rows: Sequence[Row], metrics: Se
                 )
             )  # fmt: skip
         elif claim.of == WORST:
-            more, less = _find(pair.greater, cells, rows), _find(pair.less, cells, rows)
             enough &= len(more.worst_units) >= MIN_UNITS
             measure = "accuracy of the worst class"
             apart = difference(more.worst_units, less.worst_units, more.correct, less.correct, more.labels)

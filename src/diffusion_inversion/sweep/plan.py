@@ -59,7 +59,7 @@ class Figure(Settings):
 
     x: str = Field(description="a key of the grid, such as sample.noise_strength, or case; images: synthetic images")
     y: tuple[str, ...] = Field(("accuracy",), min_length=1, description="accuracy, or metrics by name")
-    lines: str | None = Field(None, description="another key of the grid")
+    lines: str | None = Field(None, description="another key of the grid, or case")
     xlabel: str | None = None
 
 
@@ -134,8 +134,8 @@ class SweepPlan(Settings):
             if not values:
                 raise ValueError(f"grid: {name} has no values")
         if self.figure is not None:
-            axes = {self.figure.x, *([self.figure.lines] if self.figure.lines else [])}
-            if unknown := axes - keys - {"images"}:
+            lines = {self.figure.lines} if self.figure.lines else set()
+            if unknown := ({self.figure.x} - {"images"} | lines) - keys:
                 raise ValueError(f"figure: {sorted(unknown)} does not vary here; these do: {sorted(keys)}")
         for claim in self.claims:
             for side in (side for pair in claim.pairs for side in (pair.greater, pair.less)):

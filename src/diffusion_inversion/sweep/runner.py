@@ -30,7 +30,7 @@ def run_sweep(plan: SweepPlan, folder: Path, generator: Generator, *, command: s
     workshop = Workshop(plan, folder, generator, generator.device.type)
     added = iter(workshop.add([cell for drawn in wanted for cell in drawn]))
     jobs = [[next(added) for _ in drawn] for drawn in wanted]
-    require_answerable(plan, wanted, jobs, workshop.suffix)
+    require_answerable(workshop, wanted, jobs)
     require_room(folder, SPARE_BYTES, "the results of a sweep")
     run_jobs(folder, workshop.jobs)
     found = gather(workshop, wanted, jobs)

@@ -348,19 +348,21 @@ class Workshop:
             asked = self._counts(cell)
             synthetic = store.read(asked)
             real = self._part(cell, wanted.against).resized(synthetic.size)
+            called = "" if wanted.against == "train" else "train: "  # a test image may be called as a source is
             return compare_images(
                 real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device,
-                generated_groups=[source for source, *_ in store.sources(asked)],
+                generated_groups=[f"{called}{source}" for source, *_ in store.sources(asked)],
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.
-        name = self._name("metrics", "by source, in two parts", self._images_folder(cell), *cell.amounts, _dump(wanted))
+        of = [self._images_folder(cell), *cell.amounts, _dump(wanted)]
+        of += [] if wanted.against == "train" else [self._data_name(cell.data)]
+        name = self._name("metrics", "by source, in two parts", *of)
         return self._job(name, cell.differs(), [images, self._data(cell)], do)
 
     def splits(self, settings: DataSettings) -> Splits:
         """The images of a data set. Raises ConfigMismatchError where they are not those that this sweep began with."""
-        job = self.jobs.get(self._data_name(settings))
-        return self._loaded.splits(self.folder, settings, None if job is None else job.file)
+        return self._loaded.splits(self.folder, settings, f"results/{self._data_name(settings)}.json")
 
     def _part(self, cell: Cell, part: Role) -> LabelledImages:
         splits = self.splits(cell.data)

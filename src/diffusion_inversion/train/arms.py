@@ -31,6 +31,7 @@ from .store import ClassifierStore
 from .training import digest_of, fingerprint, recipe, train
 from .verdict import Verdict, verdict
 
+VERSION = 8  # hex digits of the hash of all images that name a unit
 WITH_SYNTHETIC = ("synthetic", "real+synthetic")  # arms
 
 
@@ -186,7 +187,7 @@ def train_arms(
         each_unit(folder, list(units), store.manifest, 1, lambda jobs: learn(*jobs))
         if ahead is not None:
             ahead.release(ahead.count)
-        store.finish(settings, own_size=OWN_SIZE in sources)
+        store.finish(settings, {arm: version[:VERSION] for arm, version in data.items()}, OWN_SIZE in sources)
         clear_states(store.folder)
         # Read again: in a shared run others trained some of them.
         done = tuple(_arm_run(store, unit, test, unit in before) for unit in units)
@@ -218,7 +219,7 @@ def _arm_run(store: ClassifierStore, unit: str, test: LabelledImages, resumed: b
 
 def unit_of(arm: str, seed: int, data: str) -> str:
     """The name of the classifier of an arm and seed, trained and tested on the images that `data` identifies."""
-    return f"{'real-own-size' if arm == OWN_SIZE else arm}-seed{seed}-{data[:8]}"
+    return f"{'real-own-size' if arm == OWN_SIZE else arm}-seed{seed}-{data[:VERSION]}"
 
 
 def data_version(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,41 @@ class ClassifierStore:
             }
         )
 
-    def finish(self, settings: TrainSettings, own_size: bool = False) -> None:
-        """Mark the stage as complete with these arms and seeds, and perhaps the arm of the images' own size."""
+    def finish(self, settings: TrainSettings, data: Mapping[str, str], own_size: bool = False) -> None:
+        """Mark the stage as complete with these arms and seeds, and perhaps the arm of the images' own size.
+
+        data: the version of the images of each arm, as the names of its units end with it.
+        """
         record: Record = {"event": "complete", "arms": list(settings.arms), "seeds": list(settings.seeds)}
         if own_size:
             record["own_size"] = True
-        if self.manifest.last("complete") != record:
+        record["data"] = dict(data)
+        if self.manifest.last("complete") != record or self._unfinished():
             self.manifest.append(record)
+
+    def current(self, arm: str) -> dict[int, Record]:
+        """The records of an arm by seed, of the images that training was last finished with.
+
+        Where some were trained on others since and the rest was not, or where it is not on record (earlier versions),
+        of the images of the last one.
+        """
+        units = {name: one for name, one in self.manifest.units().items() if one["arm"] == arm}
+        later = [name for name in units if name in self._unfinished()]
+        finished = (self.manifest.last("complete") or {}).get("data", {}).get(arm)
+        versions = {name: name.rpartition("-")[2] for name in units}
+        last = [versions[name] for name in later or units][-1:]
+        version = finished if finished is not None and not later else "".join(last)
+        return {one["seed"]: one for name, one in units.items() if versions[name] == version}
+
+    def _unfinished(self) -> set[str]:
+        """Units that were committed since training was last finished."""
+        found: set[str] = set()
+        for record in self.manifest.records():
+            if record["event"] == "complete":
+                found.clear()
+            elif record["event"] == "commit":
+                found.add(record["unit"])
+        return found
 
     def record(self, unit: str) -> Record:
         """The results of a committed unit. Raises ConfigMismatchError where earlier versions built another network."""

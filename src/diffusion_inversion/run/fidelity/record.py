@@ -73,10 +73,10 @@ def fidelity_record(
         ],
         "seconds": found.seconds,
     }
-    if attributes is not None and attributes.value_of.keys() >= {row["source_id"] for row in judged}:
+    if attributes is not None and attributes.of_train.keys() >= {row["source_id"] for row in judged}:
         bad = {rows[place]["file_name"] for place in failed}
         record["attribute"] = attributes.name
-        record["subgroups"] = _subgroups(judged, bad, attributes.value_of)
+        record["subgroups"] = _subgroups(judged, bad, attributes.of_train)
     return record
 
 
