@@ -93,6 +93,16 @@ def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path
         file.write_text(text.replace(old, new))
         with pytest.raises(UsageError, match=message):
             cells(read_plan(file))
+    words = tmp_path / "clip" / "words.json"
+    words.write_text(json.dumps(["red", "green"]))
+    file.write_text(text)
+    refused = sweep(file, tmp_path / "out")
+    assert refused.exit_code == 2 and "was never taught the words blue" in refused.output
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_too_few_sentences_are_said_before_other_cases_are_computed(file: Path, tmp_path: Path) -> None:
+    head = file.read_text().partition("[lecf]")[0]
     cases = (
         '[[cases]]\nname = "ours"\nset = {}\n[[cases]]\nname = "lecf"\n'
         'set = { "lecf.clip" = "%s", "lecf.thresholds" = 0.5, "lecf.variants" = 2, %s }\n'
@@ -101,13 +111,7 @@ def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path
         ('"lecf.sentences" = 4, "lecf.per_class" = 9', "4 sentences x 2 variants are drawn, 9 images are to be kept"),
         ('"lecf.sentences" = 61', "--sentences 61: there are 60 frames"),
     ):
-        file.write_text(text.partition("[lecf]")[0] + cases % (tmp_path / "clip", options))
+        file.write_text(head + cases % (tmp_path / "clip", options))
         refused = sweep(file, tmp_path / "out")
         assert refused.exit_code == 2 and message in refused.output
         assert not (tmp_path / "out" / "vectors").exists(), "of the other case nothing was learned"
-    words = tmp_path / "clip" / "words.json"
-    words.write_text(json.dumps(["red", "green"]))
-    file.write_text(text)
-    refused = sweep(file, tmp_path / "out")
-    assert refused.exit_code == 2 and "was never taught the words blue" in refused.output
-    assert not list((tmp_path / "out").rglob("*.png"))
