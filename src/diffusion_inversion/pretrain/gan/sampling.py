@@ -144,4 +144,5 @@ def metadata_row(
         "unconditional": "empty",
         "resolution": gan.size,
         "method": method,
+        "licence": gan.licence,
     }
