@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.errors import UsageError
+from diffusion_inversion.run.lecf.frames import FRAMES
 from diffusion_inversion.sweep import read_plan
 from diffusion_inversion.sweep.plan import cells
 
+ROOT = Path(__file__).parents[2]
 FILE = """
 title = "Thresholds"
 generator = "{toy}"
@@ -99,6 +101,11 @@ def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path
     refused = sweep(file, tmp_path / "out")
     assert refused.exit_code == 2 and "was never taught the words blue" in refused.output
     assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_the_experiment_draws_as_many_images_as_it_keeps() -> None:
+    of_lecf = [cell.lecf for cell in cells(read_plan(ROOT / "experiments" / "figure7b.toml")) if cell.lecf is not None]
+    assert of_lecf and all((one.filtering.per_class or 0) <= len(FRAMES) * one.drawing.variants for one in of_lecf)
 
 
 def test_too_few_sentences_are_said_before_other_cases_are_computed(file: Path, tmp_path: Path) -> None:
