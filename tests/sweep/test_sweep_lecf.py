@@ -104,7 +104,8 @@ def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path
 
 
 def test_the_experiment_draws_as_many_images_as_it_keeps() -> None:
-    of_lecf = [cell.lecf for cell in cells(read_plan(ROOT / "experiments" / "figure7b.toml")) if cell.lecf is not None]
+    plan = read_plan(ROOT / "experiments" / "figure7b.toml", data="digits")
+    of_lecf = [cell.lecf for cell in cells(plan) if cell.lecf is not None]
     assert of_lecf and all((one.filtering.per_class or 0) <= len(FRAMES) * one.drawing.variants for one in of_lecf)
 
 
