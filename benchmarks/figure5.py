@@ -7,9 +7,9 @@ Writes:   <out>.csv, one line for each classifier, and <out>.md.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import statistics
-import sys
 from pathlib import Path
 
 import torch
@@ -33,10 +33,23 @@ CLAIMS = (
 
 
 def main() -> None:
-    home, test, out = Path(sys.argv[1]), load_images(sys.argv[2]), Path(sys.argv[3])
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("runs", type=Path, help="the folder of experiments/figure5.sh")
+    options.add_argument("test", help="test images")
+    options.add_argument("out", type=Path, help="the table, without .csv or .md")
+    given = options.parse_args()
+    folders = given.runs.iterdir() if given.runs.is_dir() else []
     replicates = sorted(
-        folder for folder in home.iterdir() if all(_records(folder / part) for part in ("inversion", "gan-inversion"))
+        folder
+        for folder in folders
+        if all(any(one["arm"] == arm for one in _records(folder / part)) for part, arm in SETS.values())
     )
+    if len(replicates) < 2:
+        options.error(
+            f"{given.runs}: {len(replicates)} finished replicate(s), of which no spread can be told. Finish two with "
+            "experiments/figure5.sh."
+        )
+    test, out = load_images(given.test), given.out
     accuracies: dict[str, list[float]] = {name: [] for name in SETS}
     correct: dict[str, list[torch.Tensor]] = {name: [] for name in SETS}
     with out.with_suffix(".csv").open("w", newline="") as lines:

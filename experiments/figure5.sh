@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Figure 5 of the paper: real images, images of a GAN, GAN inversion, and Diffusion Inversion, one set of equal size each.
 # Usage: experiments/figure5.sh <cifar10-train.parquet> <cifar10-test.parquet> [folder] [images] [GAN steps] [replicates]
-#        python benchmarks/figure5.py [folder]      # the table
+#        python benchmarks/figure5.py <folder> <cifar10-test.parquet> <table>   # of two replicates or more: table.csv, table.md
 # Source: section 4.1 and B.2.1. One variant of each image, so that all four sets are as large as the real one, as there.
 # Expected (text): real above ours, ours above both of the GAN. Cost: most of it is the GAN's training, and the inversion of
 # the GAN. Every replicate has a subset, a GAN, vectors, images and a classifier of its own. A killed run goes on; replicates,

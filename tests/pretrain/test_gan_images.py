@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from toy import toy_images
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.config.commands import GanInvertSettings, GanSampleSettings
+from diffusion_inversion.config.commands import ExportSettings, GanInvertSettings, GanSampleSettings, PushSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.data.images import LabelledImages, to_model_range, to_uint8
 from diffusion_inversion.engine import faults, state
 from diffusion_inversion.engine.faults import Point
+from diffusion_inversion.engine.untrusted import read_header
 from diffusion_inversion.errors import ConfigMismatchError, DataError, PartialError, UsageError
 from diffusion_inversion.measure.extractors.extractor import Extractor
 from diffusion_inversion.measure.extractors.lite0 import open_lite0
@@ -28,8 +30,10 @@ from diffusion_inversion.pretrain.gan import inversion
 from diffusion_inversion.pretrain.gan.inversion import Objective, invert_data, invert_gan, psi, psnr
 from diffusion_inversion.pretrain.gan.networks import GanGenerator
 from diffusion_inversion.pretrain.gan.sampling import sample_for_run, sample_gan
-from diffusion_inversion.pretrain.gan.weights import Gan
+from diffusion_inversion.pretrain.gan.weights import WEIGHTS, Gan, load_gan, save_gan
 from diffusion_inversion.randomness import generator_for
+from diffusion_inversion.run.export.publish import write_publication
+from diffusion_inversion.run.export.stage import export
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
@@ -248,6 +252,28 @@ def test_images_that_changed_are_refused(data: Path, tmp_path: Path) -> None:
     invert_gan(gan, images, small_extractor(), tmp_path / "out", SHORT)  # new ones are welcome
     with pytest.raises(ConfigMismatchError, match="1 of the 6 images that were inverted changed"):
         invert_gan(gan, images.subset(range(5)), small_extractor(), tmp_path / "out", SHORT)
+
+
+def test_the_licence_of_what_a_gan_learned_goes_with_its_images(tmp_path: Path) -> None:
+    learned = toy_images(4, 32)
+    for name, licence in (("gan", "CC-BY-SA-4.0"), ("earlier", "")):
+        (tmp_path / name).mkdir()
+        random = random_gan(learned.class_names).generator
+        assert isinstance(random, GanGenerator)
+        save_gan(random, replace(learned, licence=licence), tmp_path / name / WEIGHTS)
+        assert load_gan(tmp_path / name, CPU).licence == licence
+    metadata = [read_header(tmp_path / name / WEIGHTS, max_bytes=2**30)[1] for name in ("gan", "earlier")]
+    assert ["licence" in json.loads(one["dinv-gan"]) for one in metadata] == [True, False]
+    sample_gan(load_gan(tmp_path / "gan", CPU), {"cat": 1, "dog": 1}, tmp_path / "drawn", GanSampleSettings())
+    done = export(tmp_path / "drawn", ExportSettings(to="imagefolder", out=tmp_path / "out"))
+    line = "licence of the images that gan learned: CC-BY-SA-4.0 (attribution, share-alike)"
+    assert line in done.licences
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# Synthetic images of a GAN\n" in card and line[1:] in card and "prompts" not in card
+    (png, _) = sorted((tmp_path / "out").rglob("*.png"))
+    assert b"Drawn from images under CC-BY-SA-4.0<" in png.read_bytes()
+    with pytest.raises(UsageError, match="MIT: without share-alike of the images that gan learned"):
+        write_publication(tmp_path / "drawn", PushSettings(hub_id="a/b", out=tmp_path / "no", licence="MIT"))
 
 
 def test_the_three_commands(data: Path, tmp_path: Path) -> None:

@@ -224,13 +224,34 @@ def test_bad_input_is_one_line(folders: Path, tmp_path: Path, options: tuple[str
     assert len([line for line in found.output.strip().splitlines() if line.startswith("error:")]) == 1
 
 
-def test_a_run_whose_sources_are_gone_is_not_audited(run: Path, bench: Bench, tmp_path: Path) -> None:
-    moved = tmp_path / "moved"
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--weights", "x.safetensors"), "Give --extractor too"),
+        (("--extractor", "nothing"), "--extractor nothing: not known"),
+        (("--extractor", "timm:resnet10t", "--weights", "x.safetensors"), "x.safetensors"),
+    ],
+)
+def test_an_extractor_is_looked_for_before_images_are_read(
+    run: Path, bench: Bench, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    """Images that are not there would else be what is said."""
+    for found in (dinv("audit", tmp_path / "real", tmp_path / "made", *options), _without_data(run, bench, *options)):
+        assert found.exit_code == 2 and said in found.output, found.output
+
+
+def _without_data(run: Path, bench: Bench, *options: object) -> Any:
+    """`dinv audit` of a run whose images are away."""
+    moved = bench.data.with_name("moved")
     shutil.move(bench.data, moved)
     try:
-        found = dinv("audit", run)
+        return dinv("audit", run, *options)
     finally:
         shutil.move(moved, bench.data)
+
+
+def test_a_run_whose_sources_are_gone_is_not_audited(run: Path, bench: Bench, tmp_path: Path) -> None:
+    found = _without_data(run, bench)
     assert found.exit_code == 2 and str(bench.data) in found.output
     assert not (run / "audit.json").exists()
     assert "not a run folder" in dinv("audit", tmp_path).output

@@ -24,6 +24,7 @@ from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageErro
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.copies import audit_run
 from diffusion_inversion.run.export.images import SyntheticImages
+from diffusion_inversion.run.few_shot.additions import open_extra
 from diffusion_inversion.run.fidelity.copies import CopyGate, copy_gate, recorded_copies
 from diffusion_inversion.run.fidelity.copies_record import redrawn_picture
 from diffusion_inversion.run.fidelity.redraw import TRIES, redrawn_store, stronger
@@ -194,6 +195,16 @@ def test_what_leaves_the_house_copies_nothing(whole: Path, tmp_path: Path) -> No
     Ledger(run).drop("audit.json")
     with pytest.raises(UsageError, match="not all images were compared"):
         SyntheticImages.of(run)
+
+
+def test_few_shot_learners_get_what_an_export_has(whole: Path) -> None:
+    extra = open_extra(str(whole), ("cat", "dog"), None)
+    images, exported = extra.read(), {one.name: one for one in SyntheticImages.of(whole)}
+    assert [one.partition(" ")[0] for one in extra.identities] == list(images.hashes)
+    assert sorted(images.ids) == sorted(exported)
+    for name, label, image in zip(images.ids, images.labels.tolist(), images.images, strict=True):
+        assert image.permute(1, 2, 0).numpy().tobytes() == pixels(exported[name].png), name
+        assert label == exported[name].label
 
 
 def test_how_copies_were_treated_stays_as_it_was(whole: Path, tmp_path: Path) -> None:

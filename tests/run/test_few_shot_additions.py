@@ -81,3 +81,53 @@ def test_images_of_lecf_know_the_real_image_they_began_at_and_answer_in_the_orde
     assert extra.rows(["0" * 64]) == (0, 1), "no shot is what another image began at"
     targets = extra.targets(extra.read(), 2)
     torch.testing.assert_close(targets, torch.tensor([[0.125, 0.875]]).expand(4, -1))
+
+
+@pytest.mark.parametrize("kind", ["gan", "gan-inversion"])
+def test_what_a_gan_learned_is_not_known_and_test_images_are_looked_for(kind: str, tmp_path: Path) -> None:
+    """It saw all its training images, whichever latent or real image an image of it is named after."""
+    extra = open_extra(str(_run(tmp_path, kind, [{"source_id": "a"}])), ("cat", "dog"), None)
+    assert extra.made_from is None and extra.rows(()) == (0,)
+    with pytest.raises(DataError, match="holds 1 test image"):
+        refuse_test_images(extra, extra.read(), allow_near=False)
+
+
+@pytest.mark.parametrize(
+    ("how", "every"),
+    [
+        ({}, False),
+        ({"guidance_scale": 1.0, "unconditional": "mean"}, False),
+        ({"guidance_scale": 2.0, "unconditional": "empty"}, False),
+        ({"guidance_scale": 2.0, "unconditional": "mean"}, True),
+        ({"guidance_scale": 2.0, "unconditional": "class-mean"}, True),
+        ({"guidance_scale": 2.0, "unconditional": "empty", "rival_weight": 0.5}, True),
+        ({"interpolation_kind": "circle"}, True),
+        ({"partner": "context"}, True),
+    ],
+)
+def test_a_mean_of_vectors_is_of_every_image(how: dict[str, object], every: bool, tmp_path: Path) -> None:
+    """As for `dinv forget`."""
+    run = _run(tmp_path, "inversion", [{"source_id": "a", **how}, {"source_id": "b"}])
+    extra = open_extra(str(run), ("cat", "dog"), None)
+    of_a = {"0" * 64, "1" * 64} if every else {"0" * 64}
+    assert extra.made_from == (of_a, {"1" * 64})
+    assert extra.rows({"0" * 64}) == (() if every else (0,)) and extra.rows({"0" * 64, "1" * 64}) == (0, 1)
+
+
+def test_vectors_that_began_at_means_of_their_class_are_of_every_image(tmp_path: Path) -> None:
+    run = _run(tmp_path, "inversion", [{"source_id": "a"}])
+    freeze_settings(run, "invert", {"settings": {"init": "class-mean"}}, begun=False)
+    assert open_extra(str(run), ("cat", "dog"), None).made_from == ({"0" * 64, "1" * 64},)
+
+
+def _run(run: Path, kind: str, rows: list[dict[str, object]]) -> Path:
+    """A run of two training images, a and b, whose store has an image for each of these rows."""
+    freeze_settings(run, "sample", {"kind": kind, "class_names": ["cat", "dog"]}, begun=False)
+    part = {"ids": ["a", "b"], "hashes": ["0" * 64, "1" * 64]}
+    Ledger(run).commit("data.json", json.dumps({"class_names": ("cat", "dog"), "train": part}).encode())
+    store = SyntheticStore(run, ("cat", "dog"))
+    common = {**EARLIER, **SHARED, "label": 0, "partner_label": 0, "method": kind}
+    for row in rows:  # units of their own: what images of a unit have in common is kept once
+        store.commit(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [{**common, "partner_id": row["source_id"], **row}])
+    store.finish(1)
+    return run

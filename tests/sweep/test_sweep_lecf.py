@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.errors import UsageError
+from diffusion_inversion.run.lecf.frames import FRAMES
 from diffusion_inversion.sweep import read_plan
 from diffusion_inversion.sweep.plan import cells
 
+ROOT = Path(__file__).parents[2]
 FILE = """
 title = "Thresholds"
 generator = "{toy}"
@@ -70,6 +72,19 @@ def test_thresholds_are_cells_that_share_what_is_drawn(file: Path, tmp_path: Pat
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
 
 
+def test_the_embedded_clip_is_meant_whatever_folder_lies_beside(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for --clip of `dinv lecf`: the folder would be ./mini-clip."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini-clip").mkdir()
+    text = file.read_text()
+    for given, found in (("mini-clip", "mini-clip"), ("./mini-clip", str(tmp_path / "mini-clip"))):
+        file.write_text(text.replace(str(tmp_path / "clip"), given))
+        meant = cells(read_plan(file))[0].lecf
+        assert meant is not None and meant.filtering.clip == found
+
+
 def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path: Path) -> None:
     text = file.read_text()
     for old, new, message in (
@@ -89,3 +104,25 @@ def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path
     refused = sweep(file, tmp_path / "out")
     assert refused.exit_code == 2 and "was never taught the words blue" in refused.output
     assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_the_experiment_draws_as_many_images_as_it_keeps() -> None:
+    plan = read_plan(ROOT / "experiments" / "figure7b.toml", data="digits")
+    of_lecf = [cell.lecf for cell in cells(plan) if cell.lecf is not None]
+    assert of_lecf and all((one.filtering.per_class or 0) <= len(FRAMES) * one.drawing.variants for one in of_lecf)
+
+
+def test_too_few_sentences_are_said_before_other_cases_are_computed(file: Path, tmp_path: Path) -> None:
+    head = file.read_text().partition("[lecf]")[0]
+    cases = (
+        '[[cases]]\nname = "ours"\nset = {}\n[[cases]]\nname = "lecf"\n'
+        'set = { "lecf.clip" = "%s", "lecf.thresholds" = 0.5, "lecf.variants" = 2, %s }\n'
+    )
+    for options, message in (
+        ('"lecf.sentences" = 4, "lecf.per_class" = 9', "4 sentences x 2 variants are drawn, 9 images are to be kept"),
+        ('"lecf.sentences" = 61', "--sentences 61: there are 60 frames"),
+    ):
+        file.write_text(head + cases % (tmp_path / "clip", options))
+        refused = sweep(file, tmp_path / "out")
+        assert refused.exit_code == 2 and message in refused.output
+        assert not (tmp_path / "out" / "vectors").exists(), "of the other case nothing was learned"

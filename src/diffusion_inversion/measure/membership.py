@@ -40,11 +40,6 @@ class Told:
     members: int
     others: int
 
-    @property
-    def above_chance(self) -> bool:
-        """Whether members are told better than by a coin, beyond the interval of the area."""
-        return self.auc_low > 0.5
-
     def record(self) -> dict[str, Any]:
         """As JSON data."""
         return asdict(self)

@@ -57,9 +57,10 @@ class Kept:
 def audit_run(run: Path, settings: AuditSettings, splits: Splits | None = None) -> dict[str, Any]:
     """Audit the synthetic images of a run and keep what was found; what is there already is not done again.
 
-    Returns the record. Raises UsageError where stage 2 is not finished, DataError and UsageError where the training
-    images cannot be read or are too few.
+    Returns the record. Raises, before images are read, UsageError for an extractor that cannot be had; then UsageError
+    where stage 2 is not finished, DataError and UsageError where the training images cannot be read or are too few.
     """
+    views = views_of(settings)
     splits = splits or open_splits(run)
     with briefly(run, "audit"):
         ledger, made_of = Ledger(run), made_from(run, splits)
@@ -70,7 +71,7 @@ def audit_run(run: Path, settings: AuditSettings, splits: Splits | None = None) 
         generated = images_made(run, splits.train.class_names)
         sources = list(generated.source_ids)
         known = None if {*sources}.isdisjoint(splits.train.ids) else sources
-        found = _audit(splits.train, generated, splits.test, known, settings)
+        found = _audit(splits.train, generated, splits.test, known, settings, views)
         for name in (AUDIT_FILE, AUDIT_PICTURE):
             ledger.drop(name)
         picture = worst_pairs(found)
@@ -117,7 +118,11 @@ def guard(run: Path, settings: AuditSettings, splits: Splits) -> dict[str, Any] 
 def audit_data(
     real: str, generated: str, test: str | None, settings: AuditSettings, root: str | Path | None = None
 ) -> tuple[CopyAudit, dict[str, Any]]:
-    """Audit any two DATA, and the record of it. `test` is by default the test split of `real`, where it has one."""
+    """Audit any two DATA, and the record of it. `test` is by default the test split of `real`, where it has one.
+
+    Raises, before images are read, UsageError for an extractor that cannot be had.
+    """
+    views = views_of(settings)
     images = load_images(real, root=root)
     made = load_images(generated, root=root)
     apart: LabelledImages | None = None
@@ -127,7 +132,7 @@ def audit_data(
         apart = load_images(real, split="test", root=root)
     recorded = recorded_sources(generated)
     sources = [recorded.get(image_id, image_id) for image_id in made.ids] if recorded else None
-    found = _audit(images, made, apart, sources, settings)
+    found = _audit(images, made, apart, sources, settings, views)
     return found, {**found.record(), "settings": settings.model_dump(mode="json", exclude={"copies", "device"})}
 
 
@@ -184,15 +189,13 @@ def _audit(
     test: LabelledImages | None,
     sources: Sequence[str] | None,
     settings: AuditSettings,
+    views: Sequence[View],
 ) -> CopyAudit:
-    if settings.weights is not None and settings.extractor is None:
-        raise UsageError(f"--weights {settings.weights}: of which network? Give --extractor too.")
     if settings.limit is not None and settings.limit < len(generated):
         order = torch.randperm(len(generated), generator=generator_for(settings.seed, "audited"))
         rows = order[: settings.limit].sort().values.tolist()
         generated = generated.subset(rows)
         sources = None if sources is None else [sources[row] for row in rows]
-    views = views_of(settings)
     total = len(views) * images_to_search(len(real), len(generated), len(test) if test else None, settings.planted)
     with track("audit", total, "images") as advance:
         return audit_images(
@@ -210,7 +213,9 @@ def _audit(
 
 
 def views_of(settings: AuditSettings) -> list[View]:
-    """The views that images are compared in."""
+    """The views that images are compared in. Raises UsageError for an extractor that cannot be had."""
+    if settings.weights is not None and settings.extractor is None:
+        raise UsageError(f"--weights {settings.weights}: of which network? Give --extractor too.")
     device = resolve_device(settings.device)
     views = [pixel_view(device), part_view(device)]
     if settings.extractor is not None:

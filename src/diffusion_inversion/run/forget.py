@@ -36,7 +36,7 @@ from .replicates import replicate_folders
 _PARTS: tuple[Role, Role] = ("train", "test")
 _Image = tuple[Role, str]  # the part of data.json that has it, and its id there: both may have an a/00.png
 POSITION = re.compile(r".+/\d{6}")
-_AVERAGING = ("guidance_scale", "unconditional", "rival_weight", "interpolation_kind", "partner")
+AVERAGING = ("guidance_scale", "unconditional", "rival_weight", "interpolation_kind", "partner")
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
     # Dropped units name their images too.
     tried = {i for entry in vectors.manifest.records() if entry["event"] == "commit" for i in entry["ids"]}
     learned = {image_id for image_id in tried if is_marked(gone, "train", image_id)}
-    if learned and not keep_averages and _settings(Ledger(run), "invert").get("init") == "class-mean":
+    if learned and not keep_averages and begun_at_means(run):
         labels = {images[image_id][1] for image_id in learned & set(images)}
         learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
     header = vectors.manifest.last("header")
@@ -239,12 +239,12 @@ def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
     files: set[str] = set()
     averaged = 0
     if drawn:
-        table = images_store(run, class_names).table("file_name", *PARENTS, *_AVERAGING)
+        table = images_store(run, class_names).table("file_name", *PARENTS, *AVERAGING)
         names, *columns = (column.to_pylist() for column in table.columns)
         made = dict(zip(names, parents(*columns[: len(PARENTS)]), strict=True))
         taken = learned | {image_id for ids in made.values() for image_id in ids if is_marked(gone, "train", image_id)}
         how = zip(names, *columns[len(PARENTS) :], strict=True)
-        averages = {name for name, *settings in how if _averaged(*settings)}
+        averages = {name for name, *settings in how if is_averaged(*settings)}
         averaged = len(averages) if keep_averages else 0
         descended = {name for name, ids in made.items() if not taken.isdisjoint(ids)}
         files = descended | averages if learned and not keep_averages else descended
@@ -252,8 +252,8 @@ def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
     return _Doomed(header is not None, drawn, class_names, learned, files, averaged, trained)
 
 
-def _averaged(scale: float, unconditional: str, rival_weight: float, kind: str, partner: str) -> bool:
-    """Whether a mean of vectors went into an image (`_AVERAGING`). Those of a class or group count as those of all."""
+def is_averaged(scale: float, unconditional: str, rival_weight: float, kind: str, partner: str) -> bool:
+    """Whether a mean of vectors went into an image (`AVERAGING`). Those of a class or group count as those of all."""
     guided = scale != 1.0 and (unconditional not in ("empty", "zero") or rival_weight > 0)
     return guided or kind == "circle" or partner == "context"
 
@@ -271,9 +271,10 @@ def _without(record: dict[str, Any], gone: set[str]) -> dict[str, Any]:
     return {**record, **parts}
 
 
-def _settings(ledger: Ledger, stage: str) -> dict[str, Any]:
-    config = ledger.read_json(settings_file(stage))
-    return dict(config["settings"]) if config else {}
+def begun_at_means(run: Path) -> bool:
+    """Whether every vector of a run began at a mean over its class."""
+    config = Ledger(run).read_json(settings_file("invert"))
+    return config is not None and config["settings"].get("init") == "class-mean"
 
 
 def _sweep(run: Path) -> None:

@@ -26,10 +26,11 @@ def read_rows(store: SyntheticStore, variant: int | None = None) -> LabelledImag
     rows = _rows(store)
     if variant is not None:
         rows = rows.filter(rows["variant"].to_numpy() == variant)
-    return _read(store, rows)
+    return read_table(store, rows)
 
 
-def _read(store: SyntheticStore, rows: pa.Table) -> LabelledImages:
+def read_table(store: SyntheticStore, rows: pa.Table) -> LabelledImages:
+    """The images of these rows of a store's table, in their order."""
     files = (rows[key].to_pylist() for key in ("file_name", "sha256", "label"))
     found = store.images(*files)
     return replace(found, soft=soft_labels(rows), source_ids=tuple(rows["source_id"].to_pylist()))
@@ -76,7 +77,7 @@ def grown(run: Path, class_names: tuple[str, ...]) -> tuple[LabelledImages, list
     rows = grown_rows(run, class_names)
     if rows is None:
         return None
-    images = _read(SyntheticStore(run, class_names, GROWN), rows)
+    images = read_table(SyntheticStore(run, class_names, GROWN), rows)
     return (
         replace(images, ids=tuple(f"{GROWN}/{name}" for name in images.ids)),
         list(parents(*(rows[name].to_pylist() for name in PARENTS))),

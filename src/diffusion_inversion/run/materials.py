@@ -1,4 +1,4 @@
-"""What the images of a run were made with, as far as licences go: DATA, the generator, photographs of a pool."""
+"""What the images of a run were made with, as far as licences go: DATA, the generator, what it learned, a pool."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data.licences import Material
 from ..sample.xmp import is_generated
 from .images import read_record
-from .methods import images_store
+from .methods import GAN, GAN_INVERSION, images_store
 
 _MOST = 20  # licences of a pool that are named, the most frequent ones
 
@@ -22,6 +22,8 @@ def materials(run: Path) -> list[Material]:
     for row in counted.to_pylist()[:_MOST]:
         if is_generated(row["method"]):
             found.append(Material(f"the generator {row['generator']}", row["generator_licence"], drawn_from=False))
+            if row["method"] in (GAN, GAN_INVERSION):
+                found.append(Material(f"the images that {row['generator']} learned", row["licence"]))
         else:
             found.append(Material(f"{row['count_all']} images of {row['generator']}", row["licence"]))
     return found

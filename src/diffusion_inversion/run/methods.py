@@ -18,6 +18,7 @@ from .gathered import grown, joined
 from .layout import METADATA_FILE, RETRIEVAL_FILE
 
 LECF = "lecf"  # the kind of what CLIP keeps of the images of many sentences
+GAN, GAN_INVERSION = "gan", "gan-inversion"  # the kinds of what a GAN drew, at random and by inversion
 RETRIEVAL = "retrieval"  # the kind of what is found, among the settings of stage 2
 
 
@@ -35,9 +36,8 @@ METHODS = {
     PROMPTS: Method("prompts", "prompted", "dinv sample --prompts"),
     RETRIEVAL: Method("retrieval", "retrieved", "dinv retrieve"),
     LECF: Method("lecf", "LECF", "dinv lecf"),
-    # Kinds of `pretrain/gan/`, a room above.
-    "gan": Method("gan", "GAN", "dinv gan sample"),
-    "gan-inversion": Method("gan-inversion", "GAN-inverted", "dinv gan invert"),
+    GAN: Method(GAN, "GAN", "dinv gan sample"),
+    GAN_INVERSION: Method(GAN_INVERSION, "GAN-inverted", "dinv gan invert"),
 }
 
 

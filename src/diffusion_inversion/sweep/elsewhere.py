@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,8 @@ from ..errors import UsageError
 from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..measure.extractors.catalog import open_extractor
-from ..run.lecf.sentences import Language
-from ..run.lecf.stage import lecf
+from ..run.lecf.sentences import T5_SENTENCES, Language, sentences_of_frames
+from ..run.lecf.stage import lecf, to_keep
 from ..run.retrieval import check as check_pool
 from ..run.retrieval import retrieve
 from ..sample.prompting import check as check_prompts
@@ -25,7 +26,7 @@ from .plan import Cell
 
 
 def check_cell(cell: Cell, splits: Splits | None, folder: Path, generator: Generator, device: str) -> None:
-    """Raise what can be said of a cell's pool, or of its CLIP and classes, before anything is computed: UsageError."""
+    """Raise what can be said of a cell's pool, or of its CLIP, classes and sentences, before all work: UsageError."""
     refuse_unjudged(cell.train)
     if cell.lecf is not None and cell.train.mixing == "curriculum" and "real+synthetic" in cell.train.arms:
         raise UsageError(
@@ -34,9 +35,15 @@ def check_cell(cell: Cell, splits: Splits | None, folder: Path, generator: Gener
     if cell.retrieve is not None:
         check_pool({cell.retrieve.k[0]: folder}, _pool(cell))
     if cell.lecf is not None and splits is not None:
-        check_classes(_clip(cell, device), splits.train.class_names, cell.lecf.filtering.templates)
-        _language(cell.lecf.filtering.language)
-        check_prompts(generator, cell.lecf.drawing, folder)
+        names, filtering, drawing = splits.train.class_names, cell.lecf.filtering, cell.lecf.drawing
+        check_classes(_clip(cell, device), names, filtering.templates)
+        check_prompts(generator, drawing, folder)
+        if _language(filtering.language) is None:
+            prompts = sentences_of_frames(names, filtering.sentences, drawing.seed)
+            sentences = dict(Counter(prompt.class_name for prompt in prompts))
+        else:  # which may repeat itself, and then says fewer
+            sentences = dict.fromkeys(names, filtering.sentences or T5_SENTENCES)
+        to_keep(splits.train, filtering, drawing, sentences)
 
 
 def fill(home: Path, cell: Cell, splits: Splits, side: int, generator: Generator, device: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ..errors import UsageError
 from ..run.balancing import whole
 from ..run.replicates import drawn_anew
 from ..run.tune import prepared
+from ..train.few_shot.clip_files import MINI_CLIP
 
 STAGES: dict[str, type[BaseModel]] = {
     "data": DataSettings, "invert": InvertSettings, "sample": SampleSettings, "train": TrainSettings,
@@ -325,7 +326,9 @@ def _lecf(section: Mapping[str, Any], retrieve: Mapping[str, Any]) -> Lecf | Non
         return None
     if retrieve:
         raise UsageError("lecf and retrieve: a cell's images are made in one way; give one of them.")
-    paths = {key: absolute(str(section[key])) for key in ("clip", "language") if section.get(key)}
+    given = {key: str(section[key]) for key in ("clip", "language") if section.get(key)}
+    embedded = ("clip", MINI_CLIP.name)  # whatever folder lies beside
+    paths = {key: name if (key, name) == embedded else absolute(name) for key, name in given.items()}
     drawing = {key: value for key, value in section.items() if key in PromptSettings.model_fields}
     filtering = LecfSettings.model_validate({k: v for k, v in section.items() if k not in drawing} | paths)
     if len(filtering.thresholds) > 1:

@@ -30,13 +30,12 @@ from ...measure.extractors.extractor import Extractor
 from ...measure.extractors.lite0 import open_lite0
 from ...randomness import generator_for
 from ...run.images import open_splits
+from ...run.methods import GAN_INVERSION
 from ...run.stages import make_way
 from ...sample.drawing import draw_missing
 from ...sample.synthetic import Row, SyntheticStore
 from .sampling import check_folder, made_from, metadata_row
 from .weights import Gan
-
-GAN_INVERSION = "gan-inversion"  # the kind of what is made here, and the method of its images
 
 
 @dataclass(frozen=True, eq=False)

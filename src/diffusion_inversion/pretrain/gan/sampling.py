@@ -21,13 +21,12 @@ from ...invert.embeddings import FOLDER as EMBEDDINGS
 from ...randomness import generator_for
 from ...run.forget import follow
 from ...run.images import adopt_record, read_record
+from ...run.methods import GAN
 from ...run.stages import make_way
 from ...sample.columns import EARLIER
 from ...sample.drawing import draw_missing
 from ...sample.synthetic import SCHEMA, Row, SyntheticStore
 from .weights import Gan
-
-GAN = "gan"  # the kind of what is drawn here, among the settings of stage 2, and the method of its images
 
 
 @dataclass(frozen=True)
@@ -145,4 +144,5 @@ def metadata_row(
         "unconditional": "empty",
         "resolution": gan.size,
         "method": method,
+        "licence": gan.licence,
     }

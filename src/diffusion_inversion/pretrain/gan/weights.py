@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from ...data.images import LabelledImages
 from ...engine.hashing import sha256_of
@@ -37,6 +37,7 @@ class _Record(TypedDict):
     width: Annotated[int, Field(ge=1, le=512)]
     latent_dim: Annotated[int, Field(ge=1, le=4096)]
     class_names: Annotated[list[str], Field(min_length=1, max_length=100_000)]
+    licence: NotRequired[str]  # not in files of earlier versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ class Gan:
     hash: str  # sha256 hex of its file or files
     trained_on: frozenset[str]  # content hashes of its training images, where the file says so
     device: torch.device
+    licence: str = ""  # of its training images, where the file says so
 
     @property
     def size(self) -> int:
@@ -87,9 +89,10 @@ class Gan:
 
 
 def save_gan(generator: GanGenerator, images: LabelledImages, path: Path) -> None:
-    """Write the generator, float32, with the class names and content hashes of its training images; whole or not."""
+    """Write the generator, float32, with class names, content hashes and licence of its training images, or nothing."""
     architecture = {name: value for name, value in generator.architecture.items() if name != "classes"}
     record = {"schema": SCHEMA, **architecture, "class_names": list(images.class_names)}
+    record |= {"licence": images.licence} if images.licence else {}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in generator.state_dict().items()}
     contents = b"".join(map(bytes.fromhex, sorted(set(images.hashes))))
     tensors[_TRAINED_ON] = torch.frombuffer(bytearray(contents), dtype=torch.uint8).reshape(-1, 32)
@@ -140,4 +143,5 @@ def load_gan(source: Path, device: torch.device) -> Gan:
         sha256_of(path),
         frozenset(row.numpy().tobytes().hex() for row in contents),
         device,
+        record.get("licence", ""),
     )

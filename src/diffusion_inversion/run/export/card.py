@@ -44,8 +44,8 @@ class Origin:
 
     @property
     def rights(self) -> str:
-        """What each image says of its licence."""
-        sources = [one.licence for one in self.made_of if one.drawn_from and one.licence]
+        """What each image that a model drew says of its licence."""
+        sources = dict.fromkeys(one.licence for one in self.made_of if one.drawn_from and one.licence)
         return self.licence or (f"Drawn from images under {', '.join(sources)}" if sources else "")
 
 

@@ -12,6 +12,7 @@ from ...sample.xmp import packet, with_xmp
 from ..images import read_record
 from ..layout import RUN_FILE
 from ..materials import materials
+from ..methods import GAN, RETRIEVAL, method_of
 from . import croissant
 from .card import GRID, Origin, card
 from .images import SyntheticImages
@@ -23,7 +24,8 @@ _SIDE = 96  # px of an image in it, at least
 def origin_of(run: Path, licence: str | None, source_ids: SourceIds) -> Origin:
     """What is said of the images of a run, under the licence that is asked for."""
     recorded, made_of = read_record(run), materials(run)
-    name = "images drawn from prompts" if recorded is None else recorded["name"]
+    without = "a GAN" if method_of(run).name == GAN else "images drawn from prompts"
+    name = without if recorded is None else recorded["name"]
     return Origin(name, made_of, licence or "", findings(made_of, licence), source_ids)
 
 
@@ -62,7 +64,9 @@ def grid(images: SyntheticImages) -> bytes:
         picture.paste(image.resize((side, side), Image.Resampling.NEAREST), (column * side, row * side))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    about = next(iter(found.values())).provenance
-    made = {name: about[name] for name in ("generator", "generator_hash")}
-    said = packet(about["method"] if images.drawn else "retrieval", **made, rights=images.rights)
+    said = packet(RETRIEVAL)  # photographs, each with a licence of its own
+    if images.drawn:
+        about = next(iter(found.values())).provenance
+        made = {name: about[name] for name in ("generator", "generator_hash")}
+        said = packet(about["method"], **made, rights=images.rights)
     return with_xmp(buffer.getvalue(), said)

@@ -41,7 +41,7 @@ class SyntheticImage:
 class SyntheticImages:
     """All synthetic images of a run, by name; `table` has their columns and the sha256 that each was written with.
 
-    rights: the licence that each image names, "" for its own, where it has one.
+    rights: the licence that each image names that a model drew; a photograph names its own, where it has one.
     sign: makes of a PNG a signed one.
     """
 
@@ -137,7 +137,7 @@ class SyntheticImages:
             generator=row["generator"],
             generator_hash=row["generator_hash"],
             sources=list(dict.fromkeys(one for one in made_from if one)),
-            rights=row.get("licence") or self.rights,
+            rights=self.rights if is_generated(row["method"]) else row.get("licence", ""),
         )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,8 +22,15 @@ from ...engine.manifest import NAME as MANIFEST
 from ...engine.untrusted import shown
 from ...errors import DataError, UsageError
 from ...sample.synthetic import FOLDER, Row, SyntheticStore
+from ..fidelity.copies_record import without_copies
+from ..fidelity.redraw import redrawn_store
+from ..forget import AVERAGING, begun_at_means, is_averaged
+from ..gathered import joined, read_table
 from ..images import read_record
-from ..methods import METHODS, RETRIEVAL, images_store, method_of
+from ..methods import GAN, GAN_INVERSION, INVERSION, METHODS, RETRIEVAL, images_store, method_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 NONE = "none"
 _PLACES = ("{shots}", "{seed}")
@@ -111,28 +120,47 @@ def open_extra(source: str, class_names: Sequence[str], root: str | Path | None)
         SyntheticStore(run, ()).variants()  # or refused
     if run is not None and (record := read_record(run)) is not None:
         store = images_store(run, tuple(record["class_names"]))
-        rows = store.asked_for(store.table()).to_pylist()
+        parts = _without_copies(run, store)
+        rows = [row for _, table in parts for row in table.to_pylist()]
+        if not rows:
+            raise UsageError(f"--with {shown(source)}: every image copies a training image; nothing is left to add.")
         content = dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
-        made_from = tuple(_sources(row, content) for row in rows)
+        averaging, method = begun_at_means(run), method_of(run)
+        by_gan = method.name in (GAN, GAN_INVERSION)  # which may have learned more images than the run has
+        made_from = None if by_gan else tuple(_sources(row, content, averaging) for row in rows)
+        basis = frozenset(content.values())
         identities = tuple(
             f"{row['sha256']} {row['label']} {row['partner_label']} {row['label_weight']:g}"
             + (f" {row['answers']}" if row["answers"] else "")
             for row in rows
         )
-        label_of = _numbers(source, store.class_names, class_names)
-        found = method_of(run) == METHODS[RETRIEVAL]
-        return Extra(source, identities, made_from, frozenset(content.values()), store.read, label_of, found)
+        label_of, found = _numbers(source, store.class_names, class_names), method == METHODS[RETRIEVAL]
+        return Extra(
+            source, identities, made_from, basis, lambda: joined([*starmap(read_table, parts)]), label_of, found
+        )
     images = load_images(source if run is None else run / FOLDER, root=root)
     label_of = _numbers(source, images.class_names, class_names)
     identities = tuple(f"{name} {label}" for name, label in zip(images.hashes, images.labels.tolist(), strict=True))
     return Extra(source, identities, None, frozenset(), lambda: images, label_of)
 
 
-def _sources(row: Row, content: Mapping[str, str]) -> frozenset[str]:
+def _without_copies(run: Path, store: SyntheticStore) -> list[tuple[SyntheticStore, pa.Table]]:
+    """What stage 2 drew, without what copies a training image (`without_copies`), by the store that holds it."""
+    table, again = without_copies(run, store, store.asked_for(store.table()))
+    redrawn = [name in again for name in table["file_name"].to_pylist()]
+    first, later = table.filter([not one for one in redrawn]), table.filter(redrawn)
+    parts = [(store, first), (redrawn_store(run, store.class_names), later)]
+    return [(where, rows) for where, rows in parts if len(rows)]
+
+
+def _sources(row: Row, content: Mapping[str, str], averaging: bool) -> frozenset[str]:
     """Content hashes of the images that a synthetic one was made from, by those of the run's own; none of a prompt.
 
-    A source that is none of these stays what it is, which no shot is equal to.
+    All of the run's where a mean of vectors went into it, as every vector does where `averaging` (`forget`). A source
+    that is none of the run's stays what it is, which no shot is equal to.
     """
+    if row["method"] == INVERSION.name and (averaging or is_averaged(*(row[name] for name in AVERAGING))):
+        return frozenset(content.values())
     sources = {row["source_id"], row["partner_id"], *(row["further_ids"] or ())}
     if str(row["source_id"]).startswith(f"{row['class_name']}: "):  # its partner is itself or a real image
         sources.discard(row["source_id"])

@@ -29,7 +29,7 @@ from .outcome import FewShotResult, Training, differences_of, rows_of
 from .pages import pages
 from .store import TrainingStore
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def run_few_shot(

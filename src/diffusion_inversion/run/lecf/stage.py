@@ -118,20 +118,12 @@ def lecf(
     for folder in folders.values():
         if (folder / EMBEDDINGS).exists():
             raise UsageError(f"{folder}: a run of learned vectors. Give images of LECF a folder of their own.")
-    labels, counts = train.labels.unique(return_counts=True)
-    wanted = {label: settings.per_class or n for label, n in zip(labels.tolist(), counts.tolist(), strict=True)}
-    named = [train.class_names[label] for label in wanted]
+    named = [train.class_names[label] for label in train.labels.unique().tolist()]
     if language is None:
         prompts = sentences_of_frames(named, settings.sentences, drawing.seed)
     else:
         prompts = language.sentences(named, settings.sentences, drawing.seed)
-    sentences = Counter(prompt.class_name for prompt in prompts)
-    for name, count in zip(named, wanted.values(), strict=True):
-        if count > sentences[name] * drawing.variants:
-            raise UsageError(
-                f"class {shown(repr(name))}: {sentences[name]} sentences x {drawing.variants} variants are drawn, "
-                f"{count} images are to be kept. Give more --variants, or fewer --images-per-class."
-            )
+    wanted = to_keep(train, settings, drawing, Counter(prompt.class_name for prompt in prompts))
     kept = dict.fromkeys(folders.values(), sum(wanted.values()))
     make_way({drawn: len(prompts) * drawing.variants, **kept}, side, anew=anew)
     real = None if settings.real_guidance is None else RealGuidance(train, settings.real_guidance)
@@ -142,6 +134,22 @@ def lecf(
         threshold: _fill(folder, drawn, judged, threshold, wanted, settings, drawing, described, clip)
         for threshold, folder in folders.items()
     }
+
+
+def to_keep(
+    train: LabelledImages, settings: LecfSettings, drawing: PromptSettings, sentences: Mapping[str, int]
+) -> dict[int, int]:
+    """How many images of each class are kept, by label. UsageError where fewer are drawn of so many `sentences`."""
+    labels, counts = train.labels.unique(return_counts=True)
+    wanted = {label: settings.per_class or n for label, n in zip(labels.tolist(), counts.tolist(), strict=True)}
+    for label, count in wanted.items():
+        name = train.class_names[label]
+        if count > sentences[name] * drawing.variants:
+            raise UsageError(
+                f"class {shown(repr(name))}: {sentences[name]} sentences x {drawing.variants} variants are drawn, "
+                f"{count} images are to be kept. Give more --variants, or fewer --images-per-class."
+            )
+    return wanted
 
 
 def judge(
