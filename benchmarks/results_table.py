@@ -4,7 +4,8 @@ Command:  python benchmarks/results_table.py
           python benchmarks/results_table.py sweeps/xsdd table3_xsdd     (takes the page of a sweep in first)
 Reads:    docs/results/today/<name>.csv, whose accuracies it averages, the claims of <name>.md beside it, with their
           errors from <name>.json where there is one; docs/results/paper.toml, which claim of the paper is asked where.
-Writes:   what stands between the marks in both files; tests/test_published.py compares it with the files.
+Writes:   what stands between the marks in both files (tests/test_published.py compares it with the pages), and
+          docs/results/claims.png.
 Method:   All claims of all pages of today are judged together (`diffusion_inversion.sweep.claims`: Holm over both
           statements of each, 5 %). Of a page without JSON the interval is all there is: its half over the quantile of
           the replicates is taken for the error by replicates. At 5 % that is the interval itself; at the lower levels
@@ -37,7 +38,7 @@ from diffusion_inversion.sweep.claims import UNCLEAR, ClaimRecord, Difference, J
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PAGES = RESULTS / "today"
-README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
+README, PAGE, PICTURE = ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "claims.png"
 START, END = "<!-- today -->\n", "<!-- end of today -->"
 PAPER_START, PAPER_END = "<!-- paper -->\n", "<!-- end of paper -->"
 ARMS = ("real", "synthetic", "real+synthetic")
@@ -230,6 +231,32 @@ def other_claims() -> str:
     return _markdown(found)
 
 
+def picture() -> None:
+    """docs/results/claims.png: each difference of the paper's claims with its interval."""
+    from matplotlib.figure import Figure
+
+    names, ends = [], []
+    for claim in read_toml(RESULTS / "paper.toml")["claim"]:
+        for (page, says), answer in asked_of(claim).items():
+            found = NUMBERS.findall(answer.by)
+            labels = [f", {pair}" for pair in claim.get("pairs", [])] or [""] * len(found)
+            for label, numbers in zip(labels, found, strict=True):
+                names.append(f"{says}{label} ({_short(page)})")
+                ends.append([float(number) for number in numbers])
+    colours = ["tab:green" if low > 0 else "tab:red" if high < 0 else "tab:gray" for _, low, high in ends]
+    figure = Figure(figsize=(10, 0.3 * len(names) + 1))
+    axes = figure.subplots()
+    for place, (colour, (value, low, high)) in enumerate(zip(colours, ends, strict=True)):
+        axes.errorbar(
+            value, place, xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=3, markersize=4
+        )
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("difference in points, with its interval alone at 95 %")
+    figure.savefig(PICTURE, dpi=120, bbox_inches="tight")
+
+
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
@@ -256,6 +283,7 @@ def main(arguments: Sequence[str]) -> None:
         take_in(Path(arguments[0]), arguments[1])
     README.write_text(between(README.read_text(), START, END, table("docs/results/today")))
     text = between(PAGE.read_text(), START, END, table("results/today"))
+    picture()
     inside = f"{summary()}{paper_table()}\nClaims of ours, which the paper does not make:\n\n{other_claims()}"
     PAGE.write_text(between(text, PAPER_START, PAPER_END, inside))
 
