@@ -29,8 +29,8 @@ from diffusion_inversion.sweep.plan import Claim, Pair, Side
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "results"
 ELSEWHERE = (
-    "helps_specialised", "helps_specialised_sgd", "helps_elpv", "table3", "figure7b", "balance_xsdd", "balance_cifar10",
-    "defaults", "defaults_specialised", "tuned", "tuned_specialised", "tuned_first",
+    "helps_specialised", "helps_specialised_sgd", "helps_elpv", "table3", "table3_aerial", "figure7b", "balance_xsdd",
+    "balance_cifar10", "defaults", "defaults_specialised", "tuned", "tuned_specialised", "tuned_first",
 )  # fmt: skip
 TENTHS = ("data.limit", "invert.steps", "invert.keep_steps", "sample.kept_steps", "train.steps")
 TEST_IMAGES, LEAST_IMAGES, LEAST_STEPS = 500, 20, 50
