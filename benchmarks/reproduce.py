@@ -79,11 +79,8 @@ def small(plan: SweepPlan) -> SweepPlan:
 
 def published(name: str) -> tuple[set[str], set[str], int, set[str]] | None:
     """Of a page: keys that vary, arms, number of rows, claims that hold; None where there is none."""
-    file = next(
-        (path for path in (PAGES / "today" / f"{name}.csv", PAGES / "first-mini" / f"{name}.csv") if path.exists()),
-        None,
-    )
-    if file is None:
+    file = PAGES / "today" / f"{name}.csv"
+    if not file.exists():
         return None
     with file.open(newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if row["measure"] == "accuracy"]

@@ -1,7 +1,7 @@
 """The tables of today's results, in README.md and docs/results.md, from the pages of sweeps.
 
 Command:  python benchmarks/results_table.py
-          python benchmarks/results_table.py sweeps/xsdd table3_xsdd     (takes the page of a sweep in first)
+          python benchmarks/results_table.py sweeps/xsdd/table3.json table3_xsdd   (takes the page of a sweep in first)
 Reads:    docs/results/today/<name>.csv, whose accuracies it averages, the claims of <name>.md beside it, with their
           errors from <name>.json where there is one; docs/results/paper.toml, which claim of the paper is asked where.
 Writes:   what stands between the marks in both files (tests/test_published.py compares it with the pages), and
@@ -180,12 +180,12 @@ def _factor(replicates: int, statements: int) -> float:
 
 
 def could_see(claim: ClaimRecord) -> str:
-    """The difference that would be found with a chance of 80 %, alone."""
+    """The difference that would be found with a chance of 80 %, alone; of accuracies in points."""
     least = []
     for found in claim.errors:
         error = ((found.unit_error or 0.0) ** 2 + (found.image_error or 0.0) ** 2) ** 0.5
-        least.append(100 * error * float(t.ppf(0.975, found.units - 1) + t.ppf(0.8, found.units - 1)))
-    return f"{max(least):.1f}"
+        least.append(error * float(t.ppf(0.975, found.units - 1) + t.ppf(0.8, found.units - 1)))
+    return f"{100 * max(least):.1f}" if claim.of.endswith("accuracy") else f"{max(least):.3g}"
 
 
 def paper_table() -> str:
@@ -232,12 +232,14 @@ def other_claims() -> str:
 
 
 def picture() -> None:
-    """docs/results/claims.png: each difference of the paper's claims with its interval."""
+    """docs/results/claims.png: each difference in accuracy of the paper's claims with its interval."""
     from matplotlib.figure import Figure
 
     names, ends = [], []
     for claim in read_toml(RESULTS / "paper.toml")["claim"]:
         for (page, says), answer in asked_of(claim).items():
+            if not answer.judged.claim.of.endswith("accuracy"):
+                continue
             found = NUMBERS.findall(answer.by)
             labels = [f", {pair}" for pair in claim.get("pairs", [])] or [""] * len(found)
             for label, numbers in zip(labels, found, strict=True):
@@ -268,13 +270,15 @@ def between(text: str, start: str, end: str, inside: str) -> str:
 
 
 def take_in(sweep: Path, name: str) -> None:
-    """Copy the page of a sweep's folder, its figure and accuracies, and of its JSON the claims with their errors."""
-    [source] = [file for file in sweep.glob("*.json") if file.with_suffix(".md").is_file()]
-    shutil.copyfile(source.with_suffix(".csv"), PAGES / f"{name}.csv")
-    shutil.copyfile(source.with_suffix(".png"), PAGES / f"{name}.png")
-    text = source.with_suffix(".md").read_text().replace(f"({source.stem}.png)", f"({name}.png)")
+    """Copy the page beside a sweep's JSON, its figures and results, and of the JSON the claims with their errors."""
+    shutil.copyfile(sweep.with_suffix(".csv"), PAGES / f"{name}.csv")
+    text = sweep.with_suffix(".md").read_text()
+    for figure in re.findall(rf"\(({re.escape(sweep.stem)}[^)]*\.png)\)", text):
+        renamed = name + figure.removeprefix(sweep.stem)
+        shutil.copyfile(sweep.parent / figure, PAGES / renamed)
+        text = text.replace(f"({figure})", f"({renamed})")
     (PAGES / f"{name}.md").write_text(text)
-    claims = {"plan": {"name": name}, "claims": json.loads(source.read_text())["claims"]}
+    claims = {"plan": {"name": name}, "claims": json.loads(sweep.read_text())["claims"]}
     (PAGES / f"{name}.json").write_text(json.dumps(claims, indent=1) + "\n")
 
 
