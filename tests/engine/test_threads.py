@@ -94,6 +94,15 @@ def test_the_number_of_threads_is_explained(monkeypatch: pytest.MonkeyPatch) -> 
     assert threads.explain().startswith(f"3 on {cores} core") and "OMP_NUM_THREADS says so" in threads.explain()
 
 
+def test_a_system_that_ties_no_process_to_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As macOS, where commands and `dinv doctor` ended with an AttributeError.
+    monkeypatch.delattr(os, "sched_getaffinity")
+    for name in threads.FIXED_BY:
+        monkeypatch.delenv(name, raising=False)
+    assert threads.own_cores() == os.cpu_count() and threads.usable_cores() >= 1
+    assert threads.look() is None and "the system does not say" in threads.explain()
+
+
 def test_threads_follow_a_neighbour() -> None:
     """Looks that say that others take all cores but one, then none."""
     start = time.monotonic()

@@ -206,20 +206,24 @@ def test_cases_autoencoding_and_a_chosen_fraction(bench: Bench, tmp_path: Path) 
         text.replace('"real", "synthetic"', '"real", "synthetic", "real+synthetic"').replace("[0, 1, 2]", "[0]")
         + 'real_fraction = "auto"\n[[cases]]\nname = "plain"\nset = {}\n'
         '[[cases]]\nname = "both autoencoded"\nset = { "autoencode.train" = 16, "autoencode.test" = 8 }\n'
-        '[figure]\nx = "case"\n'
+        '[[cases]]\nname = "more noise"\nset = { "sample.noise_strength" = 0.5, "train.arms" = ["synthetic"] }\n'
+        '[metrics]\nk = 2\n[figure]\nx = "case"\ny = ["accuracy", "precision_lite0", "fid_lite0"]\n'
     )
     done = sweep(file, tmp_path / "out")
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / "cases.json").read_text())
     found = {(row["at"]["case"], row["arm"]): row for row in record["rows"]}
-    assert len(found) == 6
+    assert len(found) == 7
     assert found["plain", "real+synthetic"]["real_fraction"] in (0.125, 0.25, 0.5, 0.75, 0.875)
     results = tmp_path / "out" / "results"
     # synthetic is trained once and tested twice; real and both also see other training images
-    assert len(list((results / "classifiers").iterdir())) == 5
+    assert len(list((results / "classifiers").iterdir())) == 6
     assert len(list((results / "tests").iterdir())) == 3
     assert len(list((results / "autoencoded").iterdir())) == 2
-    assert (tmp_path / "out" / "cases.png").is_file()
+    pictures = {file.name for file in (tmp_path / "out").glob("*.png")}
+    assert pictures == {"cases.png", "cases-metrics.png", "cases-fid_lite0.png"}, (
+        "of metrics too where places are words"
+    )
 
 
 @pytest.mark.slow

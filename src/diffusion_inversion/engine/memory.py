@@ -106,5 +106,6 @@ def large_array(shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.empty(shape, np.uint8)
     folder = Path(tempfile.gettempdir())
     with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, size)  # a page that finds no room later would end the process
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)  # a page that finds no room later would end the process
         return np.memmap(file, np.uint8, "r+", shape=shape)

@@ -75,9 +75,14 @@ def fair(before: Look, after: Look, cores: float) -> int:
     return max(1, int(cores - others(before, after) + 0.5))
 
 
+def own_cores() -> int:
+    """How many cores this process may run on: all where the system ties no process to some, as macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> float:
-    """How many cores this process may run on, a container's quota among the limits."""
-    return min(len(os.sched_getaffinity(0)), quota())
+    """`own_cores`, a container's quota among the limits."""
+    return min(own_cores(), quota())
 
 
 @dataclass
@@ -128,7 +133,7 @@ def share_cores(threads: int | None = None) -> None:
 
 def _cores() -> str:
     """`4 cores, a container's quota of 1.5`."""
-    count, limit = len(os.sched_getaffinity(0)), quota()
+    count, limit = own_cores(), quota()
     cores = f"{count} core{'s' if count > 1 else ''}"
     return cores if math.isinf(limit) else f"{cores}, a container's quota of {limit:.2g}"
 

@@ -96,7 +96,7 @@ def _device() -> Iterator[Check]:
     device = resolve_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "processor"
     yield Check("device", True, f"{device.type} ({name})")
-    fits = torch.get_num_threads() <= len(os.sched_getaffinity(0))
+    fits = torch.get_num_threads() <= threads.own_cores()
     more = "set OMP_NUM_THREADS to at most the number of cores, or not at all: the number then follows what is free"
     yield Check("threads", fits, threads.explain(), more)
     fast = bfloat16_is_fast(device)

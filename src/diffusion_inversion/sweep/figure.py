@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..run.report import Point, accuracy_curve, metric_curves, png
@@ -20,6 +20,7 @@ LABELS = {
     "sample.interpolation": "\N{GREEK SMALL LETTER ALPHA}, interpolation strength",
     "data.limit": "real images",
 }
+Dot = tuple[str, float, tuple[float, float] | None]  # place in words, value, and the ends of its bar
 SCALED = ("fid", "kid", "cmmd")  # metrics whose scale is not 0 to 1: one figure each
 
 
@@ -31,14 +32,18 @@ def draw(found: SweepResult) -> dict[str, bytes]:
     drawn: dict[str, bytes] = {}
     numbers = all(isinstance(_place(row, figure.x), (int, float)) for row in found.rows if _has(row, figure.x))
     if "accuracy" in figure.y:
-        drawn[f"{found.plan.name}.png"] = png(_curve(found) if numbers else _dots(found.rows, figure.x))
+        drawn[f"{found.plan.name}.png"] = png(_curve(found) if numbers else _accuracy_dots(found.rows))
     measured = [name for name in figure.y if name != "accuracy"]
     together = [name for name in measured if not name.startswith(SCALED)]
     rows, which = _last_line(found)
     for name, group in {"metrics": together, **{one: [one] for one in measured if one not in together}}.items():
         if group and rows:
-            lines = {one: _metric_line(rows, figure.x, one) for one in group}
-            drawn[f"{found.plan.name}-{name}.png"] = png(metric_curves({_xlabel(figure) + which: lines}))
+            if numbers:
+                lines = {one: _metric_line(rows, figure.x, one) for one in group}
+                picture = metric_curves({_xlabel(figure) + which: lines})
+            else:
+                picture = _dots(_metric_dots(rows, group), ", ".join(map(_setting, group)) + which)
+            drawn[f"{found.plan.name}-{name}.png"] = png(picture)
     return drawn
 
 
@@ -98,38 +103,53 @@ def _metric_line(rows: Sequence[MetricsRow], key: str, name: str) -> list[Point]
     ]
 
 
-def _whiskers(rows: Sequence[Row]) -> list[list[float]]:
-    """Standard deviations to the left and right of the means in %, no further than 0 and 100."""
-    spreads = [(row.mean, row.std or 0.0) for row in rows]
-    return [
-        [100 * min(spread, mean) for mean, spread in spreads],
-        [100 * min(spread, 1 - mean) for mean, spread in spreads],
-    ]
+def _accuracy_dots(rows: Sequence[Row]) -> Drawn:
+    lines: dict[str, list[Dot]] = {}
+    for row in rows:
+        spread = None if row.std is None else (max(row.mean - row.std, 0.0), min(row.mean + row.std, 1.0))
+        ends = None if spread is None else (100 * spread[0], 100 * spread[1])
+        lines.setdefault(row.arm, []).append((_name(row), 100 * row.mean, ends))
+    return _dots(lines, f"test {measures(rows)} in %", [_name(row) for row in rows])
+
+
+def _metric_dots(rows: Sequence[MetricsRow], names: Sequence[str]) -> dict[str, list[Dot]]:
+    lines: dict[str, list[Dot]] = {}
+    for name in names:
+        for row in rows:
+            value, low, high = (row.metrics[name][key] for key in ("value", "low", "high"))
+            if value is not None:
+                ends = None if low is None or high is None else (low, high)
+                lines.setdefault(name, []).append((_name(row), value, ends))
+    return lines
+
+
+def _name(row: Row | MetricsRow) -> str:
+    return label(row.at) or "all"
 
 
 @without_tex
-def _dots(rows: Sequence[Row], key: str) -> Drawn:
-    """Mean and standard deviation of every arm, one place for each value that is not a number; rows read downwards."""
+def _dots(lines: Mapping[str, Sequence[Dot]], xlabel: str, names: Sequence[str] = ()) -> Drawn:
+    """Values and their ends, one line of the picture for each place that is no number, a colour for each of `lines`.
+
+    names: places from above downwards, by default as they come.
+    """
     from matplotlib.figure import Figure
 
-    arms = list(dict.fromkeys(row.arm for row in rows))
-    names = list(dict.fromkeys(label(row.at) or "all" for row in rows))
-    figure = Figure(figsize=(7, 1.2 + 0.42 * len(names)), dpi=DPI, layout="constrained")
+    rows = list(dict.fromkeys([*names, *(name for line in lines.values() for name, *_ in line)]))
+    figure = Figure(figsize=(7, 1.2 + 0.42 * len(rows)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     handles = []
-    for place, arm in enumerate(arms):
-        own = [row for row in rows if row.arm == arm]
-        heights = [names.index(label(row.at) or "all") + 0.18 * (place - (len(arms) - 1) / 2) for row in own]
-        handles.append(
-            axes.errorbar(
-                [100 * row.mean for row in own], heights, xerr=_whiskers(own), fmt="o",
-                color=ARM_COLOURS[place % len(ARM_COLOURS)], capsize=3, markersize=5,
-            )
-        )  # fmt: skip
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    for place, line in enumerate(lines.values()):
+        colour, shift = ARM_COLOURS[place % len(ARM_COLOURS)], 0.18 * (place - (len(lines) - 1) / 2)
+        heights = [rows.index(name) + shift for name, *_ in line]
+        handles += axes.plot([value for _, value, _ in line], heights, "o", color=colour, markersize=5)
+        for height, (_, _, ends) in zip(heights, line, strict=True):
+            if ends is not None:  # which need not hold the value, where a bootstrap gave them
+                axes.errorbar(sum(ends) / 2, height, xerr=(ends[1] - ends[0]) / 2, fmt="none", color=colour, capsize=3)
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.invert_yaxis()
-    axes.set(xlabel=f"test {measures(rows)} in %")
+    axes.set_xlabel(xlabel, parse_math=False)
     axes.grid(axis="y", alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    legend(axes, handles, arms)
+    legend(axes, handles, list(lines))
     return figure
