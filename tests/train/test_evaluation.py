@@ -278,8 +278,15 @@ def test_no_help_is_claimed_only_when_every_gain_worth_having_is_excluded() -> N
     )
     arms = {"real": REAL, "synthetic": shifted(-0.1), "real+synthetic": shifted(0.0, (0.02, -0.02, 0.01, -0.02, 0.01))}
     assert verdict(arms).outcome == "not enough evidence", "the second arm is undecided"
-    assert verdict(arms, smallest_effect=0.1).outcome == "does not help"
-    assert verdict({"real": REAL, "synthetic": shifted(0.0)}, smallest_effect=0.0).outcome == "not enough evidence"
+    outcomes = set()
+    for spread in (0.001, 0.003, 0.004, 0.005, 0.01):
+        found = verdict({"real": REAL, "synthetic": shifted(0.0, (spread, -spread, 0.0, spread, -spread))})
+        (compared,) = found.comparisons
+        assert compared.interval is not None and compared.interval[0] < 0
+        expected = "does not help" if compared.interval[1] < 0.005 else "not enough evidence"
+        assert found.outcome == compared.outcome() == expected
+        outcomes.add(expected)
+    assert len(outcomes) == 2, "the bound lies among them"
 
 
 def test_harm_is_claimed_only_when_every_arm_harms_and_each_arm_has_its_own_outcome() -> None:

@@ -17,7 +17,7 @@ from .classifiers import Classifier
 Outcome = Literal["helps", "harms", "does not help", "not enough evidence"]
 BASELINE = "real"
 OWN_SIZE = "real (own size)"  # the same images at the side they have without us
-SMALLEST_EFFECT = 0.005
+SMALLEST_EFFECT = 0.005  # in accuracy: gains below it count as no help
 MIN_UNITS = 3  # seeds or replicates that a verdict needs
 ECE_BINS = 15
 _DIGITS = 4  # decimal places of a confidence
@@ -168,7 +168,7 @@ class Comparison:
             text += f", {100 * self.simultaneous_confidence:.4g} % interval [{low}, {high}]"
         return f"{text} (n={len(self.differences)} {self.unit})"
 
-    def outcome(self, smallest_effect: float = SMALLEST_EFFECT) -> Outcome:
+    def outcome(self) -> Outcome:
         """What the interval says of this arm alone, in the words of `verdict`."""
         if self.interval is None or len(self.differences) < MIN_UNITS:
             return "not enough evidence"
@@ -177,7 +177,7 @@ class Comparison:
             return "helps"
         if high < 0:
             return "harms"
-        return "does not help" if high < smallest_effect else "not enough evidence"
+        return "does not help" if high < SMALLEST_EFFECT else "not enough evidence"
 
 
 def half_width(unit_variance: Any, test_variance: Any, units: int, images: float, confidence: Any) -> Any:

@@ -36,7 +36,6 @@ class Verdict:
     outcome: Outcome
     reason: str
     comparisons: tuple[Comparison, ...]
-    smallest_effect: float  # in accuracy: gains below it count as no help
     measure: str = "accuracy"  # or "balanced accuracy", where the test classes are uneven
     arm: str | None = None  # the one that the outcome rests on
     falls: tuple[Fall, ...] = ()  # of every arm
@@ -115,7 +114,6 @@ def verdict(
     correct: Mapping[str, Tensor] | None = None,
     labels: Tensor | None = None,
     class_names: Sequence[str] = (),
-    smallest_effect: float = SMALLEST_EFFECT,
     confidence: float = 0.95,
     unit: str = "seeds",
 ) -> Verdict:
@@ -127,7 +125,7 @@ def verdict(
 
     - "helps": some arm's lower bound is above 0;
     - "harms": every arm's upper bound is below 0;
-    - "does not help": every arm's upper bound is below `smallest_effect` (default half a point);
+    - "does not help": every arm's upper bound is below half a point (`SMALLEST_EFFECT`);
     - "not enough evidence": anything else, and always with fewer than 3 units or nothing to compare.
 
     With `labels` (images,), the true classes, named by `class_names`, balanced accuracy decides where the classes are
@@ -153,7 +151,7 @@ def verdict(
     shrinking = against(BASELINE, [OWN_SIZE])[0] if shrunk else None
     if not arms or baseline not in accuracies:
         reason = f"only {', '.join(accuracies) or 'nothing'} was trained: nothing to compare"
-        return Verdict("not enough evidence", reason, (), smallest_effect, measure, shrinking=shrinking)
+        return Verdict("not enough evidence", reason, (), measure, shrinking=shrinking)
     comparisons = against(baseline, arms)
     beside = against(BASELINE, arms) if shrunk else ()
     falls: tuple[Fall, ...] = ()
@@ -161,9 +159,7 @@ def verdict(
         falls = _falls(arms, correct, labels, class_names, baseline, confidence, unit)
 
     def found(outcome: Outcome, reason: str, arm: str | None = None) -> Verdict:
-        return Verdict(
-            outcome, reason, comparisons, smallest_effect, measure, arm, falls=falls, beside=beside, shrinking=shrinking
-        )
+        return Verdict(outcome, reason, comparisons, measure, arm, falls, beside, shrinking)
 
     units = len(accuracies[baseline])
     if units < MIN_UNITS:
@@ -172,7 +168,7 @@ def verdict(
     losing = {fall.comparison.arm for fall in falls}
     helping = [c for c, low, _ in bounds if low > 0]
     widest, _, high = max(bounds, key=lambda b: b[2])
-    effect = f"{100 * smallest_effect:g} points"
+    effect = f"{100 * SMALLEST_EFFECT:g} points"
     outcome: Outcome
     if helping:
         # Of arms that help, one that loses no class, then the one that is surest to.
@@ -180,7 +176,7 @@ def verdict(
         outcome, reason = "helps", f"the interval is above zero: {named.summary}"
     elif high < 0:
         outcome, reason, named = "harms", f"the interval is below zero for every arm: {widest.summary}", widest
-    elif high < smallest_effect:
+    elif high < SMALLEST_EFFECT:
         outcome, reason = "does not help", f"a gain of {effect} is ruled out for every arm: {widest.summary}"
         named = widest
     else:
