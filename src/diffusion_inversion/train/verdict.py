@@ -9,7 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .evaluation import BASELINE, MIN_UNITS, OWN_SIZE, SMALLEST_EFFECT, Comparison, Outcome, compare, half_width
+from .evaluation import (
+    BASELINE,
+    CONFIDENCE,
+    MIN_UNITS,
+    OWN_SIZE,
+    SMALLEST_EFFECT,
+    Comparison,
+    Outcome,
+    compare,
+    half_width,
+)
 
 # Test classes are uneven where the largest has this many times the images of the smallest: always naming one class of
 # two is then right in 60 % and more. Below it accuracy and balanced accuracy say the same.
@@ -114,14 +124,13 @@ def verdict(
     correct: Mapping[str, Tensor] | None = None,
     labels: Tensor | None = None,
     class_names: Sequence[str] = (),
-    confidence: float = 0.95,
     unit: str = "seeds",
 ) -> Verdict:
     """Say whether synthetic images helped: every arm with them is compared with the baseline, paired over the units.
 
     `accuracies` maps arms to accuracies in [0, 1] in the order of the units (seeds or replicates); `correct` maps them
     to (units, images). The intervals are those of `compare`, Bonferroni-corrected over the arms compared: all hold
-    together at `confidence`. The baseline is the arm "real (own size)" where there is one, else "real".
+    together at 95 %. The baseline is the arm "real (own size)" where there is one, else "real".
 
     - "helps": some arm's lower bound is above 0;
     - "harms": every arm's upper bound is below 0;
@@ -141,11 +150,10 @@ def verdict(
     def against(base: str, names: Sequence[str]) -> tuple[Comparison, ...]:
         return tuple(
             compare(
-                name, accuracies, correct=correct, labels=stratified, baseline=base, confidence=confidence,
-                comparisons=len(names), unit=unit,
+                name, accuracies, correct=correct, labels=stratified, baseline=base, comparisons=len(names), unit=unit
             )
             for name in names
-        )  # fmt: skip
+        )
 
     shrunk = baseline == OWN_SIZE and BASELINE in accuracies
     shrinking = against(BASELINE, [OWN_SIZE])[0] if shrunk else None
@@ -156,7 +164,7 @@ def verdict(
     beside = against(BASELINE, arms) if shrunk else ()
     falls: tuple[Fall, ...] = ()
     if correct is not None and labels is not None:
-        falls = _falls(arms, correct, labels, class_names, baseline, confidence, unit)
+        falls = _falls(arms, correct, labels, class_names, baseline, unit)
 
     def found(outcome: Outcome, reason: str, arm: str | None = None) -> Verdict:
         return Verdict(outcome, reason, comparisons, measure, arm, falls, beside, shrinking)
@@ -204,7 +212,6 @@ def _falls(
     labels: Tensor,
     class_names: Sequence[str],
     baseline: str,
-    confidence: float,
     unit: str,
 ) -> tuple[Fall, ...]:
     present = labels.unique().tolist()
@@ -221,7 +228,6 @@ def _falls(
                 {name: hits.nanmean(1).tolist() for name, hits in of_class.items()},
                 correct=of_class,
                 baseline=baseline,
-                confidence=confidence,
                 comparisons=len(arms) * len(present),
                 unit=unit,
             )
@@ -230,7 +236,7 @@ def _falls(
     return tuple(found)
 
 
-def smallest_visible(labels: Tensor, units: int, seeds: int = 1, arms: int = 2, confidence: float = 0.95) -> float:
+def smallest_visible(labels: Tensor, units: int, seeds: int = 1, arms: int = 2) -> float:
     """The gain in accuracy (0.01 = one point) from which on a verdict can see it, before anything is trained.
 
     Half the interval that `verdict` would have of `units` units, each the mean of `seeds` classifiers, on test images
@@ -250,4 +256,4 @@ def smallest_visible(labels: Tensor, units: int, seeds: int = 1, arms: int = 2, 
     images = float(len(counts) ** 2 / (1 / counts).sum()) if is_uneven(labels) else float(len(labels))
     single = DISAGREEMENT * (1 - LASTING) / images / seeds
     of_images = DISAGREEMENT * LASTING / images + single / units
-    return float(half_width(single / units, of_images, units, images, 1 - (1 - confidence) / arms))
+    return float(half_width(single / units, of_images, units, images, 1 - (1 - CONFIDENCE) / arms))
