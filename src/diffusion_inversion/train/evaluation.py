@@ -93,17 +93,17 @@ def area_under_roc(labels: Tensor, predictions: Tensor, confidences: Tensor) -> 
     return float((ones * below).sum() / (ones.sum() * zeros.sum()))
 
 
-def calibration_error(confidences: Tensor, correct: Tensor, bins: int = ECE_BINS) -> float:
+def calibration_error(confidences: Tensor, correct: Tensor) -> float:
     """Expected calibration error (Guo et al. 2017, eq. 3) of confidences (n,) in [0, 1] and correct (n,) bool.
 
-    `bins` bins of equal width, each with its lower edge, the last with both: the mean over images of the gap between
+    15 bins of equal width, each with its lower edge, the last with both: the mean over images of the gap between
     mean confidence and accuracy in their bin. In [0, 1], 0 = calibrated. With few images in a bin it is biased upwards.
     Guo et al. give a bin its upper edge; torchmetrics its lower one, as here.
     """
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    place = (torch.bucketize(confidences.double(), edges, right=True) - 1).clamp(0, bins - 1)
+    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
+    place = (torch.bucketize(confidences.double(), edges, right=True) - 1).clamp(0, ECE_BINS - 1)
     # |accuracy - confidence| of a bin, times its share of the images
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct.double() - confidences.double())
+    gaps = torch.zeros(ECE_BINS, dtype=torch.float64).index_add_(0, place, correct.double() - confidences.double())
     return float(gaps.abs().sum()) / len(confidences)
 
 
