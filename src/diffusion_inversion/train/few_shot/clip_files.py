@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...engine.hashing import sha256_of_all
 from ...engine.hub import model_folder
 from ...engine.untrusted import FLOATS, TensorSpec, read_header, read_tensors, shown, specs_of
 from ...errors import DataError, UsageError
@@ -158,14 +158,8 @@ def known_words(folder: Path) -> frozenset[str] | None:
 
 def hash_files(folder: Path) -> str:
     """sha256 hex over the names and contents of all files that are read, in name order."""
-    digest = hashlib.sha256()
-    for name in sorted([*_FILES, *_TOKENIZER]):
-        if (folder / name).is_file():
-            digest.update(name.encode() + b"\0")
-            with (folder / name).open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
+    names = sorted([*_FILES, *_TOKENIZER])
+    return sha256_of_all((name, folder / name) for name in names if (folder / name).is_file())
 
 
 @contextmanager
