@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..run.report import Point, accuracy_curve, metric_curves, png
-from ..run.report.figures import ARM_COLOURS, DPI, legend, without_tex
+from ..run.report.figures import ARM_COLOURS, DPI, legend, whiskers, without_tex
 from .outcome import MetricsRow, Row, SweepResult
 from .plan import Figure
 from .table import label, measures, shown
@@ -98,15 +98,6 @@ def _metric_line(rows: Sequence[MetricsRow], key: str, name: str) -> list[Point]
     ]
 
 
-def _whiskers(rows: Sequence[Row]) -> list[list[float]]:
-    """Standard deviations to the left and right of the means in %, no further than 0 and 100."""
-    spreads = [(row.mean, row.std or 0.0) for row in rows]
-    return [
-        [100 * min(spread, mean) for mean, spread in spreads],
-        [100 * min(spread, 1 - mean) for mean, spread in spreads],
-    ]
-
-
 @without_tex
 def _dots(rows: Sequence[Row], key: str) -> Drawn:
     """Mean and standard deviation of every arm, one place for each value that is not a number; rows read downwards."""
@@ -122,8 +113,8 @@ def _dots(rows: Sequence[Row], key: str) -> Drawn:
         heights = [names.index(label(row.at) or "all") + 0.18 * (place - (len(arms) - 1) / 2) for row in own]
         handles.append(
             axes.errorbar(
-                [100 * row.mean for row in own], heights, xerr=_whiskers(own), fmt="o",
-                color=ARM_COLOURS[place % len(ARM_COLOURS)], capsize=3, markersize=5,
+                [100 * row.mean for row in own], heights, xerr=whiskers([(row.mean, row.std) for row in own]),
+                fmt="o", color=ARM_COLOURS[place % len(ARM_COLOURS)], capsize=3, markersize=5,
             )
         )  # fmt: skip
     axes.set_yticks(range(len(names)), names, parse_math=False)
