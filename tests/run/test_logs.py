@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_line import dinv
 from harness import INVERT, SAMPLE, TRAIN, Bench
 from typer.testing import CliRunner
 
@@ -40,10 +41,6 @@ def run(bench: Bench, folder: Path, logs: LogSettings = TO, sample: SampleSettin
                 train=TRAIN.model_copy(update={"steps": 4}), command="dinv run", logs=logs, own_size=False,
             )
         )  # fmt: skip
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def events(folder: Path) -> Any:

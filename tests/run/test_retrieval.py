@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from coloured_images import COLOURS, SIDE, picture, write_data, write_pool
+from command_line import dinv
 from harness import content
 from image_files import save
 from PIL import Image
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.sampling import RetrieveSettings
 from diffusion_inversion.data.images import square
 from diffusion_inversion.engine import faults
@@ -25,10 +24,6 @@ from diffusion_inversion.generator.device import resolve_device
 from diffusion_inversion.measure.extractors.catalog import open_extractor
 from diffusion_inversion.measure.extractors.extractor import extract
 from diffusion_inversion.run.status import Part, status
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
