@@ -40,13 +40,10 @@ def learn(folder: Path, side: int, batch: int, dtype: str) -> None:
 
 
 def own_peak() -> int:
-    """Bytes of this process's peak. Linux's own figure where there is one: getrusage also counts the parent's."""
+    """Bytes of this process's peak. The system's own figure where there is one: getrusage also counts the parent's."""
     status = Path("/proc/self/status")
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
-    if found:
-        return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 if __name__ == "__main__":
