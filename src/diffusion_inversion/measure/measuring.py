@@ -168,7 +168,7 @@ def measure(
     where = resolve_device(device)
     given = {str(data): load_features(Path(data)) for data in (real, generated) if is_features(data)}
     network = None if is_features(real) and is_features(generated) else open_extractor(extractor, where, weights)
-    folder = cache if cache is not None else (default_root() if root is None else Path(root)) / "features"
+    folder = cache if cache is not None else default_root(root) / "features"
 
     def side(data: str | Path, split: Role, groups: str | Path | None) -> _Side:
         if str(data) in given:

@@ -74,7 +74,7 @@ def retrieve_sets(
     extractor are known to be usable.
     """
     folders = {k: out / f"k{k}" for k in settings.k}
-    root = default_root() if data.root is None else Path(data.root)
+    root = default_root(data.root)
     pool = open_pool(settings.pool, root)
     check(folders, pool)
     extractor = open_extractor(settings.extractor, resolve_device(device), settings.weights)
