@@ -28,11 +28,6 @@ from diffusion_inversion.run.verify import verify
 TO = LogSettings(log_to=("tensorboard",))
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
 def run(bench: Bench, folder: Path, logs: LogSettings = TO, sample: SampleSettings = SAMPLE) -> dict[str, Any]:
     with run_lock(folder):
         return dict(

@@ -36,11 +36,6 @@ with run_lock(Path(sys.argv[1])), track("sample", 20) as advance:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
-@pytest.fixture(scope="module")
 def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two replicates of 6 images."""
     run = tmp_path_factory.mktemp("runs") / "run"
