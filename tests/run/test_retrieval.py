@@ -226,7 +226,7 @@ def test_trained_like_a_run_and_called_by_its_method(data: Path, pool: Path, tmp
     assert "none is named" in page
     count, found = len(rows_of(run)), status(run)
     assert count < 4 * 12, "an image that is near to several is there once"
-    assert found.parts == [Part("images", count, count), Part("classifiers", 9, 9)] and found.state == "finished"
+    assert found.parts == [Part("images", count, count), Part("classifiers", 15, 15)] and found.state == "finished"
     before = content(run)
     assert dinv(*training).exit_code == 0 and content(run) == before
     assert dinv("verify", run).exit_code == 0
