@@ -18,8 +18,7 @@ from torch import Tensor
 from diffusion_inversion import Generator, InvertSettings, load_images
 from diffusion_inversion.data.images import to_model_range
 from diffusion_inversion.invert.inversion import guesses
-from diffusion_inversion.invert.objective import EvaluationBank
-from diffusion_inversion.invert.optimisation import gradients, loss_scale
+from diffusion_inversion.invert.objective import EvaluationBank, gradients, loss_scale
 
 
 def exact(generator: Generator, z: Tensor, eps: Tensor, t: Tensor, c: Tensor) -> Tensor:

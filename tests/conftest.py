@@ -47,6 +47,21 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench.build(tmp_path_factory.mktemp("bench"))
 
 
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """15 red and 15 green images to learn, and a generator of random weights, whose images are neither."""
+    from coloured_images import COLOURS, picture
+    from harness import Bench
+    from image_files import save
+
+    folder = tmp_path_factory.mktemp("coloured")
+    for place, (name, colour) in enumerate(COLOURS.items()):
+        for row in range(18):
+            part = "train" if row < 15 else "test"
+            save(folder / "data" / part / name / f"{row}.png", picture(colour, 100 * place + row))
+    return Bench(build_checkpoint(folder / "toy", MINI_SCHEDULER), folder / "data")
+
+
 @pytest.fixture(scope="session")
 def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that went through every stage; not to be changed."""

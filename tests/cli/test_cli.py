@@ -13,18 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import dinv
 from PIL import Image
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
-from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.config import sampling, settings, training
-
-runner = CliRunner()
-
-
-def dinv(*arguments: object) -> Any:
-    return runner.invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

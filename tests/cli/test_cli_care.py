@@ -6,20 +6,12 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
+from command_line import dinv
 from harness import Bench, content
 from PIL import Image
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.invert.embeddings import read_embeddings
-
-runner = CliRunner()
-
-
-def dinv(*arguments: object) -> Any:
-    return runner.invoke(app, [str(argument) for argument in arguments])
 
 
 def test_verify_then_repair(run: Path, finished: Path) -> None:

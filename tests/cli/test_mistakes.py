@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import dinv
 from harness import Bench
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.run.place import default_folder
-
-runner = CliRunner()
-
-
-def dinv(*arguments: object) -> Any:
-    return runner.invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from command_line import dinv
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.cli.workers import joined
 
 FLAGS = ("--workers", "--executor", "--max-restarts")
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import dinv
 from harness import Bench
 from image_files import save
 from report_pages import RUN, page, words
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.cli.summary import summarise
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.engine.ledger import Ledger
@@ -37,10 +36,6 @@ from diffusion_inversion.train.replicated import Replicated
 LABELS = torch.arange(60) % 2
 IDS = tuple(f"i{row}" for row in range(60))
 SITE = Attributes("site", {image_id: "ab"[row >= 20] for row, image_id in enumerate(IDS)}, {})
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def replicate(**wrong: tuple[range, ...]) -> Replicated:

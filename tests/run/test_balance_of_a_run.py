@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import dinv
 from harness import Bench
 from image_files import class_folders
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import ExportSettings
 from diffusion_inversion.run.export.stage import export
 from diffusion_inversion.run.report.sections import shares_of_parts
@@ -22,10 +21,6 @@ from diffusion_inversion.sample.synthetic import SyntheticStore
 
 SETTINGS = ("--steps", 1, "--init", "random", "--inference-steps", 2, "--train-steps", 2, "--train-batch-size", 4)
 SETTINGS += ("--variants", 2, "--architecture", "resnet20", "--recipe", "fast", "--no-own-size", "--copies", "off")
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

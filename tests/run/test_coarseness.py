@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import dinv
 from harness import Bench, finish, write_images
 from torch import Tensor, nn
 from toy import toy_images
 from training_toys import toy
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.cli.summary import summarise
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
@@ -72,10 +71,6 @@ def identity(latents: Tensor) -> Tensor:
 def colourless(latents: Tensor) -> Tensor:
     """Grey: what tells the classes of `toy` apart is gone."""
     return latents.mean(1, keepdim=True).expand_as(latents)
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_an_autoencoder_that_destroys_the_classes_is_called_too_coarse(bench: Bench) -> None:

@@ -7,15 +7,13 @@ import re
 import shutil
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import pytest
 import torch
+from command_line import dinv
 from harness import INVERT, SAMPLE, TRAIN, Bench, finish, replicates
 from report_pages import Page, words
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import AuditSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.config.training import TrainSettings
@@ -30,10 +28,6 @@ from diffusion_inversion.train.evaluation import compare
 from diffusion_inversion.train.store import ClassifierStore
 
 THREE = TRAIN.model_copy(update={"seeds": (0, 1, 2)})
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def trained(finished: Path, run: Path, settings: TrainSettings) -> Path:

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import dinv
 from harness import INVERT, SAMPLE, TRAIN, Bench, write_images
 from PIL import Image
 from planted_copies import plant_copies
 from smooth_pictures import pictures
 from toy import toy_images
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import AuditSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.engine import faults
@@ -30,11 +29,6 @@ from diffusion_inversion.run.report.copies import copies_section
 from diffusion_inversion.run.verify import verify
 
 FEW = AuditSettings(planted=4, device="cpu")
-runner = CliRunner()
-
-
-def dinv(*arguments: object) -> Any:
-    return runner.invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import dinv
 from harness import Bench, command_child, forkserver
 from toy import toy_images
 from toy_clip import build_clip, write_coloured
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.data.datasets import load_splits
 from diffusion_inversion.data.selection import Chosen
 from diffusion_inversion.engine.manifest import Manifest
@@ -62,10 +61,6 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DINV_DATA", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def few_shot(data: Path, clip: Path, out: Path, *options: object) -> Any:

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from coloured_images import COLOURS, picture
+from coloured_images import COLOURS
 from harness import SAMPLE, TRAIN, Bench, Kill, assert_same, content, finish, invert, kill_during
-from image_files import save
-from toy import MINI_SCHEDULER, build_checkpoint
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
@@ -40,17 +38,6 @@ from diffusion_inversion.train.choosing import Material
 
 CPU = torch.device("cpu")
 NAMES = tuple(sorted(COLOURS))
-
-
-@pytest.fixture(scope="module")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """15 red and 15 green images to learn, and a generator of random weights, whose images are neither."""
-    folder = tmp_path_factory.mktemp("coloured")
-    for place, (name, colour) in enumerate(COLOURS.items()):
-        for row in range(18):
-            part = "train" if row < 15 else "test"
-            save(folder / "data" / part / name / f"{row}.png", picture(colour, 100 * place + row))
-    return Bench(build_checkpoint(folder / "toy", MINI_SCHEDULER), folder / "data")
 
 
 @pytest.fixture(scope="module")

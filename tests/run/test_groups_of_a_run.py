@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import dinv
 from harness import INVERT, Bench
 from image_files import save
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.cli.command import data_settings
 from diffusion_inversion.cli.given import Given
 from diffusion_inversion.config.settings import DataSettings
@@ -21,10 +19,6 @@ from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.train.folds import fold_of
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

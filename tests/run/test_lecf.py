@@ -10,15 +10,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import dinv
 from harness import content
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from toy import build_checkpoint
 from toy_clip import COLOURS, build_clip, write_coloured
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.engine import faults
 from diffusion_inversion.generator.device import resolve_device
 from diffusion_inversion.run.lecf import stage
@@ -44,10 +43,6 @@ def test_the_filter_is_monotone_in_its_threshold(values: list[float], count: int
         assert sorted(confidences[strict].tolist()) == sorted(torch.tensor(wanted).tolist())
     else:
         assert bool((confidences[strict] >= high).all())
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_line import dinv
 from harness import INVERT, SAMPLE, TRAIN, Bench
 from typer.testing import CliRunner
 
@@ -27,11 +28,6 @@ from diffusion_inversion.run.verify import verify
 TO = LogSettings(log_to=("tensorboard",))
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
 def run(bench: Bench, folder: Path, logs: LogSettings = TO, sample: SampleSettings = SAMPLE) -> dict[str, Any]:
     with run_lock(folder):
         return dict(
@@ -40,10 +36,6 @@ def run(bench: Bench, folder: Path, logs: LogSettings = TO, sample: SampleSettin
                 train=TRAIN.model_copy(update={"steps": 4}), command="dinv run", logs=logs, own_size=False,
             )
         )  # fmt: skip
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def events(folder: Path) -> Any:

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import dinv
 from harness import SAMPLE, Bench, write_images
 from planted_copies import plant_copies
 from smooth_pictures import pictures
 from toy import toy_images
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import AuditSettings, MembershipSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
@@ -37,10 +36,6 @@ from diffusion_inversion.run.verify import verify
 ASKED = MembershipSettings(draws=1, device="cpu")
 MEMBERS, OTHERS = 24, 48  # half of the others calibrate
 TRAIN = TrainSettings(architecture="resnet20", steps=40, batch_size=12, seeds=(0,), arms=("real",))
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from command_line import dinv
 from harness import Bench
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.methods import images_made
@@ -30,10 +28,6 @@ SHORT = [
     "--arms",
     "real,real+synthetic",
 ]
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def judge(run: Path) -> None:

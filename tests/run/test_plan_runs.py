@@ -38,11 +38,6 @@ SECOND = Steps(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
 def outlook(bench: Bench, run: Path, replicates: int = 1) -> Outlook:
     data = DataSettings(data=str(bench.data))
     plans = [replicate(run, number, data, INVERT, SAMPLE, TRAIN) for number in range(replicates)]

@@ -31,11 +31,6 @@ from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.sampling import drawn, sample
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
 def run(bench: Bench, folder: Path, **more: Any) -> dict[str, str]:
     with run_lock(folder):
         run_all(

@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import dinv
 from PIL import Image
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import ExportSettings, PushSettings
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import DataError
@@ -212,9 +211,6 @@ def test_names_of_others_are_text_in_the_packet() -> None:
 
 
 def test_the_command_says_what_it_hides(run: Path, tmp_path: Path) -> None:
-    def dinv(*words: object) -> Any:
-        return CliRunner().invoke(app, [*map(str, words)])
-
     done = dinv("push", run, "a/b", "--out", tmp_path / "a", "--dry-run")
     assert done.exit_code == 0 and "names files of your data" not in done.stdout, done.output
     done = dinv("push", run, "a/b", "--out", tmp_path / "b", "--dry-run", "--source-ids", "plain")

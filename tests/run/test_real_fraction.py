@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from command_line import dinv
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.tuning import PAPER_FRACTIONS
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
@@ -23,10 +22,6 @@ from diffusion_inversion.train.choosing import TRAIN_FILE
 ONE = ["--train-steps", "2", "--train-batch-size", "4", "--device", "cpu"]
 SHORT = [*ONE, "--seeds", "0,1"]
 AUTO = ["--real-fraction", "auto"]
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def kept(run: Path) -> dict[str, Any]:

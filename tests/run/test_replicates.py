@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import dinv
 from harness import INVERT, SAMPLE, TRAIN, Bench, Kill, assert_same, content, finish, kill_during, race, replicates
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.invert.embeddings import read_embeddings
@@ -23,10 +22,6 @@ from diffusion_inversion.run.verify import verify
 from diffusion_inversion.train.arms import ArmResults
 from diffusion_inversion.train.evaluation import compare, score
 from diffusion_inversion.train.replicated import components, recognised
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def record(run: Path) -> dict[str, Any]:

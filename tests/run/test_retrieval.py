@@ -12,22 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from coloured_images import COLOURS, SIDE, picture, write_data, write_pool
+from command_line import dinv
 from harness import content
 from image_files import save
 from PIL import Image
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.sampling import RetrieveSettings
 from diffusion_inversion.data.images import square
 from diffusion_inversion.engine import faults
 from diffusion_inversion.generator.device import resolve_device
 from diffusion_inversion.measure.extractors.catalog import open_extractor
 from diffusion_inversion.measure.extractors.extractor import extract
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from diffusion_inversion.run.status import Part, status
 
 
 @pytest.fixture
@@ -228,6 +224,9 @@ def test_trained_like_a_run_and_called_by_its_method(data: Path, pool: Path, tmp
     page = (run / "report.html").read_text()
     assert "Did retrieved images help" in page and "CC0" in page and "Loss of the inversion" not in page
     assert "none is named" in page
+    count, found = len(rows_of(run)), status(run)
+    assert count < 4 * 12, "an image that is near to several is there once"
+    assert found.parts == [Part("images", count, count), Part("classifiers", 15, 15)] and found.state == "finished"
     before = content(run)
     assert dinv(*training).exit_code == 0 and content(run) == before
     assert dinv("verify", run).exit_code == 0

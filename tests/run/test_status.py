@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import dinv
 from harness import HERE, INVERT, SAMPLE, TRAIN, Bench
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.engine import lock
 from diffusion_inversion.engine.lock import run_lock
@@ -38,11 +36,6 @@ with run_lock(Path(sys.argv[1])), track("sample", 20) as advance:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
-@pytest.fixture(scope="module")
 def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two replicates of 6 images."""
     run = tmp_path_factory.mktemp("runs") / "run"
@@ -52,10 +45,6 @@ def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
             run, data, bench.generator(), invert=INVERT, sample=SAMPLE, train=TRAIN, command="dinv run", replicates=2
         )
     return run
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_a_finished_run_with_replicates(finished: Path) -> None:

@@ -11,8 +11,6 @@ import pytest
 import torch
 from coloured_images import COLOURS, picture
 from harness import TRAIN, Bench, Kill, assert_same, content, finish, kill_during
-from image_files import save
-from toy import MINI_SCHEDULER, build_checkpoint
 
 from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.config.sampling import SampleSettings
@@ -51,17 +49,6 @@ CPU = torch.device("cpu")
 NAMES = tuple(sorted(COLOURS))
 DATA = DataSettings(data="digits")
 AUTO = SampleSettings(noise_strength="auto")
-
-
-@pytest.fixture(scope="module")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """15 red and 15 green images to learn, and a generator of random weights."""
-    folder = tmp_path_factory.mktemp("coloured")
-    for place, (name, colour) in enumerate(COLOURS.items()):
-        for row in range(18):
-            part = "train" if row < 15 else "test"
-            save(folder / "data" / part / name / f"{row}.png", picture(colour, 100 * place + row))
-    return Bench(build_checkpoint(folder / "toy", MINI_SCHEDULER), folder / "data")
 
 
 @pytest.fixture(scope="module")

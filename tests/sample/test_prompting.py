@@ -9,10 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import dinv
 from harness import content
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.sampling import PromptSettings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.generator.generator import Generator
@@ -154,10 +153,6 @@ def test_prompts_are_read_from_files_and_templates(tmp_path: Path) -> None:
         read_prompts("a {class}")
     with pytest.raises(UsageError, match="no such file"):
         read_prompts(str(tmp_path / "none.txt"))
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_the_command_draws_over_the_classes_of_a_run(checkpoint: Path, finished: Path, tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import dinv
 from harness import Bench, command_child, forkserver
 from scipy import stats
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import InvertSettings
 from diffusion_inversion.config.training import TrainSettings
@@ -61,10 +60,6 @@ says = "Noise costs accuracy"
 pairs = [{{ greater = {{ at = {{ "sample.noise_strength" = 0.0, "sample.variants" = 1 }} }}, \
 less = {{ at = {{ "sample.noise_strength" = 0.5, "sample.variants" = 1 }} }} }}]
 """
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import dinv
 from harness import Bench
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.sample.synthetic import SyntheticStore
 
 FILE = """
@@ -34,10 +33,6 @@ seeds = [0]
 arms = {arms}
 """
 NOISE = '[grid]\n"sample.noise_strength" = [0.1, 0.2]\n'
-
-
-def dinv(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def write(path: Path, bench: Bench, varied: str, variants: int = 2, arms: tuple[str, ...] = ("synthetic",)) -> Path:

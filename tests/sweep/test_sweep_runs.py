@@ -14,7 +14,6 @@ import torch
 from coloured_images import COLOURS, picture
 from harness import Bench, Kill, finish, kill_during
 from image_files import save
-from toy import MINI_SCHEDULER, build_checkpoint
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
@@ -68,17 +67,6 @@ CASES = {
     "online": {"train.online": 3},
     "real, chosen": {"run.tune": ["augmentations=none"], "train.arms": ["real"]},
 }
-
-
-@pytest.fixture(scope="module")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """15 red and 15 green images to learn, and a generator of random weights, whose images are neither."""
-    folder = tmp_path_factory.mktemp("coloured")
-    for place, (name, colour) in enumerate(COLOURS.items()):
-        for row in range(18):
-            part = "train" if row < 15 else "test"
-            save(folder / "data" / part / name / f"{row}.png", picture(colour, 100 * place + row))
-    return Bench(build_checkpoint(folder / "toy", MINI_SCHEDULER), folder / "data")
 
 
 def write(path: Path, bench: Bench, data: Path | None = None, **cases: dict[str, Any]) -> Path:

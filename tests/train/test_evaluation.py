@@ -113,17 +113,15 @@ def test_evaluate_refuses_what_does_not_fit() -> None:
         score(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 2, torch.ones(2))
 
 
-def test_unit_interval_equals_scipys_paired_t_test() -> None:
+def test_interval_over_units_equals_scipys_paired_t_test() -> None:
     ours, theirs = [0.61, 0.64, 0.60, 0.66, 0.63], [0.58, 0.60, 0.59, 0.60, 0.62]
     c = compare("synthetic", {"real": theirs, "synthetic": ours})
     reference = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     assert c.difference == pytest.approx(0.03)
-    assert c.unit_interval == pytest.approx((reference.low, reference.high))
-    assert c.interval == c.unit_interval and c.test_error is None, "one comparison, no test images: nothing is added"
+    assert c.interval == pytest.approx((reference.low, reference.high)) and c.test_error is None
     wider = compare("synthetic", {"real": theirs, "synthetic": ours}, comparisons=2)
     reference = stats.ttest_rel(ours, theirs).confidence_interval(0.975)
     assert wider.interval == pytest.approx((reference.low, reference.high)), "Bonferroni"
-    assert wider.unit_interval == c.unit_interval
 
 
 def test_test_error_is_mcnemars_with_one_prediction_per_image() -> None:
@@ -153,8 +151,8 @@ def test_each_error_has_its_own_quantile() -> None:
 
 def test_a_comparison_says_at_which_levels_and_from_what_it_was_made() -> None:
     hits = {"real": torch.tensor([[1, 0, 1, 0]] * 3).bool(), "both": torch.tensor([[1, 1, 1, 0]] * 3).bool()}
-    found = compare("both", accuracies(hits), correct=hits, confidence=0.9, comparisons=2)
-    assert (found.confidence, found.simultaneous_confidence, found.unit) == (0.9, pytest.approx(0.95), "seeds")
+    found = compare("both", accuracies(hits), correct=hits, comparisons=2)
+    assert (found.simultaneous_confidence, found.unit) == (pytest.approx(0.975), "seeds")
     assert found.test_images == pytest.approx(4)
     assert compare("both", accuracies(hits)).test_images is None
 
@@ -181,7 +179,7 @@ def test_units_with_test_images_of_their_own_count_each_image_by_its_share() -> 
 
 def test_intervals_never_leave_what_a_difference_can_be() -> None:
     c = compare("synthetic", {"real": [0.1, 0.9], "synthetic": [0.9, 0.6]})
-    assert c.interval == (-1.0, 1.0) == c.unit_interval
+    assert c.interval == (-1.0, 1.0)
     assert c.unit_error == pytest.approx(0.55), "the error is not cut"
 
 
@@ -238,10 +236,10 @@ def test_ignoring_the_test_sample_would_promise_too_much() -> None:
         base = torch.from_numpy(rng.uniform(size=400) < 0.5).repeat(3, 1)
         ours = torch.from_numpy(rng.uniform(size=400) < 0.55).repeat(3, 1)
         correct = {"real": base, "synthetic": ours}
-        c = compare("synthetic", accuracies(correct), correct=correct)
-        assert c.unit_interval and c.interval
-        held["seeds"] += c.unit_interval[0] < 0.05 < c.unit_interval[1]
-        held["both"] += c.interval[0] < 0.05 < c.interval[1]
+        for which, hits in (("seeds", None), ("both", correct)):
+            c = compare("synthetic", accuracies(correct), correct=hits)
+            assert c.interval
+            held[which] += c.interval[0] < 0.05 < c.interval[1]
     assert held["seeds"] < 0.2 * n and held["both"] > 0.9 * n
 
 
@@ -278,8 +276,15 @@ def test_no_help_is_claimed_only_when_every_gain_worth_having_is_excluded() -> N
     )
     arms = {"real": REAL, "synthetic": shifted(-0.1), "real+synthetic": shifted(0.0, (0.02, -0.02, 0.01, -0.02, 0.01))}
     assert verdict(arms).outcome == "not enough evidence", "the second arm is undecided"
-    assert verdict(arms, smallest_effect=0.1).outcome == "does not help"
-    assert verdict({"real": REAL, "synthetic": shifted(0.0)}, smallest_effect=0.0).outcome == "not enough evidence"
+    outcomes = set()
+    for spread in (0.001, 0.003, 0.004, 0.005, 0.01):
+        found = verdict({"real": REAL, "synthetic": shifted(0.0, (spread, -spread, 0.0, spread, -spread))})
+        (compared,) = found.comparisons
+        assert compared.interval is not None and compared.interval[0] < 0
+        expected = "does not help" if compared.interval[1] < 0.005 else "not enough evidence"
+        assert found.outcome == compared.outcome() == expected
+        outcomes.add(expected)
+    assert len(outcomes) == 2, "the bound lies among them"
 
 
 def test_harm_is_claimed_only_when_every_arm_harms_and_each_arm_has_its_own_outcome() -> None:

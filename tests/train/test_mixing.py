@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from training_toys import batches_seen, toy
 
-from diffusion_inversion.config.training import AugmentationName, TrainSettings
+from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.config.tuning import PAPER_FRACTIONS
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.train import training
-from diffusion_inversion.train.augment import NAMES
 from diffusion_inversion.train.classifiers import Classifier
 from diffusion_inversion.train.evaluation import evaluate
 from diffusion_inversion.train.mixing import Pool, counts_at
@@ -94,10 +93,6 @@ def test_every_recipe_learns_and_sets_its_optimizer(name: Any) -> None:
     chosen = RECIPES[name]
     assert (group["lr"], group["weight_decay"]) == (chosen.learning_rate, chosen.weight_decay)
     assert group.get("momentum", group.get("betas", (None,))[0]) == chosen.momentum
-
-
-def test_augmentation_names_are_those_of_augment() -> None:
-    assert AugmentationName.__args__ == NAMES
 
 
 @pytest.mark.parametrize(("fraction", "real"), list(zip(PAPER_FRACTIONS, (16, 32, 64, 96, 112), strict=True)))

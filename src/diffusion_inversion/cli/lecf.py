@@ -39,7 +39,7 @@ def lecf(
     clip = Clip.load(settings.clip, resolve_device(computing.device), settings.clip_revision)
     language = None if settings.language is None else Language.load(settings.language)
     loaded = load(computing)
-    root = default_root() if data.root is None else Path(data.root)
+    root = default_root(data.root)
     with ExitStack() as held:
         for folder in (out / DRAWN, *(folder_of(out, one) for one in settings.thresholds)):
             held.enter_context(hold(folder, restart=restart))

@@ -75,7 +75,7 @@ def load_images(
     that cannot be decoded or lies at the wrong depth. Lesser findings ride along in `.problems`.
     """
     check_arguments(size, HOLDOUT, limit=limit)
-    train, test = open_data(data, default_root() if root is None else Path(root))
+    train, test = open_data(data, default_root(root))
     if test is None and data in BUILTINS:
         part = dict(zip(("train", "test"), hold_out(train, HOLDOUT, seed), strict=True))[split]
         return _load(train, stratified(train, limit, seed, part), size)
@@ -127,7 +127,7 @@ def load_splits(
     UsageError for a licence beside another one that DATA names.
     """
     check_arguments(size, holdout, limit=limit, test_limit=test_limit)
-    folder = default_root() if root is None else Path(root)
+    folder = default_root(root)
     selected = select(
         data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder, chosen=chosen,
         groups=groups, licence=licence,

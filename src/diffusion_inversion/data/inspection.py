@@ -151,7 +151,7 @@ def inspect(
     Raises UsageError for what names no data or means nothing, and DataError where DATA cannot be opened or parted.
     """
     check_arguments(size, holdout, limit=limit, test_limit=test_limit)
-    folder = default_root() if root is None else Path(root)
+    folder = default_root(root)
     chosen = select(
         data, test, limit=limit, test_limit=test_limit, holdout=holdout, seed=seed, root=folder,
         chosen=Chosen(balanced=balanced, per_class=per_class), groups=groups, licence=licence,

@@ -40,8 +40,13 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 Opened = tuple[Source, Source | None]
 
 
-def default_root() -> Path:
-    """Where downloads go: $DINV_DATA, or ~/.cache/diffusion-inversion/data; below here for a user without a home."""
+def default_root(given: str | Path | None = None) -> Path:
+    """Where downloads go unless a folder is given: $DINV_DATA, or ~/.cache/diffusion-inversion/data.
+
+    Below the current folder for a user without a home.
+    """
+    if given is not None:
+        return Path(given)
     if named := os.environ.get("DINV_DATA"):
         return Path(named)
     try:

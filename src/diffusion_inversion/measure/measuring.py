@@ -168,7 +168,7 @@ def measure(
     where = resolve_device(device)
     given = {str(data): load_features(Path(data)) for data in (real, generated) if is_features(data)}
     network = None if is_features(real) and is_features(generated) else open_extractor(extractor, where, weights)
-    folder = cache if cache is not None else (default_root() if root is None else Path(root)) / "features"
+    folder = cache if cache is not None else default_root(root) / "features"
 
     def side(data: str | Path, split: Role, groups: str | Path | None) -> _Side:
         if str(data) in given:
@@ -197,29 +197,23 @@ def compare_images(
     real: LabelledImages,
     generated: LabelledImages,
     *,
-    extractor: str = "lite0",
-    weights: str | Path | None = None,
-    k: int = 5,
-    seed: int = 0,
-    confidence: float = 0.95,
-    batch_size: int = 64,
-    device: str = "auto",
-    cache: Path | None = None,
-    generated_groups: Sequence[str] | None = None,
+    extractor: str,
+    weights: str | Path | None,
+    k: int,
+    device: str,
+    generated_groups: Sequence[str],
 ) -> Measurement:
-    """`measure` for images that are in memory already; arguments and errors are its own.
+    """`measure` for images that are in memory already, by its defaults; arguments and errors are its own.
 
     generated_groups: the source of each generated image, by the ids of real images where these are among them.
     """
-    _check(k, confidence, batch_size)
     where = resolve_device(device)
     network = open_extractor(extractor, where, weights)
-    folder = cache if cache is not None else default_root() / "features"
     sides = [
-        _extracted(_Side(images.name, torch.empty(0), images, groups), network, folder, batch_size)
+        _extracted(_Side(images.name, torch.empty(0), images, groups), network, default_root() / "features", 64)
         for images, groups in ((real, None), (generated, generated_groups))
     ]
-    return _compare(sides[0], sides[1], network, k, seed, confidence, _metrics_device(where))
+    return _compare(sides[0], sides[1], network, k, 0, 0.95, _metrics_device(where))
 
 
 def _check(k: int, confidence: float, batch_size: int) -> None:

@@ -44,7 +44,7 @@ def read_attributes(data: DataSettings, given: str, test: LabelledImages) -> Att
     Raises UsageError for what is no file, column or expression, DataError for images without a value, and for an
     attribute of which the images of `test` have one value alone, or too many.
     """
-    root = default_root() if data.root is None else Path(data.root)
+    root = default_root(data.root)
     whole, part = open_data(
         data.data if data.test is None else data.test, root, "train" if data.test is None else "test"
     )

@@ -32,7 +32,7 @@ def values_to_balance(data: DataSettings, sample: SampleSettings) -> dict[str, s
     """
     if (given := sample.balanced_attribute) is None:
         return None
-    source, _ = open_data(data.data, default_root() if data.root is None else Path(data.root))
+    source, _ = open_data(data.data, default_root(data.root))
     return dict(zip(source.ids, values_of(source, given, "balance"), strict=True))
 
 

@@ -116,20 +116,20 @@ def guard(run: Path, settings: AuditSettings, splits: Splits) -> dict[str, Any] 
 
 
 def audit_data(
-    real: str, generated: str, test: str | None, settings: AuditSettings, root: str | Path | None = None
+    real: str, generated: str, test: str | None, settings: AuditSettings
 ) -> tuple[CopyAudit, dict[str, Any]]:
     """Audit any two DATA, and the record of it. `test` is by default the test split of `real`, where it has one.
 
     Raises, before images are read, UsageError for an extractor that cannot be had.
     """
     views = views_of(settings)
-    images = load_images(real, root=root)
-    made = load_images(generated, root=root)
+    images = load_images(real)
+    made = load_images(generated)
     apart: LabelledImages | None = None
     if test is not None:
-        apart = load_images(test, root=root)
-    elif open_data(real, default_root() if root is None else Path(root))[1] is not None:
-        apart = load_images(real, split="test", root=root)
+        apart = load_images(test)
+    elif open_data(real, default_root())[1] is not None:
+        apart = load_images(real, split="test")
     recorded = recorded_sources(generated)
     sources = [recorded.get(image_id, image_id) for image_id in made.ids] if recorded else None
     found = _audit(images, made, apart, sources, settings, views)

@@ -45,6 +45,12 @@ def _jobs(rows: pa.Table) -> list[str]:
     return [job_name(*job) for job in zip(*(rows[key].to_pylist() for key in ("source_id", "variant")), strict=True)]
 
 
+def job_of(store: SyntheticStore) -> dict[str, str]:
+    """The job of each image of a store, by file name."""
+    rows = store.table("file_name", "source_id", "variant")
+    return dict(zip(rows["file_name"].to_pylist(), _jobs(rows), strict=True))
+
+
 def joined(parts: Sequence[LabelledImages]) -> LabelledImages:
     """One set after the other."""
     first, soft = parts[0], None

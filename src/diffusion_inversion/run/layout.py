@@ -23,7 +23,7 @@ from ..train.store import FOLDER as CLASSIFIERS
 # Names that files below have in the room that writes them stay there; these are written here, in run/.
 GENERATOR_FILE = "generator.json"
 RECONSTRUCTIONS_FILE, LIKENESS_FILE = "reconstructions.safetensors", "likeness.json"
-ATTRIBUTES_FILE = "attributes.json"  # the attribute that subgroups are shown of, and its values of the test images
+ATTRIBUTES_FILE = "attributes.json"  # the attribute that subgroups are shown of, and what it says of the images
 BALANCE_FILE = "balance.json"  # counts of real and synthetic images where stage 2 evens them
 COARSENESS_FILE = "coarseness.json"
 STRENGTHS = "strengths"  # how much noise each vector bears (run/strengths.py)

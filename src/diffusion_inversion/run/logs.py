@@ -26,15 +26,16 @@ class Log:
     begin with one of `anew`, whose stage begins anew, and classifiers that are trained anew.
     """
 
-    def __init__(self, trackers: Mapping[str, Tracker], prefix: str = "", anew: tuple[str, ...] = ()) -> None:
-        self._trackers, self._prefix, self._anew = dict(trackers), prefix, anew
+    def __init__(self, trackers: Mapping[str, Tracker], anew: tuple[str, ...] = ()) -> None:
+        self._trackers, self._prefix = dict(trackers), ""
         self._last: dict[str, Mapping[str, int]] = {}
-        for name in list(self._trackers):
-            self._try(name, partial(self._resume, name))
 
-    def _resume(self, name: str, tracker: Tracker) -> None:
-        last = tracker.last_steps()
-        self._last[name] = {tag: step for tag, step in last.items() if not tag.startswith(self._anew)}
+        def resume(name: str, tracker: Tracker) -> None:
+            last = tracker.last_steps()
+            self._last[name] = {tag: step for tag, step in last.items() if not tag.startswith(anew)}
+
+        for name in list(self._trackers):
+            self._try(name, partial(resume, name))
 
     def of(self, number: int) -> Log:
         """The log of a replicate: tags have its number, of all but replicate 0."""

@@ -35,10 +35,11 @@ from ..randomness import generator_for
 from ..sample.sampling import check, reconstruct
 from ..train.store import ClassifierStore
 from .copies import made_from
+from .drawn_with import generator_of
 from .fidelity.copies import recorded_copies
 from .fidelity.stage import recorded_filter, trained_on
 from .images import open_splits, read_record
-from .layout import GENERATOR_FILE, MEMBERSHIP_FILE
+from .layout import MEMBERSHIP_FILE
 from .methods import INVERSION, method_of
 from .replicates import replicate_folders
 from .report.record import MembershipRecord
@@ -153,7 +154,7 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
         if embeddings is None:
             print(f"note: {run}: made without vectors; these are not measured", file=sys.stderr, flush=True)
         else:
-            generator = _generator(run, settings.device)
+            generator = generator_of(run, settings.device)
             by_loss, drawn = _of_vectors(embeddings, generator, tried, search, side, settings)
             add("vectors", "denoising loss with the nearest vectors", by_loss, "the loss without them")
             add("vectors", "distance to what they draw", drawn - apart[0], "held-out images")
@@ -304,13 +305,6 @@ def _odds(found: Trained, images: LabelledImages) -> Tensor:
             own = images.resized(classifier.image_size)
             each.append(log_odds(torch.cat([classifier(part) for part in own.images.split(500)]), own.labels))
     return torch.stack(each).mean(0)
-
-
-def _generator(run: Path, device: str) -> Generator:
-    found = Ledger(run).read_json(GENERATOR_FILE)
-    if found is None:
-        raise UsageError(f"{run}: stage 1 is not finished. Run the same `dinv invert` command again first.")
-    return Generator.load(found["source"], found["revision"], device, found["dtype"])
 
 
 def _finished(folder: Path) -> bool:

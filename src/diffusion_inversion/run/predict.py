@@ -120,7 +120,7 @@ def predict_images(run: Path, settings: PredictSettings) -> Predictions:
         raise UsageError(f"{run}: not a run folder, it has no data.json. Name one that `dinv run` made.")
     device = resolve_device(settings.device)
     classifiers = [classifier.to(device) for classifier in found.by_seed.values()]
-    root = default_root() if settings.root is None else Path(settings.root)
+    root = default_root(settings.root)
     source = open_loose(settings.images, classifiers[0].class_names, root)
     columns = len(source.class_names)
     require_room(settings.out, len(source.ids) * (_ROW_BYTES + _CELL_BYTES * columns), "the predictions")

@@ -35,11 +35,6 @@ def seed_of(seed: int, number: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def folder_of(run: Path, number: int) -> Path:
-    """The run folder of a replicate: the run itself, or replicates/<number> below it."""
-    return run if number == 0 else run / REPLICATES / str(number)
-
-
 def replicate_folders(run: Path) -> list[Path]:
     """The run folder and those of its other replicates, as far as they were begun, by number."""
     found = [path for path in (run / REPLICATES).glob("*") if path.is_dir() and path.name.isdecimal()]
@@ -59,7 +54,7 @@ def replicate(
     """Replicate `number` of a run: other subset and hold-out, other vectors, images and classifiers."""
     return Replicate(
         number,
-        folder_of(run, number),
+        run if number == 0 else run / REPLICATES / str(number),
         drawn_anew(data, number),
         drawn_anew(invert, number),
         drawn_anew(sample, number),

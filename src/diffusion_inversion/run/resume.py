@@ -12,7 +12,6 @@ from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
-from ..generator.generator import Generator
 from ..sample.sampling import stale_files
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import ArmResults
@@ -22,7 +21,7 @@ from ..train.store import ClassifierStore
 from .attributes import attributes_of
 from .coarseness import again as coarseness_again
 from .copies import audit_again
-from .drawn_with import recorded_sampling
+from .drawn_with import generator_of, recorded_sampling
 from .fidelity.stage import recorded_filter
 from .forget import follow
 from .grow import grown_again
@@ -32,7 +31,7 @@ from .membership import membership_again
 from .methods import is_whole, method_of
 from .replicates import replicate_folders
 from .reporting import read_config, replicated, report_stage
-from .stages import invert_stage, inverted_with, sample_stage, train_stage
+from .stages import invert_stage, sample_stage, train_stage
 from .strengths import strengths_of
 
 
@@ -85,10 +84,9 @@ def resume(run: Path, device: str = "auto") -> list[str]:
 def _resume(run: Path, device: str) -> tuple[list[str], Redone | None]:
     """`resume` for one folder, without its report."""
     ledger = Ledger(run)
-    made_with = ledger.read_json(GENERATOR_FILE)  # written when stage 1 had ended
-    if made_with is None:
+    if ledger.read_json(GENERATOR_FILE) is None:  # written when stage 1 had ended
         return ["invert"], None
-    generator = Generator.load(*inverted_with(run), device, made_with["dtype"])
+    generator = generator_of(run, device)
     splits = open_splits(run)
     coarseness_again(run, splits.train, generator)
     vectors = invert_stage(run, splits, generator, InvertSettings(**read_config(run, "invert")["settings"]))

@@ -74,7 +74,7 @@ def retrieve_sets(
     extractor are known to be usable.
     """
     folders = {k: out / f"k{k}" for k in settings.k}
-    root = default_root() if data.root is None else Path(data.root)
+    root = default_root(data.root)
     pool = open_pool(settings.pool, root)
     check(folders, pool)
     extractor = open_extractor(settings.extractor, resolve_device(device), settings.weights)
@@ -119,8 +119,8 @@ def retrieve(
     side = settings.image_size or splits.train.size
     if side > splits.train.size:
         raise UsageError(f"image_size={side}: larger than the {splits.train.size} px of the training images.")
-    made_from = {k: _described(pool, extractor, settings, k, side) for k in folders}
-    made_from = {k: entry | _of_images(pool, splits) for k, entry in made_from.items()}
+    compared = {"listing": pool.listing, "train": splits.train.digest, "test": splits.test.digest}
+    made_from = {k: _described(pool, extractor, settings, k, side) | compared for k in folders}
     kept = {k: _kept(folder, k, made_from[k]) for k, folder in folders.items()}
     found: dict[int, dict[str, Any]] = {k: record for k, record in kept.items() if record is not None}
     left = {k: folder for k, folder in folders.items() if k not in found}
@@ -130,9 +130,10 @@ def retrieve(
     survey = look_at(pool, splits, settings.block_size, drop_test_images, never)
     usable = int(survey.usable.sum())
     if usable < max(left):
+        gone = ", ".join(f"{count} {what}" for what, count in survey.left_out.items())
         raise UsageError(
-            f"--k {max(left)}: {pool.name} has {usable} images once {_words(survey.left_out)} are left out. Give a "
-            "smaller --k or another pool."
+            f"--k {max(left)}: {pool.name} has {usable} images once {gone} are left out. Give a smaller --k or another "
+            "pool."
         )
     described = {k: _described(pool, extractor, settings, k, side, survey.digest) for k in left}
     for k, folder in left.items():
@@ -299,7 +300,7 @@ def _fill(
 
 
 def _metadata_row(one: Taken, pool: Pool, survey: Survey, train: LabelledImages, described: dict[str, Any]) -> Row:
-    """How one image was found; see `synthetic.COLUMNS`. Its source is the training image, its variant the rank."""
+    """How one image was found; see `columns.COLUMNS`. Its source is the training image, its variant the rank."""
     label = int(train.labels[one.query])
     return {
         **EARLIER,
@@ -343,11 +344,6 @@ def _described(
     }
 
 
-def _of_images(pool: Pool, splits: Splits) -> dict[str, str]:
-    """Which images were compared, as far as that is known before the pool is read."""
-    return {"listing": pool.listing, "train": splits.train.digest, "test": splits.test.digest}
-
-
 def _kept(folder: Path, k: int, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """What an earlier call found, where the same call would find it again; else None. The pool is not read for it."""
     ledger = Ledger(folder)
@@ -369,7 +365,3 @@ def _require_classes(taken: Sequence[Taken], train: LabelledImages, pool: Pool) 
             f"pool {pool.name}: no image is left for {', '.join(empty[:_NAMED])}: all that are near are nearer to "
             "training images of other classes. Give a larger --k or another pool."
         )
-
-
-def _words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in counts.items())

@@ -21,6 +21,7 @@ from ..sample.synthetic import SyntheticStore
 from ..train.store import ClassifierStore
 from .images import read_record
 from .layout import RUN_FILE
+from .methods import method_of
 from .replicates import replicate_folders
 
 JOBS = "jobs"  # of a sweep
@@ -135,11 +136,12 @@ def _parts(folder: Path, said: dict[str, Any]) -> list[Part]:
 
     for run in replicate_folders(folder):
         record = read_record(run)
-        images = None if record is None else len(record["train"]["ids"])
-        add("vectors", EmbeddingStore(run).manifest, images)
+        learned = None if record is None else len(record["train"]["ids"])
+        # Images that were found, or drawn without vectors, have none.
+        add("vectors", EmbeddingStore(run).manifest, learned if method_of(run).again is None else 0)
         drawn = SyntheticStore(run, ()).manifest
         whole = drawn.last("complete")
-        add("images", drawn, None if whole is None or images is None else whole.get("variants", 0) * images)
+        add("images", drawn, None if whole is None else whole["count"])
         trained = ClassifierStore(run).manifest
         whole = trained.last("complete")
         arms = None if whole is None else len(whole["arms"]) + bool(whole.get("own_size"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..train.evaluation import SMALLEST_EFFECT, Comparison
+from ..train.evaluation import Comparison
 from ..train.replicated import Replicated, by_replicate, correct_of, scope, true_labels, verdict_over
 from ..train.verdict import Fall, majority, recalls
 from .report.record import ArmRecord, ComparisonRecord, FallRecord, MeasureRecord, VerdictRecord
@@ -66,7 +66,7 @@ def verdict_of(replicates: Sequence[Replicated]) -> VerdictRecord:
         "headline": found.headline,
         "sentence": found.reason,
         "measure": found.measure,
-        "comparisons": [comparison_record(c, found.smallest_effect) for c in found.comparisons],
+        "comparisons": [comparison_record(c) for c in found.comparisons],
         "falls": [_fall(fall) for fall in found.falls],
         "majority": {
             "class_name": class_names[line.label],
@@ -78,14 +78,14 @@ def verdict_of(replicates: Sequence[Replicated]) -> VerdictRecord:
     if found.arm is not None:
         record["arm"] = found.arm
     if found.beside:
-        record["beside"] = [comparison_record(c, found.smallest_effect) for c in found.beside]
+        record["beside"] = [comparison_record(c) for c in found.beside]
     if found.shrinking is not None:
-        record["shrinking"] = comparison_record(found.shrinking, found.smallest_effect)
+        record["shrinking"] = comparison_record(found.shrinking)
         record["too_coarse"] = found.too_coarse
     return record
 
 
-def comparison_record(compared: Comparison, smallest_effect: float = SMALLEST_EFFECT) -> ComparisonRecord:
+def comparison_record(compared: Comparison) -> ComparisonRecord:
     """A comparison as run.json has it."""
     low, high = compared.interval or (None, None)
     return {
@@ -95,7 +95,7 @@ def comparison_record(compared: Comparison, smallest_effect: float = SMALLEST_EF
         "low": low,
         "high": high,
         "confidence": compared.simultaneous_confidence,
-        "outcome": compared.outcome(smallest_effect),
+        "outcome": compared.outcome(),
     }
 
 

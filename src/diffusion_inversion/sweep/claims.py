@@ -196,15 +196,23 @@ def _said(holds: bool, fails: bool) -> Outcome:
 
 def differences_text(claim: ClaimRecord, level: float) -> str:
     """Its differences with intervals that hold together at `level`; accuracies in points."""
-    scale, unit = (100, " points") if claim.of.endswith("accuracy") else (1, "")
-    parts = []
+    differences: list[tuple[float, float | None, float | None]] = []
     for found in claim.errors:
         half = found.half(1 - (1 - level) / len(claim.errors))
         low, high = (None, None) if half is None else (found.value - half, found.value + half)
         if low is not None and high is not None and claim.of.startswith(BOUNDED):
             low, high = max(low, -1.0), min(high, 1.0)
+        differences.append((found.value, low, high))
+    return in_words(claim.of, differences)
+
+
+def in_words(of: str, differences: Sequence[tuple[float, float | None, float | None]]) -> str:
+    """Differences of a measure, each with the ends of its interval; accuracies in points."""
+    scale, unit = (100, " points") if of.endswith("accuracy") else (1, "")
+    parts = []
+    for value, low, high in differences:
         span = "" if low is None or high is None else f" [{scale * low:+.3g}, {scale * high:+.3g}]"
-        parts.append(f"{scale * found.value:+.3g}{span}")
+        parts.append(f"{scale * value:+.3g}{span}")
     return "; ".join(parts) + unit
 
 

@@ -203,7 +203,7 @@ class Cell:
     @property
     def root(self) -> Path:
         """Where built-in data sets lie."""
-        return default_root() if self.data.root is None else Path(self.data.root)
+        return default_root(self.data.root)
 
     def differs(self, section: str = "") -> str:
         """Its values for people, those of one section or all."""

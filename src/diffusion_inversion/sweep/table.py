@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .claims import in_words
 from .outcome import Checked, MetricsRow, Row, SweepResult
 from .worst import WORST
 
@@ -268,14 +269,7 @@ def _bounded(found: Mapping[str, float | None]) -> str:
 
 def claims_table(claims: Sequence[Checked]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: every claim, the differences it rests on, and what became of it."""
-    body = []
-    for checked in claims:
-        scale, unit = (100, " points") if checked.claim.of.endswith("accuracy") else (1, "")
-        parts = []
-        for value, low, high in checked.differences:
-            span = "" if low is None or high is None else f" [{scale * low:+.3g}, {scale * high:+.3g}]"
-            parts.append(f"{scale * value:+.3g}{span}")
-        body.append([checked.claim.says, checked.measure, "; ".join(parts) + unit, checked.outcome])
+    body = [[c.claim.says, c.measure, in_words(c.claim.of, c.differences), c.outcome] for c in claims]
     return ["claim", "of", "differences", "outcome"], body
 
 

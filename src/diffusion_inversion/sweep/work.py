@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.settings import DataSettings, Settings
+from ..config.settings import DataSettings
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
@@ -44,7 +44,8 @@ from .jobs import Job, measured, of_classifier, result
 from .loaded import Loaded
 from .plan import Cell, SweepPlan
 
-UNMIXED = ("real_fraction", "mixing", "online", "online_keep")  # settings that make no difference to the arm real
+# Settings that make no difference to the arm real, as they are by default.
+UNMIXED = TrainSettings().model_dump(include={"real_fraction", "mixing", "online", "online_keep"})
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ class Workshop:
 
     def _vectors_name(self, cell: Cell) -> str:
         # Which images test makes no difference to those that are learned, but whether DATA is parted does.
-        learned = _dump(cell.data, "test", "test_limit", "drop_test_duplicates", "allow_near_duplicates")
-        return self._name("vectors", learned, cell.data.test is None, _dump(cell.invert))
+        learned = cell.data.described({"test", "test_limit", "drop_test_duplicates", "allow_near_duplicates"})
+        return self._name("vectors", learned, cell.data.test is None, cell.invert.described())
 
     def _data(self, cell: Cell) -> str:
         def do(_: Path) -> dict[str, Any]:
@@ -175,7 +176,7 @@ class Workshop:
         return self._job(self._data_name(cell.data), cell.data.data, [], do)
 
     def _data_name(self, settings: DataSettings) -> str:
-        return self._name("splits", _dump(settings))
+        return self._name("splits", settings.described())
 
     def _images(self, cell: Cell) -> str:
         """Cells that differ in the number of variants alone share the images of the largest."""
@@ -217,18 +218,18 @@ class Workshop:
         asked = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
         if cell.lecf is not None:
             filtering, drawing = cell.lecf.filtering, cell.lecf.drawing
-            own = [_dump(cell.data), _dump(filtering, "thresholds"), _dump(drawing), asked]
+            own = [cell.data.described(), filtering.described({"thresholds"}), drawing.described(), asked]
             return f"{self._name('images', 'lecf', *own)}/t{filtering.thresholds[0]:g}"
         if cell.retrieve is not None:
-            return self._name("images", "retrieval", _dump(cell.data), _dump(cell.retrieve), asked)
-        return self._name("images", self._vectors_name(cell), _dump(cell.sample, "variants", "balance"))
+            return self._name("images", "retrieval", cell.data.described(), cell.retrieve.described(), asked)
+        return self._name("images", self._vectors_name(cell), cell.sample.described({"variants", "balance"}))
 
     def _autoencoded(self, cell: Cell, part: Role, resolution: int) -> str:
         def do(home: Path) -> dict[str, Any]:
             found = write_autoencoded(self._part(cell, part), self.generator, home, resolution=resolution, part=part)
             return {"images": found.images, "psnr": found.psnr}
 
-        name = self._name("autoencoded", _dump(cell.data), part, resolution)
+        name = self._name("autoencoded", cell.data.described(), part, resolution)
         return self._job(name, f"{part} at {resolution} px", [self._data(cell)], do)
 
     def _fraction(self, cell: Cell) -> str:
@@ -245,7 +246,7 @@ class Workshop:
             return {"real_fraction": chosen.real_fraction}
 
         drawn = [self._images_folder(cell), *cell.amounts]
-        name = self._name("fraction", "on folds", drawn, _dump(train), cell.autoencode.train)
+        name = self._name("fraction", "on folds", drawn, train.described(), cell.autoencode.train)
         return self._job(name, cell.differs(), [images, *self._trained_on(cell)], do)
 
     def _classifier(self, cell: Cell, arm: str, seed: int) -> str:
@@ -253,8 +254,7 @@ class Workshop:
             return self._in_run(cell, arm, seed)
         images = None if arm == "real" else self._images(cell)
         fraction = self._fraction(cell) if arm == "real+synthetic" and cell.is_auto else None
-        plain = TrainSettings()
-        mixed = {} if arm == "real+synthetic" else {name: getattr(plain, name) for name in UNMIXED}
+        mixed = {} if arm == "real+synthetic" else UNMIXED
         settings = cell.train.model_copy(update={"arms": (arm,), "seeds": (seed,), **mixed})
 
         def do(home: Path) -> dict[str, Any]:
@@ -274,7 +274,9 @@ class Workshop:
         needs = [self._data(cell), *([] if images is None else [images]), *([fraction] if fraction else [])]
         needs += self._trained_on(cell) if arm != "synthetic" else []
         says = f"{arm}, seed {seed}, {cell.differs()}"
-        name = self._name("classifiers", _dump(cell.data), arm, _dump(settings), side, through, drawn, fraction)
+        name = self._name(
+            "classifiers", cell.data.described(), arm, settings.described(), side, through, drawn, fraction
+        )
         self._job(name, says, needs, do)
         return name if cell.autoencode.test is None else self._tested(cell, name, cell.autoencode.test, says)
 
@@ -313,9 +315,7 @@ class Workshop:
 
     def _of_own_size(self, cell: Cell, own: int, seed: int) -> str:
         """The arm `real` at that side; what makes the synthetic images makes no difference to it."""
-        plain = TrainSettings()
-        alone = {name: getattr(plain, name) for name in UNMIXED}
-        settings = cell.train.model_copy(update={"arms": ("real",), "seeds": (seed,), **alone})
+        settings = cell.train.model_copy(update={"arms": ("real",), "seeds": (seed,), **UNMIXED})
 
         def do(home: Path) -> dict[str, Any]:
             splits = self.splits(cell.data)
@@ -324,7 +324,7 @@ class Workshop:
             return of_classifier(found.runs[0], self.folder)
 
         says = f"{OWN_SIZE}, {own} px, seed {seed}"
-        name = self._name("classifiers", _dump(cell.data), OWN_SIZE, _dump(settings), own)
+        name = self._name("classifiers", cell.data.described(), OWN_SIZE, settings.described(), own)
         self._job(name, says, [self._data(cell)], do)
         return name if cell.autoencode.test is None else self._tested(cell, name, cell.autoencode.test, says)
 
@@ -355,7 +355,7 @@ class Workshop:
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.
-        of = [self._images_folder(cell), *cell.amounts, _dump(wanted)]
+        of = [self._images_folder(cell), *cell.amounts, wanted.described()]
         of += [] if wanted.against == "train" else [self._data_name(cell.data)]
         name = self._name("metrics", "by source, in two parts", *of)
         return self._job(name, cell.differs(), [images, self._data(cell)], do)
@@ -394,7 +394,3 @@ class Workshop:
 
     def _store(self, cell: Cell) -> SyntheticStore:
         return SyntheticStore(self.folder / self._images_folder(cell), self.splits(cell.data).train.class_names)
-
-
-def _dump(settings: Settings, *leave_out: str) -> dict[str, Any]:
-    return settings.described(leave_out)

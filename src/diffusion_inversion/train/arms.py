@@ -25,7 +25,7 @@ from ..generator.device import resolve_device
 from .ahead import Ahead, Stretch, go_side_by_side
 from .augment import make_augmentation
 from .classifiers import Classifier, choose_architecture
-from .evaluation import OWN_SIZE, SMALLEST_EFFECT, Evaluation, evaluate, score
+from .evaluation import OWN_SIZE, Evaluation, evaluate, score
 from .mixing import check_images, measure
 from .store import ClassifierStore
 from .training import digest_of, fingerprint, recipe, train
@@ -76,15 +76,9 @@ class ArmResults:
             for arm in arms
         }
 
-    def verdict(self, smallest_effect: float = SMALLEST_EFFECT) -> Verdict:
+    def verdict(self) -> Verdict:
         """Say whether synthetic images helped, over seeds and over the choice of test images (`verdict.verdict`)."""
-        return verdict(
-            self.accuracies(),
-            correct=self.correct(),
-            labels=self.labels,
-            class_names=self.class_names,
-            smallest_effect=smallest_effect,
-        )
+        return verdict(self.accuracies(), correct=self.correct(), labels=self.labels, class_names=self.class_names)
 
 
 def train_arms(

@@ -21,7 +21,7 @@ from .architectures import build_network, form_of
 # The same constants for every arm and data set, so that no arm brings statistics of its own.
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 _FORMAT = "diffusion_inversion.classifier/1"
-MAX_FILE = 2**30  # bytes; a ResNet18 of 10 classes has 4.5e7, a VGG16 above 64 px 5.4e8
+MAX_FILE = 2**30  # bytes; a ResNet18 of 10 classes has 4.5e7, a VGG16 above 96 px 5.4e8
 
 
 class _Header(TypedDict):

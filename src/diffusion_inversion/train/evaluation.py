@@ -17,8 +17,9 @@ from .classifiers import Classifier
 Outcome = Literal["helps", "harms", "does not help", "not enough evidence"]
 BASELINE = "real"
 OWN_SIZE = "real (own size)"  # the same images at the side they have without us
-SMALLEST_EFFECT = 0.005
+SMALLEST_EFFECT = 0.005  # in accuracy: gains below it count as no help
 MIN_UNITS = 3  # seeds or replicates that a verdict needs
+CONFIDENCE = 0.95  # with which all intervals of a family hold
 ECE_BINS = 15
 _DIGITS = 4  # decimal places of a confidence
 
@@ -92,17 +93,17 @@ def area_under_roc(labels: Tensor, predictions: Tensor, confidences: Tensor) -> 
     return float((ones * below).sum() / (ones.sum() * zeros.sum()))
 
 
-def calibration_error(confidences: Tensor, correct: Tensor, bins: int = ECE_BINS) -> float:
+def calibration_error(confidences: Tensor, correct: Tensor) -> float:
     """Expected calibration error (Guo et al. 2017, eq. 3) of confidences (n,) in [0, 1] and correct (n,) bool.
 
-    `bins` bins of equal width, each with its lower edge, the last with both: the mean over images of the gap between
+    15 bins of equal width, each with its lower edge, the last with both: the mean over images of the gap between
     mean confidence and accuracy in their bin. In [0, 1], 0 = calibrated. With few images in a bin it is biased upwards.
     Guo et al. give a bin its upper edge; torchmetrics its lower one, as here.
     """
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    place = (torch.bucketize(confidences.double(), edges, right=True) - 1).clamp(0, bins - 1)
+    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
+    place = (torch.bucketize(confidences.double(), edges, right=True) - 1).clamp(0, ECE_BINS - 1)
     # |accuracy - confidence| of a bin, times its share of the images
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct.double() - confidences.double())
+    gaps = torch.zeros(ECE_BINS, dtype=torch.float64).index_add_(0, place, correct.double() - confidences.double())
     return float(gaps.abs().sum()) / len(confidences)
 
 
@@ -153,9 +154,7 @@ class Comparison:
     difference: float  # their mean
     unit_error: float | None  # standard error from the spread over units, None with one unit
     test_error: float | None  # standard error from the choice of test images, None where it was not measured
-    unit_interval: tuple[float, float] | None  # t interval of the mean at `confidence`, units alone
     interval: tuple[float, float] | None  # both errors, at `simultaneous_confidence`: what the verdict reads
-    confidence: float
     simultaneous_confidence: float
     test_images: float | None = None  # that `test_error` is estimated from; a fraction where they do not count alike
 
@@ -168,7 +167,7 @@ class Comparison:
             text += f", {100 * self.simultaneous_confidence:.4g} % interval [{low}, {high}]"
         return f"{text} (n={len(self.differences)} {self.unit})"
 
-    def outcome(self, smallest_effect: float = SMALLEST_EFFECT) -> Outcome:
+    def outcome(self) -> Outcome:
         """What the interval says of this arm alone, in the words of `verdict`."""
         if self.interval is None or len(self.differences) < MIN_UNITS:
             return "not enough evidence"
@@ -177,7 +176,7 @@ class Comparison:
             return "helps"
         if high < 0:
             return "harms"
-        return "does not help" if high < smallest_effect else "not enough evidence"
+        return "does not help" if high < SMALLEST_EFFECT else "not enough evidence"
 
 
 def half_width(unit_variance: Any, test_variance: Any, units: int, images: float, confidence: Any) -> Any:
@@ -204,7 +203,6 @@ def compare(
     correct: Mapping[str, Tensor] | None = None,
     labels: Tensor | None = None,
     baseline: str = BASELINE,
-    confidence: float = 0.95,
     comparisons: int = 1,
     unit: str = "seeds",
 ) -> Comparison:
@@ -218,7 +216,7 @@ def compare(
         variance over images = var_i(e_i) / n_test
         interval             = mean_s(d_s) -+ `half_width` of the two
 
-    with unbiased variances and level = 1 - (1 - confidence) / comparisons (Bonferroni). The noise of single
+    with unbiased variances and level = 1 - 5 % / comparisons (Bonferroni). The noise of single
     predictions is in both terms, so the interval errs on the wide side; so does it where units have test images of
     their own. As in McNemar's test the second term comes from the images on which the arms disagree; it is never taken
     below that of one such image, 1 / n_test^2. Without `correct` it is left out, and the interval speaks of these test
@@ -230,22 +228,18 @@ def compare(
     n = len(ours)
     differences = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs, dtype=torch.float64)
     mean = float(differences.mean())
-    simultaneous = 1 - (1 - confidence) / comparisons
-
-    def around(unit_variance: float, test_variance: float, images: float, level: float) -> tuple[float, float]:
-        half = float(half_width(unit_variance, test_variance, n, images, level))
-        return (max(mean - half, -1.0), min(mean + half, 1.0))
+    simultaneous = 1 - (1 - CONFIDENCE) / comparisons
 
     test_variance: float | None = None
     images = 2.0
     if correct is not None:
         per_image = _image_differences(arm, baseline, correct, n, unit)
         test_variance, images = _test_variance(per_image) if labels is None else balanced_variance(per_image, labels)
-    unit_variance = unit_interval = interval = None
+    unit_variance = interval = None
     if n > 1:
         unit_variance = float(differences.var(correction=1)) / n
-        unit_interval = around(unit_variance, 0.0, images, confidence)
-        interval = around(unit_variance, test_variance or 0.0, images, simultaneous)
+        half = float(half_width(unit_variance, test_variance or 0.0, n, images, simultaneous))
+        interval = (max(mean - half, -1.0), min(mean + half, 1.0))
     return Comparison(
         arm=arm,
         baseline=baseline,
@@ -254,9 +248,7 @@ def compare(
         difference=mean,
         unit_error=None if unit_variance is None else math.sqrt(unit_variance),
         test_error=None if test_variance is None else math.sqrt(test_variance),
-        unit_interval=unit_interval,
         interval=interval,
-        confidence=confidence,
         simultaneous_confidence=simultaneous,
         test_images=None if test_variance is None else images,
     )

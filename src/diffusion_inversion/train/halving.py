@@ -77,7 +77,6 @@ def halve(
     budget: float | None = None,
     longest: tuple[float, float] = (0.0, 0.0),
     comparisons: int | None = None,
-    confidence: float = 0.95,
 ) -> Choice:
     """Choose among so many candidates and the default, which `try_one(None, cell)` tries.
 
@@ -118,7 +117,7 @@ def halve(
         count = min(len(tried[one]), len(tried[None]))
         if not count:
             return None
-        return _compared(tried[one][:count], tried[None][:count], labels, uneven, family, confidence)
+        return _compared(tried[one][:count], tried[None][:count], labels, uneven, family)
 
     def gain(one: int) -> tuple[float, int]:
         compared = found(one)
@@ -150,9 +149,7 @@ def halve(
     )
 
 
-def _compared(
-    ours: Sequence[Trial], theirs: Sequence[Trial], labels: Tensor, uneven: bool, family: int, confidence: float
-) -> Comparison:
+def _compared(ours: Sequence[Trial], theirs: Sequence[Trial], labels: Tensor, uneven: bool, family: int) -> Comparison:
     """A candidate with the default on the same cells: a fold is a unit, each with images of its own."""
     correct = {"candidate": _by_fold(ours, len(labels)), "default": _by_fold(theirs, len(labels))}
     classes = int(labels.max()) + 1
@@ -161,7 +158,7 @@ def _compared(
     }
     return compare(
         "candidate", rates, correct=correct, labels=labels if uneven else None, baseline="default",
-        confidence=confidence, comparisons=family, unit="folds",
+        comparisons=family, unit="folds",
     )  # fmt: skip
 
 

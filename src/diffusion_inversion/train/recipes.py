@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -61,11 +61,6 @@ def resolve(settings: TrainSettings) -> Recipe:
     """Return the recipe of the settings with the numbers that they give themselves."""
     given = {name: value for name in OVERRIDES if (value := getattr(settings, name)) is not None}
     return replace(RECIPES[settings.recipe], **given, warm_up_steps=settings.warm_up_steps)
-
-
-def described(settings: TrainSettings) -> dict[str, Any]:
-    """The resolved recipe as JSON data to compare runs by."""
-    return asdict(resolve(settings))
 
 
 def resolved(settings: TrainSettings) -> TrainSettings:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .evaluation import BASELINE, OWN_SIZE, Comparison, calibration_error, compare
+from .evaluation import BASELINE, CONFIDENCE, OWN_SIZE, Comparison, calibration_error, compare
 from .replicated import Replicated, by_replicate, correct_of, tested_ids
 
 _NOTHING = "nothing"  # an arm that recognises no image: the difference to it is an accuracy
@@ -55,7 +55,7 @@ class Subgroups:
         return tuple(one for one in self.worst.comparisons if one.outcome() == "harms") if self.worst else ()
 
 
-def subgroups(replicates: Sequence[Replicated], value_of: Mapping[str, str], confidence: float = 0.95) -> Subgroups:
+def subgroups(replicates: Sequence[Replicated], value_of: Mapping[str, str]) -> Subgroups:
     """Measure every arm on the test images of each value; `value_of` has the value of every test image, by id.
 
     Units are seeds, or of several replicates these, each the mean over its seeds. Intervals are those of
@@ -75,34 +75,28 @@ def subgroups(replicates: Sequence[Replicated], value_of: Mapping[str, str], con
         hits = {arm: found[:, columns][tested] for arm, found in correct.items()}
         rates = {arm: found.nanmean(1).tolist() for arm, found in hits.items()}
         compared = [
-            compare(
-                arm, rates, correct=hits, baseline=baseline, confidence=confidence,
-                comparisons=len(others) * len(values), unit=unit,
-            )
+            compare(arm, rates, correct=hits, baseline=baseline, comparisons=len(others) * len(values), unit=unit)
             for arm in others
             if baseline is not None
-        ]  # fmt: skip
-        accuracy = {arm: _accuracy(rates[arm], found, confidence) for arm, found in hits.items()}
-        ece = _calibration(replicates, value_of, value, confidence)
+        ]
+        accuracy = {arm: _accuracy(rates[arm], found) for arm, found in hits.items()}
+        ece = _calibration(replicates, value_of, value)
         parts.append(Subgroup(value, int(columns.sum()), accuracy, ece, tuple(compared)))
     return Subgroups(baseline, tuple(parts))
 
 
-def _accuracy(rates: Sequence[float], hits: Tensor, confidence: float) -> Estimate:
+def _accuracy(rates: Sequence[float], hits: Tensor) -> Estimate:
     found = compare(
         "arm",
         {"arm": rates, _NOTHING: [0.0] * len(rates)},
         correct={"arm": hits, _NOTHING: torch.zeros_like(hits)},
         baseline=_NOTHING,
-        confidence=confidence,
     )
     low, high = found.interval or (None, None)
     return Estimate(found.difference, None if low is None else max(low, 0.0), high)
 
 
-def _calibration(
-    replicates: Sequence[Replicated], value_of: Mapping[str, str], value: str, confidence: float
-) -> dict[str, Estimate]:
+def _calibration(replicates: Sequence[Replicated], value_of: Mapping[str, str], value: str) -> dict[str, Estimate]:
     by_arm: dict[str, list[list[float]]] = {arm: [] for arm in by_replicate(replicates)}
     for replicate in replicates:
         rows = torch.tensor([value_of[image_id] == value for image_id in replicate.test_ids])
@@ -120,12 +114,12 @@ def _calibration(
             )
     measured = {arm: found for arm, found in by_arm.items() if all(found)}
     return {
-        arm: _over_units(found[0] if len(replicates) == 1 else [statistics.fmean(one) for one in found], confidence)
+        arm: _over_units(found[0] if len(replicates) == 1 else [statistics.fmean(one) for one in found])
         for arm, found in measured.items()
     }
 
 
-def _over_units(values: Sequence[float], confidence: float) -> Estimate:
+def _over_units(values: Sequence[float]) -> Estimate:
     """The mean with its t interval, cut to [0, 1]."""
     from scipy.stats import t
 
@@ -133,5 +127,5 @@ def _over_units(values: Sequence[float], confidence: float) -> Estimate:
     if len(values) < 2:
         return Estimate(mean, None, None)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
     return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0))

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -37,7 +38,7 @@ from .mixing import (
     statistics_kept,
     weighted_loss,
 )
-from .recipes import described, make_optimizer, make_schedule, resolve, resolved
+from .recipes import make_optimizer, make_schedule, resolve, resolved
 from .store import SCHEMA
 
 # Steps whose losses are read together: a CPU has computed each when its step ends, other devices lag behind the host.
@@ -326,7 +327,7 @@ def recipe(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "settings": resolved(settings).described({"architecture", "arms", "seeds"}),
-        "recipe": described(settings),
+        "recipe": asdict(resolve(settings)),
         "architecture": choose_architecture(settings.architecture, device),
         "device": device.type,
         "precision": str(training_precision(device)).removeprefix("torch."),

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .evaluation import BASELINE, MIN_UNITS, OWN_SIZE, SMALLEST_EFFECT, Comparison, Outcome, compare, half_width
+from .evaluation import (
+    BASELINE,
+    CONFIDENCE,
+    MIN_UNITS,
+    OWN_SIZE,
+    SMALLEST_EFFECT,
+    Comparison,
+    Outcome,
+    compare,
+    half_width,
+)
 
 # Test classes are uneven where the largest has this many times the images of the smallest: always naming one class of
 # two is then right in 60 % and more. Below it accuracy and balanced accuracy say the same.
@@ -36,7 +46,6 @@ class Verdict:
     outcome: Outcome
     reason: str
     comparisons: tuple[Comparison, ...]
-    smallest_effect: float  # in accuracy: gains below it count as no help
     measure: str = "accuracy"  # or "balanced accuracy", where the test classes are uneven
     arm: str | None = None  # the one that the outcome rests on
     falls: tuple[Fall, ...] = ()  # of every arm
@@ -115,19 +124,17 @@ def verdict(
     correct: Mapping[str, Tensor] | None = None,
     labels: Tensor | None = None,
     class_names: Sequence[str] = (),
-    smallest_effect: float = SMALLEST_EFFECT,
-    confidence: float = 0.95,
     unit: str = "seeds",
 ) -> Verdict:
     """Say whether synthetic images helped: every arm with them is compared with the baseline, paired over the units.
 
     `accuracies` maps arms to accuracies in [0, 1] in the order of the units (seeds or replicates); `correct` maps them
     to (units, images). The intervals are those of `compare`, Bonferroni-corrected over the arms compared: all hold
-    together at `confidence`. The baseline is the arm "real (own size)" where there is one, else "real".
+    together at 95 %. The baseline is the arm "real (own size)" where there is one, else "real".
 
     - "helps": some arm's lower bound is above 0;
     - "harms": every arm's upper bound is below 0;
-    - "does not help": every arm's upper bound is below `smallest_effect` (default half a point);
+    - "does not help": every arm's upper bound is below half a point (`SMALLEST_EFFECT`);
     - "not enough evidence": anything else, and always with fewer than 3 units or nothing to compare.
 
     With `labels` (images,), the true classes, named by `class_names`, balanced accuracy decides where the classes are
@@ -143,27 +150,24 @@ def verdict(
     def against(base: str, names: Sequence[str]) -> tuple[Comparison, ...]:
         return tuple(
             compare(
-                name, accuracies, correct=correct, labels=stratified, baseline=base, confidence=confidence,
-                comparisons=len(names), unit=unit,
+                name, accuracies, correct=correct, labels=stratified, baseline=base, comparisons=len(names), unit=unit
             )
             for name in names
-        )  # fmt: skip
+        )
 
     shrunk = baseline == OWN_SIZE and BASELINE in accuracies
     shrinking = against(BASELINE, [OWN_SIZE])[0] if shrunk else None
     if not arms or baseline not in accuracies:
         reason = f"only {', '.join(accuracies) or 'nothing'} was trained: nothing to compare"
-        return Verdict("not enough evidence", reason, (), smallest_effect, measure, shrinking=shrinking)
+        return Verdict("not enough evidence", reason, (), measure, shrinking=shrinking)
     comparisons = against(baseline, arms)
     beside = against(BASELINE, arms) if shrunk else ()
     falls: tuple[Fall, ...] = ()
     if correct is not None and labels is not None:
-        falls = _falls(arms, correct, labels, class_names, baseline, confidence, unit)
+        falls = _falls(arms, correct, labels, class_names, baseline, unit)
 
     def found(outcome: Outcome, reason: str, arm: str | None = None) -> Verdict:
-        return Verdict(
-            outcome, reason, comparisons, smallest_effect, measure, arm, falls=falls, beside=beside, shrinking=shrinking
-        )
+        return Verdict(outcome, reason, comparisons, measure, arm, falls, beside, shrinking)
 
     units = len(accuracies[baseline])
     if units < MIN_UNITS:
@@ -172,7 +176,7 @@ def verdict(
     losing = {fall.comparison.arm for fall in falls}
     helping = [c for c, low, _ in bounds if low > 0]
     widest, _, high = max(bounds, key=lambda b: b[2])
-    effect = f"{100 * smallest_effect:g} points"
+    effect = f"{100 * SMALLEST_EFFECT:g} points"
     outcome: Outcome
     if helping:
         # Of arms that help, one that loses no class, then the one that is surest to.
@@ -180,7 +184,7 @@ def verdict(
         outcome, reason = "helps", f"the interval is above zero: {named.summary}"
     elif high < 0:
         outcome, reason, named = "harms", f"the interval is below zero for every arm: {widest.summary}", widest
-    elif high < smallest_effect:
+    elif high < SMALLEST_EFFECT:
         outcome, reason = "does not help", f"a gain of {effect} is ruled out for every arm: {widest.summary}"
         named = widest
     else:
@@ -208,7 +212,6 @@ def _falls(
     labels: Tensor,
     class_names: Sequence[str],
     baseline: str,
-    confidence: float,
     unit: str,
 ) -> tuple[Fall, ...]:
     present = labels.unique().tolist()
@@ -225,7 +228,6 @@ def _falls(
                 {name: hits.nanmean(1).tolist() for name, hits in of_class.items()},
                 correct=of_class,
                 baseline=baseline,
-                confidence=confidence,
                 comparisons=len(arms) * len(present),
                 unit=unit,
             )
@@ -234,7 +236,7 @@ def _falls(
     return tuple(found)
 
 
-def smallest_visible(labels: Tensor, units: int, seeds: int = 1, arms: int = 2, confidence: float = 0.95) -> float:
+def smallest_visible(labels: Tensor, units: int, seeds: int = 1, arms: int = 2) -> float:
     """The gain in accuracy (0.01 = one point) from which on a verdict can see it, before anything is trained.
 
     Half the interval that `verdict` would have of `units` units, each the mean of `seeds` classifiers, on test images
@@ -254,4 +256,4 @@ def smallest_visible(labels: Tensor, units: int, seeds: int = 1, arms: int = 2, 
     images = float(len(counts) ** 2 / (1 / counts).sum()) if is_uneven(labels) else float(len(labels))
     single = DISAGREEMENT * (1 - LASTING) / images / seeds
     of_images = DISAGREEMENT * LASTING / images + single / units
-    return float(half_width(single / units, of_images, units, images, 1 - (1 - confidence) / arms))
+    return float(half_width(single / units, of_images, units, images, 1 - (1 - CONFIDENCE) / arms))

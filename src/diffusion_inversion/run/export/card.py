@@ -14,6 +14,7 @@ from ...engine.text import shown
 from ...measure.copies.said import sentence
 from ...sample.xmp import GENERATED
 from ..report import RunRecord
+from ..report.formats import accuracy
 from .images import SyntheticImages
 from .parquet import PATTERN
 from .vectors import WRITTEN
@@ -108,7 +109,8 @@ def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, gri
     yield f"- {named[origin.source_ids]} Seed, guidance and the weight of its label are there too."
     if images.drawn:
         yield f"- Each file says in XMP that a model drew it: IPTC digital source type <{GENERATED}>."
-        yield f"- Images may be near to their sources. {_vectors(origin)}"
+        vectors = WRITTEN if origin.with_vectors else "Learned vectors, which would draw these again, are not here."
+        yield f"- Images may be near to their sources. {vectors}"
     if record is not None and "copies" in record:
         then = " Of these none is here." if "redrawn" in record["copies"] else ""
         yield f"- {_text(sentence(record['copies']))}.{then}"
@@ -121,10 +123,6 @@ def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, gri
     yield from _measured(record)
 
 
-def _vectors(origin: Origin) -> str:
-    return WRITTEN if origin.with_vectors else "Learned vectors, which would draw these again, are not here."
-
-
 def _measured(record: RunRecord | None) -> Iterator[str]:
     if record is None:
         yield "Not measured."
@@ -133,8 +131,7 @@ def _measured(record: RunRecord | None) -> Iterator[str]:
     yield f"Verdict: **{_text(verdict.get('headline', verdict['outcome']))}** ({_text(verdict['sentence'])}).\n"
     yield f"Accuracy on {record['data']['n_test']} real test images:\n\n| trained on | accuracy |\n|---|---|"
     for arm, found in record["arms"].items():
-        spread = "" if found["std"] is None else f" ± {100 * found['std']:.1f}"
-        yield f"| {_text(arm)} | {100 * found['mean']:.1f}{spread} % (n={found['n']}) |"
+        yield f"| {_text(arm)} | {accuracy(found['mean'], found['std'], found['n'])} |"
     if "fidelity" in record:
         judged = record["fidelity"]
         yield (

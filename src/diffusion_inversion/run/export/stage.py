@@ -94,7 +94,7 @@ def write_images(
 ) -> Exported:
     """Write the synthetic images of a run in a format of `OF_IMAGES`, with what `describe` writes beside them."""
     images = SyntheticImages.of(run, origin.source_ids, origin.rights, sign)
-    require_room_for(images, out)
+    require_room(out, images.size + _BESIDE * len(images), "the images")
     with new_folder(out) as folder, track("export", len(images)) as advance:
         OF_IMAGES[to](images, folder, advance)
         describe(images, folder, to, replace(origin, with_vectors=learned is not None), address)
@@ -109,11 +109,6 @@ def signer_of(run: Path, settings: CredentialSettings) -> Signer | None:
     if method_of(run).name == RETRIEVAL:
         raise UsageError(f"{run}: no model made images of a pool; leave --c2pa-certificate and --c2pa-key out.")
     return signer(settings.c2pa_certificate, settings.c2pa_key)
-
-
-def require_room_for(images: SyntheticImages, out: Path) -> None:
-    """Raise DiskError where the images do not fit."""
-    require_room(out, images.size + _BESIDE * len(images), "the images")
 
 
 def require_empty(out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,30 +113,16 @@ def differences_of(rows: Sequence[Row]) -> tuple[Difference, ...]:
     found = []
     for pairs in (added, learned):
         for row, other in pairs:
-            assert other is not None
-            seeds = len(row.trainings)
-            both = {
-                row.label: (row.accuracies, row.correct),
-                other.label: (
-                    other.accuracies if len(other.trainings) == seeds else other.accuracies * seeds,
-                    other.correct if len(other.trainings) == seeds else other.correct.expand(seeds, -1),
-                ),
-            }
-            found.append(Difference(row.shots, _compare(row.label, other.label, both, len(pairs))))
+            times = len(row.trainings) // len(other.trainings)
+            compared = compare(
+                row.label,
+                {row.label: row.accuracies, other.label: other.accuracies * times},
+                correct={row.label: row.correct, other.label: other.correct.repeat(times, 1)},
+                baseline=other.label,
+                comparisons=len(pairs),
+            )
+            found.append(Difference(row.shots, compared))
     return tuple(found)
-
-
-def _compare(
-    arm: str, baseline: str, both: Mapping[str, tuple[Sequence[float], Tensor]], comparisons: int
-) -> Comparison:
-    return compare(
-        arm,
-        {name: accuracies for name, (accuracies, _) in both.items()},
-        correct={name: correct for name, (_, correct) in both.items()},
-        baseline=baseline,
-        comparisons=comparisons,
-        unit="seeds",
-    )
 
 
 def record(found: FewShotResult) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.text import visible
 from ...train.few_shot.tip_adapter import Choice
-from ..report.figures import ARM_COLOURS, DPI, legend, png, short, without_tex
+from ..report.figures import ARM_COLOURS, DPI, legend, png, short, whiskers, without_tex
 from .outcome import ZERO_SHOT, FewShotResult, Row, record
 
 if TYPE_CHECKING:
@@ -154,14 +154,10 @@ def figure(found: FewShotResult) -> Figure:
             own = sorted((r for r in found.rows if (r.method, r.addition) == (method, addition)), key=lambda r: r.shots)
             if not own:
                 continue
-            spread = [row.std or 0.0 for row in own]
-            reach = [
-                [100 * min(std, row.mean) for row, std in zip(own, spread, strict=True)],
-                [100 * min(std, 1 - row.mean) for row, std in zip(own, spread, strict=True)],
-            ]
             handles[addition] = axes.errorbar(
-                [row.shots for row in own], [100 * row.mean for row in own], yerr=reach, marker="o", markersize=4,
-                capsize=3, linewidth=1.4, color=ARM_COLOURS[number % len(ARM_COLOURS)],
+                [row.shots for row in own], [100 * row.mean for row in own],
+                yerr=whiskers([(row.mean, row.std) for row in own]), marker="o", markersize=4, capsize=3,
+                linewidth=1.4, color=ARM_COLOURS[number % len(ARM_COLOURS)],
             )  # fmt: skip
         shots = sorted({row.shots for row in found.rows if row.method == method and row.shots})
         if shots:

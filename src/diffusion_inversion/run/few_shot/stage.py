@@ -63,7 +63,7 @@ def run_few_shot(
     names = [job.name for job in jobs]
     left = set(names) - {name for unit in store.manifest.units().values() for name in unit["ids"]}
     if left:
-        bench = Bench.build(splits, clip, settings, jobs, extras, _cache(root))
+        bench = Bench.build(splits, clip, settings, jobs, extras, default_root(root) / "features")
         by_name = {job.name: job for job in jobs}
         with track("few-shot trainings", len(left), "trainings") as advance:
 
@@ -102,10 +102,6 @@ def _described(splits: Splits, clip: Clip, settings: FewShotSettings) -> dict[st
         "train": {"images": len(splits.train), "sha256": splits.train.digest, "size": splits.train.size},
         "test": {"images": len(splits.test), "sha256": splits.test.digest, "size": splits.test.size},
     }
-
-
-def _cache(root: str | Path | None) -> Path:
-    return (default_root() if root is None else Path(root)) / "features"
 
 
 def _training(store: TrainingStore, job: Job, test: LabelledImages) -> Training:

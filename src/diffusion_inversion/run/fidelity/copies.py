@@ -23,9 +23,10 @@ from ...engine.ledger import Ledger
 from ...errors import ConfigMismatchError, UsageError
 from ...measure.copies.nearest import Known
 from ...measure.copies.said import sentence
-from ...sample.synthetic import SyntheticStore, job_name
+from ...sample.synthetic import SyntheticStore
 from ...train.store import ClassifierStore
 from ..copies import guard, views_of
+from ..gathered import job_of
 from ..layout import REDRAWN
 from ..methods import method_of
 
@@ -78,13 +79,11 @@ class CopyGate:
 
     def levels(self, store: SyntheticStore) -> dict[str, int]:
         """How far from its vector each flagged image is drawn again at first (`redraw.stronger`), by job."""
-        jobs = zip(*(one.to_pylist() for one in store.table("file_name", "source_id", "variant").columns), strict=True)
-        job_of = {name: job_name(*job) for name, *job in jobs}
-        limits = self._thresholds
+        jobs, limits = job_of(store), self._thresholds
         return {  # what `dinv grow` added is not in the store, and never drawn again
-            job_of[pair["file"]]: self._many + (pair["score"] < NEAR * limits[pair["view"]])
+            jobs[pair["file"]]: self._many + (pair["score"] < NEAR * limits[pair["view"]])
             for pair in self.record["pairs"]
-            if pair["file"] in job_of
+            if pair["file"] in jobs
         }
 
 

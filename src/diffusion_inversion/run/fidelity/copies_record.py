@@ -13,6 +13,7 @@ from ...errors import UsageError
 from ...generator.safety import ATTEMPTS
 from ...sample.synthetic import SyntheticStore, job_name
 from ..copies import images_digest, mosaic
+from ..gathered import job_of
 from ..layout import AUDIT_FILE, GROWN
 from .copies import recorded_copies
 from .redraw import TRIES, redrawn_store
@@ -31,13 +32,11 @@ def redrawn_record(run: Path, class_names: tuple[str, ...], audit: Mapping[str, 
     """
     if recorded_copies(run) is None:
         return None
-    store, again = SyntheticStore(run, class_names), redrawn_store(run, class_names)
-    jobs = zip(*(one.to_pylist() for one in store.table("file_name", "source_id", "variant").columns), strict=True)
-    job_of = {name: job_name(*job) for name, *job in jobs}
+    jobs, again = job_of(SyntheticStore(run, class_names)), redrawn_store(run, class_names)
     columns = ("file_name", "source_id", "variant", "attempt", "failed", "copied", "noise_strength", "interpolation")
     rows = again.table(*columns).to_pylist() if again.manifest.units() else []
     drawn = {job_name(row["source_id"], row["variant"]): row for row in rows}
-    pairs = [(pair, drawn.get(job_of.get(pair["file"], ""))) for pair in audit["pairs"]]
+    pairs = [(pair, drawn.get(jobs.get(pair["file"], ""))) for pair in audit["pairs"]]
     passed = [row is not None and not row["failed"] and not row["copied"] for _, row in pairs]
     of_class = Counter(pair["class"] for pair, _ in pairs)
     left = Counter(pair["class"] for (pair, _), good in zip(pairs, passed, strict=True) if not good)

@@ -35,6 +35,7 @@ from ...train.evaluation import calibration_error
 from ...train.fidelity import replaced, rivals
 from ...train.store import ClassifierStore
 from ..drawn_with import generator_of, sampling_of
+from ..gathered import job_of
 from ..layout import FIDELITY_FILE, REDRAWN
 from ..methods import images_made, method_of, sources_of_images
 from ..report.image_records import JudgeRecord
@@ -287,9 +288,9 @@ def _redrawn(
     """The material with images (N,) bool that are bad drawn again where that passes, and which (N,) bool did."""
     embeddings, names = read_embeddings(run), made.synthetic.class_names
     store, original = redrawn_store(run, names), SyntheticStore(run, names)
-    there = {*original.table("file_name")["file_name"].to_pylist()}  # what was grown is left out instead
-    bad = bad & torch.tensor([name in there for name in made.synthetic.ids])
-    jobs = _jobs(original, made.synthetic.ids, bad)
+    known = job_of(original)
+    bad = bad & torch.tensor([name in known for name in made.synthetic.ids])  # what was grown is left out instead
+    jobs = [known[name] for name, again in zip(made.synthetic.ids, bad.tolist(), strict=True) if again]
     made_by = {"judge": "" if judges is None else judges.key, "audit": "" if gate is None else gate.key}
     with briefly(run, REDRAWN):
         rows = store.table("file_name", *made_by).to_pylist() if store.manifest.units() else []
@@ -320,13 +321,6 @@ def _redrawn(
         strengths = strengths_for(run, embeddings, loaded, settings, real)
         draw_again(run, jobs, embeddings, loaded, settings, examine, made_by, levels, strengths)
     return _in_place(made, jobs, bad, store)
-
-
-def _jobs(store: SyntheticStore, ids: Sequence[str], failed: Tensor) -> list[str]:
-    """The jobs of the images that failed, in the order of `ids`, the images' file names."""
-    table = store.table("file_name", "source_id", "variant")
-    job_of = {name: job_name(*job) for name, *job in zip(*(one.to_pylist() for one in table.columns), strict=True)}
-    return [job_of[name] for name, bad in zip(ids, failed.tolist(), strict=True) if bad]
 
 
 def _in_place(made: Material, jobs: Sequence[str], bad: Tensor, store: SyntheticStore) -> tuple[Material, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...engine.hashing import sha256_of_all
 from ...engine.hub import model_folder
 from ...engine.untrusted import shown
 from ...errors import UsageError
@@ -113,10 +113,5 @@ class Language:
 
 
 def _hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    files = sorted({path for pattern in _FILES for path in folder.glob(pattern)})
+    return sha256_of_all((path.name, path) for path in files)

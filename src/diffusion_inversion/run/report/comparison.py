@@ -25,7 +25,7 @@ def tables(record: Mapping[str, Any]) -> dict[str, Table]:
     rows = [[arm, *(one.get(arm, "") for one in apart)] for arm in arms]
     differ = record["settings"]["differ"]
     found: dict[str, Table] = {
-        "Settings that differ": [
+        DIFFERING: [
             ["setting", *names],
             *([key, *map(setting, values)] for key, values in differ.items()),
         ],

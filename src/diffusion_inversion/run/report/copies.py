@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from markupsafe import Markup
 
 from ...measure.copies.found import BIN
 from ...measure.copies.said import as_percent, redrawn_sentence, sentence, share_of
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
+from .pictures import data_uri
 
 _WIDTH, _HEIGHT, _LEFT, _BASE = 640, 130, 10, 100  # px of a plot; the left and the lower end of its axis
 _KINDS = {"null": "images that copy nothing", "planted": "planted copies", "generated": "synthetic images"}
@@ -28,8 +27,6 @@ def copies_section(run: Mapping[str, Any], picture: bytes | None, redrawn: bytes
     run: content of run.json, whose `copies` is an audit's record (`found.CopyAudit.record`). picture: PNG of the
     flagged pairs, None where there are none. redrawn: PNG of some of them with what was drawn in their place.
     """
-    from markupsafe import Markup
-
     found = run.get("copies")
     if found is None:
         return ""
@@ -50,8 +47,6 @@ def copies_section(run: Mapping[str, Any], picture: bytes | None, redrawn: bytes
 
 
 def _verdict(found: Mapping[str, Any]) -> Markup:
-    from markupsafe import Markup
-
     said = "That is more than chance explains." if found["exceeds_chance"] else "Chance explains as many."
     null = found["null"]
     kind = "real test images" if null["kind"] == "test" else "training images, each left out in turn"
@@ -63,8 +58,6 @@ def _verdict(found: Mapping[str, Any]) -> Markup:
 
 def _plot(name: str, view: Mapping[str, Any]) -> Markup:
     """How many images of each kind lie at which distance, each kind in shares of its own, with the threshold."""
-    from markupsafe import Markup
-
     scores = {kind: counts for kind, counts in view["scores"].items() if sum(counts)}
     shares = {kind: [count / sum(counts) for count in counts] for kind, counts in scores.items()}
     top = max(max(each) for each in shares.values())
@@ -104,8 +97,6 @@ def _steps(shares: Sequence[float], step: float, top: float) -> str:
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> Markup:
-    from markupsafe import Markup
-
     heads = tuple(heads)
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(one) for one in heads)
     lines = [
@@ -119,21 +110,17 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> Markup:
 
 
 def _folded(summary: str, table: Markup) -> Markup:
-    from markupsafe import Markup
-
     return Markup("<details><summary>{}</summary>\n{}</details>\n").format(summary, table)
 
 
 def _pairs(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup]:
-    from markupsafe import Markup
-
     if picture is None:
         return
     yield Markup(
         '<h3>The nearest pairs</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="The nearest pairs">'
-        '<img src="data:image/png;base64,{}" '
+        '<img src="{}" '
         'alt="Each flagged synthetic image above the training image that it is nearest to, nearest first"></div>\n'
-    ).format(base64.b64encode(picture).decode())
+    ).format(data_uri(picture))
     rows = [
         (one["file"], one["nearest"], one["source"] or "not known", one["view"], f"{one['score']:.3f}")
         for one in found["pairs"]
@@ -142,8 +129,6 @@ def _pairs(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup]:
 
 
 def _redrawn(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup]:
-    from markupsafe import Markup
-
     again = found.get("redrawn")
     if again is None or not again["flagged"]:
         return
@@ -156,9 +141,9 @@ def _redrawn(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup
     if picture is not None:
         yield Markup(
             '<div class="scroll" tabindex="0" role="region" aria-label="Images drawn in place of copies">'
-            '<img src="data:image/png;base64,{}" alt="Training images, below each the synthetic '
+            '<img src="{}" alt="Training images, below each the synthetic '
             'image that is flagged as its copy, and below that the last one drawn in its place"></div>\n'
-        ).format(base64.b64encode(picture).decode())
+        ).format(data_uri(picture))
     shown = [
         (
             one["file"], one["again"], "passes" if one["passed"] else "left out", one["try"],
@@ -173,8 +158,6 @@ def _redrawn(found: Mapping[str, Any], picture: bytes | None) -> Iterable[Markup
 
 
 def _shares(found: Mapping[str, Any]) -> Iterable[Markup]:
-    from markupsafe import Markup
-
     if (by_source := found["by_source"]) is not None:
         yield Markup(
             "<p>Sources with a flagged image: {}. {} of {} flagged images are nearest to the image they were made "

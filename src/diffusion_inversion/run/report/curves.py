@@ -48,7 +48,7 @@ def accuracy_curve(arms: Mapping[str, Line], xlabel: str = "synthetic images", m
             if point["low"] is not None and point["high"] is not None:
                 axes.axhspan(100 * point["low"], 100 * point["high"], color=colour, alpha=0.15, linewidth=0)
         else:
-            handles.append(_with_bars(axes, line, colour, 100))
+            handles.append(_with_bars(axes, line, colour))
     drawn = [line for line in arms.values() if not _level(line)]
     places = sorted({point["at"] for line in drawn for point in line})
     above = [place for place in places if place > 0]
@@ -106,17 +106,17 @@ def _level(line: Line) -> bool:
     return len(line) == 1 and line[0]["at"] == 0
 
 
-def _with_bars(axes: Axes, line: Line, colour: str, scale: float) -> Line2D:
-    """A line through the values times `scale`, in the order of their places, with error bars where there are any."""
+def _with_bars(axes: Axes, line: Line, colour: str) -> Line2D:
+    """A line through the values in %, in the order of their places, with error bars where there are any."""
     ordered = sorted(line, key=lambda point: point["at"])
-    places, values = [point["at"] for point in ordered], [scale * point["value"] for point in ordered]
+    places, values = [point["at"] for point in ordered], [100 * point["value"] for point in ordered]
     (drawn,) = axes.plot(places, values, color=colour, marker="o", markersize=5, linewidth=1.4)
     # From the bounds, not from the value: a bootstrap's interval need not hold it.
     bounds = [(p["at"], p["low"], p["high"]) for p in ordered if p["low"] is not None and p["high"] is not None]
     if bounds:
         where, lows, highs = zip(*bounds, strict=True)
-        middles = [scale * (low + high) / 2 for low, high in zip(lows, highs, strict=True)]
-        halves = [scale * (high - low) / 2 for low, high in zip(lows, highs, strict=True)]
+        middles = [100 * (low + high) / 2 for low, high in zip(lows, highs, strict=True)]
+        halves = [100 * (high - low) / 2 for low, high in zip(lows, highs, strict=True)]
         axes.errorbar(where, middles, yerr=halves, fmt="none", color=colour, capsize=4, linewidth=1.2)
     return drawn
 

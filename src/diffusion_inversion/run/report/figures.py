@@ -54,6 +54,14 @@ def legend(place: Axes | Figure, handles: Sequence[Any], names: Sequence[str]) -
         text.set_text(short(name))
 
 
+def whiskers(scores: Sequence[tuple[float, float | None]]) -> list[list[float]]:
+    """Standard deviations below and above means in [0, 1], both in %, no further than 0 and 100; none is 0."""
+    return [
+        [100 * min(std or 0.0, mean) for mean, std in scores],
+        [100 * min(std or 0.0, 1 - mean) for mean, std in scores],
+    ]
+
+
 @without_tex
 def png(figure: Figure, made_by: str | None = None) -> bytes:
     """Draw a figure; the same figure gives the same bytes. `made_by` is kept in the file, in plain text."""

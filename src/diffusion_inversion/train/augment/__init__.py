@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ...config.training import AugmentationName
 from ...errors import UsageError
 from .cutout import cutout
 from .geometric import Moves, augment, crop_and_flip, crop_padding
@@ -31,7 +33,7 @@ from .policies import POLICIES, Policies
 
 __all__ = ["NAMES", "Augmentation", "Moves", "augment", "crop_and_flip", "crop_padding", "make_augmentation"]
 
-NAMES: tuple[str, ...] = ("none", "default", "autoaugment", "randaugment", "cutout", "mixup", "cutmix", "augmix")
+NAMES: tuple[str, ...] = get_args(AugmentationName)
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,17 @@ def make_augmentation(names: tuple[str, ...], classes: int) -> Augmentation:
             f"augmentation={list(names)}: give each name once, and 'none' alone where nothing is to be done; "
             f"the others are {', '.join(NAMES[1:])}."
         )
-    geometry = ("default",) if "default" in names else ()
     policies = tuple(name for name in POLICIES if name in names)
     mixers = tuple(name for name in MIXERS if name in names)
-    erasing = ("cutout",) if "cutout" in names else ()
     steps: list[Callable[[Tensor, Generator], Tensor]] = []
-    if geometry:
+    if "default" in names:
         steps.append(augment)
     if policies:
         steps.append(Policies(policies))
-    if erasing:
+    if "cutout" in names:
         steps.append(cutout)
     return Augmentation(
-        names=(*geometry, *policies, *erasing, *mixers),
+        names=tuple(name for name in ("default", *POLICIES, "cutout", *MIXERS) if name in names),
         classes=classes,
         steps=tuple(steps),
         mixing=Mixing(mixers, classes) if mixers else None,

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ...engine.hashing import sha256_of_all
 from ...engine.hub import model_folder
 from ...engine.untrusted import FLOATS, TensorSpec, read_header, read_tensors, shown, specs_of
-from ...errors import DataError, UsageError
-from ...generator.checkpoints import EMBEDDED, MAX_BLOCKS, MAX_TOKENIZER_FILE, MAX_WEIGHTS, TEXT_KEYS, read_config
+from ...errors import UsageError
+from ...generator.checkpoints import (
+    EMBEDDED,
+    MAX_BLOCKS,
+    MAX_TOKENIZER_FILE,
+    MAX_WEIGHTS,
+    TEXT_KEYS,
+    as_usage,
+    read_config,
+)
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -80,7 +86,7 @@ def read_config_of(folder: Path) -> dict[str, Any]:
     """What CLIPModel is built from, and nothing else of config.json; its numbers could belong to the weights."""
     path = folder / "config.json"
     given = read_config(path)
-    with _as_usage():
+    with as_usage():
         tensors = len(read_header(folder / WEIGHTS, max_bytes=MAX_WEIGHTS)[0])
     config: dict[str, Any] = {key: given[key] for key in ("projection_dim",) if key in given}
     for part, keys in (("text_config", TEXT_KEYS), ("vision_config", _VISION_KEYS)):
@@ -104,7 +110,7 @@ def read_config_of(folder: Path) -> dict[str, Any]:
 def read_weights_of(folder: Path, model: CLIPModel) -> dict[str, Tensor]:
     """The tensors of the model, in the precision of the file. Raises UsageError where the file has others."""
     path, wanted = folder / WEIGHTS, specs_of(model, any_precision=True)
-    with _as_usage():
+    with as_usage():
         names = read_header(path, max_bytes=MAX_WEIGHTS)[0]
         lacking = [name for name in wanted if name not in names and not name.endswith(_POSITION_IDS)]
         if lacking:
@@ -158,20 +164,5 @@ def known_words(folder: Path) -> frozenset[str] | None:
 
 def hash_files(folder: Path) -> str:
     """sha256 hex over the names and contents of all files that are read, in name order."""
-    digest = hashlib.sha256()
-    for name in sorted([*_FILES, *_TOKENIZER]):
-        if (folder / name).is_file():
-            digest.update(name.encode() + b"\0")
-            with (folder / name).open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _as_usage() -> Iterator[None]:
-    """A bad file of a CLIP is a bad --clip."""
-    try:
-        yield
-    except DataError as error:
-        raise UsageError(str(error)) from error
+    names = sorted([*_FILES, *_TOKENIZER])
+    return sha256_of_all((name, folder / name) for name in names if (folder / name).is_file())
