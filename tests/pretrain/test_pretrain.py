@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_inversion.data.images import to_model_range
+from diffusion_inversion.engine import faults
 from diffusion_inversion.errors import DataError, UsageError
+from diffusion_inversion.generator.checkpoints import MINI
 from diffusion_inversion.generator.generator import Generator, initialise, noise_schedule
 from diffusion_inversion.pretrain import decoder, loop, networks, parts, recipe, unet
 from diffusion_inversion.pretrain.checkpoint import Progress
@@ -252,6 +255,29 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     images = to_model_range(corpus.images[:2])
     assert torch.equal(sharp.encode(images).mean, generator.encode(images).mean)
     assert not torch.equal(sharp.vae.decoder.conv_out.weight, generator.vae.decoder.conv_out.weight)
+
+
+def test_what_is_laid_down_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(Exception):
+        pass
+
+    def killed(point: faults.Point) -> None:
+        raise Killed
+
+    source, out = Path(shutil.copytree(MINI, tmp_path / "source")), tmp_path / "out"
+    (source / "lost").symlink_to("nowhere")
+    with pytest.raises(shutil.Error, match="nowhere|lost"):
+        recipe.lay_down(str(source), setting(out, size=64))
+    assert not (out / "mini").exists()
+    (source / "lost").unlink()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(faults, "on_point", killed)
+        recipe.lay_down(str(source), setting(out, size=64))
+    assert {path.name for path in out.iterdir()} == {"mini", "tokenizer"}, "both whole, and no part of a log"
+    recipe.lay_down(str(source), setting(out, size=64))
+    for name in recipe.LOGS:
+        assert (out / name).read_bytes() == (source / name).read_bytes() == (out / "mini" / name).read_bytes()
+    assert (out / "unet.state.safetensors").is_file()
 
 
 @pytest.mark.usefixtures("small")

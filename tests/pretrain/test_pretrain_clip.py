@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.data.images import to_model_range
+from diffusion_inversion.engine import faults
 from diffusion_inversion.errors import DataError, UsageError
 from diffusion_inversion.generator.generator import tokenize
 from diffusion_inversion.pretrain import clip, loop, recipe
@@ -145,6 +147,11 @@ def test_killed_and_resumed_has_the_same_bits(tmp_path: Path, monkeypatch: pytes
     for name in names - {"clip.log.tsv"}:  # it has times in it
         assert (whole / "mini-clip" / name).read_bytes() == (cut / "mini-clip" / name).read_bytes(), name
     assert [int(record["step"]) for record in read_log(cut / "clip.log.tsv")] == [1, 2, 3, 4]
+    shutil.rmtree(cut / "mini-clip")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(faults, "on_point", lambda point: killed_at_step_3(3, 0, 0))
+        recipe.run_clip(corpus, corpus, setting(cut), Budget(samples=48), ABOVE)
+    assert not (cut / "mini-clip").exists(), "it was trained, and half a folder would pass for the model"
 
 
 @pytest.mark.slow

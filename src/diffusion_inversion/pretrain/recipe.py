@@ -177,10 +177,12 @@ def lay_down(source: str, setting: Setting) -> None:
             "Give another --size, or begin anew without it."
         )
     finished = locate(source, None)
-    shutil.copytree(finished, folder / "mini", dirs_exist_ok=True)
+    with replaced_folder(folder / "mini") as target:
+        shutil.copytree(finished, target, dirs_exist_ok=True)
+    with replaced_folder(folder / TOKENIZER) as target:
+        generator.tokenizer.save_pretrained(target)
     for name in LOGS:
-        shutil.copyfile(finished / name, folder / name)
-    generator.tokenizer.save_pretrained(folder / TOKENIZER)
+        commit_bytes(folder / name, (finished / name).read_bytes())
     save_vae(generator.vae, folder / NORMALISED_VAE)
     autoencoder = nn.ModuleDict({"vae": generator.vae})
     for name, weights in (("vae", autoencoder), ("unet", model)):  # the denoiser's is the sign that all is there
@@ -258,10 +260,11 @@ def run_clip(
     model, device = new_clip(setting.size, tokenizer, setting.seed), setting.device
     task = ClipTask(model, tokenizer, concepts, corpus, held_out, device, setting.dtype, setting.batch_size)
     _fit(task, setting, budget)
-    target, count = setting.folder / MINI_CLIP.name, len(corpus.names)
-    export_clip(task, tokenizer, concepts, target)
-    commit_bytes(target / CLIP_LOG, (setting.folder / CLIP_LOG).read_bytes())
-    write_clip_card(target, (count, len(concepts.names) - count), len(task.held_out.labels))
+    count = len(corpus.names)
+    with replaced_folder(setting.folder / MINI_CLIP.name) as target:
+        export_clip(task, tokenizer, concepts, target)
+        commit_bytes(target / CLIP_LOG, (setting.folder / CLIP_LOG).read_bytes())
+        write_clip_card(target, (count, len(concepts.names) - count), len(task.held_out.labels))
 
 
 def _fit(
