@@ -81,7 +81,7 @@ EXAMPLES = {
     "compare": ("dinv compare runs/photos runs/stronger", "dinv compare runs/a runs/b runs/c --out compared.html"),
     "verify": ("dinv verify runs/photos",),
     "repair": ("dinv repair runs/photos",),
-    "forget": ("dinv forget runs/photos train/cat/001.png",),
+    "forget": ("dinv forget runs/photos --source cat/001.png",),
     "retrieve": ("dinv retrieve photos --pool pool --k 10,25,50 --out runs/retrieved",),
     "lecf": ("dinv lecf photos --clip models/clip --out runs/lecf",),
     "sweep": ("dinv sweep experiments/figure6.toml --data cifar10-train.parquet --out sweeps/figure6",),
