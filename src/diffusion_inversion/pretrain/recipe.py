@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -47,9 +46,6 @@ from .timesteps import learn_timesteps
 from .unet import DenoiserTask, recomputed_losses
 from .vae import AutoencoderTask, normalise_latents
 from .wordnet import hypernyms
-
-if TYPE_CHECKING:
-    pass
 
 SIZES = (64, 32)
 STAGES = ("vae", "decoder", "latents", "unet", "export", "figures", "timesteps", "clip")
