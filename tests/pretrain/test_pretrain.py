@@ -266,7 +266,7 @@ def test_what_is_laid_down_is_whole_or_absent(tmp_path: Path, monkeypatch: pytes
 
     source, out = Path(shutil.copytree(MINI, tmp_path / "source")), tmp_path / "out"
     (source / "lost").symlink_to("nowhere")
-    with pytest.raises(shutil.Error, match="nowhere|lost"):
+    with pytest.raises(shutil.Error, match="lost"):
         recipe.lay_down(str(source), setting(out, size=64))
     assert not (out / "mini").exists()
     (source / "lost").unlink()
