@@ -27,7 +27,7 @@ from .corpus import Corpus, hold_out, load_corpus
 from .decoder import DecoderTask
 from .figures import FILE as FIGURES
 from .figures import Measured, measure
-from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, cache_views, vae_hash
+from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, LatentCache, cache_views, vae_hash
 from .log import read_log
 from .loop import Budget, Task, fit
 from .networks import (
@@ -212,19 +212,17 @@ def run_decoder(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budg
     save_vae(task.refined(), setting.folder / REFINED_VAE)
 
 
-def run_latents(corpus: Corpus, held_out: Corpus, setting: Setting) -> None:
-    """Cache latents and Lite0 profiles of every view of both splits."""
-    vae, folder = load_vae(setting), setting.folder
-    cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=setting.device)
-    cache_views(vae, corpus, folder / "views-train.safetensors", TRAINING_VIEWS, device=setting.device)
+def run_latents(corpus: Corpus, held_out: Corpus, setting: Setting) -> tuple[LatentCache, LatentCache]:
+    """Cache latents and Lite0 profiles of every view of both splits: of the corpus, and of what is held out."""
+    vae, folder, device = load_vae(setting), setting.folder, setting.device
+    held = cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=device)
+    return cache_views(vae, corpus, folder / "views-train.safetensors", TRAINING_VIEWS, device=device), held
 
 
 def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) -> None:
     """Train denoiser, text encoder and adapter on the caches; their averaged weights are written with every save."""
-    vae, folder = load_vae(setting), setting.folder
-    of = vae_hash(vae)
-    held = cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=setting.device)
-    cache = cache_views(vae, corpus, folder / "views-train.safetensors", TRAINING_VIEWS, device=setting.device)
+    cache, held = run_latents(corpus, held_out, setting)
+    of = vae_hash(load_vae(setting))
     model = new_denoiser(setting)
     _choose_attention(setting, model["unet"])
     adapter = model["adapter"]
@@ -244,7 +242,7 @@ def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget)
         setting.dtype,
         setting.batch_size,
     )
-    _fit(task, setting, budget, lambda: parts.write_parts(task.weights.ema, folder / DENOISER, of), of)
+    _fit(task, setting, budget, lambda: parts.write_parts(task.weights.ema, setting.folder / DENOISER, of), of)
 
 
 def run_clip(
