@@ -1,4 +1,4 @@
-"""The whole recipe of `mini`: vae -> latents -> unet -> export -> timesteps. Each stage goes on after a kill."""
+"""The recipe of `mini` (vae -> latents -> unet -> export; figures, timesteps) and `mini-clip`; kills cost minutes."""
 
 from __future__ import annotations
 

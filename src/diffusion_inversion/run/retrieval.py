@@ -299,7 +299,7 @@ def _fill(
 
 
 def _metadata_row(one: Taken, pool: Pool, survey: Survey, train: LabelledImages, described: dict[str, Any]) -> Row:
-    """How one image was found; see `synthetic.COLUMNS`. Its source is the training image, its variant the rank."""
+    """How one image was found; see `columns.COLUMNS`. Its source is the training image, its variant the rank."""
     label = int(train.labels[one.query])
     return {
         **EARLIER,

@@ -274,7 +274,7 @@ def _metadata_row(
     kind: str = PROMPTS,
     real: RealGuidance | None = None,
 ) -> Row:
-    """How one image was made; see `synthetic.COLUMNS`. A prompt is its own partner and has no stage-1 step."""
+    """How one image was made; see `columns.COLUMNS`. A prompt is its own partner and has no stage-1 step."""
     prompt = prompts[plan.prompt]
     version = hashlib.sha256(prompt.source_id.encode()).hexdigest()[:16]
     partner = prompt.source_id, version

@@ -334,7 +334,7 @@ def made_from(
 def metadata_row(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, plan: VariantPlan
 ) -> dict[str, Any]:
-    """How one image was made; see `synthetic.COLUMNS`."""
+    """How one image was made; see `columns.COLUMNS`."""
     return {
         "source_id": embeddings.ids[plan.source],
         "variant": plan.variant,

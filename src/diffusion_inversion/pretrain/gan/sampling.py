@@ -122,7 +122,7 @@ def made_from(
 def metadata_row(
     gan: Gan, method: str, seed: int, source_id: str, label: int, *, variant: int = 0, version: str = "", steps: int = 0
 ) -> Row:
-    """How one image was made; see `synthetic.COLUMNS`. `steps`: of the inversion; `version`: of the source."""
+    """How one image was made; see `columns.COLUMNS`. `steps`: of the inversion; `version`: of the source."""
     return {
         **EARLIER,
         "source_id": source_id,

@@ -240,7 +240,7 @@ def _fill(
 
 
 def _row(row: Row, confidence: float, answer: Sequence[float], settings: LecfSettings, clip: Clip) -> Row:
-    """How one image came to be kept: as it was drawn, with what CLIP says; see `synthetic.COLUMNS`."""
+    """How one image came to be kept: as it was drawn, with what CLIP says; see `columns.COLUMNS`."""
     drawn = {key: value for key, value in row.items() if key not in ("file_name", "class_name", "sha256")}
     asked = settings.soft_weight > 0
     return drawn | {
