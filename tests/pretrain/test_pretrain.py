@@ -41,6 +41,22 @@ def setting(folder: Path, **changes: object) -> recipe.Setting:
     return recipe.Setting(**(given | changes))  # type: ignore[arg-type]
 
 
+class Killed(Exception):
+    pass
+
+
+def killed_at_step_3(step: int, done: float, decay: float) -> float:
+    """In place of `trapezoid`."""
+    if step == 3:
+        raise Killed
+    return trapezoid(step, done, decay)
+
+
+def killed_at(point: faults.Point) -> None:
+    """At any point of a commit, as `faults.on_point`."""
+    raise Killed
+
+
 def write_corpus(path: Path, images: Tensor, labels: list[int], names: tuple[str, ...] | None = NAMES) -> Path:
     column = [{"bytes": encode_png(image), "path": None} for image in images]
     table = pa.table({"image": column, "label": labels})
@@ -175,14 +191,6 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     from diffusers import StableDiffusionPipeline
     from safetensors.torch import load_file
 
-    class Killed(Exception):
-        pass
-
-    def killed_at_step_3(step: int, done: float, decay: float) -> float:
-        if step == 3:
-            raise Killed
-        return trapezoid(step, done, decay)
-
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
@@ -258,12 +266,6 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
 
 
 def test_what_is_laid_down_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(Exception):
-        pass
-
-    def killed(point: faults.Point) -> None:
-        raise Killed
-
     source, out = Path(shutil.copytree(MINI, tmp_path / "source")), tmp_path / "out"
     (source / "lost").symlink_to("nowhere")
     with pytest.raises(shutil.Error, match="lost"):
@@ -271,7 +273,7 @@ def test_what_is_laid_down_is_whole_or_absent(tmp_path: Path, monkeypatch: pytes
     assert not (out / "mini").exists()
     (source / "lost").unlink()
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(faults, "on_point", killed)
+        patch.setattr(faults, "on_point", killed_at)
         recipe.lay_down(str(source), setting(out, size=64))
     assert {path.name for path in out.iterdir()} == {"mini", "tokenizer"}, "both whole, and no part of a log"
     recipe.lay_down(str(source), setting(out, size=64))
