@@ -98,11 +98,13 @@ def preview(
     """
     from ..run.fidelity.stage import JUDGED
     from ..run.foresight import forewarnings
+    from ..run.place import default_folder
     from ..run.plan.start import process_age
-    from ..run.preview import Wanted, make
+    from ..run.preview import Wanted, files_of, make
 
     settings, filters, copies = looking.settings(), filtering.settings(), auditing.settings()
-    files = files_for(settings.out, data_settings(source).data)
+    folder = default_folder(data_settings(source).data)
+    files = files_of(settings.out or folder.with_name(f"{folder.name}-preview.png"))
     with outlook_of(
         None, where, preset, source, inverting, sampling, training,
         own_size=own_size, replicates=replicates, judged=filters.filter in JUDGED,
@@ -122,15 +124,6 @@ def preview(
         "picture": str(files[0]), "page": str(files[1]), "images": count, "notes": list(notes), "plan": found.record(),
         "untimed": vars(untimed), "text": text,
     }  # fmt: skip
-
-
-def files_for(out: Path | None, data: str) -> tuple[Path, Path]:
-    """Where the preview of a DATA is written; UsageError where that is no place for it."""
-    from ..run.place import default_folder
-    from ..run.preview import files_of
-
-    folder = default_folder(data)
-    return files_of(out or folder.with_name(f"{folder.name}-preview.png"))
 
 
 @contextmanager
