@@ -61,10 +61,7 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
             return BUILTINS[data](root)
     if text.startswith("hf:"):
         return hub_data(text, root)
-    try:
-        path = Path(data).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"DATA {text}: no home folder is known for its ~; write the whole path") from error
+    path = at_home("DATA", text)
     if path.is_dir():
         return _folder(path.resolve())
     if path.is_file() and (found := _file(path, role)) is not None:
@@ -80,6 +77,14 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
         f"DATA {text}: no such folder, file or built-in name.{hint} Give a folder of class folders, a parquet file, "
         f"hf:<id>[@revision][?config=...], or one of {', '.join(BUILTINS)}"
     )
+
+
+def at_home(what: str, text: str) -> Path:
+    """A path whose `~` the shell left as it was. Raises UsageError, for `what` is named so, where that is no home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{what} {text}: no home folder is known for its ~; write the whole path") from error
 
 
 def _file(path: Path, role: Role) -> Opened | None:
