@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
-
-if TYPE_CHECKING:
-    from ..config.settings import Settings
 
 SHORT = 20  # options of its own: a command with no more of them has no --help-all, and its page shows all
 OTHERS = "Options"
@@ -91,11 +88,6 @@ EXAMPLES = {
     ),
     "few-shot": ("dinv few-shot photos --clip models/clip --shots 1,2,4,8,16",),
 }
-
-
-def section_of(model: type[Settings]) -> str:
-    """The section that the options of a settings model stand in."""
-    return SECTIONS.get(model.__name__, OTHERS)
 
 
 class Page(typer.core.TyperCommand):
