@@ -344,10 +344,15 @@ def test_bad_corpora_get_one_line(corpus: Corpus, tmp_path: Path) -> None:
     nameless = write_corpus(tmp_path / "nameless.parquet", corpus.images, labels, names=None)
     good = write_corpus(tmp_path / "good.parquet", corpus.images, labels)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    table = pq.read_table(good)
+    cells = table["image"].to_pylist()
+    cells[3]["bytes"] = cells[3]["bytes"][:40]
+    pq.write_table(table.set_column(0, "image", pa.array(cells)), tmp_path / "torn.parquet")
     for path, size, message in (
         (tmp_path / "none.parquet", 32, "no such file"),
         (tmp_path / "bad.parquet", 32, "not a parquet file"),
         (nameless, 32, "no class names"),
+        (tmp_path / "torn.parquet", 32, r"torn\.parquet: image 3 cannot be decoded"),
         (good, 64, "32 x 32 px, expected 64 x 64"),
     ):
         with pytest.raises(DataError, match=message) as caught:
