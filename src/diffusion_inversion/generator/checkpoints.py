@@ -155,7 +155,7 @@ def check_parts(folder: Path) -> None:
         wrong.append(f"vae.scaling_factor={shown(scale)}, expected a positive number")
     if wrong:
         raise UsageError(f"{folder}: not a text-to-image Stable Diffusion 1.x or 2.x: {'; '.join(wrong)}.")
-    with checkpoint_error():
+    with as_usage():
         check_record(scheduler, SchedulerConfig, folder / "scheduler" / "scheduler_config.json")
     tokenizer = read_config(folder / "tokenizer" / "tokenizer_config.json")
     if not isinstance(tokenizer.get("model_max_length"), int):
@@ -195,7 +195,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises UsageError.
     """
-    with checkpoint_error():
+    with as_usage():
         config = read_json(path)
     if not isinstance(config, dict):
         raise UsageError(f"{path}: not a JSON object. Use the one of the original checkpoint.")
@@ -230,7 +230,7 @@ def network_config(path: Path, keys: tuple[str, ...], tensors: int) -> dict[str,
 
 def weight_names(path: Path) -> tuple[str, ...]:
     """Names of the tensors in a safetensors file. Raises UsageError where it is none."""
-    with checkpoint_error():
+    with as_usage():
         return tuple(read_header(path, max_bytes=MAX_WEIGHTS)[0])
 
 
@@ -240,7 +240,7 @@ def read_weights(path: Path, names: tuple[str, ...], wanted: Mapping[str, Tensor
     Names of older files are translated; position ids, which are no weights, are left out. Raises UsageError.
     """
     current, specs = _fitted(path, names, wanted)
-    with checkpoint_error():
+    with as_usage():
         tensors, _ = read_tensors(path, specs, max_bytes=MAX_WEIGHTS)
     return {current[name]: tensor for name, tensor in tensors.items() if current[name] in wanted}
 
@@ -248,7 +248,7 @@ def read_weights(path: Path, names: tuple[str, ...], wanted: Mapping[str, Tensor
 def check_weights(path: Path, names: tuple[str, ...], wanted: Mapping[str, TensorSpec]) -> None:
     """Raise what `read_weights` raises by the header of the file alone."""
     specs = _fitted(path, names, wanted)[1]
-    with checkpoint_error():
+    with as_usage():
         check_tensors(path, specs, max_bytes=MAX_WEIGHTS)
 
 
@@ -301,8 +301,8 @@ def building(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def checkpoint_error() -> Iterator[None]:
-    """A bad file of a checkpoint is a bad --generator."""
+def as_usage() -> Iterator[None]:
+    """A bad file of a model is a bad --generator, or a bad --clip."""
     try:
         yield
     except DataError as error:

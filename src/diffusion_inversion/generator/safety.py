@@ -18,7 +18,7 @@ from ..data.images import to_uint8
 from ..engine.hashing import sha256_of_all
 from ..engine.untrusted import TensorSpec, check_record, specs_of
 from ..errors import PartialError, UsageError
-from .checkpoints import building, check_weights, checkpoint_error, read_config, read_weights, weight_names
+from .checkpoints import as_usage, building, check_weights, read_config, read_weights, weight_names
 from .generator import Generator
 from .networks import quiet
 
@@ -212,7 +212,7 @@ def attempt_identity(attempt: int) -> tuple[int | str, ...]:
 
 def _checked(path: Path, kind: Any) -> Any:
     """A config as `kind`, its numbers in range. Raises UsageError."""
-    with checkpoint_error():
+    with as_usage():
         return check_record(read_config(path), kind, path)
 
 

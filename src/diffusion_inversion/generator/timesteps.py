@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ..config.sampling import SchedulerName
 from ..engine.untrusted import check_record, read_json, shown
 from ..errors import UsageError
-from .checkpoints import checkpoint_error
+from .checkpoints import as_usage
 
 FILE = "timesteps.json"
 Learned: TypeAlias = Mapping[SchedulerName, Mapping[int, Sequence[int]]]  # solver => number of steps => timesteps
@@ -34,7 +34,7 @@ def read_timesteps(folder: Path, weights_hash: str, training_timesteps: int) -> 
     path = folder / FILE
     if not path.is_file():
         return {}
-    with checkpoint_error():
+    with as_usage():
         record = check_record(read_json(path), _Record, path)
     if record.generator != weights_hash:
         print(
