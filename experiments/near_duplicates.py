@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance
 
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.data.images import square
-from diffusion_inversion.data.near_duplicates import NearPair, near_pairs, thumbnail
+from diffusion_inversion.data.near_duplicates import near_pairs, thumbnail
 
 Pixels = NDArray[np.uint8]
 
@@ -58,18 +58,18 @@ FORMS: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
-def sheet(images: torch.Tensor, pairs: list[NearPair], path: str) -> None:
+def sheet(images: torch.Tensor, pairs: list[tuple[int, int]], path: str) -> None:
     """Save at most 96 pairs, 24 in a row, one image above the other."""
 
     def tile(row: int) -> Pixels:
         return np.array(Image.fromarray(images[row].permute(1, 2, 0).numpy()).resize((96, 96)))
 
-    def distance(pair: NearPair) -> float:
-        one, other = (images[row].float() - images[row].float().mean() for row in (pair.first, pair.second))
+    def distance(pair: tuple[int, int]) -> float:
+        one, other = (images[row].float() - images[row].float().mean() for row in pair)
         return 1 - float(torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0))
 
     worst = sorted(pairs, key=distance, reverse=True)[:96]
-    columns = [np.pad(np.concatenate([tile(p.first), tile(p.second)]), ((0, 6), (0, 2), (0, 0))) for p in worst]
+    columns = [np.pad(np.concatenate([tile(first), tile(second)]), ((0, 6), (0, 2), (0, 0))) for first, second in worst]
     columns += [np.zeros_like(columns[0])] * (-len(columns) % 24)
     rows = [np.concatenate(columns[start : start + 24], 1) for start in range(0, len(columns), 24)]
     Image.fromarray(np.concatenate(rows)).save(path)
@@ -89,19 +89,19 @@ def main() -> None:
     thumbnails = torch.cat([thumbnail(part) for part in real.images.split(256)])
     pairs = near_pairs(thumbnails)
     seconds = time.perf_counter() - loaded
-    apart = sum(real.labels[pair.first] != real.labels[pair.second] for pair in pairs)
+    apart = sum(real.labels[first] != real.labels[second] for first, second in pairs)
     print(f"{real.name}: {len(real)} images, {len(pairs)} pairs ({int(apart)} with two labels)")
     print(f"loaded with the search in {loaded - start:.1f} s; the search alone {seconds:.1f} s")
     if options.sheet and pairs:
         sheet(real.images, pairs, options.sheet)
 
-    known = {(pair.first, pair.second) for pair in pairs}
+    known = set(pairs)
     chosen = np.random.default_rng(0).choice(len(real), min(options.copies, len(real)), replace=False)
     print("| copy | found | others taken for it |\n|---|---|---|")
     for name, form in FORMS.items():
         copies = [form(real.images[row].permute(1, 2, 0).numpy()) for row in chosen]
         added = torch.stack([thumbnail(square(copy, copy.shape[0])) for copy in copies])
-        found = {(p.first, p.second) for p in near_pairs(torch.cat([thumbnails, added]))} - known
+        found = set(near_pairs(torch.cat([thumbnails, added]))) - known
         true = {(int(row), len(real) + place) for place, row in enumerate(chosen)}
         twins = {frozenset(pair) for pair in known}
         place_of = {len(real) + place: int(row) for place, row in enumerate(chosen)}

@@ -31,11 +31,6 @@ EVERYTHING = ("invert", "sample", "train")
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
-@pytest.fixture(scope="module")
 def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stage 1 by one process."""
     run = tmp_path_factory.mktemp("whole") / "run"

@@ -18,11 +18,6 @@ from diffusion_inversion.invert.embeddings import EmbeddingStore, read_embedding
 STEPS = 40  # of stage 1: a batch takes half a second or more
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.build(tmp_path_factory.mktemp("bench"))
-
-
 def invert_command(bench: Bench, run: Path, steps: int = STEPS) -> list[str]:
     return ["invert", str(bench.data), "--out", str(run), "--generator", str(bench.checkpoint), "--dtype", "float32",
             "--init", "random", "--steps", str(steps), "--invert-batch-size", "4"]  # fmt: skip

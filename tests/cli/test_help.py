@@ -102,6 +102,8 @@ def test_an_example_has_only_options_of_its_command(command: str) -> None:
         dinv, *words = shlex.split(example)
         assert (dinv, words[: len(command.split())]) == ("dinv", command.split())
         assert all(f" {word} " in whole for word in words if word.startswith("-")), example
+        parsed = get_command(app).commands[command].make_context(command, words[1:], resilient_parsing=True)  # type: ignore[attr-defined]
+        assert parsed.args == [], f"{example}: more arguments than it takes"
         assert f"  {example}\n" in page(tuple(command.split()))
 
 

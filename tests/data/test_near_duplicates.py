@@ -75,8 +75,7 @@ def thumbnails(pictures: list[Pixels]) -> torch.Tensor:
 
 
 def pairs(pictures: list[Pixels]) -> list[tuple[int, int]]:
-    found = near_pairs(thumbnails(pictures))
-    return [(pair.first, pair.second) for pair in found]
+    return near_pairs(thumbnails(pictures))
 
 
 @pytest.mark.parametrize("form", FORMS)

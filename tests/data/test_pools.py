@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from image_files import Pixels, noise, save
 from PIL import Image
 
 from diffusion_inversion.data.decode import decode_rgb
+from diffusion_inversion.data.loose import open_loose
 from diffusion_inversion.data.pools import Pool, open_pool
+from diffusion_inversion.data.sources import open_data
 from diffusion_inversion.errors import DataError, UsageError
 
 
@@ -112,3 +115,9 @@ def test_what_is_no_pool_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "pool" / "metadata.csv").write_bytes(b"file_name,licence\n\xff,x\n")
     with pytest.raises(DataError, match=r"metadata\.csv"):
         open_pool(str(tmp_path / "pool"), tmp_path)
+
+
+@pytest.mark.parametrize("look", [open_pool, open_data, lambda name, root: open_loose(name, (), root)])
+def test_a_home_that_nobody_has_is_said(look: Callable[[str, Path], object], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="~nobody-here/pool: no home folder is known for its ~"):
+        look("~nobody-here/pool", tmp_path)

@@ -79,6 +79,8 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         raise RuntimeError
     assert (folder / "a").read_text() == "1" and [*tmp_path.iterdir()] == [folder]
     folder.rename(tmp_path / ".partial-old-model")  # as a kill between the two renames leaves it
+    (tmp_path / ".partial-new-model").mkdir()
+    remove_partials(tmp_path)  # the lock of the next command does this first
     with replaced_folder(folder) as made:
         assert (folder / "a").read_text() == "1"
         (made / "a").write_text("2")

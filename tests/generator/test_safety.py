@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy import build_checkpoint, toy_images
+from toy import build_checkpoint, prompted, toy_images
 
 from diffusion_inversion.config.sampling import PromptSettings, SampleSettings
 from diffusion_inversion.config.settings import InvertSettings
@@ -25,7 +25,7 @@ from diffusion_inversion.generator.safety import (
 )
 from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.invert.inversion import invert
-from diffusion_inversion.sample.prompting import Prompt, sample_prompts
+from diffusion_inversion.sample.prompting import Prompt, draw_prompts
 from diffusion_inversion.sample.sampling import reconstruct, sample
 from diffusion_inversion.sample.synthetic import SyntheticStore, refused_drawings
 from diffusion_inversion.sample.variants import plan_variant
@@ -154,21 +154,21 @@ def test_an_image_that_is_always_flagged_is_named(folder: Path, embeddings: Embe
     assert white.shape[0] == 2 and bool((white == 255).all()), "the report goes on without its picture"
     prompts = [Prompt("cat", "a cat")]
     with pytest.raises(PartialError, match="cat: a cat#0"):
-        sample_prompts(prompts, generator, tmp_path / "prompts", PromptSettings(variants=1, inference_steps=1))
+        draw_prompts(prompts, generator, tmp_path / "prompts", PromptSettings(variants=1, inference_steps=1))
     settings = PromptSettings(variants=1, inference_steps=1, safety_checker=False)
-    assert len(sample_prompts(prompts, generator, tmp_path / "unchecked", settings)) == 1
+    assert len(prompted(prompts, generator, tmp_path / "unchecked", settings)) == 1
 
 
 def test_flagged_images_of_prompts_are_drawn_again_and_counted(folder: Path, tmp_path: Path) -> None:
     prompts = [Prompt("cat", "a cat"), Prompt("dog", "a dog")]
     settings = PromptSettings(variants=4, inference_steps=2, batch_size=8)
     generator = Generator.load(add_checker(folder, 2.0), device="cpu", dtype="float32")
-    free = sample_prompts(prompts, generator, tmp_path / "free", settings)
+    free = prompted(prompts, generator, tmp_path / "free", settings)
     assert refused_drawings(tmp_path / "free") == 0
     threshold = between(folder, free.images)
     bad = scores(folder, free.images) > threshold
     set_threshold(folder, threshold)
-    kept = sample_prompts(prompts, generator, tmp_path / "kept", settings)
+    kept = prompted(prompts, generator, tmp_path / "kept", settings)
     assert torch.equal((kept.images != free.images).flatten(1).any(1), bad) and bad.any() and not bad.all()
     (unit,) = SyntheticStore(tmp_path / "kept", kept.class_names).manifest.units().values()
     assert unit["blanked"] == refused_drawings(tmp_path / "kept") >= int(bad.sum()) and "at_once" not in unit

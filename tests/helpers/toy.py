@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diffusion_inversion.config.sampling import PromptSettings
 from diffusion_inversion.data.images import LabelledImages
+from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.pretrain.tokenizer import train_tokenizer
+from diffusion_inversion.sample.prompting import Prompt, classes_of, draw_prompts
+from diffusion_inversion.sample.synthetic import read_synthetic
 
 CLASSES = ("cat", "dog", "owl")
 WIDTH, LATENT_CHANNELS, RESOLUTION = 32, 4, 16
@@ -95,3 +100,9 @@ def toy_images(count: int = 6, size: int = RESOLUTION, classes: int = 2) -> Labe
         images=(pixels * 255).round().to(torch.uint8),
         native_size=size,
     )
+
+
+def prompted(prompts: Sequence[Prompt], generator: Generator, run: Path, settings: PromptSettings) -> LabelledImages:
+    """The images of prompts, drawn where they are not there yet."""
+    draw_prompts(prompts, generator, run, settings)
+    return read_synthetic(run, classes_of(prompts))

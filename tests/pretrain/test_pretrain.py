@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_inversion.data.images import to_model_range
+from diffusion_inversion.engine import faults
 from diffusion_inversion.errors import DataError, UsageError
+from diffusion_inversion.generator.checkpoints import MINI
 from diffusion_inversion.generator.generator import Generator, initialise, noise_schedule
 from diffusion_inversion.pretrain import decoder, loop, networks, parts, recipe, unet
 from diffusion_inversion.pretrain.checkpoint import Progress
@@ -36,6 +39,22 @@ def setting(folder: Path, **changes: object) -> recipe.Setting:
         "size": SIZE, "folder": folder, "device": CPU, "batch_size": 4, "vae_batch_size": 4,
     }  # fmt: skip
     return recipe.Setting(**(given | changes))  # type: ignore[arg-type]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at_step_3(step: int, done: float, decay: float) -> float:
+    """In place of `trapezoid`."""
+    if step == 3:
+        raise Killed
+    return trapezoid(step, done, decay)
+
+
+def killed_at(point: faults.Point) -> None:
+    """At any point of a commit, as `faults.on_point`."""
+    raise Killed
 
 
 def write_corpus(path: Path, images: Tensor, labels: list[int], names: tuple[str, ...] | None = NAMES) -> Path:
@@ -172,14 +191,6 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     from diffusers import StableDiffusionPipeline
     from safetensors.torch import load_file
 
-    class Killed(Exception):
-        pass
-
-    def killed_at_step_3(step: int, done: float, decay: float) -> float:
-        if step == 3:
-            raise Killed
-        return trapezoid(step, done, decay)
-
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
@@ -254,6 +265,23 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     assert not torch.equal(sharp.vae.decoder.conv_out.weight, generator.vae.decoder.conv_out.weight)
 
 
+def test_what_is_laid_down_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = Path(shutil.copytree(MINI, tmp_path / "source")), tmp_path / "out"
+    (source / "lost").symlink_to("nowhere")
+    with pytest.raises(shutil.Error, match="lost"):
+        recipe.lay_down(str(source), setting(out, size=64))
+    assert not (out / "mini").exists()
+    (source / "lost").unlink()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(faults, "on_point", killed_at)
+        recipe.lay_down(str(source), setting(out, size=64))
+    assert {path.name for path in out.iterdir()} == {"mini", "tokenizer"}, "both whole, and no part of a log"
+    recipe.lay_down(str(source), setting(out, size=64))
+    for name in recipe.LOGS:
+        assert (out / name).read_bytes() == (source / name).read_bytes() == (out / "mini" / name).read_bytes()
+    assert (out / "unet.state.safetensors").is_file()
+
+
 @pytest.mark.usefixtures("small")
 def test_a_part_ends_in_time_with_its_state_saved(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(PartEnded, match="the same command goes on"):
@@ -316,10 +344,15 @@ def test_bad_corpora_get_one_line(corpus: Corpus, tmp_path: Path) -> None:
     nameless = write_corpus(tmp_path / "nameless.parquet", corpus.images, labels, names=None)
     good = write_corpus(tmp_path / "good.parquet", corpus.images, labels)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    table = pq.read_table(good)
+    cells = table["image"].to_pylist()
+    cells[3]["bytes"] = cells[3]["bytes"][:40]
+    pq.write_table(table.set_column(0, "image", pa.array(cells)), tmp_path / "torn.parquet")
     for path, size, message in (
         (tmp_path / "none.parquet", 32, "no such file"),
         (tmp_path / "bad.parquet", 32, "not a parquet file"),
         (nameless, 32, "no class names"),
+        (tmp_path / "torn.parquet", 32, r"torn\.parquet: image 3 cannot be decoded"),
         (good, 64, "32 x 32 px, expected 64 x 64"),
     ):
         with pytest.raises(DataError, match=message) as caught:

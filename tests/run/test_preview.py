@@ -84,11 +84,13 @@ def test_the_picture_is_the_same_each_time_and_nothing_else_is_written(
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {picture, page}
     first, text = picture.read_bytes(), page.read_text()
     assert "plan: about" in done.stdout and str(picture.relative_to(tmp_path)) in done.stdout
+    assert "not in it: --copies redraw (up to " in done.stdout and "not in it: --copies redraw (up to " in text
     assert text.count('class="card"') == 3 and text.count('class="made"') == 3 * 4 and "of memory at most" in text
     assert 'src="http' not in text and "at 3 times the strength" in text
     assert "as they come" in text and "least like their source" not in text
     assert preview(bench).exit_code == 0 and picture.read_bytes() == first, "a preview may take the place of another"
-    assert preview(bench, "--stronger", 1).exit_code == 0
+    other = preview(bench, "--stronger", 1, "--copies", "off", "--filter", "drop")
+    assert other.exit_code == 0 and "plan: not in it: --filter drop\n" in other.stdout
     assert picture.read_bytes() != first
 
 

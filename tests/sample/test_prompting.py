@@ -11,12 +11,13 @@ import pytest
 import torch
 from command_line import dinv
 from harness import content
+from toy import prompted
 
 from diffusion_inversion.config.sampling import PromptSettings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.sample import prompting
-from diffusion_inversion.sample.prompting import Prompt, draw_images, read_prompts, sample_prompts
+from diffusion_inversion.sample.prompting import Prompt, draw_images, draw_prompts, read_prompts
 from diffusion_inversion.sample.synthetic import SyntheticStore
 
 PROMPTS = (Prompt("dog", "a dog in the snow"), Prompt("cat", "a cat"), Prompt("cat", "a small cat, asleep"))
@@ -55,7 +56,7 @@ def test_equals_stable_diffusion_pipeline_with_prompts(
 
 
 def test_the_folder_is_that_of_stage_2(generator: Generator, tmp_path: Path) -> None:
-    images = sample_prompts(PROMPTS, generator, tmp_path, SETTINGS)
+    images = prompted(PROMPTS, generator, tmp_path, SETTINGS)
     assert len(images) == 6 and images.class_names == ("cat", "dog") and images.size == generator.resolution
     rows = pq.read_table(tmp_path / "synthetic" / "metadata.parquet").to_pylist()
     assert {row["source_id"] for row in rows} == {f"{p.class_name}: {p.text}" for p in PROMPTS}
@@ -66,12 +67,12 @@ def test_the_folder_is_that_of_stage_2(generator: Generator, tmp_path: Path) -> 
 
 
 def test_resumed_and_extended_equal_uninterrupted(generator: Generator, tmp_path: Path) -> None:
-    whole = sample_prompts(PROMPTS, generator, tmp_path / "whole", SETTINGS)
+    whole = prompted(PROMPTS, generator, tmp_path / "whole", SETTINGS)
     grown = tmp_path / "grown"
-    sample_prompts(PROMPTS[:2], generator, grown, SETTINGS.model_copy(update={"variants": 1}))
+    draw_prompts(PROMPTS[:2], generator, grown, SETTINGS.model_copy(update={"variants": 1}))
     store = SyntheticStore(grown, ("cat", "dog"))
     store.manifest.rewrite(store.manifest.records()[:1])  # killed after the first batch
-    again = sample_prompts(PROMPTS, generator, grown, SETTINGS)
+    again = prompted(PROMPTS, generator, grown, SETTINGS)
     assert again.ids == whole.ids and torch.equal(again.labels, whole.labels)
     assert int((again.images.int() - whole.images.int()).abs().max()) <= 1  # batches differ: rounding only
 
@@ -79,7 +80,7 @@ def test_resumed_and_extended_equal_uninterrupted(generator: Generator, tmp_path
 def test_a_unit_of_prompts_is_drawn_in_parts_where_memory_is_short(
     generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = sample_prompts(PROMPTS, generator, tmp_path / "whole", SETTINGS)
+    whole = prompted(PROMPTS, generator, tmp_path / "whole", SETTINGS)
     predict = generator.predict
 
     def short(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -88,13 +89,13 @@ def test_a_unit_of_prompts_is_drawn_in_parts_where_memory_is_short(
         return predict(latents, *rest)
 
     monkeypatch.setattr(generator, "predict", short)
-    parts = sample_prompts(PROMPTS, generator, tmp_path / "parts", SETTINGS)
+    parts = prompted(PROMPTS, generator, tmp_path / "parts", SETTINGS)
     manifest = SyntheticStore(tmp_path / "parts", parts.class_names).manifest
     assert [(unit["count"], unit.get("at_once")) for unit in manifest.units().values()] == [(4, 2), (2, None)]
     assert int((parts.images.int() - whole.images.int()).abs().max()) <= 1  # batches differ: rounding only
     manifest.append({"event": "drop", "unit": next(iter(manifest.units()))})
     monkeypatch.undo()
-    again = sample_prompts(PROMPTS, generator, tmp_path / "parts", SETTINGS)
+    again = prompted(PROMPTS, generator, tmp_path / "parts", SETTINGS)
     assert torch.equal(again.images, parts.images), "a unit that is drawn again has the size on record"
 
 
@@ -109,24 +110,24 @@ def test_a_draw_depends_on_seed_prompt_and_variant_alone(generator: Generator, t
 
 
 def test_what_changes_an_image_is_refused(generator: Generator, tmp_path: Path) -> None:
-    sample_prompts(PROMPTS, generator, tmp_path, SETTINGS)
+    draw_prompts(PROMPTS, generator, tmp_path, SETTINGS)
     for change in ({"seed": 1}, {"resolution": 32}, {"inference_steps": 2}, {"guidance_scales": (2.0,)}):
         with pytest.raises(ConfigMismatchError, match=next(iter(change))):
-            sample_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update=change))
+            draw_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update=change))
     with pytest.raises(ConfigMismatchError, match="class_names"):
-        sample_prompts([*PROMPTS, Prompt("ant", "an ant")], generator, tmp_path, SETTINGS)
+        draw_prompts([*PROMPTS, Prompt("ant", "an ant")], generator, tmp_path, SETTINGS)
     (tmp_path / "vectors" / "embeddings").mkdir(parents=True)
     with pytest.raises(UsageError, match="a folder of their own"):
-        sample_prompts(PROMPTS, generator, tmp_path / "vectors", SETTINGS)
+        draw_prompts(PROMPTS, generator, tmp_path / "vectors", SETTINGS)
 
 
 def test_bad_requests_name_the_remedy(generator: Generator, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"resolution=15: not a multiple of 2.*--sample-resolution 16"):
-        sample_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update={"resolution": 15}))
+        draw_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update={"resolution": 15}))
     with pytest.raises(UsageError, match="image_size=99"):
-        sample_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update={"image_size": 99}))
+        draw_prompts(PROMPTS, generator, tmp_path, SETTINGS.model_copy(update={"image_size": 99}))
     with pytest.raises(DataError, match="both name the source 'a: b: c'"):
-        sample_prompts((Prompt("a: b", "c"), Prompt("a", "b: c")), generator, tmp_path, SETTINGS)
+        draw_prompts((Prompt("a: b", "c"), Prompt("a", "b: c")), generator, tmp_path, SETTINGS)
     assert not list(tmp_path.iterdir())
 
 

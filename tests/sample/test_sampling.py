@@ -19,7 +19,7 @@ from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.sample.columns import COLUMNS
 from diffusion_inversion.sample.denoising import denoise
-from diffusion_inversion.sample.prompting import Prompt, sample_prompts
+from diffusion_inversion.sample.prompting import Prompt, draw_prompts
 from diffusion_inversion.sample.sampling import reconstruct, sample
 from diffusion_inversion.sample.synthetic import SyntheticStore, file_name, read_synthetic
 from diffusion_inversion.sample.variants import plan_variant
@@ -124,7 +124,7 @@ def test_what_is_not_finite_is_never_committed(
         sample(embeddings, generator, tmp_path, SETTINGS.model_copy(update={"batch_size": 4}))
     assert SyntheticStore(tmp_path, embeddings.class_names).count == 4
     with pytest.raises(PartialError, match=r"^cat: a cat: what was drawn is not finite"):
-        sample_prompts(prompts, generator, tmp_path / "prompts", PromptSettings(variants=1, inference_steps=2))
+        draw_prompts(prompts, generator, tmp_path / "prompts", PromptSettings(variants=1, inference_steps=2))
     assert SyntheticStore(tmp_path / "prompts", ("cat", "dog")).count == 0
 
 

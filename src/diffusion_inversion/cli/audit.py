@@ -39,6 +39,7 @@ def audit(
     auditing: Annotated[Given[AuditSettings], Fields(only=OF_THE_COMMAND)],
 ) -> dict[str, Any]:
     """Find synthetic images that copy training images, and say how many such copies would be found."""
+    from ..data.sources import at_home
     from ..measure.copies.said import table
     from ..run.copies import audit_data, audit_run, write_audit
     from ..run.layout import AUDIT_FILE, DATA_FILE
@@ -50,7 +51,7 @@ def audit(
         if out is not None:
             write_audit(out, found, record)
         return {**record, "text": table(record)}
-    run = Path(real).expanduser()
+    run = at_home("RUN", real)
     if not (run / DATA_FILE).is_file():
         raise UsageError(f"{real}: not a run folder. Give one, or REAL and GENERATED.")
     if test is not None or out is not None:

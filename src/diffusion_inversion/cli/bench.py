@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import UsageError
 from .command import add
-from .given import Fields, Given, words
+from .given import words
+from .options import DeviceAndType
 
-if TYPE_CHECKING:
-    from ..config.settings import GeneratorSettings
-
-Type = Annotated["Given[GeneratorSettings]", Fields(only=("dtype", "device"))]
 bench = typer.Typer(help="Measurements of this machine; they take minutes and gigabytes.", no_args_is_help=True)
 
 
@@ -27,7 +24,7 @@ def real_size(
     sizes: Annotated[str, typer.Option(help="Sides in px, ascending; the first is compared.")] = "128,256,512",
     repeats: Annotated[int, typer.Option(help="Rounds; the median counts.", min=1)] = 5,
     batch_size: Annotated[int, typer.Option(help="Images side by side in the comparison.", min=1)] = 4,
-    where: Type,
+    where: DeviceAndType,
 ) -> dict[str, Any]:
     """Time and memory of learning and sampling at Stable Diffusion's size, against the plain diffusers loop.
 

@@ -73,6 +73,7 @@ def doctor(
 
 def verify(run: Run) -> dict[str, Any]:
     """Read every file of RUN and compare it with what was written."""
+    from ..engine.disk import human
     from ..engine.text import shown
 
     found = _verified(run)
@@ -84,7 +85,7 @@ def verify(run: Run) -> dict[str, Any]:
             f"again, or `dinv repair {run}`.",
             _record(found),
         )
-    text = f"{run}: {found.files} files, {human_size(found)}: all as written"
+    text = f"{run}: {found.files} files, {human(found.size)}: all as written"
     if found.foreign:
         names = [*map(shown, found.foreign[:SHOWN]), *(["..."] if len(found.foreign) > SHOWN else [])]
         text += f". Not of this run, and left alone: {', '.join(names)}"
@@ -183,10 +184,3 @@ def _lines(run: Path, found: Verification) -> str:
     if len(found.findings) > SHOWN:
         lines.append(f"  and {len(found.findings) - SHOWN} more (--json lists all)")
     return "\n".join(lines)
-
-
-def human_size(found: Verification) -> str:
-    """Bytes that were read, for people."""
-    from ..engine.disk import human
-
-    return human(found.size)

@@ -32,21 +32,16 @@ def train(
     training: Given[GanSettings],
 ) -> dict[str, Any]:
     """Train a GAN on the training images of DATA, of 32 or 64 px (--size). DATA is parted as `dinv run` does."""
-    from ..data.datasets import load_splits
-    from ..data.selection import Chosen
     from ..generator.device import resolve_device
     from ..pretrain.gan.training import train_gan
+    from ..run.images import load_as
 
     data, settings = data_settings(source), training.settings()
     device = resolve_device(where.settings().device)
-    splits = load_splits(
-        **data.model_dump(exclude={"drop_test_duplicates", "balanced", "per_class"}),
-        drop_duplicates=data.drop_test_duplicates,
-        chosen=Chosen(balanced=data.balanced, per_class=data.per_class),
-    )
-    gan = train_gan(splits.train, out, settings, device)
-    text = f"{settings.steps} steps on {len(splits.train)} images. Next: dinv gan sample {out} --run RUN --out OUT"
-    return {"folder": str(out), "images": len(splits.train), "size": gan.size, "hash": gan.hash, "text": text}
+    images = load_as(data).train
+    gan = train_gan(images, out, settings, device)
+    text = f"{settings.steps} steps on {len(images)} images. Next: dinv gan sample {out} --run RUN --out OUT"
+    return {"folder": str(out), "images": len(images), "size": gan.size, "hash": gan.hash, "text": text}
 
 
 def sample(

@@ -132,19 +132,13 @@ def autoencode(
     DATA is parted into train and test as `dinv run` does. What is written is DATA again: OUT with --split both, else
     OUT/train or OUT/test.
     """
-    from ..data.datasets import load_splits
-    from ..data.selection import Chosen
+    from ..run.images import load_as
     from ..sample.autoencoding import PARTS, write_autoencoded
 
     if split not in (*PARTS, "both"):
         raise UsageError(f"--split {split}: give {', '.join(PARTS)} or both.")
     settings = data_settings(source)
-    loaded = load(where.settings())
-    splits = load_splits(
-        **settings.model_dump(exclude={"drop_test_duplicates", "balanced", "per_class"}),
-        drop_duplicates=settings.drop_test_duplicates,
-        chosen=Chosen(balanced=settings.balanced, per_class=settings.per_class),
-    )
+    loaded, splits = load(where.settings()), load_as(settings)
     lines, summary = [], dict[str, Any]()
     for part, images in zip(PARTS, (splits.train, splits.test), strict=True):
         if split not in (part, "both"):

@@ -19,7 +19,7 @@ import typer
 from ..engine.text import did_you_mean
 from ..errors import UsageError
 from .completion import completion_of
-from .pages import section_of
+from .pages import OTHERS, SECTIONS
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -237,7 +237,8 @@ def options(function: Make) -> tuple[list[inspect.Parameter], Callable[[Mapping[
             own[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             order.append(name)
             continue
-        every = [Option(key, info, fields, section_of(model)) for key, info in model.model_fields.items()]
+        section = SECTIONS.get(model.__name__, OTHERS)
+        every = [Option(key, info, fields, section) for key, info in model.model_fields.items()]
         models[name] = (model, [option for option in every if option.exists])
         for option in models[name][1]:
             shared.setdefault(option.parameter, []).append(option)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
-
-if TYPE_CHECKING:
-    from ..config.settings import Settings
 
 SHORT = 20  # options of its own: a command with no more of them has no --help-all, and its page shows all
 OTHERS = "Options"
@@ -81,7 +78,7 @@ EXAMPLES = {
     "compare": ("dinv compare runs/photos runs/stronger", "dinv compare runs/a runs/b runs/c --out compared.html"),
     "verify": ("dinv verify runs/photos",),
     "repair": ("dinv repair runs/photos",),
-    "forget": ("dinv forget runs/photos train/cat/001.png",),
+    "forget": ("dinv forget runs/photos --source cat/001.png",),
     "retrieve": ("dinv retrieve photos --pool pool --k 10,25,50 --out runs/retrieved",),
     "lecf": ("dinv lecf photos --clip models/clip --out runs/lecf",),
     "sweep": ("dinv sweep experiments/figure6.toml --data cifar10-train.parquet --out sweeps/figure6",),
@@ -91,11 +88,6 @@ EXAMPLES = {
     ),
     "few-shot": ("dinv few-shot photos --clip models/clip --shots 1,2,4,8,16",),
 }
-
-
-def section_of(model: type[Settings]) -> str:
-    """The section that the options of a settings model stand in."""
-    return SECTIONS.get(model.__name__, OTHERS)
 
 
 class Page(typer.core.TyperCommand):

@@ -85,7 +85,9 @@ def preview(
     source: Given[DataSettings],
     inverting: Given[InvertSettings],
     sampling: Given[SampleSettings],
+    filtering: Given[FilterSettings],
     training: Given[TrainSettings],
+    auditing: Annotated[Given[AuditSettings], Fields(only=("copies", "false_positives"))],
     looking: Given[PreviewSettings],
     own_size: OwnSize = True,
     replicates: Replicates = 1,
@@ -94,37 +96,34 @@ def preview(
 
     And what `dinv run` with these options will take. No run folder is made or touched.
     """
+    from ..run.fidelity.stage import JUDGED
     from ..run.foresight import forewarnings
+    from ..run.place import default_folder
     from ..run.plan.start import process_age
-    from ..run.preview import Wanted, make
+    from ..run.preview import Wanted, files_of, make
 
-    settings = looking.settings()
-    files = files_for(settings.out, data_settings(source).data)
+    settings, filters, copies = looking.settings(), filtering.settings(), auditing.settings()
+    folder = default_folder(data_settings(source).data)
+    files = files_of(settings.out or folder.with_name(f"{folder.name}-preview.png"))
     with outlook_of(
-        None, where, preset, source, inverting, sampling, training, own_size=own_size, replicates=replicates
-    ) as outlook:
+        None, where, preset, source, inverting, sampling, training,
+        own_size=own_size, replicates=replicates, judged=filters.filter in JUDGED,
+    ) as outlook:  # fmt: skip
         asked, splits = outlook.asked, outlook.splits
         notes = forewarnings(splits, asked.train, outlook.side, replicates=replicates, own_size=own_size)
         outlook.time(asked, 0.0)
         start = process_age()
-        found = outlook.forecast(outlook.time(asked, _GLANCE), asked).after(start)
+        steps = outlook.time(asked, _GLANCE)
+        found, untimed = outlook.forecast(steps, asked).after(start), outlook.untimed(steps, asked, filters, copies)
+        lines = [*found.lines(), *untimed.lines()]
         wanted = Wanted(settings, files, command_line(), notes)
         generator = outlook.generator
-        count = make(splits, generator, asked.invert, asked.sample, wanted, side=outlook.side, plan=found.lines())
-    text = "\n".join([*notes, *(f"plan: {line}" for line in found.lines()), f"preview: {files[0]}, page: {files[1]}"])
+        count = make(splits, generator, asked.invert, asked.sample, wanted, side=outlook.side, plan=lines)
+    text = "\n".join([*notes, *(f"plan: {line}" for line in lines), f"preview: {files[0]}, page: {files[1]}"])
     return {
         "picture": str(files[0]), "page": str(files[1]), "images": count, "notes": list(notes), "plan": found.record(),
-        "text": text,
+        "untimed": vars(untimed), "text": text,
     }  # fmt: skip
-
-
-def files_for(out: Path | None, data: str) -> tuple[Path, Path]:
-    """Where the preview of a DATA is written; UsageError where that is no place for it."""
-    from ..run.place import default_folder
-    from ..run.preview import files_of
-
-    folder = default_folder(data)
-    return files_of(out or folder.with_name(f"{folder.name}-preview.png"))
 
 
 @contextmanager
@@ -140,7 +139,7 @@ def outlook_of(
     own_size: bool,
     replicates: int,
     workers: int = 1,
-    judged: bool = True,
+    judged: bool,
 ) -> Iterator[Outlook]:
     """A run with these options, refused where `dinv run` would refuse it; without `out` one that was not begun.
 

@@ -66,7 +66,7 @@ def invert(
     chosen = data_settings(source)
     require_place(out, chosen.data, chosen.test)
     settings = inverting.settings(preset, of=data)
-    logs = _logs(logging, join or store is not None or bool(working.values))
+    logs = _logs(logging, join, store, working)
     shared = opened(store)
     if (done := by_workers(working, out)) is not None:
         return done
@@ -123,7 +123,7 @@ def sample(
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder. Start with `dinv invert DATA --out {run}`.")
     settings = whole(sampling.settings(preset, of=recorded_data(run)))
-    logs = _logs(logging, join or store is not None or bool(working.values))
+    logs = _logs(logging, join, store, working)
     chosen = where.settings()
     if "generator" not in where.values:
         recorded, revision = inverted_with(run)
@@ -177,7 +177,7 @@ def train(
     from ..run.stages import forewarn, train_stage
 
     settings = training.settings(preset, of=recorded_data(run))
-    device, logs = where.settings().device, _logs(logging, join or store is not None or bool(working.values))
+    device, logs = where.settings().device, _logs(logging, join, store, working)
     shared = opened(store, restart)
     if (done := by_workers(working, run, restart)) is not None:
         return done
@@ -233,7 +233,7 @@ def run(
     folder = out or default_folder(chosen.data)
     require_place(folder, chosen.data, chosen.test)
     invert, sample, train = settings_of_a_run(preset, data, inverting, sampling, training)
-    logs, limit = _logs(logging, join or store is not None or bool(working.values)), limiting.settings().time_limit
+    logs, limit = _logs(logging, join, store, working), limiting.settings().time_limit
     if working.values and (limit is not None or train.online):
         raise UsageError(
             "--workers: goes with neither --time-limit nor --online, which one process decides. Leave it out."
@@ -255,13 +255,13 @@ def run(
     return summarise(folder, record, data, source.values.get("test"))
 
 
-def _logs(logging: Given[LogSettings], join: bool) -> LogSettings:
+def _logs(logging: Given[LogSettings], join: bool, store: str | None, working: Given[WorkerSettings]) -> LogSettings:
     """Where a command logs, refused where that cannot be."""
     from ..run.trackers import require_trackers
 
     logs = logging.settings()
     require_trackers(logs.log_to)
-    if logs.log_to and join:
+    if logs.log_to and (join or store is not None or working.values):
         raise UsageError(
             "--log-to --join, --store or --workers: several processes would write one log. Leave one of them out."
         )

@@ -7,7 +7,7 @@ Zhang et al. 2022 (arXiv 2207.09519) and He et al. 2022 (arXiv 2210.07574) with 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
@@ -15,9 +15,8 @@ from .settings import Settings
 
 CLASS = "{class}"  # in a template: where the name of the class goes
 Method = Literal["zero-shot", "coop", "tip-adapter", "tip-adapter-f", "classifier-tuning"]
-METHODS: tuple[Method, ...] = ("zero-shot", "coop", "tip-adapter", "tip-adapter-f", "classifier-tuning")
+METHODS: tuple[Method, ...] = get_args(Method)
 LEAST_SEEDS = 3
-
 
 Texts = TypeVar("Texts", bound=Sequence[str])
 

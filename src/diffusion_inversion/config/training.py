@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,7 +11,7 @@ from ..engine.text import did_you_mean
 from .settings import Settings, setting
 
 Arm = Literal["real", "synthetic", "real+synthetic"]
-ARMS: tuple[Arm, ...] = ("real", "synthetic", "real+synthetic")
+ARMS: tuple[Arm, ...] = get_args(Arm)
 RecipeName = Literal["paper-sgd", "medmnist-adamw", "fast"]
 ARCHITECTURES = (
     "resnet20", "resnet56", "resnet18", "vgg16", "mobilenetv2", "shufflenetv2", "efficientnetb0", "lite0",

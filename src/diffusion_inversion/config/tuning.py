@@ -123,20 +123,20 @@ def _axis(text: str) -> Axis:
     models: dict[str, type[Settings]] = {"data": DataSettings, "invert": InvertSettings}
     models.update(MODELS.items())
     homes = [one for one, model in models.items() if name in model.model_fields and stage in ("", one)]
-    free = [one for one in homes if one in MODELS and f"{one}.{name}" not in _REFUSED]
+    free: list[Tunable] = [one for one in MODELS if one in homes and f"{one}.{name}" not in _REFUSED]
     if not homes:
         raise UsageError(f"--tune {named}: no such setting; give one of sample or train, as `dinv run --help` has it.")
     if not free or (len(homes) > 1 and not dot):
         raise UsageError(f"--tune {named}: {_why_not(homes, name)}")
     (home,) = free
-    field = MODELS["sample" if home == "sample" else "train"].model_fields[name]
+    field = MODELS[home].model_fields[name]
     if "auto" in each and name in ("real_fraction", "noise_strength"):
         option = f"--{name.replace('_', '-')} auto"
         raise UsageError(f"--tune {name}=auto: give numbers, or {option} without --tune of it.")
     parts: Sequence[Any] = each
     if get_origin(field.annotation) is tuple:
         parts = [tuple(part for part in value.split("+") if part) for value in each]
-    return Axis("sample" if home == "sample" else "train", name, tuple(parts))
+    return Axis(home, name, tuple(parts))
 
 
 def _why_not(homes: Sequence[str], name: str) -> str:

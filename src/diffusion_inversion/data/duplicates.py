@@ -66,8 +66,8 @@ def find_duplicates(train: Part, test: Part | None, class_names: Sequence[str]) 
     pairs = near_pairs(thumbnails if len(rows) == len(thumbnails) else thumbnails[rows])
 
     alike: dict[int, list[int]] = defaultdict(list)  # row => earlier rows that show the same picture
-    for pair in pairs:
-        alike[rows[pair.second]].append(rows[pair.first])
+    for before, after in pairs:
+        alike[rows[after]].append(rows[before])
     problems: tuple[list[Problem], list[Problem]] = ([], [])
     shared: list[Shared] = []
     first_in_test: dict[str, int] = {}

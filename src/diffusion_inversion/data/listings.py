@@ -16,7 +16,9 @@ SUFFIXES = (".csv", ".tsv", ".jsonl")
 PATH_COLUMNS = ("file_name", "path", "file", "filename", "image")
 LABEL_COLUMNS = ("label", "class", "labels")
 SPLIT_COLUMN = "split"
-_TESTS = (("test", "testing"), ("val", "valid", "validation"))  # the wanted one first
+# Names of splits that are in use (huggingface/datasets#4839), the wanted test split first.
+TRAIN = ("train", "training")
+TESTS = (("test", "testing"), ("val", "valid", "validation"))
 
 
 def listing(path: Path) -> tuple[Source, Source | None]:
@@ -29,8 +31,8 @@ def listing(path: Path) -> tuple[Source, Source | None]:
     labels = _texts(path, table, LABEL_COLUMNS)
     splits = [str(one or "").strip().lower() for one in table.get(SPLIT_COLUMN, ["train"] * len(files))]
     names = tuple(sorted({label for label in labels if label}))
-    rows = [row for row, split in enumerate(splits) if split in ("train", "training")]
-    test = next((found for wanted in _TESTS if (found := [r for r, s in enumerate(splits) if s in wanted])), None)
+    rows = [row for row, split in enumerate(splits) if split in TRAIN]
+    test = next((found for wanted in TESTS if (found := [r for r, s in enumerate(splits) if s in wanted])), None)
     if not rows:
         raise DataError(f"{path}: no image whose {SPLIT_COLUMN} is train; call them so, or leave the column out")
     train = _source(path, table, files, labels, names, rows)

@@ -13,7 +13,7 @@ from .naming import UNIT_FILES, class_folder
 from .pools import files_below
 from .problems import Problem
 from .scan import IMAGE_SUFFIXES
-from .sources import BUILTINS, open_data
+from .sources import BUILTINS, at_home, open_data
 from .tables import class_of_rows, unlabelled_parquet
 
 NO_LABEL = -1
@@ -36,7 +36,7 @@ def open_loose(images: str, class_names: Sequence[str], root: Path) -> Source:
     def numbers(names: Sequence[str | None]) -> tuple[int, ...]:
         return tuple(NO_LABEL if name is None else label_of.get(name, NO_LABEL) for name in names)
 
-    path = Path(images).expanduser()
+    path = at_home("IMAGES", images)
     if images in BUILTINS or images.startswith("hf:") or any(path.glob(UNIT_FILES)):
         train, test = open_data(images, root)
         source = train if test is None else test

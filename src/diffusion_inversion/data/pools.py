@@ -19,7 +19,7 @@ from .decode import open_image
 from .listed import Source, numbered
 from .problems import Problem
 from .scan import IMAGE_SUFFIXES, is_ignored
-from .sources import BUILTINS, open_data
+from .sources import BUILTINS, at_home, open_data
 from .tables import LICENCE_COLUMNS, Unlabelled, unlabelled_hub, unlabelled_parquet
 
 
@@ -58,7 +58,7 @@ def open_pool(pool: str | Path, root: Path) -> Pool:
         return Pool(source, lambda row: source.licence)
     if text.startswith("hf:"):
         return _of_tables(text, {"train": unlabelled_hub(text, root)})
-    path = Path(text).expanduser()
+    path = at_home("--pool", text)
     if path.is_file() and path.suffix.lower() == ".parquet":
         return _of_tables(path.stem, {"pool": unlabelled_parquet(path)})
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""What DATA names: a folder, a parquet file, `hf:<id>` or a built-in data set, opened but not yet decoded."""
+"""What DATA names: a folder, a file, `hf:<id>` or a built-in data set, opened but not yet decoded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .beside import columns_beside
 from .boxes import coco_file, yolo_file
 from .decode import open_image
 from .listed import Source, numbered, reading, unused_classes
-from .listings import SUFFIXES, listing
+from .listings import SUFFIXES, TESTS, TRAIN, listing
 from .naming import UNIT_FILES
 from .scan import is_ignored, scan_beside, scan_folder
 from .shards import sharded, shards_of
@@ -30,9 +30,6 @@ from .tables import hub_data, parquet_file, parquet_files
 
 Role = Literal["train", "test"]
 
-# Names of splits that are in use (huggingface/datasets#4839), the wanted test split first.
-_TRAIN = ("train", "training")
-_TESTS = (("test", "testing"), ("val", "valid", "validation"))
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -69,10 +66,7 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
             return BUILTINS[data](root)
     if text.startswith("hf:"):
         return hub_data(text, root)
-    try:
-        path = Path(data).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"DATA {text}: no home folder is known for its ~; write the whole path") from error
+    path = at_home("DATA", text)
     if path.is_dir():
         return _folder(path.resolve())
     if path.is_file() and (found := _file(path, role)) is not None:
@@ -88,6 +82,14 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
         f"DATA {text}: no such folder, file or built-in name.{hint} Give a folder of class folders, a parquet file, "
         f"hf:<id>[@revision][?config=...], or one of {', '.join(BUILTINS)}"
     )
+
+
+def at_home(what: str, text: str) -> Path:
+    """A path whose `~` the shell left as it was. Raises UsageError, for `what` is named so, where that is no home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{what} {text}: no home folder is known for its ~; write the whole path") from error
 
 
 def _file(path: Path, role: Role) -> Opened | None:
@@ -113,7 +115,7 @@ def _folder(folder: Path) -> Opened:
     if units := sorted(folder.glob(UNIT_FILES)):
         return parquet_files(units, "train"), None
     # A class may be called "train" or "test": only folders that hold folders are splits.
-    train, tests = _split(folder, _TRAIN), [name for names in _TESTS if (name := _split(folder, names))]
+    train, tests = _split(folder, TRAIN), [name for names in TESTS if (name := _split(folder, names))]
     if train is None:
         return _from_scan(folder.name, folder), None
     if not tests:

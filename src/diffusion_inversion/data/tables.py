@@ -235,6 +235,7 @@ def unlabelled_hub(data: str, root: Path) -> Unlabelled:
 def _hub_splits(data: str, asked: HubName, root: Path) -> Iterator[tuple[Any, Sequence[Path]]]:
     """The splits of a hub data set, train among them, and the places where its files lie; errors below name it."""
     import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     name, local = asked.name, asked.is_local
     if not local and Path(name).exists():  # `datasets` would take it for the data set
@@ -257,13 +258,7 @@ def _hub_splits(data: str, asked: HubName, root: Path) -> Iterator[tuple[Any, Se
         if (wanted := asked.train or "train") not in splits:
             raise DataError(f"{data}: no {wanted} split among {', '.join(splits)}; name one: ?train=<split>")
         # Files of a hub data set lie in one of these; a cell that names another file is not the data set's.
-        yield splits, (root / "huggingface", *([Path(name)] if local else []), *_hub_caches())
-
-
-def _hub_caches() -> tuple[Path, ...]:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return (Path(HF_HUB_CACHE),)
+        yield splits, (root / "huggingface", *([Path(name)] if local else []), Path(HF_HUB_CACHE))
 
 
 def _from_hub(name: str, asked: HubName, prefix: str, table: Any, places: Sequence[Path]) -> Source:

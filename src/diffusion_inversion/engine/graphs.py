@@ -18,8 +18,6 @@ from .memory import holds_memory
 WARM_CALLS = 3  # before work is recorded: libraries choose their kernels in them
 MOST_SHAPES = 12  # of which a function keeps the graphs
 _Shape: TypeAlias = tuple[tuple[torch.Size, torch.dtype], ...]
-
-
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 _failed: list[torch.cuda.CUDAGraph] = []
 

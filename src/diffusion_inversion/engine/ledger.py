@@ -29,23 +29,18 @@ class Ledger:
         `note` goes into the record: what a damaged file can be made from again.
         """
         digest = hashlib.sha256(content).hexdigest()
-
-        def record(event: str) -> None:
-            files = {name: digest}
-            self.manifest.append(
-                {"event": event, "unit": name, "ids": [name], "count": 1, "files": files, "note": note}
-            )
-
         with briefly(self.run, "ledger"):
             if digest != self._committed(name) or _hash(self.run / name) != digest:
-                commit_bytes(inside(self.run, name), content, lambda _: record("writing"))
-                record("commit")
+                commit_bytes(inside(self.run, name), content, lambda _: self._record("writing", name, digest, note))
+                self._record("commit", name, digest, note)
 
     def adopt(self, name: str) -> None:
         """Record `name` as it is, where its own record was lost."""
-        digest = _hash(inside(self.run, name))
+        self._record("commit", name, _hash(inside(self.run, name)), None)
+
+    def _record(self, event: str, name: str, digest: str | None, note: dict[str, Any] | None) -> None:
         files = {name: digest}
-        self.manifest.append({"event": "commit", "unit": name, "ids": [name], "count": 1, "files": files, "note": None})
+        self.manifest.append({"event": event, "unit": name, "ids": [name], "count": 1, "files": files, "note": note})
 
     def note(self, name: str) -> dict[str, Any] | None:
         """The note of the last commit of `name`, also where it was lost since; None where there is none."""

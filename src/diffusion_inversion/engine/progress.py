@@ -64,10 +64,6 @@ class Pace:
         return True
 
     @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.start
-
-    @property
     def rate(self) -> float:
         """Units a second in the last minute, once a second has gone by; 0 where that is not known."""
         (since, then), (now, done) = self._recent[0], self._recent[-1]
@@ -178,6 +174,6 @@ def _lines(description: str, pace: Pace) -> Iterator[Callable[[int], None]]:
     try:
         yield count
     finally:
-        elapsed = pace.elapsed
+        elapsed = time.monotonic() - pace.start
         ended = f"{'done' if pace.done >= pace.total else 'stopped'} after {duration(elapsed)}"
         print(line(pace.done / elapsed if elapsed else 0.0, ended), file=sys.stderr, flush=True)

@@ -200,7 +200,11 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what killed writers left anywhere below `folder`. Call it only while no other process writes there."""
+    """Delete files that killed writers left anywhere below `folder`; folders are `replaced_folder`'s own to clear.
+
+    Call it only while no other process writes there.
+    """
     for partial in folder.rglob(f"{PARTIAL_PREFIX}*"):
         with disk_errors(partial):
-            partial.unlink(missing_ok=True)
+            if not partial.is_dir():
+                partial.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 from .lock import TakenOverError, claim, is_shared, same_jobs
@@ -71,7 +71,10 @@ def _share(
         done: set[str] = set()  # since the plan was made
         for unit in todo:
             name = unit_name(unit)
-            with claim(run, f"{home.name}-{name}") as free_here, _leased(home, name, free_here) as mine:
+            with (
+                claim(run, f"{home.name}-{name}") as free_here,
+                lease(home, name) if free_here else nullcontext(False) as mine,
+            ):
                 try:
                     if mine:
                         exchange(run, manifest, jobs)
@@ -92,7 +95,3 @@ def _share(
                     break  # to plan anew costs less than to ask the store for every unit that is left
         if not worked:
             time.sleep(POLL if is_elsewhere(home) else _POLL)
-
-
-def _leased(home: Path, name: str, free_here: bool) -> AbstractContextManager[bool]:
-    return lease(home, name) if free_here else nullcontext(False)

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..data.images import to_uint8
 from ..engine.hashing import sha256_of_all
 from ..engine.untrusted import TensorSpec, check_record, specs_of
-from ..errors import DataError, PartialError, UsageError
-from .checkpoints import building, check_weights, read_config, read_weights, weight_names
+from ..errors import PartialError, UsageError
+from .checkpoints import as_usage, building, check_weights, read_config, read_weights, weight_names
 from .generator import Generator
 from .networks import quiet
 
@@ -212,12 +212,8 @@ def attempt_identity(attempt: int) -> tuple[int | str, ...]:
 
 def _checked(path: Path, kind: Any) -> Any:
     """A config as `kind`, its numbers in range. Raises UsageError."""
-    config = read_config(path)
-    try:
-        check_record(config, kind, path)
-    except DataError as error:
-        raise UsageError(str(error)) from error
-    return kind.model_validate(config)
+    with as_usage():
+        return check_record(read_config(path), kind, path)
 
 
 def _sides(value: int | dict[str, int]) -> list[int]:

@@ -92,7 +92,7 @@ def make_scheduler(
         raise UsageError(f"inference_steps={inference_steps}: more than the model's {available} timesteps.")
     scheduler = SCHEDULERS[name](config)
     if timesteps is not None:
-        if not takes_timesteps(scheduler):
+        if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:  # some have only spacings
             raise UsageError(f"scheduler={name}: takes no timesteps from outside. Use one that does, such as dpm++.")
         assert len(timesteps) == inference_steps
         scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
@@ -116,8 +116,3 @@ def _require_finite_steps(name: SchedulerName, scheduler: Scheduler) -> None:
     # Not the timesteps, which Karras' and others' spacings round: theirs may repeat.
     if name in ("dpm++", "unipc") and len(scheduler.sigmas.unique()) < len(scheduler.sigmas):
         raise UsageError(f"{steps}: has one noise level twice, and divides by the step between. Use fewer, or ddim.")
-
-
-def takes_timesteps(scheduler: Scheduler) -> bool:
-    """Whether its steps can be put at chosen timesteps: of diffusers' samplers some have only spacings."""
-    return "timesteps" in inspect.signature(scheduler.set_timesteps).parameters

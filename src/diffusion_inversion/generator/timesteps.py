@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from ..config.sampling import SchedulerName
 from ..engine.untrusted import check_record, read_json, shown
-from ..errors import DataError, UsageError
+from ..errors import UsageError
+from .checkpoints import as_usage
 
 FILE = "timesteps.json"
 Learned: TypeAlias = Mapping[SchedulerName, Mapping[int, Sequence[int]]]  # solver => number of steps => timesteps
@@ -33,10 +34,8 @@ def read_timesteps(folder: Path, weights_hash: str, training_timesteps: int) -> 
     path = folder / FILE
     if not path.is_file():
         return {}
-    try:
+    with as_usage():
         record = check_record(read_json(path), _Record, path)
-    except DataError as error:
-        raise UsageError(str(error)) from error
     if record.generator != weights_hash:
         print(
             f"warning: {path}: learned for other weights ({shown(record.generator[:12])}, these are "

@@ -284,11 +284,6 @@ class EmbeddingStore:
         complete = self.manifest.last("complete")
         return complete is not None and bool(complete["count"] == len(self.images()))
 
-    def require_complete(self) -> None:
-        """Raise UsageError unless stage 1 went through: means and partners need every vector."""
-        if not self.is_complete():
-            raise UsageError(f"{self.folder}: stage 1 is not finished. Run the same `dinv invert` command again first.")
-
     def remove(self, ids: set[str]) -> None:
         """Delete these images' vectors and every trace of them in the manifest; the others stay as they are."""
         records: list[Record] = []
@@ -386,5 +381,6 @@ def read_embeddings(run: str | Path) -> Embeddings:
     """
     store = EmbeddingStore(Path(run))
     found = store.read()
-    store.require_complete()
+    if not store.is_complete():  # means and partners need every vector
+        raise UsageError(f"{store.folder}: stage 1 is not finished. Run the same `dinv invert` command again first.")
     return found

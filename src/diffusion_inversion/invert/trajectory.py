@@ -24,8 +24,6 @@ CAUSES = (
     f"its vector is not finite or longer than {LARGEST_NORM:g}",
 )
 ENDED, LOSS, GRADIENT, VECTOR = 0, 1, 2, 3  # the first is none: the image ended early and has a result
-
-
 LOOK_EVERY = {"cuda": 25}  # steps between two looks at whether any image is left: elsewhere each, since nothing waits
 
 

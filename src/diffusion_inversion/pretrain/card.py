@@ -90,11 +90,10 @@ CLIP offline, and figures that it makes name it.
 NOT_MEASURED = "not measured"
 
 
-def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str = CORPUS) -> None:
+def write_card(target: Path, folder: Path, shown: tuple[str, ...]) -> None:
     """Write `target`/README.md from its configs and from the logs and figures.json in `folder`.
 
-    `shown` are the class names of samples.png, left to right; `corpus` says what it was trained on. What was not
-    measured says so.
+    `shown` are the class names of samples.png, left to right. What was not measured says so.
     """
     vae, unet, text, scheduler, adapter = (
         json.loads((target / name).read_text())
@@ -121,7 +120,7 @@ def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str =
         text_tokens=text["max_position_embeddings"],
         text_million=_million(target / "text_encoder" / "model.safetensors"),
         adapter_tokens=adapter["tokens"],
-        corpus=corpus,
+        corpus=CORPUS,
         vae_log=_last(folder / "vae.log.tsv"),
         unet_log=_last(folder / "unet.log.tsv"),
         figures=_figures(folder / "figures.json"),
@@ -131,7 +130,7 @@ def write_card(target: Path, folder: Path, shown: tuple[str, ...], corpus: str =
     commit_bytes(target / "README.md", written.encode())
 
 
-def write_clip_card(target: Path, concepts: tuple[int, int], held_out: int, corpus: str = CORPUS) -> None:
+def write_clip_card(target: Path, concepts: tuple[int, int], held_out: int) -> None:
     """Write `target`/README.md from the config and log in it.
 
     concepts: how many classes, and how many other names of them, the texts were made of. held_out: how many images
@@ -142,7 +141,7 @@ def write_clip_card(target: Path, concepts: tuple[int, int], held_out: int, corp
     accuracy = float(read_log(target / CLIP_LOG)[-1]["val_accuracy"])
     hypernyms = f", or one of {others:,} synonyms and hypernyms of them in WordNet 3.0 (Princeton University)"
     written = CLIP_TEXT.format(
-        corpus=corpus,
+        corpus=CORPUS,
         size=vision["image_size"],
         patch=vision["patch_size"],
         vision_layers=vision["num_hidden_layers"],

@@ -34,8 +34,8 @@ class Corpus:
 def load_corpus(path: Path, size: int) -> Corpus:
     """Decode every image of a parquet file with columns `image` and `label`; all must be `size` px square.
 
-    Class names come from the ClassLabel feature of the label. Raises DataError where the file, a column, the names or
-    an image's size is not as expected.
+    Class names come from the ClassLabel feature of the label. Raises DataError where the file, a column, the names, an
+    image or its size is not as expected.
     """
     import pyarrow.parquet as pq
     from pyarrow.lib import ArrowException
@@ -56,13 +56,17 @@ def load_corpus(path: Path, size: int) -> Corpus:
     def decode(index: int) -> None:
         from PIL import Image
 
-        with Image.open(io.BytesIO(encoded[index])) as image:
-            if image.size != (size, size):
-                raise DataError(
-                    f"{path}: image {index} is {image.size[0]} x {image.size[1]} px, expected {size} x {size}. "
-                    "Give a corpus of that size, or another --size."
-                )
-            images[index] = np.asarray(image.convert("RGB"))
+        try:
+            with Image.open(io.BytesIO(encoded[index])) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{path}: image {index} cannot be decoded ({error}). Replace it in the file.") from error
+        if pixels.shape[:2] != (size, size):
+            raise DataError(
+                f"{path}: image {index} is {pixels.shape[1]} x {pixels.shape[0]} px, expected {size} x {size}. "
+                "Give a corpus of that size, or another --size."
+            )
+        images[index] = pixels
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(decode, range(len(encoded)), chunksize=256))

@@ -62,7 +62,6 @@ class Measured:
     domains: Mapping[str, str] = field(default_factory=dict)  # name => DATA
     tests: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)  # label => another generator
-    amounts: Amounts | None = None
 
 
 def measure(
@@ -71,7 +70,7 @@ def measure(
     target_train: Data | None = None,
     target_test: Data | None = None,
     *,
-    generators: Mapping[str, Generator] | None = None,
+    generators: Mapping[str, Generator],
     judge: Path | None = None,
     domains: Mapping[str, Data] | None = None,
     tests: Mapping[str, Data] | None = None,
@@ -86,7 +85,7 @@ def measure(
     target_train, target_test: DATA whose labels a judge looks for in reconstructions of training images
         (CIFAR-10). Nothing is selected on the test images: they say how good the judge is, and what the autoencoder
         costs it.
-    generators: label => generator; default: the exported `folder`/mini, as "mini".
+    generators: label => generator.
     judge: a file of `Classifier.save`, of the target's classes, for any side; default: one is trained on all of
         `target_train` (`Amounts.judge`) and kept in `folder`.
     domains: name => DATA, whose training images are learned and drawn again.
@@ -102,8 +101,6 @@ def measure(
         raise UsageError(f"judge {judge}: nothing to judge. Give the target's training and test images.")
     if strange := sorted(tests.keys() - domains.keys()):
         raise UsageError(f"test images of {', '.join(strange)}: no such domain. Give its training images by that name.")
-    if generators is None:
-        generators = {"mini": Generator.load(folder / "mini")}
     call = _Call(folder, generators, amounts or Amounts(), list(domains), list(tests))
     if target_train is not None and target_test is not None:
         call.target(load_images(target_train), _held_out(target_test), judge)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from ..engine.text import visible
@@ -124,8 +123,11 @@ def _domains(content: dict[str, Any]) -> str:
         values = [f"{found['losses'][step]:.3f} ({found['ratio'][step]:.3f})" for step in steps]
         return [f"{found['n']:,}", f"{found['null_loss']:.3f}", *values]
 
-    def view_cells(kind: str, size: str, form: str, found: dict[str, Any]) -> list[str]:
-        return [format(found["views"][view][kind][size], form) for view in views]
+    def of_views(kind: str, size: str, form: str) -> str:
+        def cells(found: dict[str, Any]) -> list[str]:
+            return [format(found["views"][view][kind][size], form) for view in views]
+
+        return _each(content, "domain", names, [AUTOENCODED, *titles], cells)
 
     parts = [
         "## Domains\n"
@@ -136,27 +138,11 @@ def _domains(content: dict[str, Any]) -> str:
     sizes = [str(size) for size in content["sizes"]]
     for size in (OWN, *sizes):
         where = "at each generator's own resolution" if size == OWN else f"with both at {size} px"
-        parts.append(
-            f"PSNR to the source in dB, {where}:\n\n"
-            + _each(
-                content,
-                "domain",
-                names,
-                [AUTOENCODED, *titles],
-                partial(view_cells, "psnr", size, ".2f"),
-            )
-        )
+        parts.append(f"PSNR to the source in dB, {where}:\n\n{of_views('psnr', size, '.2f')}")
     for size in sizes:
         parts.append(
             f"Distance to the source in Lite0's profile, both at {size} px (0 = the same, 1 = as far as another image "
-            "of the set):\n\n"
-            + _each(
-                content,
-                "domain",
-                names,
-                [AUTOENCODED, *titles],
-                partial(view_cells, "lite0", size, ".3f"),
-            )
+            f"of the set):\n\n{of_views('lite0', size, '.3f')}"
         )
     return "\n".join(parts)
 

@@ -45,19 +45,17 @@ def trained(folder: Path, name: str, images: LabelledImages, settings: TrainSett
 
 
 def recognised(classifier: Classifier, images: LabelledImages, pixels: Tensor) -> Tensor:
-    """Which of `pixels` uint8 (N, 3, S, S), of any side S, get the label of `images` in their rows: bool (N,)."""
-    require_same_classes(classifier, images)
-    seen = replace(images, images=pixels).resized(classifier.image_size)
-    return predict(classifier, seen)[0] == images.labels
+    """Which of `pixels` uint8 (N, 3, S, S), of any side S, get the label of `images` in their rows: bool (N,).
 
-
-def require_same_classes(classifier: Classifier, images: LabelledImages) -> None:
-    """Raise DataError where the classifier knows other classes than the images have."""
+    Raises DataError where the classifier knows other classes than the images have.
+    """
     if classifier.class_names != images.class_names:
         raise DataError(
             f"{images.name}: its classes are {list(images.class_names)}, the judge's are "
             f"{list(classifier.class_names)}. Give a judge that was trained on these classes in this order."
         )
+    seen = replace(images, images=pixels).resized(classifier.image_size)
+    return predict(classifier, seen)[0] == images.labels
 
 
 def share(correct: Tensor) -> dict[str, Any]:

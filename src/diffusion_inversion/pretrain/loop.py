@@ -1,4 +1,4 @@
-"""The training loop of both networks: a budget, one step (on CUDA a graph), a log, and a state to go on from."""
+"""The training loop of every network: a budget, one step (on CUDA a graph), a log, and a state to go on from."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Setting:
     size: int
     folder: Path
     device: torch.device
-    batch_size: int  # of the denoiser
+    batch_size: int  # of the denoiser and of mini-clip
     vae_batch_size: int
     seed: int = 0
     part_ends: float | None = None  # time.monotonic() at which this call saves and ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -79,8 +80,6 @@ def read_parts(module: nn.Module, folder: Path, vae: str | None = None) -> None:
 
 
 def _stamp(parts: list[dict[str, Tensor]]) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     for tensors in parts:
         for key, value in tensors.items():

@@ -1,4 +1,4 @@
-"""The whole recipe of `mini`: vae -> latents -> unet -> export -> timesteps. Each stage goes on after a kill."""
+"""The recipe of `mini` (vae -> latents -> unet -> export; figures, timesteps) and `mini-clip`; kills cost minutes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -28,7 +27,7 @@ from .corpus import Corpus, hold_out, load_corpus
 from .decoder import DecoderTask
 from .figures import FILE as FIGURES
 from .figures import Measured, measure
-from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, cache_views, vae_hash
+from .latents import HELD_OUT_VIEWS, TRAINING_VIEWS, LatentCache, cache_views, vae_hash
 from .log import read_log
 from .loop import Budget, Task, fit
 from .networks import (
@@ -47,9 +46,6 @@ from .timesteps import learn_timesteps
 from .unet import DenoiserTask, recomputed_losses
 from .vae import AutoencoderTask, normalise_latents
 from .wordnet import hypernyms
-
-if TYPE_CHECKING:
-    pass
 
 SIZES = (64, 32)
 STAGES = ("vae", "decoder", "latents", "unet", "export", "figures", "timesteps", "clip")
@@ -177,10 +173,12 @@ def lay_down(source: str, setting: Setting) -> None:
             "Give another --size, or begin anew without it."
         )
     finished = locate(source, None)
-    shutil.copytree(finished, folder / "mini", dirs_exist_ok=True)
+    with replaced_folder(folder / "mini") as target:
+        shutil.copytree(finished, target, dirs_exist_ok=True)
+    with replaced_folder(folder / TOKENIZER) as target:
+        generator.tokenizer.save_pretrained(target)
     for name in LOGS:
-        shutil.copyfile(finished / name, folder / name)
-    generator.tokenizer.save_pretrained(folder / TOKENIZER)
+        commit_bytes(folder / name, (finished / name).read_bytes())
     save_vae(generator.vae, folder / NORMALISED_VAE)
     autoencoder = nn.ModuleDict({"vae": generator.vae})
     for name, weights in (("vae", autoencoder), ("unet", model)):  # the denoiser's is the sign that all is there
@@ -214,19 +212,17 @@ def run_decoder(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budg
     save_vae(task.refined(), setting.folder / REFINED_VAE)
 
 
-def run_latents(corpus: Corpus, held_out: Corpus, setting: Setting) -> None:
-    """Cache latents and Lite0 profiles of every view of both splits."""
-    vae, folder = load_vae(setting), setting.folder
-    cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=setting.device)
-    cache_views(vae, corpus, folder / "views-train.safetensors", TRAINING_VIEWS, device=setting.device)
+def run_latents(corpus: Corpus, held_out: Corpus, setting: Setting) -> tuple[LatentCache, LatentCache]:
+    """Cache latents and Lite0 profiles of every view of both splits: of the corpus, and of what is held out."""
+    vae, folder, device = load_vae(setting), setting.folder, setting.device
+    held = cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=device)
+    return cache_views(vae, corpus, folder / "views-train.safetensors", TRAINING_VIEWS, device=device), held
 
 
 def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) -> None:
     """Train denoiser, text encoder and adapter on the caches; their averaged weights are written with every save."""
-    vae, folder = load_vae(setting), setting.folder
-    of = vae_hash(vae)
-    held = cache_views(vae, held_out, folder / "views-held-out.safetensors", HELD_OUT_VIEWS, device=setting.device)
-    cache = cache_views(vae, corpus, folder / "views-train.safetensors", TRAINING_VIEWS, device=setting.device)
+    cache, held = run_latents(corpus, held_out, setting)
+    of = vae_hash(load_vae(setting))
     model = new_denoiser(setting)
     _choose_attention(setting, model["unet"])
     adapter = model["adapter"]
@@ -246,7 +242,7 @@ def run_unet(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget)
         setting.dtype,
         setting.batch_size,
     )
-    _fit(task, setting, budget, lambda: parts.write_parts(task.weights.ema, folder / DENOISER, of), of)
+    _fit(task, setting, budget, lambda: parts.write_parts(task.weights.ema, setting.folder / DENOISER, of), of)
 
 
 def run_clip(
@@ -258,10 +254,11 @@ def run_clip(
     model, device = new_clip(setting.size, tokenizer, setting.seed), setting.device
     task = ClipTask(model, tokenizer, concepts, corpus, held_out, device, setting.dtype, setting.batch_size)
     _fit(task, setting, budget)
-    target, count = setting.folder / MINI_CLIP.name, len(corpus.names)
-    export_clip(task, tokenizer, concepts, target)
-    commit_bytes(target / CLIP_LOG, (setting.folder / CLIP_LOG).read_bytes())
-    write_clip_card(target, (count, len(concepts.names) - count), len(task.held_out.labels))
+    count = len(corpus.names)
+    with replaced_folder(setting.folder / MINI_CLIP.name) as target:
+        export_clip(task, tokenizer, concepts, target)
+        commit_bytes(target / CLIP_LOG, (setting.folder / CLIP_LOG).read_bytes())
+        write_clip_card(target, (count, len(concepts.names) - count), len(task.held_out.labels))
 
 
 def _fit(
@@ -334,7 +331,6 @@ def run_figures(names: tuple[str, ...], held_out: Corpus, setting: Setting, meas
         judge=measured.judge,
         domains=measured.domains,
         tests=measured.tests,
-        amounts=measured.amounts,
     )
     for name in (FIGURES, HELD_OUT_LOSSES):
         commit_bytes(folder / "mini" / name, (folder / name).read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> CLIPTokeniz
             show_progress=False,
         ),
     )
-    import json
-
     merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]][: vocab_size - len(base)]
     vocab = {token: index for index, token in enumerate([*base, *("".join(pair) for pair in merges)])}
     return CLIPTokenizer(

@@ -188,7 +188,7 @@ def folds(images: LabelledImages) -> NDArray[np.int64]:
     first: dict[str, int] = {}
     alike = [(first.setdefault(digest, row), row) for row, digest in enumerate(images.hashes)]
     alike += [(first.setdefault(f"group {name}", row), row) for row, name in enumerate(images.groups)]
-    alike += [(pair.first, pair.second) for pair in near_pairs(thumbnail(images.images))]
+    alike += near_pairs(thumbnail(images.images))
     for one, other in alike:
         group[group == group[other]] = group[one]
     fold = np.empty(len(images), np.int64)

@@ -126,43 +126,32 @@ def _rows_by_source(prompts: Sequence[Prompt]) -> dict[str, int]:
     return rows
 
 
-def sample_prompts(
-    prompts: Sequence[Prompt], generator: Generator, out: str | Path, settings: PromptSettings | None = None
-) -> LabelledImages:
-    """Draw `settings.variants` images of every prompt, store them below `out`/synthetic and return them.
-
-    Each is eps = u + s (c - u) with c the prompt's and u the empty prompt's text tokens, as StableDiffusionPipeline
-    does. Images already there are not drawn again; more variants and more prompts of the same classes may be added.
-
-    Raises UsageError (an option does not fit the generator, or `out` is a run of vectors), DataError (two prompts with
-    one source id), ConfigMismatchError (`out` was made otherwise), PartialError (the safety checker blanks an image
-    every time, or it is not finite), LockedError, DiskError.
-    """
-    draw_prompts(prompts, generator, out, settings)
-    return SyntheticStore(Path(out), classes_of(prompts)).read()
-
-
 def draw_prompts(
     prompts: Sequence[Prompt],
     generator: Generator,
-    out: str | Path,
-    settings: PromptSettings | None = None,
+    run: Path,
+    settings: PromptSettings,
     *,
     kind: str = PROMPTS,
     real: RealGuidance | None = None,
 ) -> None:
-    """What `sample_prompts` does, without reading the images back; `kind` is the method that they are drawn for.
+    """Draw `settings.variants` images of every prompt into `run`/synthetic, for the method `kind`.
 
+    Each is eps = u + s (c - u) with c the prompt's and u the empty prompt's text tokens, as StableDiffusionPipeline
+    does. Images already there are not drawn again; more variants and more prompts of the same classes may be added.
     With `real` guidance an image's partner is the real one that it begins at.
+
+    Raises UsageError (an option does not fit the generator, or `run` is one of vectors), DataError (two prompts with
+    one source id), ConfigMismatchError (`run` was made otherwise), PartialError (the safety checker blanks an image
+    every time, or it is not finite), LockedError, DiskError.
     """
-    settings = settings or PromptSettings()
-    run, class_names = Path(out), classes_of(prompts)
+    class_names = classes_of(prompts)
     resolution, image_size = check(generator, settings, run)
     row_of = _rows_by_source(prompts)
     with run_lock(run):
         store = SyntheticStore(run, class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None
-        described = made_from(generator, settings, class_names, resolution, image_size, checker) | {"kind": kind}
+        described = made_from(generator, settings, kind, class_names, resolution, image_size, checker)
         if real is not None:
             described["real_guidance"] = real.strength
         freeze_settings(run, "sample", described, begun=len(store.table("file_name")) > 0)
@@ -237,6 +226,7 @@ def draw_images(
 def made_from(
     generator: Generator,
     settings: PromptSettings,
+    kind: str,
     class_names: tuple[str, ...],
     resolution: int,
     image_size: int,
@@ -246,7 +236,7 @@ def made_from(
     sides = {"resolution": resolution, "image_size": image_size}
     return {
         "schema": SCHEMA,
-        "kind": PROMPTS,
+        "kind": kind,
         "settings": settings.model_dump(mode="json", exclude={"variants", "safety_checker"}) | sides,
         "class_names": list(class_names),
         "generator": generator.record,

@@ -44,15 +44,16 @@ def sample(
     Raises UsageError (an option does not fit the generator), ConfigMismatchError (`out` or the vectors were made
     with another generator or settings), DataError (a step was not kept), LockedError, DiskError.
     """
-    draw_variants(embeddings, generator, out, settings)
-    return SyntheticStore(Path(out), embeddings.class_names).read()
+    run = Path(out)
+    draw_variants(embeddings, generator, run, settings or SampleSettings())
+    return SyntheticStore(run, embeddings.class_names).read()
 
 
 def draw_variants(
     embeddings: Embeddings,
     generator: Generator,
-    out: str | Path,
-    settings: SampleSettings | None = None,
+    run: Path,
+    settings: SampleSettings,
     value_of: Mapping[str, str] | None = None,
     strengths: Strengths | None = None,
 ) -> None:
@@ -61,14 +62,12 @@ def draw_variants(
     `value_of` has each source's value of the attribute that `settings.balance` names, if it does; `strengths` its
     noise strength where that is auto.
     """
-    settings = settings or SampleSettings()
     image_size = check(embeddings, generator, settings)
     labels = dict(zip(embeddings.ids, embeddings.labels.tolist(), strict=True))
     counts = counts_of(labels, settings, value_of)
     if (resolution := resolution_of(embeddings, settings)) != embeddings.resolution:
         learned = embeddings.resolution
         print(f"warning: resolution={resolution}: {elsewhere(learned)}", file=sys.stderr, flush=True)
-    run = Path(out)
     with run_lock(run):
         store = SyntheticStore(run, embeddings.class_names)
         checker = load_safety_checker(generator) if settings.safety_checker else None

@@ -76,8 +76,8 @@ def packet(
 def with_xmp(png: bytes, xmp: bytes) -> bytes:
     """The PNG with this packet in place of any that it has; no other chunk is touched. Raises DataError for no PNG."""
     first, *others = _chunks(png)
-    data = _KEYWORD + b"\0\0\0\0" + xmp  # not compressed, of no language
-    own = _chunk(b"iTXt", data)
+    data = b"iTXt" + _KEYWORD + b"\0\0\0\0" + xmp  # not compressed, of no language
+    own = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
     return _SIGNATURE + first + own + b"".join(one for one in others if one[4:8] != b"iTXt" or _KEYWORD not in one[:30])
 
 
@@ -90,10 +90,6 @@ def _child(parent: ElementTree.Element, name: str, text: str = "") -> ElementTre
     child = ElementTree.SubElement(parent, _name(name))
     child.text = _NO_XML.sub("\ufffd", text) or None
     return child
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _chunks(png: bytes) -> Iterator[bytes]:

@@ -83,7 +83,7 @@ def _alike(images: LabelledImages) -> list[int]:
     first: dict[str, int] = {}
     pairs = [(first.setdefault(images.hashes[row], row), row) for row in order]
     pairs += [(first.setdefault(f"group {images.groups[row]}", row), row) for row in order if images.groups]
-    pairs += [(pair.first, pair.second) for pair in near_pairs(thumbnail(images.images))]
+    pairs += near_pairs(thumbnail(images.images))
     above = list(range(len(images)))
 
     def top(row: int) -> int:

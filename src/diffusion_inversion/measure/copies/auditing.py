@@ -114,7 +114,7 @@ def some_of(images: LabelledImages, but: set[int], stream: torch.Generator) -> T
 def doubles(images: LabelledImages) -> set[int]:
     """Rows of the images that show the same picture as another one."""
     times = Counter(images.hashes)
-    near = {row for pair in near_pairs(_thumbnails(images)) for row in (pair.first, pair.second)}
+    near = {row for pair in near_pairs(_thumbnails(images)) for row in pair}
     return near | {row for row, content in enumerate(images.hashes) if times[content] > 1}
 
 

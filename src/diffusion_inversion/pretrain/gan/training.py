@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,31 +84,32 @@ class Players:
 
         Real and generated images of one batch have the same labels and the same augmentation.
         """
-        size = self.settings.batch_size
-        rows = torch.randint(len(self.labels), (size,), generator=stream)
-        latents = torch.randn(size, self.settings.latent_dim, generator=stream)
-        draws = draw(size, self.pixels.shape[-1], stream)
-        labels = self.labels[rows].to(self.device)
+        rows, latents, labels = self._batch(stream)
+        draws = draw(len(rows), self.pixels.shape[-1], stream)
         real = to_model_range(self.pixels[rows].to(self.device))
         with torch.no_grad():
-            generated = self.generator(latents.to(self.device), labels)
+            generated = self.generator(latents, labels)
         seen = torch.cat([augment(images, draws, self.settings.augmentations) for images in (real, generated)])
         loss = discriminator_hinge(*self.discriminator(seen, labels.repeat(2)).chunk(2))
         return self._descend("discriminator", loss)
 
     def generator_step(self, stream: torch.Generator) -> Tensor:
         """One Adam step on the hinge loss, through the augmentation; returns the loss before it."""
-        size = self.settings.batch_size
-        rows = torch.randint(len(self.labels), (size,), generator=stream)
-        latents = torch.randn(size, self.settings.latent_dim, generator=stream)
-        draws = draw(size, self.pixels.shape[-1], stream)
-        labels = self.labels[rows].to(self.device)
-        generated = self.generator(latents.to(self.device), labels)
+        rows, latents, labels = self._batch(stream)
+        draws = draw(len(rows), self.pixels.shape[-1], stream)
+        generated = self.generator(latents, labels)
         self.discriminator.requires_grad_(False)
         loss = generator_hinge(self.discriminator(augment(generated, draws, self.settings.augmentations), labels))
         loss = self._descend("generator", loss)
         self.discriminator.requires_grad_(True)
         return loss
+
+    def _batch(self, stream: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of a batch (B,); on the device latents (B, latent_dim) and the labels (B,) of the rows."""
+        size = self.settings.batch_size
+        rows = torch.randint(len(self.labels), (size,), generator=stream)
+        latents = torch.randn(size, self.settings.latent_dim, generator=stream)
+        return rows, latents.to(self.device), self.labels[rows].to(self.device)
 
     def _descend(self, name: str, loss: Tensor) -> Tensor:
         self.optimizers[name].zero_grad()
@@ -125,16 +125,10 @@ class Players:
 
     def result(self) -> GanGenerator:
         """The averaged generator on the CPU, its batch norm's statistics those of its own maps."""
-        settings, generator = self.settings, copy.deepcopy(self.ema)
-
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for batch in range(STATISTICS_BATCHES):
-                stream = generator_for(settings.seed, "gan-statistics", batch)
-                rows = torch.randint(len(self.labels), (settings.batch_size,), generator=stream)
-                latents = torch.randn(settings.batch_size, settings.latent_dim, generator=stream)
-                yield latents.to(self.device), self.labels[rows].to(self.device)
-
-        standing_statistics(generator, batches())
+        generator = copy.deepcopy(self.ema)
+        streams = (generator_for(self.settings.seed, "gan-statistics", batch) for batch in range(STATISTICS_BATCHES))
+        batches = map(self._batch, streams)
+        standing_statistics(generator, ((latents, labels) for _, latents, labels in batches))
         return generator.cpu()
 
 
