@@ -94,6 +94,22 @@ def test_no_run_is_written_among_images_or_files_of_others(bench: Bench, tmp_pat
     assert sorted(path.name for path in (data / "train").iterdir()) == ["cat", "dog"]
 
 
+RUN_COMMANDS: list[list[object]] = [
+    ["sample"], ["train"], ["verify"], ["repair"], ["status"], ["strips"], ["grow", "--images", 3], ["membership"],
+    ["forget", "--changed"], ["export", "--to", "parquet", "--out", "x"], ["push", "me/x", "--out", "x"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", RUN_COMMANDS, ids=lambda command: command[0])
+def test_a_folder_of_images_is_no_run_and_nothing_is_written_there(
+    bench: Bench, tmp_path: Path, command: list[object]
+) -> None:
+    data = shutil.copytree(bench.data, tmp_path / "data")
+    done = dinv(command[0], data, *command[1:])
+    assert done.exit_code == 2 and "holds files of others (test, train) and no run; give the --out of" in done.output
+    assert {path.name for path in data.iterdir()} == {"train", "test"}
+
+
 def test_the_run_of_another_data_set_is_refused_in_one_line(bench: Bench, tmp_path: Path) -> None:
     """Equal names of files do not make two data sets one; the same images in another place are the same."""
     run = tmp_path / "run"
