@@ -110,6 +110,18 @@ def test_a_folder_of_images_is_no_run_and_nothing_is_written_there(
     assert {path.name for path in data.iterdir()} == {"train", "test"}
 
 
+@pytest.mark.parametrize("option", ["DATA", "--test"])
+def test_a_run_is_no_folder_of_images(bench: Bench, tmp_path: Path, option: str) -> None:
+    run = tmp_path / "runs" / "mine"
+    (run / "synthetic").mkdir(parents=True)
+    (run / "data.json").write_text("{}")
+    data = [run] if option == "DATA" else [bench.data, "--test", run]
+    for command in (["run"], ["inspect"]):
+        done = dinv(*command, *data)
+        assert done.exit_code == 2, done.output
+        assert f"{run}: a run folder, no images; give {run / 'synthetic'} for those that it drew" in done.stderr
+
+
 def test_the_run_of_another_data_set_is_refused_in_one_line(bench: Bench, tmp_path: Path) -> None:
     """Equal names of files do not make two data sets one; the same images in another place are the same."""
     run = tmp_path / "run"
