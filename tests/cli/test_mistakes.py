@@ -122,6 +122,12 @@ def test_a_run_is_no_folder_of_images(bench: Bench, tmp_path: Path, option: str)
         assert f"{run}: a run folder, no images; give {run / 'synthetic'} for those that it drew" in done.stderr
 
 
+def test_a_test_folder_without_images_is_named(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = dinv("run", bench.data, "--test", tmp_path / "empty", "--out", tmp_path / "run")
+    assert done.exit_code == 4 and "empty: no test images; give --test a folder of class folders" in done.stderr
+
+
 def test_the_run_of_another_data_set_is_refused_in_one_line(bench: Bench, tmp_path: Path) -> None:
     """Equal names of files do not make two data sets one; the same images in another place are the same."""
     run = tmp_path / "run"
