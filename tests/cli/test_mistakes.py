@@ -128,6 +128,21 @@ def test_a_test_folder_without_images_is_named(bench: Bench, tmp_path: Path) -> 
     assert done.exit_code == 4 and "empty: no test images; give --test a folder of class folders" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--generator", "my-sd/"], "generator 'my-sd/': no such folder, and not a hub id"),
+        (["--device", "gpu"], "--device gpu: no such device; give auto, cpu or cuda"),
+        (["--store", "bucket/mine"], "--store bucket/mine: no URL; give s3://BUCKET/PREFIX"),
+        (["--store", "nosuch://mine"], "for s3:// pip install 'diffusion-inversion[s3]'"),
+    ],
+)
+def test_an_option_of_a_run_that_cannot_be_used(bench: Bench, tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = dinv("run", bench.data, *arguments, "--out", tmp_path / "run")
+    assert done.exit_code == 2 and said in done.stderr
+    assert not list(tmp_path.glob("run/[!.]*"))
+
+
 def test_the_run_of_another_data_set_is_refused_in_one_line(bench: Bench, tmp_path: Path) -> None:
     """Equal names of files do not make two data sets one; the same images in another place are the same."""
     run = tmp_path / "run"
