@@ -143,6 +143,15 @@ def test_an_option_of_a_run_that_cannot_be_used(bench: Bench, tmp_path: Path, ar
     assert not list(tmp_path.glob("run/[!.]*"))
 
 
+def test_nothing_is_exported_into_the_run(bench: Bench, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert dinv("invert", bench.data, *small(bench)[:8], "--out", run).exit_code == 0
+    for command in (["export", run, "--to", "parquet"], ["push", run, "me/x", "--dry-run"]):
+        done = dinv(*command, "--out", run / "exported")
+        assert done.exit_code == 2 and f"lies inside the run {run}; name a folder outside" in done.stderr
+    assert dinv("grow", run).stderr.strip().endswith("no end was given; give --images, --target-gain or --time-limit")
+
+
 def test_the_run_of_another_data_set_is_refused_in_one_line(bench: Bench, tmp_path: Path) -> None:
     """Equal names of files do not make two data sets one; the same images in another place are the same."""
     run = tmp_path / "run"
