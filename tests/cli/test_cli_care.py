@@ -50,6 +50,8 @@ def test_forget(run: Path) -> None:
     assert dinv("forget", run, "--source", victim, "--changed").exit_code == 2
     unknown = dinv("forget", run, "--source", "nobody.png")
     assert unknown.exit_code == 2 and "no image 'nobody.png'" in unknown.output
+    name = victim.rpartition("/")[2]
+    assert f"near to it: {victim}" in dinv("forget", run, "--source", name).output
     before = content(run)
     tried = json.loads(dinv("forget", run, "--source", victim, "--dry-run", "--json").stdout)
     assert content(run) == before and tried.pop("dry_run")

@@ -115,6 +115,7 @@ def test_every_kind_of_field_is_read() -> None:
         (["--herbs", "dill,hay"], "--herbs dill,hay: give dill or mint in place of hay"),
         (["--times", "1,x"], "--times 1,x: give a whole number in place of x"),
         (["--times", "x"], "--times x: give a whole number in place of x"),
+        (["--times", "9,0-4"], "--times 9,0-4: give each number in place of 0-4, as in 0,1,2"),
         (["--share", "half"], "--share half: give a number or all"),
         (["--share", "-1"], "--share -1: give more than 0 or all"),
         (["--spoons", 1, "--guests", "a", "--guests", "b"], "--spoons 1: fewer than --guests 2; add some"),

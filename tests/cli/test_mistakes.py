@@ -87,6 +87,64 @@ def test_no_run_is_written_among_images_or_files_of_others(bench: Bench, tmp_pat
     assert sorted(path.name for path in (data / "train").iterdir()) == ["cat", "dog"]
 
 
+RUN_COMMANDS: list[list[object]] = [
+    ["sample"], ["train"], ["verify"], ["repair"], ["status"], ["strips"], ["grow", "--images", 3], ["membership"],
+    ["forget", "--changed"], ["export", "--to", "parquet", "--out", "x"], ["push", "me/x", "--out", "x"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", RUN_COMMANDS, ids=lambda command: command[0])
+def test_a_folder_of_images_is_no_run_and_nothing_is_written_there(
+    bench: Bench, tmp_path: Path, command: list[object]
+) -> None:
+    data = shutil.copytree(bench.data, tmp_path / "data")
+    done = dinv(command[0], data, *command[1:])
+    assert done.exit_code == 2 and "holds files of others (test, train) and no run; give the --out of" in done.output
+    assert {path.name for path in data.iterdir()} == {"train", "test"}
+
+
+@pytest.mark.parametrize("option", ["DATA", "--test"])
+def test_a_run_is_no_folder_of_images(bench: Bench, tmp_path: Path, option: str) -> None:
+    run = tmp_path / "runs" / "mine"
+    (run / "synthetic").mkdir(parents=True)
+    (run / "data.json").write_text("{}")
+    data = [run] if option == "DATA" else [bench.data, "--test", run]
+    for command in (["run"], ["inspect"]):
+        done = dinv(*command, *data)
+        assert done.exit_code == 2, done.output
+        assert f"{run}: a run folder, no images; give {run / 'synthetic'} for those that it drew" in done.stderr
+
+
+def test_a_test_folder_without_images_is_named(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = dinv("run", bench.data, "--test", tmp_path / "empty", "--out", tmp_path / "run")
+    assert done.exit_code == 4 and "empty: no test images; give --test a folder of class folders" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--generator", "my-sd/"], "generator 'my-sd/': no such folder, and not a hub id"),
+        (["--device", "gpu"], "--device gpu: no such device; give auto, cpu or cuda"),
+        (["--store", "bucket/mine"], "--store bucket/mine: no URL; give s3://BUCKET/PREFIX"),
+        (["--store", "nosuch://mine"], "for s3:// pip install 'diffusion-inversion[s3]'"),
+    ],
+)
+def test_an_option_of_a_run_that_cannot_be_used(bench: Bench, tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = dinv("run", bench.data, *arguments, "--out", tmp_path / "run")
+    assert done.exit_code == 2 and said in done.stderr
+    assert not list(tmp_path.glob("run/[!.]*"))
+
+
+def test_nothing_is_exported_into_the_run(bench: Bench, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert dinv("invert", bench.data, *small(bench)[:8], "--out", run).exit_code == 0
+    for command in (["export", run, "--to", "parquet"], ["push", run, "me/x", "--dry-run"]):
+        done = dinv(*command, "--out", run / "exported")
+        assert done.exit_code == 2 and f"lies inside the run {run}; name a folder outside" in done.stderr
+    assert dinv("grow", run).stderr.strip().endswith("no end was given; give --images, --target-gain or --time-limit")
+
+
 def test_the_run_of_another_data_set_is_refused_in_one_line(bench: Bench, tmp_path: Path) -> None:
     """Equal names of files do not make two data sets one; the same images in another place are the same."""
     run = tmp_path / "run"

@@ -206,7 +206,7 @@ def test_a_line_of_yolo_that_is_no_box_is_named(files: Path, line: str) -> None:
 )
 def test_a_yaml_that_is_no_data_set_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
-    with pytest.raises(DataError, match=r"data\.yaml"):
+    with pytest.raises(DataError, match=r"data\.yaml.*(give|correct it there|put )"):
         open_data(tmp_path / "data.yaml", tmp_path)
 
 

@@ -39,10 +39,10 @@ def test_a_test_set_that_cannot_show_five_points_is_called_so() -> None:
 def test_few_seeds_are_said_before_the_work_and_replicates_count_instead() -> None:
     labels = torch.arange(1000) % 2
     two = TrainSettings(seeds=(0, 1))
-    assert too_few(labels, two) == "There will be no verdict: 2 seeds of the at least 3 that it needs."
+    assert too_few(labels, two) == "There will be no verdict: it takes at least 3 seeds, and this run has 2."
     assert visible_gain(labels, two) is None and visible_gain(labels, two, replicates=5) is not None
     assert too_few(labels, two, replicates=5) is None
-    assert "2 replicates" in (too_few(labels, FIVE, replicates=2) or "")
+    assert "3 replicates, and this run has 2" in (too_few(labels, FIVE, replicates=2) or "")
     alone = TrainSettings(arms=("real",), seeds=(0,))
     assert too_few(labels, alone) is None and visible_gain(labels, alone) is None, "nothing is to be compared"
 

@@ -300,7 +300,7 @@ def test_a_claim_is_judged_by_its_intervals() -> None:
         ("[invert]", "[[invert]]", "not a table"),
         ("[grid]", "[autoencode]\ntest = 9\n[grid]", "autoencode.test=9"),
         ("title = ", "title ", "not a readable TOML"),
-        ('title = "A small sweep"', "", "title"),
+        ('title = "A small sweep"', "", "  title: missing; add it\n"),
     ],
 )
 def test_a_bad_file_is_refused_before_anything_is_done(

@@ -77,6 +77,8 @@ def settings_of(model: type[Model], preset: str | None, stage: str, *, of: str |
     chosen = {} if preset is None else read_preset(preset, of)[stage]
     given = {name: value for name, value in given.items() if value is not None}
     lists = {name: words(v) for name, v in given.items() if isinstance(v, str) and listed(model.model_fields[name])}
+    for name in lists:
+        _require_no_range(name, lists[name], model.model_fields[name])
     try:
         return model.model_validate({**chosen, **given, **lists})
     except ValidationError as error:
@@ -87,6 +89,14 @@ def settings_of(model: type[Model], preset: str | None, stage: str, *, of: str |
 def words(text: str) -> tuple[str, ...]:
     """Parse a comma-separated list."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _require_no_range(name: str, given: tuple[str, ...], info: FieldInfo) -> None:
+    """Refuse `0-4` in a list of whole numbers: pydantic drops the zero and reads -4."""
+    found = next((word for word in given if re.fullmatch(r"\d+-\d+", word)), None)
+    if found and get_args(info.annotation)[0] is int:
+        place = f"{flag(name, info)} {','.join(given)}"
+        raise UsageError(f"settings that cannot be used:\n  {place}: give each number in place of {found}, as in 0,1,2")
 
 
 # What a value must be, by pydantic's name of the error.

@@ -13,7 +13,17 @@ from .given import Fields, Given
 if TYPE_CHECKING:
     from ..config.settings import GeneratorSettings
 
-Run = Annotated[Path, typer.Argument(help="Run folder.", exists=True, file_okay=False)]
+
+def of_ours(run: Path) -> Path:
+    """A folder of images, say, is no run: nothing is to be written there, not even a lock."""
+    from ..run.place import foreign_files
+
+    if foreign := foreign_files(run):
+        raise typer.BadParameter(f"{run} holds files of others ({foreign}) and no run; give the --out of `dinv run`")
+    return run
+
+
+Run = Annotated[Path, typer.Argument(help="Run folder.", exists=True, file_okay=False, callback=of_ours)]
 Device = Annotated["Given[GeneratorSettings]", Fields(only=("device",))]
 DeviceAndType = Annotated["Given[GeneratorSettings]", Fields(only=("device", "dtype"))]
 Preset = Annotated[

@@ -23,6 +23,7 @@ from .options import (
     Store,
     Tune,
     TuneSeconds,
+    of_ours,
 )
 from .prompts import ClassesOf, Prompts, draw
 from .summary import summarise
@@ -90,7 +91,7 @@ def invert(
 
 def sample(
     *,
-    run: Annotated[Path, typer.Argument(help="Run folder; with --prompts, the folder to write.")],
+    run: Annotated[Path, typer.Argument(help="Run folder; with --prompts, the folder to write.", callback=of_ours)],
     where: Recorded,
     preset: Preset = None,
     prompting: Annotated[Given[PromptSettings], Fields(beside="--prompts")],

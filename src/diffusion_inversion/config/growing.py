@@ -28,5 +28,5 @@ class GrowSettings(Settings):
     @model_validator(mode="after")
     def _it_has_an_end(self) -> GrowSettings:
         if self.images is None and self.target_gain is None and self.time_limit is None:
-            raise ValueError("no end was given; give images, target_gain or time_limit")
+            raise ValueError("no end was given; give --images, --target-gain or --time-limit")
         return self

@@ -134,7 +134,9 @@ def yolo_file(path: Path) -> tuple[Source, Source | None]:
     try:
         found = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{path}: no YAML that can be read ({' '.join(str(error).split())})") from error
+        raise DataError(
+            f"{path}: no YAML that can be read ({' '.join(str(error).split())}); correct it there"
+        ) from error
     if not isinstance(found, dict) or not isinstance(found.get("train"), str) or "names" not in found:
         raise DataError(f"{path}: no data.yaml of YOLO; give train, val or test, and names")
     names = _yolo_names(path, found["names"])

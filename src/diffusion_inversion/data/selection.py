@@ -263,6 +263,8 @@ def with_classes(test: Source, train: Source) -> Source:
     label_of = {class_folder(name): label for label, name in enumerate(train.class_names)}  # as it may be on disk
     named = [class_folder(name) for name in test.class_names]
     if {*named} != {*label_of}:
+        if not named:
+            raise DataError(f"{test.name}: no test images; give --test a folder of class folders that hold images")
         raise DataError(
             f"classes of train and test differ: {train.name} trains on {', '.join(train.class_names) or 'none'}; "
             f"{test.name} tests on {', '.join(test.class_names) or 'none'}; give both the same classes"

@@ -23,7 +23,7 @@ from .boxes import coco_file, yolo_file
 from .decode import open_image
 from .listed import Source, numbered, reading, unused_classes
 from .listings import SUFFIXES, TESTS, TRAIN, listing
-from .naming import UNIT_FILES
+from .naming import DATA_FILE, UNIT_FILES
 from .scan import is_ignored, scan_beside, scan_folder
 from .shards import sharded, shards_of
 from .tables import hub_data, parquet_file, parquet_files
@@ -110,6 +110,11 @@ def _file(path: Path, role: Role) -> Opened | None:
 
 
 def _folder(folder: Path) -> Opened:
+    if (folder / DATA_FILE).is_file() and any((folder / name).is_dir() for name in ("embeddings", "synthetic")):
+        raise UsageError(
+            f"DATA {folder}: a run folder, no images; give {folder / 'synthetic'} for those that it drew, or the DATA "
+            "that it was made from"
+        )
     if shards := shards_of(folder):
         return sharded(folder.name, shards), None
     if units := sorted(folder.glob(UNIT_FILES)):

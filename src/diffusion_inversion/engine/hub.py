@@ -57,7 +57,7 @@ def model_folder(option: str, source: str, files: Sequence[str], remedy: str, re
     """
     if Path(source).is_dir():
         return Path(source)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists():
+    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/") or Path(source).exists():
         raise UsageError(f"{option} {shown(source)}: no such folder, and not a hub id (owner/name).")
     from huggingface_hub import snapshot_download
 

@@ -46,11 +46,16 @@ class ObjectStore:
         from fsspec.core import url_to_fs
 
         self.url = shown(redact(url))
+        if "://" not in url:
+            raise UsageError(f"--store {self.url}: no URL; give s3://BUCKET/PREFIX, gs://... or az://...")
         try:
             # Others write here too, so what was listed once counts for nothing.
             self._files, root = url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise UsageError(f"--store {self.url}: cannot be opened ({_cause(error)}).") from error
+            raise UsageError(
+                f"--store {self.url}: cannot be opened ({_cause(error)}); for s3:// pip install "
+                "'diffusion-inversion[s3]', for gs:// gcsfs, for az:// adlfs"
+            ) from error
         self._root = root.rstrip("/")
         self._seen: dict[str, dict[str, Record]] = {}  # folder => unit => its record, which never changes
         self._watched: dict[str, tuple[bytes, float]] = {}  # lease => what it said, since when

@@ -84,7 +84,7 @@ def locate(name: str, revision: str | None) -> Path:
             f"generator {name!r}: one file, not a diffusers folder. Convert it: `StableDiffusionPipeline."
             "from_single_file(file).save_pretrained(folder, safe_serialization=True)`; a .ckpt only if you trust it."
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise UsageError(
             f"generator {name!r}: no such folder, and not a hub id (owner/name). `dinv generators` lists some."
         )

@@ -14,7 +14,8 @@ def resolve_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device={device!r}: not usable here ({error}). Use auto, cpu or cuda.") from error
+        cause = "no such device" if "device type at start" in str(error) else f"not usable here ({error})"
+        raise UsageError(f"--device {device}: {cause}; give auto, cpu or cuda") from error
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

@@ -125,7 +125,7 @@ def drawn(images: LabelledImages, most: int = MOST_IMAGES) -> LabelledImages:
     chosen = [row for _, _, row in sorted(ranked)[:most]]
     if len(chosen) < FEWEST_IMAGES or len(kept) < 2:
         raise DataError(
-            f"{len(chosen)} images in {len(kept)} classes of at least {FOLDS}; it takes {FEWEST_IMAGES} in two classes"
+            f"{len(chosen)} images are in classes of at least {FOLDS}; it takes {FEWEST_IMAGES}, in two classes or more"
         )
     return images.subset(chosen)
 

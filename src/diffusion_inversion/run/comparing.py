@@ -92,7 +92,7 @@ def _require_finished(run: Path) -> None:
     elif not ledger.holds(RUN_FILE):
         missing = "the report (`dinv train`)"
     if missing is not None:
-        raise UsageError(f"{run}: not a finished run; {missing} misses. Run the same command again first.")
+        raise UsageError(f"{run}: not a finished run; {missing} is missing. Run the same command again first.")
 
 
 def _read(run: Path, name: str) -> Finished:

@@ -31,7 +31,7 @@ def too_few(labels: Tensor, settings: TrainSettings, replicates: int = 1) -> str
         return None
     units, unit = (len(settings.seeds), "seeds") if replicates == 1 else (replicates, "replicates")
     if units < MIN_UNITS:
-        return f"There will be no verdict: {units} {unit} of the at least {MIN_UNITS} that it needs."
+        return f"There will be no verdict: it takes at least {MIN_UNITS} {unit}, and this run has {units}."
     found = visible_gain(labels, settings, replicates)
     if found is None or found <= VISIBLE:
         return None

@@ -81,7 +81,9 @@ def forget(
     named = {image: {image[1], ":".join(image)} for image in content}
     unknown = [image_id for image_id in ids if not any(image_id in names for names in named.values())]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], {image_id: None for _, image_id in content}, n=3)
+        known = dict.fromkeys(image_id for _, image_id in content)
+        near = [image_id for image_id in known if image_id.endswith(f"/{unknown[0]}")][:3]
+        near = near or difflib.get_close_matches(unknown[0], known, n=3)
         hint = f"; near to it: {', '.join(near)}" if near else ""
         raise UsageError(f"{run}: no image {unknown[0]!r} in {DATA_FILE}{hint}. Give ids as they stand there.")
     wanted = {image for image, names in named.items() if not names.isdisjoint(ids)}

@@ -32,12 +32,16 @@ def require_place(run: Path, *data: str | None) -> None:
                 f"--out {run}: lies inside the images of {one}, which would be read with what is written there. "
                 "Choose a folder outside."
             )
-    found = sorted(path.name for path in run.glob("[!.]*")) if run.is_dir() else []
-    ours = {store.folder for store in STORES}
-    foreign = [name for name in found if name not in ours and identify(name) is None]
-    if foreign and foreign == found:
-        more = ", ..." if len(foreign) > _SHOWN else ""
+    if foreign := foreign_files(run):
         raise UsageError(
-            f"--out {run}: holds files of others ({', '.join(foreign[:_SHOWN])}{more}) and no run. "
-            "Choose another folder, or an empty one."
+            f"--out {run}: holds files of others ({foreign}) and no run. Choose another folder, or an empty one."
         )
+
+
+def foreign_files(folder: Path) -> str:
+    """The first names in a folder that holds files and no run; empty for every other one."""
+    found = sorted(path.name for path in folder.glob("[!.]*")) if folder.is_dir() else []
+    ours = {store.folder for store in STORES}
+    if any(name in ours or identify(name) is not None for name in found):
+        return ""
+    return ", ".join([*found[:_SHOWN], *(["..."] if len(found) > _SHOWN else [])])

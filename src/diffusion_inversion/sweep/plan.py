@@ -338,5 +338,9 @@ def _lecf(section: Mapping[str, Any], retrieve: Mapping[str, Any]) -> Lecf | Non
 
 def problems(error: ValidationError) -> str:
     """What is wrong, one line for each field."""
-    lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}={e['input']!r}: {e['msg']}" for e in error.errors()]
+    lines = []
+    for fault in error.errors():
+        name = ".".join(map(str, fault["loc"])) or "settings"
+        missing = fault["type"] == "missing"  # its input is all that is there
+        lines.append(f"{name}: missing; add it" if missing else f"{name}={fault['input']!r}: {fault['msg']}")
     return "settings that cannot be used:\n" + "\n".join(f"  {line}" for line in lines)

@@ -17,7 +17,7 @@ def write_publication(run: Path, settings: PushSettings) -> Exported:
     Raises UsageError (a folder that holds something, images that are not finished or were found in a pool, a licence
     that those of the sources exclude), DataError, DiskError.
     """
-    require_empty(settings.out)
+    require_empty(settings.out, run)
     if method_of(run).name == RETRIEVAL:
         raise UsageError(f"{run}: images of a pool are photographs of others; publish them by their own licences.")
     origin = origin_of(run, settings.licence, settings.source_ids)

@@ -58,7 +58,7 @@ def export(run: Path, settings: ExportSettings) -> Exported:
     Raises UsageError (a folder that holds something, an arm beside images, nothing to export, a missing extra),
     DataError (a file of the run is missing or changed), DiskError. After an error the folder is as it was.
     """
-    require_empty(settings.out)
+    require_empty(settings.out, run)
     learned = read_embeddings(run) if settings.with_vectors else None
     if settings.to != "onnx" and settings.to != "safetensors":
         if settings.arm is not None:
@@ -111,10 +111,12 @@ def signer_of(run: Path, settings: CredentialSettings) -> Signer | None:
     return signer(settings.c2pa_certificate, settings.c2pa_key)
 
 
-def require_empty(out: Path) -> None:
-    """Raise UsageError for a folder that holds anything, or a file of that name."""
+def require_empty(out: Path, run: Path) -> None:
+    """Raise UsageError for a folder that holds anything or lies in the run, or a file of that name."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: holds something already, which is left alone; name a new folder, or empty it.")
+    if out.resolve().is_relative_to(run.resolve()):
+        raise UsageError(f"--out {out}: lies inside the run {run}; name a folder outside")
 
 
 @contextmanager
