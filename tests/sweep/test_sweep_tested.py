@@ -40,6 +40,20 @@ def test_metrics_against_test_images_are_of_these(bench: Bench, tmp_path: Path, 
     assert len({found.metrics for (found,) in jobs}) == sets
 
 
+@pytest.mark.parametrize(
+    ("data", "sets"), [({}, 1), ({"test_limit": 4}, 2), ({"test": None}, 2), ({"drop_test_duplicates": True}, 2)]
+)
+def test_test_images_are_autoencoded_once_where_they_are_the_same(
+    bench: Bench, tmp_path: Path, data: dict[str, Any], sets: int
+) -> None:
+    asked = {"data": str(bench.data / "train"), "test": str(bench.data / "test"), **data}
+    varied = {"grid": {"data.limit": [4]}, "replicates": 2}
+    workshop, _, jobs = begun(bench, planned(bench, data=asked, autoencode={"test": 8, "train": 8}, **varied), tmp_path)
+    made = [job.says for name, job in workshop.jobs.items() if name.startswith("autoencoded/")]
+    assert made == ["autoencoded: test at 8 px"] * sets  # the arm synthetic sees no autoencoded training image
+    assert len({name for one in jobs[0] for names in one.classifiers.values() for name in names}) == 2
+
+
 def test_a_cell_that_is_a_run_does_not_take_other_images_either(bench: Bench, tmp_path: Path) -> None:
     data, out = Path(shutil.copytree(bench.data, tmp_path / "data")), tmp_path / "out"
     grid = {"sample.noise_strength": [0.1, 0.2]}

@@ -229,7 +229,11 @@ class Workshop:
             found = write_autoencoded(self._part(cell, part), self.generator, home, resolution=resolution, part=part)
             return {"images": found.images, "psnr": found.psnr}
 
-        name = self._name("autoencoded", cell.data.described(), part, resolution)
+        data = cell.data
+        # Test images of their own are the same whatever is drawn from the training images: once for all replicates.
+        apart = part == "test" and data.test is not None and data.test_limit is None and not data.drop_test_duplicates
+        drawn = ("seed", "limit", "per_class", "balanced", "holdout") if apart else ()
+        name = self._name("autoencoded", data.described(drawn), part, resolution)
         return self._job(name, f"{part} at {resolution} px", [self._data(cell)], do)
 
     def _fraction(self, cell: Cell) -> str:
