@@ -47,8 +47,8 @@ def test_test_images_are_autoencoded_once_where_they_are_the_same(
     bench: Bench, tmp_path: Path, data: dict[str, Any], sets: int
 ) -> None:
     asked = {"data": str(bench.data / "train"), "test": str(bench.data / "test"), **data}
-    varied = {"grid": {"data.limit": [4]}, "replicates": 2}
-    workshop, _, jobs = begun(bench, planned(bench, data=asked, autoencode={"test": 8, "train": 8}, **varied), tmp_path)
+    plan = planned(bench, autoencode={"test": 8, "train": 8}, grid={"data.limit": [4]}, replicates=2)
+    workshop, _, jobs = begun(bench, plan.model_copy(update={"data": asked}), tmp_path)
     made = [job.says for name, job in workshop.jobs.items() if name.startswith("autoencoded/")]
     assert made == ["autoencoded: test at 8 px"] * sets  # the arm synthetic sees no autoencoded training image
     assert len({name for one in jobs[0] for names in one.classifiers.values() for name in names}) == 2
