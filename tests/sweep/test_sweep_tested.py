@@ -51,7 +51,7 @@ def test_test_images_are_autoencoded_once_where_they_are_the_same(
     workshop, _, jobs = begun(bench, plan.model_copy(update={"data": asked}), tmp_path)
     made = [job.says for name, job in workshop.jobs.items() if name.startswith("autoencoded/")]
     assert made == ["autoencoded: test at 8 px"] * sets  # the arm synthetic sees no autoencoded training image
-    assert len({name for one in jobs[0] for names in one.classifiers.values() for name in names}) == 2
+    assert len({name for one in jobs[0] for names in one.classifiers.values() for name in names}) == 2 * 3
 
 
 def test_a_cell_that_is_a_run_does_not_take_other_images_either(bench: Bench, tmp_path: Path) -> None:
