@@ -1,4 +1,4 @@
-"""The tables of today's results, in README.md and docs/results.md, from the pages of sweeps.
+"""The tables of today's results, in docs/results.md and, whether it helps, in README.md, from the pages of sweeps.
 
 Command:  python benchmarks/results_table.py
           python benchmarks/results_table.py sweeps/xsdd/table3.json table3_xsdd   (takes the page of a sweep in first)
@@ -97,10 +97,10 @@ def estimate(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
 
 
-def table(folder: str) -> str:
-    """Accuracies as Markdown, with links that hold below `folder`."""
+def table(folder: str, pages: str = "*") -> str:
+    """Accuracies of the pages of such names as Markdown, with links that hold below `folder`."""
     found = [HEAD, ["---"] * len(HEAD)]
-    for page in sorted(PAGES.glob("*.md")):
+    for page in sorted(PAGES.glob(f"{pages}.md")):
         rows = rows_of(page)
         measure = rows[0]["measure"]
         for place, (name, arms) in enumerate(cells(rows).items()):
@@ -285,7 +285,7 @@ def take_in(sweep: Path, name: str) -> None:
 def main(arguments: Sequence[str]) -> None:
     if arguments:
         take_in(Path(arguments[0]), arguments[1])
-    README.write_text(between(README.read_text(), START, END, table("docs/results/today")))
+    README.write_text(between(README.read_text(), START, END, table("docs/results/today", "helps_*")))
     text = between(PAGE.read_text(), START, END, table("results/today"))
     picture()
     inside = f"{summary()}{paper_table()}\nClaims of ours, which the paper does not make:\n\n{other_claims()}"
