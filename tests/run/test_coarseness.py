@@ -134,7 +134,7 @@ def test_images_are_drawn_evenly_by_their_ids() -> None:
     assert found.labels.bincount().tolist() == [22, 22], "the class of 4 is left out"
     shuffled = some.subset(torch.randperm(len(some), generator=torch.Generator().manual_seed(3)).tolist())
     assert drawn(shuffled, 44).ids == found.ids and set(found.ids) < set(drawn(some).ids)
-    with pytest.raises(DataError, match="39 images in 3 classes"):
+    with pytest.raises(DataError, match="39 images are in classes of at least 5; it takes 40"):
         drawn(images, 39)
     many = replace(images, class_names=(*images.class_names, *(f"more {k}" for k in range(15))))
     many = replace(many, labels=torch.arange(90) % 18)

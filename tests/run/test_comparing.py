@@ -177,8 +177,8 @@ def test_bad_input_is_one_line(bench: Bench, pair: tuple[Path, Path], finished: 
     assert "the page is HTML" in refused(*pair, "--out", tmp_path / "page.txt")
     run = tmp_path / "half"
     for stage, missing in (
-        ("invert", r"stage 2 \(`dinv sample`\) misses"), ("sample", r"training \(`dinv train`\) misses"),
-        ("train", r"the report \(`dinv train`\) misses"),
+        ("invert", r"stage 2 \(`dinv sample`\) is missing"), ("sample", r"training \(`dinv train`\) is missing"),
+        ("train", r"the report \(`dinv train`\) is missing"),
     ):  # fmt: skip
         finish(bench, run, stage)
         with pytest.raises(UsageError, match=missing):
