@@ -26,7 +26,8 @@ LAYERS = (
     ("sample",),
     ("measure", "train"),
     ("run",),
-    ("sweep", "pretrain"),
+    ("pretrain",),
+    ("sweep",),
     ("cli",),
     ("", "__main__"),
 )

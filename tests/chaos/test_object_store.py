@@ -93,8 +93,19 @@ def committed(run: Path) -> list[str]:
     return [record["unit"] for record in records if record["event"] == "commit"]
 
 
-def _together(bench: Bench, run: Path, others: Any) -> None:
-    others.wait(120)
+def _together(bench: Bench, run: Path, start: Any, first: Any) -> None:
+    """Start together, and publish no second unit before the other has one to publish, however fast this machine is."""
+    start.wait(120)
+    publish, met = ObjectStore.publish, False
+
+    def after_the_other(self: ObjectStore, folder: str, manifest: Manifest, record: Any) -> None:
+        nonlocal met
+        if not met:
+            met = True
+            first.wait(120)
+        publish(self, folder, manifest, record)
+
+    ObjectStore.publish = after_the_other
 
 
 @pytest.mark.slow
@@ -102,10 +113,11 @@ def _together(bench: Bench, run: Path, others: Any) -> None:
 def test_two_machines_do_every_unit_once_and_both_end_with_the_bits_of_one(
     bench: Bench, url: str, tmp_path: Path, stages: tuple[str, ...]
 ) -> None:
-    reference, runs, all_here = tmp_path / "reference", (tmp_path / "a", tmp_path / "b"), forkserver().Barrier(2)
+    reference, runs = tmp_path / "reference", (tmp_path / "a", tmp_path / "b")
+    barriers = [forkserver().Barrier(2) for _ in range(2)]
     for stage in stages:
         finish(bench, reference, stage)
-    machines = [started(bench, run, url, stages, _together, all_here) for run in runs]
+    machines = [started(bench, run, url, stages, _together, *barriers) for run in runs]
     for machine in machines:
         machine.join(300)
     assert [machine.exitcode for machine in machines] == [0, 0], [said(run) for run in runs]

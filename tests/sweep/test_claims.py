@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import runpy
 import shutil
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from toy_clip import write_coloured
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.errors import DataError, UsageError
 from diffusion_inversion.sweep.claims import (
     UNCLEAR,
@@ -31,7 +28,6 @@ from diffusion_inversion.sweep.claims import (
     tails,
 )
 from diffusion_inversion.sweep.outcome import judge
-from diffusion_inversion.train.store import ClassifierStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,49 +137,6 @@ def test_the_published_claims_are_what_the_command_writes(tmp_path: Path) -> Non
     assert page.read_text() == (published / "first-mini.md").read_text()
     for file in results.glob("*.md"):
         assert file.read_text() == (published / "first-mini" / file.name).read_text(), file.name
-
-
-def test_the_table_of_figure_5_is_of_two_replicates_or_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bench = runpy.run_path(str(ROOT / "benchmarks" / "figure5.py"))
-    test, home, out = write_coloured(tmp_path / "test", 12, seed=0), tmp_path / "runs", tmp_path / "table"
-    labels = load_images(str(test)).labels
-    wrong = {"real": 0, "inversion": 3, "gan": 6, "gan-inversion": 9}  # of 12 answers
-
-    def train(replicate: str, part: str, arm: str) -> None:
-        answers = labels.clone()
-        answers[: wrong["real" if arm == "real" else part] - int(replicate)] += 1
-        record = {"event": "commit", "unit": arm, "ids": [arm], "count": 1, "files": {}, "arm": arm, "seed": 0}
-        ClassifierStore(home / replicate / part).manifest.append(record | {"predictions": answers.tolist()})
-
-    def table(*given: object) -> int:
-        monkeypatch.setattr("sys.argv", ["figure5.py", *map(str, given)])
-        try:
-            bench["main"]()
-        except SystemExit as error:
-            return int(str(error.code))
-        return 0
-
-    assert table() == table(home, test, out) == 2 and not out.with_suffix(".csv").exists()
-    assert "0 finished replicate" in capsys.readouterr().err
-    for replicate in ("0", "1"):
-        for part in ("inversion", "gan", "gan-inversion"):
-            train(replicate, part, "synthetic")
-        if replicate == "0":
-            train(replicate, "inversion", "real")
-            assert table(home, test, out) == 2
-    assert table(home, test, out) == 2 and "1 finished replicate" in capsys.readouterr().err  # of 1 the arm real lacks
-    wrong["real"] = 1
-    train("1", "inversion", "real")
-    assert table(home, test, out) == 0
-    found = {
-        (row["case"], row["replicate"]): float(row["value"]) for row in csv.DictReader(out.with_suffix(".csv").open())
-    }
-    assert found["", "0"] == found["", "1"] == 1 and found["GAN", "0"] == pytest.approx(6 / 12)
-    assert found["Diffusion Inversion", "1"] == pytest.approx(10 / 12)
-    assert found["GAN inversion", "0"] == pytest.approx(3 / 12)
-    assert "| GAN | 54.2 ± 5.9 (n=2) |" in out.with_suffix(".md").read_text()  # 6 and 7 of 12
 
 
 def test_the_bound_on_what_test_images_add() -> None:

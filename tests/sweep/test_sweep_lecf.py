@@ -16,6 +16,7 @@ from diffusion_inversion.errors import UsageError
 from diffusion_inversion.run.lecf.frames import FRAMES
 from diffusion_inversion.sweep import read_plan
 from diffusion_inversion.sweep.plan import cells
+from diffusion_inversion.sweep.ways import Lecf
 
 ROOT = Path(__file__).parents[2]
 FILE = """
@@ -81,8 +82,8 @@ def test_the_embedded_clip_is_meant_whatever_folder_lies_beside(
     text = file.read_text()
     for given, found in (("mini-clip", "mini-clip"), ("./mini-clip", str(tmp_path / "mini-clip"))):
         file.write_text(text.replace(str(tmp_path / "clip"), given))
-        meant = cells(read_plan(file))[0].lecf
-        assert meant is not None and meant.filtering.clip == found
+        meant = cells(read_plan(file))[0].way
+        assert isinstance(meant, Lecf) and meant.filtering.clip == found
 
 
 def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path
 
 def test_the_experiment_draws_as_many_images_as_it_keeps() -> None:
     plan = read_plan(ROOT / "experiments" / "figure7b.toml", data="digits")
-    of_lecf = [cell.lecf for cell in cells(plan) if cell.lecf is not None]
+    of_lecf = [cell.way for cell in cells(plan) if isinstance(cell.way, Lecf)]
     assert of_lecf and all((one.filtering.per_class or 0) <= len(FRAMES) * one.drawing.variants for one in of_lecf)
 
 

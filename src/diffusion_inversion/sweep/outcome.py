@@ -18,7 +18,7 @@ from ..train.evaluation import MIN_UNITS, OWN_SIZE, compare
 from ..train.replicated import Components, components, recognised
 from ..train.verdict import is_uneven
 from .claims import Difference, Outcome
-from .elsewhere import filtered_by
+from .elsewhere import made_by
 from .pairing import require_pairable, require_paired
 from .plan import Cell, Claim, Side, SweepPlan
 from .work import CellJobs, Workshop
@@ -179,7 +179,7 @@ def gather(workshop: Workshop, cells: Sequence[Sequence[Cell]], jobs: Sequence[S
     claims = tuple(_check(claim, first, rows, metrics) for claim in plan.claims)
     made_with = workshop.generator
     generator = f"{made_with.name}, weights {made_with.hash[:12]}, {made_with.record['dtype']} on {workshop.device}"
-    generator += filtered_by(first, workshop.device)
+    generator += made_by(first, workshop.device)
     return SweepResult(plan, generator, tuple(first), tuple(rows), tuple(metrics), claims)
 
 
@@ -254,7 +254,7 @@ def _draw(workshop: Workshop, cell: Cell, jobs: CellJobs, arm: str) -> RowDraw:
 def _images_of(workshop: Workshop, job: str, cell: Cell) -> int:
     """How many images the first variants are, of the vectors that were learned: the job may have drawn more.
 
-    Of a pool, or of LECF, and where counts are balanced, they are all that the job speaks of.
+    Of images that come otherwise, and where counts are balanced, they are all that the job speaks of.
     """
     images = int(workshop.read(job)["images"])
     if not cell.learns or cell.sample.balance != "none":

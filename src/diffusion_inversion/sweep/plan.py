@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ..config.commands import AuditSettings, LecfSettings
+from ..config.commands import AuditSettings
 from ..config.fidelity import FilterSettings
 from ..config.presets import read_preset
-from ..config.sampling import PromptSettings, RetrieveSettings, SampleSettings
+from ..config.sampling import SampleSettings
 from ..config.settings import DataSettings, InvertSettings, Settings
 from ..config.training import TrainSettings
 from ..config.tuning import Tuning, read_tuning
@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..run.balancing import whole
 from ..run.replicates import drawn_anew
 from ..run.tune import prepared
-from ..train.few_shot.clip_files import MINI_CLIP
+from .ways import SECTIONS, Way, read_way, way_anew
 
 STAGES: dict[str, type[BaseModel]] = {
     "data": DataSettings, "invert": InvertSettings, "sample": SampleSettings, "train": TrainSettings,
@@ -111,6 +111,14 @@ class SweepPlan(Settings):
     lecf: dict[str, Any] = Field(
         default_factory=dict, description="with it CLIP keeps some of many sentences' images: settings of `dinv lecf`"
     )
+    prompts: dict[str, Any] = Field(
+        default_factory=dict,
+        description="with it the images of a cell are drawn from `prompts`: settings of `dinv sample --prompts`",
+    )
+    gan: dict[str, Any] = Field(
+        default_factory=dict,
+        description="with it they are a GAN's: its `weights`, `how` (sample or invert), settings of `dinv gan sample`",
+    )
     autoencode: Autoencode = Autoencode()
     run: dict[str, Any] = Field(default_factory=dict, description="options of `dinv run`: RunOptions")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="dotted key => values, all combined")
@@ -146,14 +154,6 @@ class SweepPlan(Settings):
 
 
 @dataclass(frozen=True)
-class Lecf:
-    """How images of sentences are drawn, and filtered at one threshold."""
-
-    filtering: LecfSettings
-    drawing: PromptSettings
-
-
-@dataclass(frozen=True)
 class Cell:
     """One combination of values, with all settings worked out. `at` says which values, by key of the grid or case."""
 
@@ -163,8 +163,7 @@ class Cell:
     sample: SampleSettings
     train: TrainSettings
     autoencode: Autoencode
-    retrieve: RetrieveSettings | None = None  # of one k
-    lecf: Lecf | None = None
+    way: Way | None = None  # None: images are drawn around vectors
     run: RunOptions = field(default_factory=RunOptions)
     tuning: Tuning = field(default_factory=Tuning)  # what `run` has to be chosen
 
@@ -191,7 +190,7 @@ class Cell:
     @property
     def learns(self) -> bool:
         """Whether its images are drawn around vectors."""
-        return self.retrieve is None and self.lecf is None
+        return self.way is None
 
     @property
     def amounts(self) -> tuple[int | str | None, ...]:
@@ -260,7 +259,7 @@ def replicates(plan: SweepPlan, cell: Cell) -> list[Cell]:
             invert=drawn_anew(cell.invert, number),
             sample=drawn_anew(cell.sample, number),
             train=drawn_anew(cell.train, number),
-            lecf=cell.lecf and replace(cell.lecf, drawing=drawn_anew(cell.lecf.drawing, number)),
+            way=way_anew(cell.way, number),
         )
         for number in range(plan.replicates)
     ]
@@ -276,7 +275,7 @@ def _combinations(plan: SweepPlan) -> Iterator[dict[str, Any]]:
 def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
     sections: dict[str, dict[str, Any]] = {name: dict(getattr(plan, name)) for name in STAGES}
     sections["autoencode"] = plan.autoencode.model_dump()
-    sections |= {name: dict(getattr(plan, name)) for name in ("retrieve", "lecf", "run")}
+    sections |= {name: dict(getattr(plan, name)) for name in (*SECTIONS.values(), "run")}
     changed = {key: value for key, value in at.items() if key != "case"}
     if "case" in at:
         changed = {**next(case.set for case in plan.cases if case.name == at["case"]), **changed}
@@ -299,41 +298,12 @@ def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
             sample,
             train,
             Autoencode.model_validate(sections["autoencode"]),
-            _retrieve(sections["retrieve"]),
-            _lecf(sections["lecf"], sections["retrieve"]),
+            read_way(sections),
             run,
             tuning,
         )
     except ValidationError as error:
         raise UsageError(f"{plan.title}, at {dict(at)}: " + problems(error)) from error
-
-
-def _retrieve(section: Mapping[str, Any]) -> RetrieveSettings | None:
-    """How images are found in a pool; None where they are made. Raises UsageError for more than one k."""
-    if not section:
-        return None
-    settings = RetrieveSettings.model_validate(
-        {**section, **({"pool": absolute(str(section["pool"]))} if "pool" in section else {})}
-    )
-    if len(settings.k) > 1:
-        raise UsageError(f"retrieve.k={list(settings.k)}: one number a cell; vary it as a key of the grid.")
-    return settings
-
-
-def _lecf(section: Mapping[str, Any], retrieve: Mapping[str, Any]) -> Lecf | None:
-    """How images of sentences are filtered; None where they are not. Raises UsageError for more than one threshold."""
-    if not section:
-        return None
-    if retrieve:
-        raise UsageError("lecf and retrieve: a cell's images are made in one way; give one of them.")
-    given = {key: str(section[key]) for key in ("clip", "language") if section.get(key)}
-    embedded = ("clip", MINI_CLIP.name)  # whatever folder lies beside
-    paths = {key: name if (key, name) == embedded else absolute(name) for key, name in given.items()}
-    drawing = {key: value for key, value in section.items() if key in PromptSettings.model_fields}
-    filtering = LecfSettings.model_validate({k: v for k, v in section.items() if k not in drawing} | paths)
-    if len(filtering.thresholds) > 1:
-        raise UsageError("lecf.thresholds: one number a cell; vary it as a key of the grid.")
-    return Lecf(filtering, PromptSettings.model_validate(drawing))
 
 
 def problems(error: ValidationError) -> str:

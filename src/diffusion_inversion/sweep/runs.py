@@ -39,9 +39,8 @@ from ..train.arms import ArmResults, train_arms
 from ..train.arms import check_settings as check_training
 from ..train.choosing import Folds, choices_of
 from .drawn import counts
-from .plan import Cell, SweepPlan
-
-ELSEWHERE = ("autoencode", "retrieve", "lecf")  # what makes images, or changes them, in no way that a run does
+from .plan import Autoencode, Cell, SweepPlan
+from .ways import SECTIONS
 
 
 def alone(cell: Cell) -> bool:
@@ -70,9 +69,9 @@ def depends_on(cell: Cell, vectors: str) -> list[Any]:
 def check_cell(cell: Cell, plan: SweepPlan, home: Path, splits: Splits, side: int, generator: Generator) -> None:
     """Raise, before anything is computed, what `dinv run` would: UsageError, DataError."""
     images = splits.train.resized(side)
-    named = [name for name in ELSEWHERE if getattr(cell, name) not in (None, type(plan.autoencode)())]
-    if named:
-        raise UsageError(f"{named[0]}: a cell with options of `dinv run` has images around its vectors. Leave it out.")
+    named = "autoencode" if cell.autoencode != Autoencode() else SECTIONS.get(type(cell.way))
+    if named is not None:  # what makes images, or changes them, in no way that a run does
+        raise UsageError(f"{named}: a cell with options of `dinv run` has images around its vectors. Leave it out.")
     if plan.metrics is not None:
         raise UsageError("metrics: of images as they were drawn, which a cell with options of `dinv run` may not have.")
     if plan.own_size and cell.tuning.of("train") and "real" in cell.train.arms:

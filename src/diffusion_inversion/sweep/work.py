@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..config.sampling import RetrieveSettings
 from ..config.settings import DataSettings
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
@@ -24,7 +25,7 @@ from ..invert.embeddings import EmbeddingStore, read_embeddings
 from ..invert.inversion import check, invert
 from ..measure.extractors.catalog import open_extractor
 from ..measure.measuring import compare_images
-from ..run.methods import is_whole
+from ..run.methods import images_store, is_whole
 from ..run.tune import prepared, tune_training
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
 from ..sample.sampling import check_settings
@@ -39,10 +40,11 @@ from ..train.own_size import own_side
 from ..train.training import fingerprint
 from . import runs
 from .drawn import counts, draw
-from .elsewhere import check_cell, fill
+from .elsewhere import check_cell, depends_on, fill, place
 from .jobs import Job, measured, of_classifier, result
 from .loaded import Loaded
 from .plan import Cell, SweepPlan
+from .ways import SECTIONS
 
 # Settings that make no difference to the arm real, as they are by default.
 UNMIXED = TrainSettings().model_dump(include={"real_fraction", "mixing", "online", "online_keep"})
@@ -97,8 +99,8 @@ class Workshop:
             )  # fmt: skip
             refuse_unjudged(cell.train)
         else:
-            splits = None if cell.lecf is None else self.splits(cell.data)
-            check_cell(cell, splits, self.folder / self._images_folder(cell), self.generator, self.device)
+            splits, home = self.splits(cell.data), self.folder / self._images_folder(cell)
+            check_cell(cell, splits, home, self._side(cell, splits.train), self.generator, self.device)
         if cell.learns:
             check(self.generator, cell.invert, learned_at)
         for part, side in cell.autoencode.model_dump().items():
@@ -202,11 +204,9 @@ class Workshop:
 
     def _made_elsewhere(self, cell: Cell) -> str:
         name = self._images_folder(cell)
-        home, says = name, f"as {cell.differs('lecf')}"
-        if cell.retrieve is not None:
-            says = f"{cell.retrieve.k[0]} nearest of {cell.retrieve.pool}, {cell.differs('retrieve')}"
-        else:  # thresholds share what is drawn
-            home = name.rpartition("/")[0]
+        home = name.removesuffix(place(cell))  # thresholds share what is drawn
+        section = SECTIONS[type(cell.way)]
+        says = f"{section}, {cell.differs(section)}"
 
         def do(home: Path) -> dict[str, Any]:
             splits = self.splits(cell.data)
@@ -216,12 +216,8 @@ class Workshop:
 
     def _images_folder(self, cell: Cell) -> str:
         asked = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
-        if cell.lecf is not None:
-            filtering, drawing = cell.lecf.filtering, cell.lecf.drawing
-            own = [cell.data.described(), filtering.described({"thresholds"}), drawing.described(), asked]
-            return f"{self._name('images', 'lecf', *own)}/t{filtering.thresholds[0]:g}"
-        if cell.retrieve is not None:
-            return self._name("images", "retrieval", cell.data.described(), cell.retrieve.described(), asked)
+        if not cell.learns:
+            return self._name("images", *depends_on(cell, self.device), asked) + place(cell)
         return self._name("images", self._vectors_name(cell), cell.sample.described({"variants", "balance"}))
 
     def _autoencoded(self, cell: Cell, part: Role, resolution: int) -> str:
@@ -241,9 +237,7 @@ class Workshop:
         train = cell.train.model_copy(update={"arms": ("real+synthetic",)})
 
         def do(home: Path) -> dict[str, Any]:
-            store = self._store(cell)
-            asked = self._counts(cell)
-            material = Material(store.read(asked), store.sources(asked))
+            material = self._made(cell)
             real, _ = self._real(cell, "real+synthetic")
             with run_lock(home):
                 chosen = tune_training(home, real, lambda: material, train, self.device, prepared(None, None, train))
@@ -262,7 +256,7 @@ class Workshop:
         settings = cell.train.model_copy(update={"arms": (arm,), "seeds": (seed,), **mixed})
 
         def do(home: Path) -> dict[str, Any]:
-            synthetic = None if images is None else self._store(cell).read(self._counts(cell))
+            synthetic = None if images is None else self._made(cell).synthetic
             real, test = self._real(cell, arm)
             chosen = settings
             if fraction is not None:
@@ -273,8 +267,8 @@ class Workshop:
         drawn = [] if images is None else [self._images_folder(cell), *cell.amounts]
         through = cell.autoencode.train if arm != "synthetic" else None
         side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
-        if cell.retrieve is not None and cell.retrieve.image_size is not None:
-            side.append(cell.retrieve.image_size)
+        if (found_at := self._found_at(cell)) is not None:
+            side.append(found_at)
         needs = [self._data(cell), *([] if images is None else [images]), *([fraction] if fraction else [])]
         needs += self._trained_on(cell) if arm != "synthetic" else []
         says = f"{arm}, seed {seed}, {cell.differs()}"
@@ -348,14 +342,13 @@ class Workshop:
         assert wanted is not None
 
         def do(home: Path) -> dict[str, Any]:
-            store = self._store(cell)
-            asked = self._counts(cell)
-            synthetic = store.read(asked)
+            made = self._made(cell)
+            synthetic = made.synthetic
             real = self._part(cell, wanted.against).resized(synthetic.size)
             called = "" if wanted.against == "train" else "train: "  # a test image may be called as a source is
             return compare_images(
                 real, synthetic, extractor=wanted.extractor, weights=wanted.weights, k=wanted.k, device=self.device,
-                generated_groups=[f"{called}{source}" for source, *_ in store.sources(asked)],
+                generated_groups=[f"{called}{source}" for source, *_ in made.sources],
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.
@@ -393,8 +386,13 @@ class Workshop:
         What is found has that of what is made, unless it was given its own.
         """
         drawn_at = cell.sample.resolution or cell.invert.resolution or self.generator.resolution
-        own = None if cell.retrieve is None else cell.retrieve.image_size
-        return own or cell.sample.image_size or min(train.size, drawn_at)
+        return self._found_at(cell) or cell.sample.image_size or min(train.size, drawn_at)
 
-    def _store(self, cell: Cell) -> SyntheticStore:
-        return SyntheticStore(self.folder / self._images_folder(cell), self.splits(cell.data).train.class_names)
+    def _found_at(self, cell: Cell) -> int | None:
+        return cell.way.image_size if isinstance(cell.way, RetrieveSettings) else None
+
+    def _made(self, cell: Cell) -> Material:
+        """A cell's images, and what they were made from. Those of prompts have an order of classes of their own."""
+        names, asked = self.splits(cell.data).train.class_names, self._counts(cell)
+        store = images_store(self.folder / self._images_folder(cell), names)
+        return Material(store.read(asked).with_classes_after(names), store.sources(asked))
