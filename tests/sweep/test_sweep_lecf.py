@@ -35,12 +35,12 @@ arms = ["real", "synthetic"]
 k = 2
 [lecf]
 clip = "{clip}"
-per_class = 5
 sentences = 4
 variants = 2
 inference_steps = 1
 [grid]
 "lecf.thresholds" = [0.0, 0.9]
+"lecf.per_class" = [5, 3]
 """
 
 
@@ -58,15 +58,16 @@ def sweep(file: Path, out: Path) -> Any:
     )
 
 
-def test_thresholds_are_cells_that_share_what_is_drawn(file: Path, tmp_path: Path) -> None:
+def test_thresholds_and_numbers_are_cells_that_share_what_is_drawn(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = sweep(file, out)
     assert done.exit_code == 0, done.output
     record = json.loads((out / "thresholds.json").read_text())
     assert "; LECF by CLIP clip, files " in record["generator"], "the CLIP is named in all that is shown"
-    found = [(row["arm"], row["at"].get("lecf.thresholds"), row["synthetic_images"]) for row in record["rows"]]
-    assert {one for one in found if one[0] == "synthetic"} == {("synthetic", 0.0, 15), ("synthetic", 0.9, 15)}
-    assert sum(arm == "real" for arm, *_ in found) == 1, "the arm real is trained once"
+    drawn = [row for row in record["rows"] if row["arm"] == "synthetic"]
+    found = {(row["at"]["lecf.thresholds"], row["at"]["lecf.per_class"]): row["synthetic_images"] for row in drawn}
+    assert found == {(0.0, 5): 15, (0.9, 5): 15, (0.0, 3): 9, (0.9, 3): 9}
+    assert len(record["rows"]) == len(drawn) + 1, "the arm real is trained once"
     assert len(list(out.rglob("drawn"))) == 1 and len(list(out.rglob("drawn/**/*.png"))) == 3 * 4 * 2
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     assert sweep(file, out).exit_code == 0

@@ -21,7 +21,7 @@ from ..pretrain.gan.inversion import invert_gan
 from ..pretrain.gan.sampling import sample_gan
 from ..pretrain.gan.weights import Gan, load_gan
 from ..run.lecf.sentences import T5_SENTENCES, Language, sentences_of_frames
-from ..run.lecf.stage import lecf, to_keep
+from ..run.lecf.stage import DRAWN, lecf, to_keep
 from ..run.retrieval import check as check_pool
 from ..run.retrieval import retrieve
 from ..sample.prompting import CLASS, Prompt, check, draw_prompts, read_prompts
@@ -33,13 +33,16 @@ from .ways import Lecf, OfGan, Prompted
 
 
 def depends_on(cell: Cell, device: str) -> list[Any]:
-    """All that a cell's images depend on beside the generator and their side, as JSON data; thresholds share it."""
+    """All that a cell's images depend on beside the generator and their side, as JSON data.
+
+    Cells of LECF that differ in the threshold, or in how many images are kept, share what is drawn.
+    """
     data = cell.data.described()
     match cell.way:
         case RetrieveSettings():
             return ["retrieval", data, cell.way.described()]
         case Lecf(filtering, drawing):
-            return ["lecf", data, filtering.described({"thresholds"}), drawing.described()]
+            return ["lecf", data, filtering.described({"thresholds", "per_class"}), drawing.described()]
         case Prompted(prompts, drawing):
             texts = [] if CLASS in prompts else [[one.class_name, one.text] for one in read_prompts(prompts)]
             return ["prompts", data, texts or prompts, drawing.described()]
@@ -49,8 +52,11 @@ def depends_on(cell: Cell, device: str) -> list[Any]:
 
 
 def place(cell: Cell) -> str:
-    """Where its images lie below the folder that `fill` is given: one for each threshold of LECF."""
-    return f"/t{cell.way.filtering.thresholds[0]:g}" if isinstance(cell.way, Lecf) else ""
+    """Where its images lie below the folder that `fill` is given: one for each number kept and threshold of LECF."""
+    if not isinstance(cell.way, Lecf):
+        return ""
+    kept = cell.way.filtering.per_class
+    return f"{'' if kept is None else f'/n{kept}'}/t{cell.way.filtering.thresholds[0]:g}"
 
 
 def check_cell(cell: Cell, splits: Splits, folder: Path, side: int, generator: Generator, device: str) -> None:
@@ -106,7 +112,8 @@ def fill(home: Path, cell: Cell, splits: Splits, side: int, generator: Generator
         case Lecf(filtering, drawing):
             drawing = drawing.model_copy(update={"image_size": side})
             clip, language = _clip(cell.way, device), _language(filtering.language)
-            kept = lecf(home, train, filtering, drawing, generator, clip, language, cache=features)
+            sets = (home / place(cell).lstrip("/")).parent
+            kept = lecf(sets, train, filtering, drawing, generator, clip, language, cache=features, drawn=home / DRAWN)
             return {"images": kept[filtering.thresholds[0]]["images"]}
         case Prompted(prompts, drawing):
             asked = _prompts(prompts, train.class_names)

@@ -204,7 +204,7 @@ class Workshop:
 
     def _made_elsewhere(self, cell: Cell) -> str:
         name = self._images_folder(cell)
-        home = name.removesuffix(place(cell))  # thresholds share what is drawn
+        home = name.removesuffix(place(cell))  # which cells may share
         section = SECTIONS[type(cell.way)]
         says = f"{section}, {cell.differs(section)}"
 

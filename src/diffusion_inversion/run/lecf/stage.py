@@ -96,11 +96,12 @@ def lecf(
     *,
     cache: Path | None = None,
     anew: bool = False,
+    drawn: Path | None = None,
 ) -> dict[float, dict[str, Any]]:
     """Fill OUT/t<threshold> for each threshold with images that CLIP keeps; by threshold what there is.
 
-    All are drawn once, in OUT/drawn: every sentence `drawing.variants` times. Each class has as many images in every
-    set, by default as many as `train` has: those of at least the threshold, the first in random order; where they are
+    All are drawn once, in `drawn` (by default OUT/drawn), which sets of other sizes may share: every sentence
+    `drawing.variants` times. Each class has as many images in every set, by default as many as `train` has: those of at least the threshold, the first in random order; where they are
     fewer, the most confident. Images are saved at the smaller of the side of `train` and the drawn one unless
     `drawing.image_size` says so. `cache` keeps CLIP's features by content. What is there is not done again; `anew`
     deletes it first.
@@ -109,7 +110,7 @@ def lecf(
     folder of vectors, settings that the generator cannot do); then ConfigMismatchError (a folder was filled
     otherwise), LockedError, DiskError.
     """
-    drawn, folders = out / DRAWN, {one: folder_of(out, one) for one in settings.thresholds}
+    drawn, folders = drawn or out / DRAWN, {one: folder_of(out, one) for one in settings.thresholds}
     check_classes(clip, train.class_names, settings.templates)
     drawing = drawing.model_copy(
         update={"image_size": drawing.image_size or min(train.size, drawing.resolution or generator.resolution)}
