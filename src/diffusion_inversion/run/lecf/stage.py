@@ -101,10 +101,10 @@ def lecf(
     """Fill OUT/t<threshold> for each threshold with images that CLIP keeps; by threshold what there is.
 
     All are drawn once, in `drawn` (by default OUT/drawn), which sets of other sizes may share: every sentence
-    `drawing.variants` times. Each class has as many images in every set, by default as many as `train` has: those of at least the threshold, the first in random order; where they are
-    fewer, the most confident. Images are saved at the smaller of the side of `train` and the drawn one unless
-    `drawing.image_size` says so. `cache` keeps CLIP's features by content. What is there is not done again; `anew`
-    deletes it first.
+    `drawing.variants` times. Each class has as many images in every set, by default as many as `train` has: those of
+    at least the threshold, the first in random order; where they are fewer, the most confident. Images are saved at
+    the smaller of the side of `train` and the drawn one unless `drawing.image_size` says so. `cache` keeps CLIP's
+    features by content. What is there is not done again; `anew` deletes it first.
 
     Raises, before anything is drawn, UsageError (classes that CLIP cannot read, fewer images than are to be kept, a
     folder of vectors, settings that the generator cannot do); then ConfigMismatchError (a folder was filled
