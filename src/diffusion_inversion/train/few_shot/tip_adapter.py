@@ -59,11 +59,12 @@ def tip_logits(features: Tensor, weights: Tensor, cache: Cache, *, alpha: float,
 
 def fine_tune(
     cache: Cache, real: Encoded, synthetic: Encoded | None, weights: Tensor, scale: float, settings: FewShotSettings,
-    seed: int,
+    seed: int, after_step: Callable[[Cache], None] | None = None,
 ) -> Cache:  # fmt: skip
     """The cache with its keys trained (F), alpha and beta as they begin; AdamW, cosine, the last step's keys.
 
     An epoch is one of the real images; with synthetic ones each step has a batch of them too, and L = L_real + L_syn.
+    `after_step` sees the cache after each step.
     """
     keys = cache.keys.clone().requires_grad_()
     steps = settings.tip_epochs * -(-len(real) // settings.tip_batch_size)
@@ -85,6 +86,8 @@ def fine_tune(
         torch.stack(losses).sum().backward()
         optimizer.step()
         schedule.step()
+        if after_step is not None:
+            after_step(Cache(keys.detach().clone(), cache.values))
     return Cache(keys.detach(), cache.values)
 
 
@@ -104,8 +107,8 @@ def choose(
     parts = folds(real.labels, settings.folds)
     if not parts:
         return Choice(settings.tip_alpha, settings.tip_beta, None)
-    alphas = _grid(settings.largest_alpha, settings.alphas).to(weights.device)
-    betas = _grid(settings.largest_beta, settings.betas)
+    alphas = grid(settings.largest_alpha, settings.alphas).to(weights.device)
+    betas = grid(settings.largest_beta, settings.betas)
     right = torch.zeros(len(betas), len(alphas), dtype=torch.float64)
     loss = torch.zeros_like(right)
     for part in parts:
@@ -124,6 +127,6 @@ def choose(
     return Choice(float(alphas[alpha]), float(betas[beta]), float(best) / len(real))
 
 
-def _grid(largest: float, count: int) -> Tensor:
+def grid(largest: float, count: int) -> Tensor:
     """`count` values from 0.1 on in equal steps that would reach `largest` with one more (the authors' grid)."""
     return _SMALLEST + torch.arange(count) * (largest - _SMALLEST) / count
