@@ -24,7 +24,7 @@ from diffusion_inversion.train.few_shot.coop import coop_logits, coop_weights, e
 from diffusion_inversion.train.few_shot.examples import Batches, Encoded, folds, without
 from diffusion_inversion.train.few_shot.learners import learn
 from diffusion_inversion.train.few_shot.prompts import padded, prompts_with_context, token_ids
-from diffusion_inversion.train.few_shot.tip_adapter import Cache, build_cache, choose, tip_logits
+from diffusion_inversion.train.few_shot.tip_adapter import Cache, build_cache, choose, fine_tune, tip_logits
 from diffusion_inversion.train.few_shot.tuning import soft_loss, steps_of, tune
 from diffusion_inversion.train.few_shot.views import crop_box, random_view
 from diffusion_inversion.train.few_shot.zero_shot import class_weights, zero_shot_logits
@@ -188,6 +188,16 @@ def test_alpha_and_beta_are_the_best_on_folds_of_the_shots() -> None:
     alpha, beta = max(scores, key=lambda key: scores[key])
     assert (found.alpha, found.beta) == pytest.approx((alpha, beta), abs=1e-6)
     assert found.accuracy == pytest.approx(scores[alpha, beta][0] / 12)
+
+
+def test_who_watches_keys_being_trained_sees_every_step_and_changes_nothing() -> None:
+    real, weights = examples(12, 0), F.normalize(normal(3, 8, seed=9), dim=1)
+    settings, seen = FewShotSettings(tip_epochs=3, tip_batch_size=8), list[Cache]()
+    cache = build_cache([real])
+    last = fine_tune(cache, real, None, weights, 10.0, settings, 0, seen.append)
+    assert len(seen) == 3 * 2 and torch.equal(seen[-1].keys, last.keys)
+    assert not torch.equal(seen[0].keys, seen[1].keys) and not torch.equal(seen[0].keys, cache.keys)
+    assert torch.equal(fine_tune(cache, real, None, weights, 10.0, settings, 0).keys, last.keys)
 
 
 def test_with_one_shot_of_a_class_nothing_is_chosen() -> None:
