@@ -6,8 +6,8 @@ Runs every experiment file on CIFAR-10 with a tenth of the images, of the steps 
 fewer variants and 500 test images, one replicate of three seeds. Compared with the committed CSV of a page: the keys
 that vary, the arms, and how many rows there are. A claim that its page says holds must not come out as "does not hold";
 most are too noisy to say at this size, and the table says in which direction they lie. Ends with 1 where either fails.
-A killed call goes on. Left out: files whose data sets, pools, CLIPs or GANs are others, and choices that test on training
-images. Cost: under an hour on two cores.
+A killed call goes on. Left out: files whose data sets, pools, CLIPs or GANs are others, and choices that test on
+training images. Cost: under an hour on two cores.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from diffusion_inversion.sweep.plan import Claim, Pair, Side
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "results"
 ELSEWHERE = (
-    "helps_specialised", "helps_specialised_sgd", "helps_elpv", "table3", "table3_aerial", "figure5", "figure7b", "figure7b_numbers",
-    "balance_xsdd", "balance_cifar10", "defaults", "defaults_specialised", "tuned", "tuned_specialised", "tuned_first",
+    "helps_specialised", "helps_specialised_sgd", "helps_elpv", "table3", "table3_aerial", "figure5", "figure7b",
+    "figure7b_numbers", "balance_xsdd", "balance_cifar10", "defaults", "defaults_specialised", "tuned", "tuned_specialised", "tuned_first",
 )  # fmt: skip
 TENTHS = ("data.limit", "invert.steps", "invert.keep_steps", "sample.kept_steps", "train.steps")
 TEST_IMAGES, LEAST_IMAGES, LEAST_STEPS = 500, 20, 50
