@@ -19,6 +19,7 @@ from diffusion_inversion.errors import UsageError
 from diffusion_inversion.pretrain.gan.training import train_gan
 from diffusion_inversion.run.methods import images_store
 from diffusion_inversion.sweep import elsewhere, read_plan, work
+from diffusion_inversion.sweep.pictures import COLUMNS, first_of_classes
 from diffusion_inversion.sweep.plan import cells, replicates
 from diffusion_inversion.sweep.ways import OfGan
 from diffusion_inversion.train import arms
@@ -111,9 +112,10 @@ def test_images_of_a_gan_and_of_prompts_are_cells_beside_real_ones(file: Path, t
     methods = [images_store(folder, ()).table("method").column(0).to_pylist() for folder in drawn(out)]
     assert sorted({one for rows in methods for one in rows}) == ["gan", "gan-inversion", "prompts"]
     assert len(methods) == 6, "each replicate draws anew"
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert "](ways-images.png)" in (out / "ways.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
     assert sweep(file, out).exit_code == 0
-    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
     (tmp_path / "gan").rename(tmp_path / "earlier")
     gan_of(tmp_path / "train.parquet", tmp_path / "gan", 2)
     elsewhere._gan.cache_clear()  # another call of the command is another process
@@ -138,6 +140,15 @@ def test_classes_of_prompts_keep_the_numbers_of_the_data(
         assert images.class_names == tuple(NAMES)
         folders = [image_id.partition("/")[0] for image_id in images.ids]
         assert [NAMES.index(name) for name in folders] == images.labels.tolist()
+    for folder in drawn(tmp_path / "out"):
+        store = images_store(folder, tuple(NAMES))
+        made, shown = store.read(), first_of_classes(store, NAMES)
+        there = [one for one in shown if one is not None]
+        assert len(there) == min(len(made), COLUMNS)
+        labels = [made.labels[(made.images == one).flatten(1).all(1).nonzero()[0, 0]] for one in there]
+        assert [store.class_names[one] for one in labels] == [
+            NAMES[n % 2] for n, one in enumerate(shown) if one is not None
+        ]
 
 
 def test_a_replicate_draws_with_a_seed_of_its_own_from_the_same_weights(file: Path) -> None:

@@ -173,7 +173,7 @@ def gather(workshop: Workshop, cells: Sequence[Sequence[Cell]], jobs: Sequence[S
     metrics = []
     for measured, members in drawn.items():
         records = [workshop.read(name) for name in measured]
-        at, metric = _shared(first, members), tuple(record["metrics"] for record in records)
+        at, metric = shared(first, members), tuple(record["metrics"] for record in records)
         metrics.append(MetricsRow(at, tuple(members), metric, records[0]["n_real"], records[0]["n_generated"]))
     plan = workshop.plan
     claims = tuple(_check(claim, first, rows, metrics) for claim in plan.claims)
@@ -223,7 +223,7 @@ def _row(
         else:
             images = _images_of(workshop, drawn, first[place])
     return Row(
-        at=_shared(first, members),
+        at=shared(first, members),
         cells=tuple(members),
         arm=arm,
         draws=tuple(_draw(workshop, cell, found, arm) for cell, found in zip(cells[place], jobs[place], strict=True)),
@@ -262,7 +262,7 @@ def _images_of(workshop: Workshop, job: str, cell: Cell) -> int:
     return images // int(job.rpartition("-")[2]) * cell.sample.variants
 
 
-def _shared(cells: Sequence[Cell], members: Sequence[int]) -> dict[str, Any]:
+def shared(cells: Sequence[Cell], members: Sequence[int]) -> dict[str, Any]:
     """The varied values that cells have in common: those that make no difference to what they share are left out."""
     first, *others = [cells[place].at for place in members]
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

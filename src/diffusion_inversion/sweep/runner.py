@@ -11,6 +11,7 @@ from .figure import draw
 from .jobs import run_jobs
 from .outcome import SweepResult, gather, require_answerable
 from .page import page
+from .pictures import look
 from .plan import SweepPlan, cells, replicates
 from .table import as_csv, as_json, as_markdown
 from .work import Workshop
@@ -35,6 +36,8 @@ def run_sweep(plan: SweepPlan, folder: Path, generator: Generator, *, command: s
     run_jobs(folder, workshop.jobs)
     found = gather(workshop, wanted, jobs)
     figures = draw(found)
+    if (images := look(workshop, wanted, jobs)) is not None:
+        figures[f"{plan.name}-images.png"] = images
     ledger = Ledger(folder)
     ledger.commit(f"{plan.name}.json", as_json(found, command).encode())
     ledger.commit(f"{plan.name}.csv", as_csv(found).encode())

@@ -83,7 +83,7 @@ class Workshop:
             device, wanted = resolve_device(self.device), self.plan.metrics
             self.suffix = open_extractor(wanted.extractor, device, wanted.weights).suffix
         for cell in cells:
-            images = self._images_folder(cell)
+            images = self.images_folder(cell)
             self._most_variants[images] = max(self._most_variants.get(images, 0), cell.sample.variants)
         return [self._add(cell) for cell in cells]
 
@@ -91,7 +91,7 @@ class Workshop:
         learned_at = cell.invert.resolution or self.generator.resolution
         if cell.is_run:
             images, home = self.splits(cell.data), self.folder / self._run_name(cell)
-            runs.check_cell(cell, self.plan, home, images, self._side(cell, images.train), self.generator)
+            runs.check_cell(cell, self.plan, home, images, self.side(cell, images.train), self.generator)
         elif cell.learns:
             check_settings(
                 self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
@@ -99,8 +99,8 @@ class Workshop:
             )  # fmt: skip
             refuse_unjudged(cell.train)
         else:
-            splits, home = self.splits(cell.data), self.folder / self._images_folder(cell)
-            check_cell(cell, splits, home, self._side(cell, splits.train), self.generator, self.device)
+            splits, home = self.splits(cell.data), self.folder / self.images_folder(cell)
+            check_cell(cell, splits, home, self.side(cell, splits.train), self.generator, self.device)
         if cell.learns:
             check(self.generator, cell.invert, learned_at)
         for part, side in cell.autoencode.model_dump().items():
@@ -184,7 +184,7 @@ class Workshop:
         """Cells that differ in the number of variants alone share the images of the largest."""
         if not cell.learns:
             return self._made_elsewhere(cell)
-        vectors, folder = self._vectors(cell), self._images_folder(cell)
+        vectors, folder = self._vectors(cell), self.images_folder(cell)
         asked, name = cell.sample, self._name("images", folder, *cell.amounts)
         if asked.balance == "none":
             most = self._most_variants[folder]
@@ -203,18 +203,18 @@ class Workshop:
         return counts(self.folder / self._vectors_name(cell), cell.sample, cell.data) if cell.learns else None
 
     def _made_elsewhere(self, cell: Cell) -> str:
-        name = self._images_folder(cell)
+        name = self.images_folder(cell)
         home = name.removesuffix(place(cell))  # which cells may share
         section = SECTIONS[type(cell.way)]
         says = f"{section}, {cell.differs(section)}"
 
         def do(home: Path) -> dict[str, Any]:
             splits = self.splits(cell.data)
-            return fill(home, cell, splits, self._side(cell, splits.train), self.generator, self.device)
+            return fill(home, cell, splits, self.side(cell, splits.train), self.generator, self.device)
 
         return self._job(name, says, [self._data(cell)], do, home, whole=lambda: is_whole(self.folder / name))
 
-    def _images_folder(self, cell: Cell) -> str:
+    def images_folder(self, cell: Cell) -> str:
         asked = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
         if not cell.learns:
             return self._name("images", *depends_on(cell, self.device), asked) + place(cell)
@@ -243,7 +243,7 @@ class Workshop:
                 chosen = tune_training(home, real, lambda: material, train, self.device, prepared(None, None, train))
             return {"real_fraction": chosen.real_fraction}
 
-        drawn = [self._images_folder(cell), *cell.amounts]
+        drawn = [self.images_folder(cell), *cell.amounts]
         name = self._name("fraction", "on folds", drawn, train.described(), cell.autoencode.train)
         return self._job(name, cell.differs(), [images, *self._trained_on(cell)], do)
 
@@ -264,7 +264,7 @@ class Workshop:
             found = train_arms(real, synthetic, test, settings=chosen, device=self.device, folder=home)
             return of_classifier(found.runs[0], self.folder)
 
-        drawn = [] if images is None else [self._images_folder(cell), *cell.amounts]
+        drawn = [] if images is None else [self.images_folder(cell), *cell.amounts]
         through = cell.autoencode.train if arm != "synthetic" else None
         side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
         if (found_at := self._found_at(cell)) is not None:
@@ -294,7 +294,7 @@ class Workshop:
                 vectors = self.folder / self._vectors_name(cell)
                 found = runs.train_run(
                     home, cell, self.splits(cell.data), self.generator, vectors,
-                    lambda sample: self.folder / self._images_folder(replace(cell, sample=sample)),
+                    lambda sample: self.folder / self.images_folder(replace(cell, sample=sample)),
                 )  # fmt: skip
             (one,) = (run for run in found.runs if (run.arm, run.seed) == (arm, seed))
             return of_classifier(one, self.folder) | runs.found_in(home, cell)
@@ -306,7 +306,7 @@ class Workshop:
         """The side of the real images without a generator, where it is above that of all arms; it takes the images."""
         self._data(cell)
         train = self.splits(cell.data).train
-        own = own_side(train, self._side(cell, train))
+        own = own_side(train, self.side(cell, train))
         if own is not None:
             check_training(cell.train, train.class_names, own)
         return own
@@ -352,7 +352,7 @@ class Workshop:
             ).record()  # fmt: skip
 
         # "by source": results of versions that resampled images are not taken for these.
-        of = [self._images_folder(cell), *cell.amounts, wanted.described()]
+        of = [self.images_folder(cell), *cell.amounts, wanted.described()]
         of += [] if wanted.against == "train" else [self._data_name(cell.data)]
         name = self._name("metrics", "by source, in two parts", *of)
         return self._job(name, cell.differs(), [images, self._data(cell)], do)
@@ -377,10 +377,10 @@ class Workshop:
         splits = self.splits(cell.data)
         through = None if arm == "synthetic" else cell.autoencode.train
         train = splits.train if through is None else self._read_autoencoded(cell, "train", through)
-        side = self._side(cell, train)
+        side = self.side(cell, train)
         return train.resized(side), splits.test.resized(side)
 
-    def _side(self, cell: Cell, train: LabelledImages) -> int:
+    def side(self, cell: Cell, train: LabelledImages) -> int:
         """The side in px of a cell's images, and so of every arm but that of the images' own size.
 
         What is found has that of what is made, unless it was given its own.
@@ -394,5 +394,5 @@ class Workshop:
     def _made(self, cell: Cell) -> Material:
         """A cell's images, and what they were made from. Those of prompts have an order of classes of their own."""
         names, asked = self.splits(cell.data).train.class_names, self._counts(cell)
-        store = images_store(self.folder / self._images_folder(cell), names)
+        store = images_store(self.folder / self.images_folder(cell), names)
         return Material(store.read(asked).with_classes_after(names), store.sources(asked))
