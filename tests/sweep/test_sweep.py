@@ -131,9 +131,9 @@ def test_what_is_written_shows_every_cell(made: Path, bench: Bench) -> None:
     assert "± " in text and "(n=3)" in text
     assert f"Generator: toy, weights {bench.generator().hash[:12]}, float32 on cpu." in text
     page = (made / "small.html").read_text()
-    assert page.count("data:image/png") == 3
+    assert page.count("data:image/png") == 4
     assert "Noise costs accuracy" in page
-    for name in ("small.png", "small-metrics.png", "small-fid_lite0.png"):
+    for name in ("small.png", "small-metrics.png", "small-fid_lite0.png", "small-images.png"):
         assert (made / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -216,7 +216,7 @@ def test_cases_autoencoding_and_a_chosen_fraction(bench: Bench, tmp_path: Path) 
     assert len(list((results / "tests").iterdir())) == 3
     assert len(list((results / "autoencoded").iterdir())) == 2
     pictures = {file.name for file in (tmp_path / "out").glob("*.png")}
-    assert pictures == {"cases.png", "cases-metrics.png", "cases-fid_lite0.png"}, (
+    assert pictures == {"cases.png", "cases-metrics.png", "cases-fid_lite0.png", "cases-images.png"}, (
         "of metrics too where places are words"
     )
 

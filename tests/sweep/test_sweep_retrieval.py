@@ -72,9 +72,9 @@ def test_found_images_are_cells_beside_drawn_ones(file: Path, tmp_path: Path) ->
     assert images["drawn"] == 12 and 5 < images["3 nearest"] < images["8 nearest"] <= 40
     reals = [row for row in record["rows"] if row["arm"] == "real"]
     assert len(reals) == 1, "the arm real is trained once for all three"
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").rglob("*.png")}
     assert sweep(file, tmp_path / "out").exit_code == 0
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").rglob("*.png")}
 
 
 def test_a_cell_has_one_k_and_a_pool_that_is_large_enough(file: Path, tmp_path: Path) -> None:
