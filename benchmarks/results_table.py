@@ -159,8 +159,8 @@ def summary() -> str:
     alone, together = (Counter(getattr(answer.judged, name) for answer in answers) for name in ("alone", "together"))
     factors = {n: _factor(n, 2 * len(judged())) for n in (10, 5, 3)}
     text = (
-        f"Of the paper's {len(claims)} claims {asked} are asked here, by {len(answers)} comparisons, and {elsewhere} "
-        f"of cost is measured elsewhere; {len(claims) - asked - elsewhere} are not measured. Each alone: "
+        f"Of the paper's {len(claims)} claims {asked} are asked here, by {len(answers)} comparisons; {elsewhere}, "
+        f"of cost and of few-shot learners, are measured elsewhere; {len(claims) - asked - elsewhere} are not measured. Each alone: "
         f"{_counted(alone)}. Judged with all {len(judged())} of both tables: {_counted(together)}. For that a "
         "difference has to lie "
         f"{factors[5]:.1f} half-widths of its interval from 0 where there are five replicates, {factors[10]:.1f} with "
