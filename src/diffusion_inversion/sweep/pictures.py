@@ -19,6 +19,7 @@ from .table import label
 from .work import CellJobs, Workshop
 
 COLUMNS, MOST_ROWS = 12, 24
+_LONGEST = 100  # characters of a row's name
 _WIDTH, _TITLE = 8.0, 0.3  # inches
 
 
@@ -34,13 +35,19 @@ def look(workshop: Workshop, wanted: Sequence[Sequence[Cell]], jobs: Sequence[Se
     for folder, cells in list(sets.items())[:MOST_ROWS]:
         train = workshop.splits(cells[0].data).train
         store = images_store(workshop.folder / folder, train.class_names)
-        name = label(shared(cells, range(len(cells)))) or "synthetic images"
-        rows.append((name, first_of_classes(store, train.class_names)))
+        rows.append((_name(cells), first_of_classes(store, train.class_names)))
     side = max(image.shape[-1] for _, images in rows for image in images if image is not None)
     first = next(iter(sets.values()))[0]
     train = workshop.splits(first.data).train
     real = real_of_classes(train, min(side, workshop.side(first, train)))
     return _picture([("real images", real), *rows], side)
+
+
+def _name(cells: Sequence[Cell]) -> str:
+    """What the cells that use one set of images have in common; where that is nothing, all of them."""
+    each = dict.fromkeys(label(cell.at) for cell in cells)
+    name = label(shared(cells, range(len(cells)))) or "; ".join(each)
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def first_of_classes(store: SyntheticStore, class_names: Sequence[str]) -> list[Tensor | None]:
