@@ -161,8 +161,8 @@ def summary() -> str:
     text = (
         f"Of the paper's {len(claims)} claims {asked} are asked here, by {len(answers)} comparisons; {elsewhere}, "
         f"of cost and of few-shot learners, are measured elsewhere; {len(claims) - asked - elsewhere} are not "
-        f"measured. Each alone: {_counted(alone)}. Judged with all {len(judged())} of both tables: {_counted(together)}. For that a "
-        "difference has to lie "
+        f"measured. Each alone: {_counted(alone)}. Judged with all {len(judged())} of both tables: "
+        f"{_counted(together)}. For that a difference has to lie "
         f"{factors[5]:.1f} half-widths of its interval from 0 where there are five replicates, {factors[10]:.1f} with "
         f'ten and {factors[3]:.1f} with three: "too noisy" there says first of all that replicates are few.'
     )
