@@ -116,6 +116,12 @@ def test_images_of_a_gan_and_of_prompts_are_cells_beside_real_ones(file: Path, t
     before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
     assert sweep(file, out).exit_code == 0
     assert before == {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
+    for image in (out / "images").rglob("*.png"):  # results do not need them any more, nor does the page
+        image.unlink()
+    (out / "ways-images.png").unlink()
+    again = sweep(file, out)
+    assert again.exit_code == 0 and "left out of the picture of all images" in again.output
+    assert not (out / "ways-images.png").exists() and "ways-images" not in (out / "ways.md").read_text()
     (tmp_path / "gan").rename(tmp_path / "earlier")
     gan_of(tmp_path / "train.parquet", tmp_path / "gan", 2)
     elsewhere._gan.cache_clear()  # another call of the command is another process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import LabelledImages
+from ..errors import DataError
 from ..run.methods import images_store
 from ..run.report import png
 from ..run.report.figures import without_tex
@@ -24,20 +26,26 @@ _WIDTH, _TITLE = 8.0, 0.3  # inches
 
 
 def look(workshop: Workshop, wanted: Sequence[Sequence[Cell]], jobs: Sequence[Sequence[CellJobs]]) -> bytes | None:
-    """PNG of the first replicate's images, at most `MOST_ROWS` sets of them; None where none were made."""
+    """PNG of the first replicate's images, at most `MOST_ROWS` sets of them; None where none are there.
+
+    A set whose files are gone or changed since is left out with a warning: its results are there without them.
+    """
     sets: dict[str, list[Cell]] = {}
     for (cell, *_), (found, *_) in zip(wanted, jobs, strict=True):
         if found.images is not None and set(found.classifiers) - {"real"}:
             sets.setdefault(workshop.images_folder(cell), []).append(cell)
-    if not sets:
-        return None
     rows = []
     for folder, cells in list(sets.items())[:MOST_ROWS]:
         train = workshop.splits(cells[0].data).train
         store = images_store(workshop.folder / folder, train.class_names)
-        rows.append((_name(cells), first_of_classes(store, train.class_names)))
-    side = max(image.shape[-1] for _, images in rows for image in images if image is not None)
-    first = next(iter(sets.values()))[0]
+        try:
+            rows.append((_name(cells), first_of_classes(store, train.class_names)))
+        except DataError as error:
+            print(f"warning: left out of the picture of all images: {error}", file=sys.stderr, flush=True)
+    sides = [image.shape[-1] for _, images in rows for image in images if image is not None]
+    if not sides:
+        return None
+    first, side = next(iter(sets.values()))[0], max(sides)
     train = workshop.splits(first.data).train
     real = real_of_classes(train, min(side, workshop.side(first, train)))
     return _picture([("real images", real), *rows], side)
