@@ -18,11 +18,11 @@ from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.pretrain.gan.training import train_gan
 from diffusion_inversion.run.methods import images_store
-from diffusion_inversion.sweep import elsewhere, read_plan, work
+from diffusion_inversion.sweep import elsewhere, read_plan
 from diffusion_inversion.sweep.pictures import COLUMNS, first_of_classes
 from diffusion_inversion.sweep.plan import cells, replicates
 from diffusion_inversion.sweep.ways import OfGan
-from diffusion_inversion.train import arms
+from diffusion_inversion.sweep.work import Workshop
 
 FILE = """
 title = "One footing"
@@ -129,23 +129,16 @@ def test_images_of_a_gan_and_of_prompts_are_cells_beside_real_ones(file: Path, t
     assert len(drawn(out)) == 10
 
 
-def test_classes_of_prompts_keep_the_numbers_of_the_data(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained_on, train_arms = [], arms.train_arms
-
-    def seen(real: Any, synthetic: Any, *others: Any, **options: Any) -> Any:
-        if synthetic is not None:
-            trained_on.append(synthetic)
-        return train_arms(real, synthetic, *others, **options)
-
-    monkeypatch.setattr(work, "train_arms", seen)
+def test_classes_of_prompts_keep_the_numbers_of_the_data(bench: Bench, file: Path, tmp_path: Path) -> None:
     assert sweep(file, tmp_path / "out").exit_code == 0
-    assert len(trained_on) == 6
-    for images in trained_on:
-        assert images.class_names == tuple(NAMES)
-        folders = [image_id.partition("/")[0] for image_id in images.ids]
-        assert [NAMES.index(name) for name in folders] == images.labels.tolist()
+    plan = read_plan(file)
+    workshop = Workshop(plan, tmp_path / "out", bench.generator(), "cpu")
+    for cell in cells(plan)[1:]:
+        for drawn_cell in replicates(plan, cell):
+            images = workshop.made(drawn_cell).synthetic
+            folders = [image_id.partition("/")[0] for image_id in images.ids]
+            assert images.class_names == tuple(NAMES)
+            assert [NAMES.index(name) for name in folders] == images.labels.tolist()
     for folder in drawn(tmp_path / "out"):
         store = images_store(folder, tuple(NAMES))
         made, shown = store.read(), first_of_classes(store, NAMES)

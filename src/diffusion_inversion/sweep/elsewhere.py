@@ -52,11 +52,14 @@ def depends_on(cell: Cell, device: str) -> list[Any]:
 
 
 def place(cell: Cell) -> str:
-    """Where its images lie below the folder that `fill` is given: one for each number kept and threshold of LECF."""
+    """Where its images lie in the folder that `fill` is given; empty: right there.
+
+    Of LECF one for each number kept and each threshold.
+    """
     if not isinstance(cell.way, Lecf):
         return ""
-    kept = cell.way.filtering.per_class
-    return f"{'' if kept is None else f'/n{kept}'}/t{cell.way.filtering.thresholds[0]:g}"
+    kept, threshold = cell.way.filtering.per_class, f"t{cell.way.filtering.thresholds[0]:g}"
+    return threshold if kept is None else f"n{kept}/{threshold}"
 
 
 def check_cell(cell: Cell, splits: Splits, folder: Path, side: int, generator: Generator, device: str) -> None:
@@ -112,7 +115,7 @@ def fill(home: Path, cell: Cell, splits: Splits, side: int, generator: Generator
         case Lecf(filtering, drawing):
             drawing = drawing.model_copy(update={"image_size": side})
             clip, language = _clip(cell.way, device), _language(filtering.language)
-            sets = (home / place(cell).lstrip("/")).parent
+            sets = (home / place(cell)).parent
             kept = lecf(sets, train, filtering, drawing, generator, clip, language, cache=features, drawn=home / DRAWN)
             return {"images": kept[filtering.thresholds[0]]["images"]}
         case Prompted(prompts, drawing):

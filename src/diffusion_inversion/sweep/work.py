@@ -203,8 +203,7 @@ class Workshop:
         return counts(self.folder / self._vectors_name(cell), cell.sample, cell.data) if cell.learns else None
 
     def _made_elsewhere(self, cell: Cell) -> str:
-        name = self.images_folder(cell)
-        home = name.removesuffix(place(cell))  # which cells may share
+        name, home = self.images_folder(cell), self._home_elsewhere(cell)
         section = SECTIONS[type(cell.way)]
         says = f"{section}, {cell.differs(section)}"
 
@@ -214,10 +213,13 @@ class Workshop:
 
         return self._job(name, says, [self._data(cell)], do, home, whole=lambda: is_whole(self.folder / name))
 
+    def _home_elsewhere(self, cell: Cell) -> str:
+        side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
+        return self._name("images", *depends_on(cell, self.device), side)
+
     def images_folder(self, cell: Cell) -> str:
-        asked = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
         if not cell.learns:
-            return self._name("images", *depends_on(cell, self.device), asked) + place(cell)
+            return f"{self._home_elsewhere(cell)}/{place(cell)}".rstrip("/")
         return self._name("images", self._vectors_name(cell), cell.sample.described({"variants", "balance"}))
 
     def _autoencoded(self, cell: Cell, part: Role, resolution: int) -> str:
@@ -237,7 +239,7 @@ class Workshop:
         train = cell.train.model_copy(update={"arms": ("real+synthetic",)})
 
         def do(home: Path) -> dict[str, Any]:
-            material = self._made(cell)
+            material = self.made(cell)
             real, _ = self._real(cell, "real+synthetic")
             with run_lock(home):
                 chosen = tune_training(home, real, lambda: material, train, self.device, prepared(None, None, train))
@@ -256,7 +258,7 @@ class Workshop:
         settings = cell.train.model_copy(update={"arms": (arm,), "seeds": (seed,), **mixed})
 
         def do(home: Path) -> dict[str, Any]:
-            synthetic = None if images is None else self._made(cell).synthetic
+            synthetic = None if images is None else self.made(cell).synthetic
             real, test = self._real(cell, arm)
             chosen = settings
             if fraction is not None:
@@ -342,7 +344,7 @@ class Workshop:
         assert wanted is not None
 
         def do(home: Path) -> dict[str, Any]:
-            made = self._made(cell)
+            made = self.made(cell)
             synthetic = made.synthetic
             real = self._part(cell, wanted.against).resized(synthetic.size)
             called = "" if wanted.against == "train" else "train: "  # a test image may be called as a source is
@@ -391,7 +393,7 @@ class Workshop:
     def _found_at(self, cell: Cell) -> int | None:
         return cell.way.image_size if isinstance(cell.way, RetrieveSettings) else None
 
-    def _made(self, cell: Cell) -> Material:
+    def made(self, cell: Cell) -> Material:
         """A cell's images, and what they were made from. Those of prompts have an order of classes of their own."""
         names, asked = self.splits(cell.data).train.class_names, self._counts(cell)
         store = images_store(self.folder / self.images_folder(cell), names)
