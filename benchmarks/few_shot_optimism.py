@@ -6,7 +6,8 @@ Method:   the same shots, features and trainings, scored twice on the same test 
           ImageNet: alpha and beta of the same grid that are best on the test images; of F the epoch that is best there
           at the first alpha and beta, and the larger of its accuracy and of that after the search (Tip-Adapter's
           `main_imagenet.py`, `max(best_acc, acc)`).
-Writes:   one line for each method, number of shots and seed; prints mean ± std (n) of both and of their difference.
+Writes:   one line for each method, number of shots and seed; prints the table of docs/results/figure7a.md, which
+          tests/test_published.py compares with that file.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ def main() -> None:
     clip = Clip.load(given.clip, torch.device("cpu"), None)
     jobs = plan_jobs(splits, settings, [Addition(NONE, None)], {}, None)
     bench = Bench.build(splits, clip, settings, jobs, {}, default_root(None) / "features")
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with given.out.open("w", newline="") as lines:
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(["method", "shots", "seed", "folds", "test"])
@@ -66,13 +66,22 @@ def main() -> None:
                 rows = [bench.real_row[row] for row in shots_of(splits.train, shots, seed)]
                 for method, pair in both_ways(bench, bench.real.rows(rows), seed):
                     writer.writerow([method, shots, seed, *pair])
-                    found.setdefault((method, shots), []).append(pair)
-    print(f"{clip.name}, {len(splits.test):,} test images; accuracy in %")
-    for (method, shots), pairs in found.items():
+    print(table(given.out))
+
+
+def table(file: Path) -> str:
+    """What the CSV says, as Markdown: accuracies in %, mean ± standard deviation (n)."""
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    with file.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            found.setdefault((row["method"], int(row["shots"])), []).append((float(row["folds"]), float(row["test"])))
+    shown = ["| learner | shots | chosen on folds, last epoch | chosen on test images | added by it | n |"]
+    shown.append("| --- | --- | --- | --- | --- | --- |")
+    for (method, shots), pairs in sorted(found.items()):
         ours, theirs = zip(*pairs, strict=True)
         added = said([chosen - own for own, chosen in pairs])
-        shown = f"folds {said(ours)}, test {said(theirs)}, test - folds {added} (n={len(pairs)})"
-        print(f"{method}, {shots} shots: {shown}")
+        shown.append(f"| {method} | {shots} | {said(ours)} | {said(theirs)} | {added} | {len(pairs)} |")
+    return "\n".join(shown)
 
 
 def said(values: Sequence[float]) -> str:

@@ -93,6 +93,12 @@ def test_every_claim_of_a_page_comes_from_its_file(file: Path) -> None:
         assert f"| {claim.says} | {claim.of} | {judge['differences_text'](claim, 0.95)} |" in page
 
 
+def test_what_choosing_on_test_images_adds_is_that_of_its_file() -> None:
+    table = runpy.run_path(str(ROOT / "benchmarks" / "few_shot_optimism.py"))["table"]
+    results = ROOT / "docs" / "results"
+    assert table(results / "few-shot-optimism.csv") in (results / "figure7a.md").read_text()
+
+
 def test_what_is_reproduced_in_small_is_of_cifar10() -> None:
     # It is run with a training and a test file of CIFAR-10, 20 images at least.
     elsewhere = runpy.run_path(str(ROOT / "benchmarks" / "reproduce.py"))["ELSEWHERE"]
