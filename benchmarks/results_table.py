@@ -158,13 +158,14 @@ def summary() -> str:
     answers = [answer for claim in claims for answer in asked_of(claim).values()]
     alone, together = (Counter(getattr(answer.judged, name) for answer in answers) for name in ("alone", "together"))
     factors = {n: _factor(n, 2 * len(judged())) for n in (10, 5, 3)}
+    left = len(claims) - asked - elsewhere
+    rest = f"{left or 'none'} {'is' if left == 1 else 'are'} not measured"
     text = (
         f"Of the paper's {len(claims)} claims {asked} are asked here, by {len(answers)} comparisons; {elsewhere}, "
-        f"of cost and of few-shot learners, are measured elsewhere; {len(claims) - asked - elsewhere} are not "
-        f"measured. Each alone: {_counted(alone)}. Judged with all {len(judged())} of both tables: "
-        f"{_counted(together)}. For that a difference has to lie "
-        f"{factors[5]:.1f} half-widths of its interval from 0 where there are five replicates, {factors[10]:.1f} with "
-        f'ten and {factors[3]:.1f} with three: "too noisy" there says first of all that replicates are few.'
+        f"of cost and of few-shot learners, are measured elsewhere; {rest}. Each alone: {_counted(alone)}. Judged with "
+        f"all {len(judged())} of both tables: {_counted(together)}. To hold with all, a difference "
+        f"has to be up to {factors[5]:.1f} times as far from 0 as its interval reaches to either side with five replicates ({factors[10]:.1f} times with ten, {factors[3]:.1f} "
+        'with three): "too noisy to say" there says first of all that replicates are few.'
     )
     return "\n".join(textwrap.wrap(text, 128, break_long_words=False)) + "\n\n"
 
