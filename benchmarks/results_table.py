@@ -164,7 +164,8 @@ def summary() -> str:
         f"Of the paper's {len(claims)} claims {asked} are asked here, by {len(answers)} comparisons; {elsewhere}, "
         f"of cost and of few-shot learners, are measured elsewhere; {rest}. Each alone: {_counted(alone)}. Judged with "
         f"all {len(judged())} of both tables: {_counted(together)}. To hold with all, a difference "
-        f"has to be up to {factors[5]:.1f} times as far from 0 as its interval reaches to either side with five replicates ({factors[10]:.1f} times with ten, {factors[3]:.1f} "
+        f"has to be up to {factors[5]:.1f} times as far from 0 as its interval reaches to either side with five "
+        f"replicates ({factors[10]:.1f} times with ten, {factors[3]:.1f} "
         'with three): "too noisy to say" there says first of all that replicates are few.'
     )
     return "\n".join(textwrap.wrap(text, 128, break_long_words=False)) + "\n\n"
