@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.engine.toml import read_toml
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.sweep import SweepPlan, read_plan, run_sweep
 from diffusion_inversion.sweep.outcome import SweepResult
@@ -140,7 +141,7 @@ def main() -> None:
     failed, table = False, []
     generator = Generator.load("mini")
     for file in sorted((ROOT / "experiments").glob("*.toml")):
-        if "title" not in file.read_text().split("[")[0] or file.stem in ELSEWHERE:
+        if "title" not in read_toml(file) or file.stem in ELSEWHERE:  # presets have none
             continue
         if given.only and file.stem not in given.only:
             continue

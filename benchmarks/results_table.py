@@ -11,7 +11,7 @@ Method:   All claims of all pages of today are judged together (`diffusion_inver
           the replicates is taken for the error by replicates. At 5 % that is the interval itself; at the lower levels
           of many claims it is wider than with the error by test images apart, so nothing is said too early.
           What could have been seen: the difference that is found alone in four of five experiments with this error,
-          (t(.975, n - 1) + t(.8, n - 1)) times it; of several differences the largest.
+          (t(1 - .025 / differences, n - 1) + t(.8, n - 1)) times it; of several differences the largest.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def rows_of(page: Path) -> list[dict[str, str]]:
     """The accuracies of a page's CSV, of the measure that it judges by: balanced where its claims say so."""
     with page.with_suffix(".csv").open(newline="") as lines:
         found = list(csv.DictReader(lines))
-    balanced = any("balanced accuracy" in line for line in page.read_text().splitlines() if line.startswith("| "))
+    balanced = re.search(r"^Test balanced accuracy in %", page.read_text(), re.MULTILINE)
     measure = "balanced_accuracy" if balanced else "accuracy"
     return [row for row in found if row["measure"] == measure]
 
@@ -70,11 +70,11 @@ def rows_of(page: Path) -> list[dict[str, str]]:
 def cells(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, list[float]]]:
     """Settings in words => arm => one value a replicate; an arm that a setting makes no difference to is in all."""
     keys = [key for key in rows[0] if "." in key or key == "case"]
-    names = list(dict.fromkeys(said for row in rows if (said := _said(row, keys, full=True))))
-    found: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in names or [""]}
+    settings = {_said(row, keys): row for row in rows if all(row[key] for key in keys)} or {"": dict.fromkeys(keys, "")}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in settings}
     for name, arms in found.items():
         for row in rows:
-            if all(part in name.split(", ") for part in _said(row, keys).split(", ") if part):
+            if all(row[key] in ("", settings[name][key]) for key in keys):
                 arms.setdefault(row["arm"], {}).setdefault(row["replicate"], []).append(float(row["value"]))
     return {
         name: {arm: [statistics.fmean(seeds) for seeds in by.values()] for arm, by in arms.items()}
@@ -82,9 +82,7 @@ def cells(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, list[float]]
     }
 
 
-def _said(row: Mapping[str, str], keys: Sequence[str], full: bool = False) -> str:
-    if full and not all(row[key] for key in keys):
-        return ""
+def _said(row: Mapping[str, str], keys: Sequence[str]) -> str:
     return ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {row[key]}" for key in keys if row[key])
 
 
@@ -186,7 +184,8 @@ def could_see(claim: ClaimRecord) -> str:
     least = []
     for found in claim.errors:
         error = ((found.unit_error or 0.0) ** 2 + (found.image_error or 0.0) ** 2) ** 0.5
-        least.append(error * float(t.ppf(0.975, found.units - 1) + t.ppf(0.8, found.units - 1)))
+        level = 1 - 0.025 / len(claim.errors)  # the intervals of its differences hold together
+        least.append(error * float(t.ppf(level, found.units - 1) + t.ppf(0.8, found.units - 1)))
     return f"{100 * max(least):.1f}" if claim.of.endswith("accuracy") else f"{max(least):.3g}"
 
 

@@ -70,6 +70,18 @@ def test_what_could_be_seen_by_hand() -> None:
     )
     # An error of one point; quantiles of t with 4 degrees of freedom: 2.776 (97.5 %) and 0.941 (80 %).
     assert TABLE["could_see"](claim) == "3.7"
+    # Of two differences each is asked for at 97.5 %: 3.495 and 0.941.
+    assert TABLE["could_see"](claim.model_copy(update={"errors": claim.errors * 2})) == "4.4"
+
+
+def test_a_setting_whose_words_hold_anothers_is_a_setting_of_its_own() -> None:
+    names = ("interpolation .5", "interpolation .5, noise .3")
+    rows = [
+        {"arm": "synthetic", "replicate": "0", "case": name, "value": str(place)} for place, name in enumerate(names)
+    ]
+    rows += [{"arm": "real", "replicate": "0", "case": "", "value": "9"}]
+    found = TABLE["cells"](rows)
+    assert found == {f"case {name}": {"synthetic": [place], "real": [9]} for place, name in enumerate(names)}
 
 
 def test_the_first_numbers_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -167,6 +168,31 @@ def test_it_goes_on_with_another_end_and_the_same_settings_alone(bench: Bench, w
         assert len(rounds(run)) == 3, "what trains on it can begin anew"
         pipeline.restart(run, "sample")
         assert not (run / "grown").exists() and not (run / "growth.json").exists()
+
+
+def test_scores_of_other_classifiers_are_not_taken_for_these(
+    bench: Bench, drawn: Path, whole: Path, tmp_path: Path
+) -> None:
+    """A call that was killed while candidates were scored may be followed by one with other settings."""
+    other, end = GROW.model_copy(update={"steps": 3}), GrowSettings(images=6)
+    fresh, killed = (Path(shutil.copytree(run, tmp_path / run.parent.name)) for run in (drawn, whole))
+    Ledger(killed).drop("growth.json")
+    shutil.rmtree(killed / "grown")
+    for run in (fresh, killed):
+        with run_lock(run):
+            grow(run, open_splits(run), end, other, bench.generator(), "cpu")
+    assert [{**one, "seconds": 0} for one in rounds(fresh)] == [{**one, "seconds": 0} for one in rounds(killed)]
+    [first, *_], again = (list(Manifest(run / "growth" / "manifest.jsonl").units().values()) for run in (fresh, killed))
+    [same] = [unit for unit in again if unit["ids"] == first["ids"]]
+    assert same["doubt"] == first["doubt"] and same["by"] == first["by"]
+
+
+def test_rounds_of_other_images_are_not_compared(bench: Bench, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    splits = open_splits(run)
+    changed = replace(splits, train=replace(splits.train, images=255 - splits.train.images))
+    with run_lock(run), pytest.raises(ConfigMismatchError, match="images: was"):
+        grow(run, changed, GrowSettings(images=20), GROW, bench.generator(), "cpu")
 
 
 def record(accuracy: float, added: int = 10, seconds: float = 60.0) -> RoundRecord:

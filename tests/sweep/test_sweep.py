@@ -25,6 +25,7 @@ from diffusion_inversion.sample.synthetic import read_synthetic
 from diffusion_inversion.sweep import read_plan
 from diffusion_inversion.sweep.outcome import _difference, judge
 from diffusion_inversion.sweep.plan import cells
+from diffusion_inversion.sweep.work import Workshop
 
 FILE = """
 title = "A small sweep"
@@ -219,6 +220,12 @@ def test_cases_autoencoding_and_a_chosen_fraction(bench: Bench, tmp_path: Path) 
     assert pictures == {"cases.png", "cases-metrics.png", "cases-fid_lite0.png", "cases-images.png"}, (
         "of metrics too where places are words"
     )
+    # Images that went through the VAE have the names of those that did, by which folds hold out what was made of them.
+    plan = read_plan(file)
+    [cell] = [one for one in cells(plan) if one.at["case"] == "both autoencoded"]
+    workshop = Workshop(plan, tmp_path / "out", bench.generator(), "cpu")
+    real, _ = workshop._real(cell, "real+synthetic")
+    assert {one for sources in workshop.made(cell).sources for one in sources} == {*real.ids}
 
 
 @pytest.mark.slow

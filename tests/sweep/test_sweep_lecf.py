@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffusion_inversion.cli import app
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.run.lecf.frames import FRAMES
 from diffusion_inversion.sweep import read_plan
+from diffusion_inversion.sweep.elsewhere import _load, depends_on
 from diffusion_inversion.sweep.plan import cells
 from diffusion_inversion.sweep.ways import Lecf
 
@@ -128,3 +130,13 @@ def test_too_few_sentences_are_said_before_other_cases_are_computed(file: Path, 
         refused = sweep(file, tmp_path / "out")
         assert refused.exit_code == 2 and message in refused.output
         assert not (tmp_path / "out" / "vectors").exists(), "of the other case nothing was learned"
+
+
+def test_what_is_in_a_clip_is_part_of_a_cells_name(file: Path, tmp_path: Path) -> None:
+    """Weights that are replaced where they lay would else go on with images that others filtered."""
+    [cell, *_] = cells(read_plan(file))
+    before = depends_on(cell, "cpu")
+    shutil.rmtree(tmp_path / "clip")
+    build_clip(tmp_path / "clip", steps=0)
+    _load.cache_clear()  # as another process would see it
+    assert depends_on(cell, "cpu") != before

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from diffusion_inversion.cli import app
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.sweep import read_plan
+from diffusion_inversion.sweep.elsewhere import _open, depends_on
 from diffusion_inversion.sweep.plan import cells
 
 FILE = """
@@ -90,3 +91,14 @@ def test_a_cell_has_one_k_and_a_pool_that_is_large_enough(file: Path, tmp_path: 
     refused = sweep(file, tmp_path / "out")
     assert refused.exit_code == 2 and "mixing=confidence: images are drawn without a judge" in refused.output
     assert not (tmp_path / "root").exists(), "nothing was computed"
+
+
+def test_what_a_pool_holds_is_part_of_a_cells_name(file: Path, tmp_path: Path) -> None:
+    found = [cell for cell in cells(read_plan(file)) if not cell.learns]
+    before = [depends_on(cell, "cpu") for cell in found]
+    _open.cache_clear()  # as another process would see it
+    assert [depends_on(cell, "cpu") for cell in found] == before
+    one = next((tmp_path / "pool").rglob("*.png"))
+    one.with_name("another.png").write_bytes(one.read_bytes())
+    _open.cache_clear()
+    assert all(now != then for now, then in zip((depends_on(cell, "cpu") for cell in found), before, strict=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import runpy
 import shutil
 import statistics
@@ -30,6 +32,7 @@ from diffusion_inversion.run.fidelity.stage import read_fidelity, trained_on
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
+from diffusion_inversion.sweep.runs import _link
 from diffusion_inversion.train.choosing import SAMPLE_FILE, choices_of
 from diffusion_inversion.train.halving import trials_of
 
@@ -300,3 +303,23 @@ def test_what_cannot_be_is_refused_before_the_work(
     done = sweep(write(tmp_path / "runs.toml", coloured, plain={}, other=case), tmp_path / "out")
     assert done.exit_code in (2, 4) and said in done.stderr, done.output
     assert not (tmp_path / "out" / "results").exists()
+
+
+def test_what_a_disk_without_links_is_given_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    source, copied = tmp_path / "source.png", tmp_path / "copied.png"
+    source.write_bytes(b"image")
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        _link(source, copied)
+    assert not copied.exists(), "a kill leaves nothing of this name"
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "link", refuse)
+    _link(source, copied)
+    assert copied.read_bytes() == b"image"

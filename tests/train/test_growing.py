@@ -49,6 +49,17 @@ def test_few_sizes_are_a_straight_line_and_more_images_never_harm() -> None:
     assert fit([10, 20], [0.9, 0.5]).error(1) <= 1
 
 
+def test_one_size_says_nothing_of_more_images() -> None:
+    correct = np.array([[True, False, True], [True, True, True]])
+    assert expected_gain([20], correct[:1], 2) is None and expected_gain([20, 20], correct, 2) is None
+    gain = expected_gain([10, 20], correct, 2)
+    assert gain is not None and gain.gain > 0
+    unknown = "what more real images would bring is not known: too few to leave some out"
+    assert sentence(None, None, 2) == unknown
+    assert sentence(None, gain, 2).startswith("2 times as many synthetic ones +") and unknown in sentence(None, gain, 2)
+    assert sentence(gain, gain, 2).startswith("2 times as many real images would bring +")
+
+
 def test_the_interval_holds_the_planted_gain() -> None:
     """Of 40 drawn sets of 300 held-out images, the 95 % interval holds the planted gain in most."""
     stream = np.random.default_rng(1)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired
 
 from ..config.growing import GrowSettings
 from ..config.sampling import SampleSettings
@@ -53,9 +53,10 @@ from ..train.folds import NEVER, Split, in_order
 from ..train.growing import best, entropy, errors_of, shares
 from ..train.halving import Cell
 from ..train.power_law import expected_gain, sentence
-from ..train.training import recipe
+from ..train.training import fingerprint, recipe
 from .drawn_with import generator_of, most_drawn, sampling_of
 from .fidelity.stage import recorded_filter, trained_on
+from .growth_record import RoundRecord
 from .layout import GROWN, GROWTH, GROWTH_FILE
 from .methods import method_of
 from .room import SPARE_BYTES, png_bytes
@@ -71,24 +72,12 @@ SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the real images that are trained on 
 _DECIMALS = 6  # of what a classifier says of a candidate
 
 
-class RoundRecord(TypedDict):
-    """One round; JSON data."""
-
-    synthetic: int  # images that were trained on
-    accuracy: float  # of held-out training images, each once, in [0, 1]
-    correct: str  # 0 or 1 of each of them, in the order of the training images
-    wanted: list[int]  # images of each class
-    candidates: dict[str, int]  # of each source
-    chosen: list[str]  # jobs of those that were added
-    kept: int  # of them, that kept their label
-    seconds: float
-
-
 class ScoredUnit(Unit):
     """A commit record of candidates."""
 
     kept: list[bool]  # which show their label
     doubt: list[float]  # entropy in nats
+    by: NotRequired[str]  # digest of what its classifiers were made from; earlier versions did not say
 
 
 @dataclass
@@ -156,6 +145,12 @@ class Growth:
             self.classifiers[fold] = self.folds.learn(candidate, Cell(self.settings.seeds[0], fold))
         return self.classifiers[fold]
 
+    def judged_by(self, made: Material) -> str:
+        """A digest of all that the classifiers of this material depend on."""
+        described = recipe(self.settings, self.folds.device)
+        made_from = [made.key, fingerprint(self.real), self.folds.folds, described, self.settings.seeds[0]]
+        return unit_name([json.dumps(made_from, sort_keys=True)])
+
     def candidates(self, wanted: Sequence[int]) -> Counter[str]:
         """How many of each source: three for each image that is wanted of a class, first to those that had fewest."""
         before = self.drawn()
@@ -197,11 +192,15 @@ class Growth:
             self.scored.append(
                 {
                     "event": "commit", "unit": unit_name(unit), "ids": list(unit), "count": len(unit), "files": {},
-                    "kept": (answers.argmax(1) == labels).tolist(), "doubt": doubt.tolist(),
+                    "kept": (answers.argmax(1) == labels).tolist(), "doubt": doubt.tolist(), "by": by,
                 }
             )  # fmt: skip
             advance(len(unit))
 
+        by = self.judged_by(made)
+        for name, unit in self.scored.units().items():  # of a killed call with other settings or images
+            if unit.get("by") != by and not {*jobs}.isdisjoint(unit["ids"]):
+                self.scored.append({"event": "drop", "unit": name})
         known = {job for unit in self.scored.units().values() for job in unit["ids"]}
         with track("candidates", len({*jobs} - known)) as advance:
             each_unit(self.run, jobs, self.scored, self.sampling.batch_size, look)
@@ -254,7 +253,7 @@ def grow(
 
     The same call goes on where a killed one stopped, with the same bits where no time limit decides; one with another
     end goes on from where the last one ended. Raises UsageError, DataError (too few images), ConfigMismatchError
-    (other settings than those of the rounds before), DiskError.
+    (other settings or training images than those of the rounds before), DiskError.
     """
     if method_of(run).again is not None:
         raise UsageError(f"{run}: has no learned vectors to draw around. Grow a run of `dinv sample`.")
@@ -271,7 +270,8 @@ def grow(
     folds = Folds(run, splits.train.resized(side), str(loaded.device))
     kept = Ledger(run).read_json(GROWTH_FILE)
     rounds: list[RoundRecord] = [] if kept is None else kept["rounds"]
-    described = {**recipe(settings, folds.device), "seed": settings.seeds[0]}
+    # Rounds are compared image by image, so all of them hold out the same.
+    described = {**recipe(settings, folds.device), "seed": settings.seeds[0], "images": fingerprint(folds.real)[:16]}
     freeze_settings(run, "grow", described, begun=bool(rounds))
     growth = Growth(run, folds, splits, settings, loaded, rounds)
     growth.finish()

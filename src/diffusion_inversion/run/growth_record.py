@@ -1,12 +1,27 @@
-"""What run.json and the report have of a run that grew."""
+"""The rounds of a run that grows, and what run.json and the report have of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from ..engine.ledger import Ledger
 from .layout import GROWTH_FILE
 from .report.image_records import GrowthRecord
+
+
+class RoundRecord(TypedDict):
+    """One round; JSON data."""
+
+    synthetic: int  # images that were trained on
+    accuracy: float  # of held-out training images, each once, in [0, 1]
+    correct: str  # 0 or 1 of each of them, in the order of the training images
+    wanted: list[int]  # images of each class
+    candidates: dict[str, int]  # of each source
+    chosen: list[str]  # jobs of those that were added
+    kept: int  # of them, that kept their label
+    seconds: float
 
 
 def growth_record(run: Path) -> GrowthRecord | None:

@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..generator.device import resolve_device
 from ..generator.generator import Generator
 from ..measure.extractors.catalog import open_extractor
+from ..measure.extractors.extractor import Extractor
 from ..measure.extractors.lite0 import open_lite0
 from ..pretrain.gan.inversion import invert_gan
 from ..pretrain.gan.sampling import sample_gan
@@ -33,16 +34,19 @@ from .ways import Lecf, OfGan, Prompted
 
 
 def depends_on(cell: Cell, device: str) -> list[Any]:
-    """All that a cell's images depend on beside the generator and their side, as JSON data.
+    """All that a cell's images depend on beside the generator and their side, as JSON data; of models what is in them.
 
     Cells of LECF that differ in the threshold, or in how many images are kept, share what is drawn.
     """
     data = cell.data.described()
     match cell.way:
         case RetrieveSettings():
-            return ["retrieval", data, cell.way.described()]
+            weights = weights_of(cell.way.extractor, cell.way.weights, device)
+            return ["retrieval", data, cell.way.described(), _pool(cell.way, cell).listing, *weights]
         case Lecf(filtering, drawing):
-            return ["lecf", data, filtering.described({"thresholds", "per_class"}), drawing.described()]
+            language = _language(filtering.language)
+            models = [_clip(cell.way, device).hash, None if language is None else language.hash]
+            return ["lecf", data, filtering.described({"thresholds", "per_class"}), drawing.described(), models]
         case Prompted(prompts, drawing):
             texts = [] if CLASS in prompts else [[one.class_name, one.text] for one in read_prompts(prompts)]
             return ["prompts", data, texts or prompts, drawing.described()]
@@ -161,8 +165,23 @@ def _prompts(prompts: str, class_names: Sequence[str]) -> tuple[Prompt, ...]:
     return found
 
 
+def weights_of(extractor: str, weights: str | Path | None, device: str) -> list[str]:
+    """What is in weights that were given in place of an extractor's own: [sha256 hex], or nothing where none were."""
+    return [] if weights is None else [_extractor(extractor, device, weights).weights_sha256]
+
+
+@cache
+def _extractor(name: str, device: str, weights: str | Path) -> Extractor:
+    return open_extractor(name, resolve_device(device), weights)
+
+
 def _pool(way: RetrieveSettings, cell: Cell) -> Pool:
-    return open_pool(way.pool, cell.root)
+    return _open(way.pool, cell.root)
+
+
+@cache
+def _open(pool: str, root: Path) -> Pool:
+    return open_pool(pool, root)
 
 
 def _clip(way: Lecf, device: str) -> Clip:

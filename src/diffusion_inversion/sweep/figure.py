@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..run.report import Point, accuracy_curve, metric_curves, png
 from ..run.report.figures import ARM_COLOURS, DPI, legend, without_tex
 from .outcome import MetricsRow, Row, SweepResult
-from .plan import Figure
+from .plan import Figure, SweepPlan
 from .table import label, measures, shown
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ LABELS = {
     "data.limit": "real images",
 }
 Dot = tuple[str, float, tuple[float, float] | None]  # place in words, value, and the ends of its bar
+AMOUNTS = ("sample.variants", "data.limit", "data.per_class")  # what the number of images comes from
 SCALED = ("fid", "kid", "cmmd")  # metrics whose scale is not 0 to 1: one figure each
 
 
@@ -39,7 +40,14 @@ def draw(found: SweepResult) -> dict[str, bytes]:
     for name, group in {"metrics": together, **{one: [one] for one in measured if one not in together}}.items():
         if group and rows:
             if numbers:
-                lines = {one: _metric_line(rows, figure.x, one) for one in group}
+                others = {_others(row, found.plan): None for row in rows}
+                lines = {
+                    ", ".join(filter(None, [one, other])): _metric_line(
+                        [row for row in rows if _others(row, found.plan) == other], figure.x, one
+                    )
+                    for one in group
+                    for other in others
+                }
                 picture = metric_curves({_xlabel(figure) + which: lines})
             else:
                 picture = _dots(_metric_dots(rows, group), ", ".join(map(_setting, group)) + which)
@@ -55,6 +63,15 @@ def _last_line(found: SweepResult) -> tuple[list[MetricsRow], str]:
     last = found.plan.cases[-1].name if key == "case" else found.plan.grid[key][-1]
     rows = [row for row in found.metrics if row.at.get(key, last) == last]
     return rows, f" ({_setting(key)} {shown(last)})"
+
+
+def _others(row: Row | MetricsRow, plan: SweepPlan) -> str:
+    """Values, for people, of what varies beside the figure's axis and its lines: each has a line of its own."""
+    figure = plan.figure
+    assert figure is not None
+    vary = {key for key, values in plan.grid.items() if len(values) > 1} | ({"case"} if len(plan.cases) > 1 else set())
+    shown_otherwise = {figure.x, figure.lines, *(AMOUNTS if figure.x == "images" else ())}
+    return label({key: value for key, value in row.at.items() if key in vary - shown_otherwise})
 
 
 def _setting(key: str) -> str:
@@ -83,9 +100,8 @@ def _curve(found: SweepResult) -> Drawn:
     assert figure is not None
     lines: dict[str, list[Point]] = {}
     for row in found.rows:
-        name = row.arm
-        if figure.lines is not None and figure.lines in row.at:
-            name += f", {shown(row.at[figure.lines])}"
+        line = shown(row.at[figure.lines]) if figure.lines is not None and figure.lines in row.at else ""
+        name = ", ".join(filter(None, [row.arm, line, _others(row, found.plan)]))
         spread = row.std or 0.0
         at = float(_place(row, figure.x)) if _has(row, figure.x) else 0.0
         lines.setdefault(name, []).append(

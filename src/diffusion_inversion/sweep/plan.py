@@ -193,6 +193,11 @@ class Cell:
         return self.way is None
 
     @property
+    def asked_sides(self) -> list[int | None]:
+        """Sides in px that are asked of its images: kept at, and drawn or else learned at."""
+        return [self.sample.image_size, self.sample.resolution or self.invert.resolution]
+
+    @property
     def amounts(self) -> tuple[int | str | None, ...]:
         """What says how many images of each source it uses; (None,): all that are there."""
         if not self.learns:

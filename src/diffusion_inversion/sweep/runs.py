@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..engine.ledger import Ledger
 from ..engine.lock import run_lock
 from ..engine.manifest import NAME as MANIFEST
 from ..engine.manifest import Manifest
+from ..engine.store import commit_bytes
 from ..engine.untrusted import inside
 from ..errors import UsageError
 from ..generator.generator import Generator
@@ -55,11 +55,10 @@ def has_own(cell: Cell, arm: str) -> bool:
 
 def depends_on(cell: Cell, vectors: str) -> list[Any]:
     """All that its run depends on, of vectors of this name; arms and seeds where a choice is scored by them."""
-    side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
     axes = [[axis.key, axis.values] for axis in cell.tuning.axes]
     return [
         cell.data.described(),
-        side if alone(cell) else [vectors, cell.sample.described()],
+        cell.asked_sides if alone(cell) else [vectors, cell.sample.described()],
         cell.train.described(() if axes else ("arms", "seeds")),
         cell.run.described(),
         axes,
@@ -158,7 +157,7 @@ def _link(source: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
             raise
-        shutil.copyfile(source, path)
+        commit_bytes(path, source.read_bytes())  # at once: a part of a file would be taken for all of it
 
 
 def _keep_asked(store: SyntheticStore, asked: Mapping[str, int]) -> None:

@@ -40,7 +40,7 @@ from ..train.own_size import own_side
 from ..train.training import fingerprint
 from . import runs
 from .drawn import counts, draw
-from .elsewhere import check_cell, depends_on, fill, place
+from .elsewhere import check_cell, depends_on, fill, place, weights_of
 from .jobs import Job, measured, of_classifier, result
 from .loaded import Loaded
 from .plan import Cell, SweepPlan
@@ -214,8 +214,7 @@ class Workshop:
         return self._job(name, says, [self._data(cell)], do, home, whole=lambda: is_whole(self.folder / name))
 
     def _home_elsewhere(self, cell: Cell) -> str:
-        side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
-        return self._name("images", *depends_on(cell, self.device), side)
+        return self._name("images", *depends_on(cell, self.device), cell.asked_sides)
 
     def images_folder(self, cell: Cell) -> str:
         if not cell.learns:
@@ -246,7 +245,8 @@ class Workshop:
             return {"real_fraction": chosen.real_fraction}
 
         drawn = [self.images_folder(cell), *cell.amounts]
-        name = self._name("fraction", "on folds", drawn, train.described(), cell.autoencode.train)
+        folds = "on folds" if cell.autoencode.train is None else "on folds, by original names"
+        name = self._name("fraction", folds, drawn, train.described(), cell.autoencode.train)
         return self._job(name, cell.differs(), [images, *self._trained_on(cell)], do)
 
     def _classifier(self, cell: Cell, arm: str, seed: int) -> str:
@@ -268,9 +268,7 @@ class Workshop:
 
         drawn = [] if images is None else [self.images_folder(cell), *cell.amounts]
         through = cell.autoencode.train if arm != "synthetic" else None
-        side = [cell.sample.image_size, cell.sample.resolution or cell.invert.resolution]
-        if (found_at := self._found_at(cell)) is not None:
-            side.append(found_at)
+        side = [*cell.asked_sides, *filter(None, [self._found_at(cell)])]
         needs = [self._data(cell), *([] if images is None else [images]), *([fraction] if fraction else [])]
         needs += self._trained_on(cell) if arm != "synthetic" else []
         says = f"{arm}, seed {seed}, {cell.differs()}"
@@ -356,6 +354,7 @@ class Workshop:
         # "by source": results of versions that resampled images are not taken for these.
         of = [self.images_folder(cell), *cell.amounts, wanted.described()]
         of += [] if wanted.against == "train" else [self._data_name(cell.data)]
+        of += weights_of(wanted.extractor, wanted.weights, self.device)
         name = self._name("metrics", "by source, in two parts", *of)
         return self._job(name, cell.differs(), [images, self._data(cell)], do)
 
@@ -368,8 +367,9 @@ class Workshop:
         return splits.train if part == "train" else splits.test
 
     def _read_autoencoded(self, cell: Cell, part: Role, resolution: int) -> LabelledImages:
-        home = self.folder / self._autoencoded(cell, part, resolution)
-        return read_autoencoded(self._part(cell, part), home, part)
+        through, home = self._part(cell, part), self.folder / self._autoencoded(cell, part, resolution)
+        # By the names of what went through: folds hold out what was made from an image with it.
+        return replace(read_autoencoded(through, home, part), ids=through.ids, groups=through.groups)
 
     def _trained_on(self, cell: Cell) -> list[str]:
         return [] if cell.autoencode.train is None else [self._autoencoded(cell, "train", cell.autoencode.train)]

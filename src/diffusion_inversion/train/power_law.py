@@ -78,13 +78,17 @@ class Gain:
     high: float
 
 
-def expected_gain(counts: Sequence[float], correct: NDArray[np.bool_], factor: float, seed: int = 0) -> Gain:
+def expected_gain(counts: Sequence[float], correct: NDArray[np.bool_], factor: float, seed: int = 0) -> Gain | None:
     """What `factor` times as many images as the most of `counts` (K,) would bring, by the law of the errors.
+
+    None where all counts are one, which say nothing of a slope.
 
     correct: (K, n) which of n images were recognised, of each count. The interval is of the draw of these images: they
     are resampled, alike for all counts. It does not hold what the law itself is wrong by.
     """
     most = max(counts)
+    if min(counts) == most:
+        return None
 
     def gain(part: NDArray[np.bool_]) -> float:
         wrong = (~part).sum(1)
@@ -99,13 +103,18 @@ def expected_gain(counts: Sequence[float], correct: NDArray[np.bool_], factor: f
     return Gain(gain(correct), float(low), float(high))
 
 
-def sentence(real: Gain, synthetic: Gain | None, factor: float) -> str:
-    """What more real images, or more synthetic ones, would bring, in points."""
+def sentence(real: Gain | None, synthetic: Gain | None, factor: float) -> str:
+    """What more real images, or more synthetic ones, would bring, in points; None: not known, or not asked."""
 
     def shown(found: Gain) -> str:
         return f"{100 * found.gain:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
-    more = f"{factor:g} times as many real images would bring {shown(real)}"
+    parts = []
+    if real is not None:
+        parts.append(f"{factor:g} times as many real images would bring {shown(real)}")
     if synthetic is not None:
-        more += f", {factor:g} times as many synthetic ones {shown(synthetic)}"
-    return f"{more}, by a power law fitted to what classifiers recognise of held-out training images"
+        parts.append(f"{factor:g} times as many synthetic ones {shown(synthetic)}")
+    if parts:
+        parts.append("by a power law fitted to what classifiers recognise of held-out training images")
+    unknown = "what more real images would bring is not known: too few to leave some out"
+    return "; ".join([", ".join(parts)] * bool(parts) + [unknown] * (real is None))

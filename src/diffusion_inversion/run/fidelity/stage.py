@@ -33,6 +33,7 @@ from ...sample.synthetic import Row, SyntheticStore, job_name, soft_labels
 from ...train.choosing import Material
 from ...train.evaluation import calibration_error
 from ...train.fidelity import replaced, rivals
+from ...train.folds import NEVER
 from ...train.store import ClassifierStore
 from ..drawn_with import generator_of, sampling_of
 from ..gathered import job_of
@@ -260,7 +261,7 @@ def _on_real(judges: Judges) -> JudgeRecord:
     correct = predicted == labels[asked]
     return {
         "images": int(asked.sum()),
-        "folds": len({*judges.folds}),
+        "folds": len({*judges.folds} - {NEVER}),
         "accuracy": round(float(correct.double().mean()), 6),
         "calibration_error": round(calibration_error(confidence, correct), 6),
         "failed": round(float(found.failed[asked].double().mean()), 6),
