@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from command_line import dinv
-from harness import Bench
+from harness import INVERT, SAMPLE, TRAIN, Bench
 from image_files import save
 from report_pages import RUN, page, words
 
 from diffusion_inversion.cli.summary import summarise
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.engine.ledger import Ledger
+from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.run.attributes import (
     Attributes,
     add_subgroups,
@@ -26,7 +27,9 @@ from diffusion_inversion.run.attributes import (
     kept_attributes,
     read_attributes,
 )
+from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.replicates import replicate as numbered
 from diffusion_inversion.run.report import ReportImages
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.train.arms import ArmResults, ArmRun
@@ -175,3 +178,21 @@ def test_attributes_that_tell_nothing_are_refused_before_any_work(
     done = dinv("run", "data", "--generator", bench.checkpoint, "--out", "run", "--attributes", attribute)
     assert done.exit_code in (2, 4) and said in done.output and done.output.count("\n") == 1, done.output
     assert not list(Path("run").rglob("*.safetensors"))
+
+
+def test_forgetting_reaches_what_the_run_keeps_of_images_of_its_replicates(bench: Bench, tmp_path: Path) -> None:
+    """`--limit` keeps some images out of replicate 0, whose folder has the attributes of all that are tested."""
+    data = DataSettings(data=str(bench.data / "train"), limit=4, holdout=0.5)
+    plans = [numbered(tmp_path / "run", number, data, INVERT, SAMPLE, TRAIN) for number in range(2)]
+    run, ids = plans[0].folder, []
+    for plan in plans:
+        with run_lock(plan.folder):
+            splits = open_splits(plan.folder, plan.data)
+        ids.append({*splits.train.ids, *splits.test.ids})
+    gone = min(ids[1] - ids[0])
+    keep_attributes(run, Attributes("site", dict.fromkeys(ids[0] | ids[1], "a"), {}), ids[0] | ids[1], ())
+    Ledger(run).commit("membership.json", b"{}")
+    forget(run, [gone])
+    kept = kept_attributes(run)
+    assert kept is not None and kept.of_test.keys() == (ids[0] | ids[1]) - {gone}
+    assert gone not in (run / "attributes.json").read_text() and not (run / "membership.json").exists()

@@ -23,7 +23,7 @@ from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.run import stages as pipeline
-from diffusion_inversion.run.copies import audit_run, guard, read_audit
+from diffusion_inversion.run.copies import audit_run, guard, images_digest, read_audit
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.report.copies import copies_section
 from diffusion_inversion.run.verify import verify
@@ -74,6 +74,19 @@ def test_images_that_were_drawn_since_are_not_called_audited(copied: Path, bench
     with run_lock(copied):
         pipeline.restart(copied, "sample")
     assert not (copied / "audit.json").exists() and not (copied / "audit.png").exists()
+
+
+def test_an_audit_is_of_the_images_that_are_asked_for(run: Path, bench: Bench) -> None:
+    """Others may lie there, of a call with more variants or another balance."""
+    splits = open_splits(run)
+    names = splits.train.class_names
+    digests = []
+    for variants in (2, 3, 2):
+        with run_lock(run):
+            more = SAMPLE.model_copy(update={"variants": variants})
+            pipeline.sample_stage(run, bench.generator(), more, sources=splits.train)
+        digests.append(images_digest(run, names))
+    assert digests[0] == digests[2] != digests[1]
 
 
 class Killed(BaseException):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import dinv
 from harness import SAMPLE, TRAIN, Bench, Kill, assert_same, content, finish, kill_during
 from PIL import Image
 
@@ -192,6 +193,10 @@ def test_what_leaves_the_house_copies_nothing(whole: Path, tmp_path: Path) -> No
     Ledger(run).commit("audit.json", json.dumps(gate.record | others).encode())
     with pytest.raises(UsageError, match="not all images were compared"):
         SyntheticImages.of(run)
+    stricter = {"settings": gate.record["settings"] | {"false_positives": 0.3}}
+    Ledger(run).commit("audit.json", json.dumps(gate.record | stricter).encode())
+    with pytest.raises(UsageError, match="the last audit was made with other settings"):
+        SyntheticImages.of(run)
     Ledger(run).drop("audit.json")
     with pytest.raises(UsageError, match="not all images were compared"):
         SyntheticImages.of(run)
@@ -290,3 +295,9 @@ def test_each_level_is_farther_from_the_source_and_never_nearer_to_a_partner(alp
     assert mixed == sorted(mixed) and max(mixed) == max(alpha, 0.5 if alpha >= 0 else alpha)
     other = SampleSettings(interpolation=alpha, partner="other-class")
     assert {stronger(other, level).interpolation for level in range(7)} == {alpha}, "its label stays as it was"
+
+
+def test_a_rate_alone_does_not_ask_for_copies(planted: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(planted, tmp_path / "run"))
+    done = dinv("train", run, "--false-positives", 0.02, "--device", "cpu")
+    assert done.exit_code == 2 and "--false-positives: copies are not looked for here" in done.output

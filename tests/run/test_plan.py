@@ -13,6 +13,7 @@ from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.errors import UsageError
+from diffusion_inversion.run.online import HELD
 from diffusion_inversion.run.plan.forecast import REPORT, Forecast, Left, left, seconds, sum_left
 from diffusion_inversion.run.plan.steps import Steps, at_size
 from diffusion_inversion.run.plan.time_limit import MARGIN, Amounts, within
@@ -80,6 +81,14 @@ def test_a_folder_without_a_run_lacks_everything(tmp_path: Path) -> None:
     both = sum_left(plans, 10, own=False)
     assert both == Left(20, 80, 20, 12, 0, 1, 2), "the probe is of the run alone"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("kept", "at_once"), [(True, 96), (False, HELD + 1)])
+def test_what_is_drawn_online_takes_room(tmp_path: Path, kept: bool, at_once: int) -> None:
+    train = ASKED.train.model_copy(update={"online": 100, "online_keep": kept})
+    plan = replicate(tmp_path / "run", 0, DataSettings(data="digits"), ASKED.invert, ASKED.sample, train)
+    todo = left(plan, 10, own=False)
+    assert (todo.variants, todo.online, todo.kept) == (40, 960, 10 * at_once)
 
 
 def test_cost_is_of_all_machines() -> None:

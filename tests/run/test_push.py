@@ -21,9 +21,10 @@ from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import PushSettings
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import DinvError, UsageError
-from diffusion_inversion.run.export.describe import grid
+from diffusion_inversion.run.export.card import card
+from diffusion_inversion.run.export.describe import grid, origin_of
 from diffusion_inversion.run.export.images import SyntheticImages
-from diffusion_inversion.run.export.publish import upload, write_publication
+from diffusion_inversion.run.export.publish import _refused, upload, write_publication
 
 ID = "someone/cells"
 
@@ -198,6 +199,17 @@ def test_the_picture_has_a_row_for_each_class(finished: Path) -> None:
             assert np.array_equal(picture[96 * row : 96 * (row + 1), 96 * column : 96 * (column + 1)], pixels)
 
 
+def test_figures_of_other_images_are_called_so(finished: Path, folder: Path) -> None:
+    record, images = json.loads((finished / "run.json").read_text()), SyntheticImages.of(finished)
+    more = {**record["stages"], "sample": {**record["stages"]["sample"], "images": 2 * images.asked}}
+    origin = origin_of(finished, None, "plain")
+    plain, other = (
+        card(images, one, origin, grid=False, parquet=False) for one in (record, {**record, "stages": more})
+    )
+    said = "These figures were measured with another number of images of stage 2."
+    assert said in other and said not in plain
+
+
 def test_what_is_uploaded_is_the_folder(folder: Path, hub: FakeHub) -> None:
     address = upload(asked(folder), hub.address)
     assert address.endswith(f"/datasets/{ID}") and hub.created[ID]["visibility"] == "private"
@@ -205,11 +217,19 @@ def test_what_is_uploaded_is_the_folder(folder: Path, hub: FakeHub) -> None:
     there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert hub.files == there
     hub.files.clear()
-    with pytest.raises(UsageError, match=r"exists already; give another name, or --update\. .* is whole: `hf upload"):
+    with pytest.raises(UsageError, match=r"exists already; give another name, or --update\. .* is whole\.$"):
         upload(asked(folder), hub.address)
     assert hub.files == {}
     upload(asked(folder, update=True), hub.address)
     assert hub.files == there
+
+
+def test_what_would_upload_it_later_keeps_it_private(folder: Path) -> None:
+    """`hf upload` makes a data set that everybody sees unless it is told otherwise."""
+    for public, said in ((False, "--repo-type dataset --private`"), (True, "--repo-type dataset`")):
+        assert said in str(_refused(asked(folder, public=public), OSError("no network")))
+    spaced = asked(folder).model_copy(update={"out": Path("my data")})
+    assert f"hf upload {ID} 'my data' " in str(_refused(spaced, OSError("no network")))
 
 
 def test_large_files_go_the_way_of_git_lfs_and_only_once(

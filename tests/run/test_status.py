@@ -63,6 +63,18 @@ def test_a_finished_run_with_replicates(finished: Path) -> None:
     (finished / ".lock").write_bytes(before)
 
 
+def test_a_run_that_was_broken_off_is_not_finished_by_its_old_report(finished: Path) -> None:
+    before = (finished / ".lock").read_bytes()
+    kept = json.loads(before)
+    assert kept["totals"] == {} and "error" not in kept
+    broken = kept | {"totals": {"vectors": 12, "images": 24, "classifiers": 12}, "error": "interrupted"}
+    (finished / ".lock").write_text(json.dumps(broken))
+    assert status(finished).state == "stopped"
+    (finished / ".lock").write_text(json.dumps(kept | {"error": "an audit of it, say, could not begin"}))
+    assert status(finished).state == "finished"
+    (finished / ".lock").write_bytes(before)
+
+
 def test_a_process_at_work_and_one_that_was_killed(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*HERE, *sys.path])}
     worker = subprocess.Popen(

@@ -190,10 +190,23 @@ def train(
         with logging_of(run, logs, _described(train=settings), "train" if restart else None) as log:
             results = train_stage(
                 run, splits, settings, device, anew=restart, own_size=own_size, filtering=filtering.settings(),
-                copies=auditing.settings() if auditing.values else None, log=log,
+                copies=_copies(run, auditing), log=log,
             )  # fmt: skip
         record = report_stage(run, splits, results, settings, command_line(), attributes=tested_by)
     return summarise(run, record)
+
+
+def _copies(run: Path, auditing: Given[AuditSettings]) -> AuditSettings | None:
+    """What was asked of copies; None: as the run did before. Raises UsageError for half of it."""
+    from ..run.fidelity.copies import recorded_copies
+
+    if not auditing.values:
+        return None
+    if "copies" not in auditing.values and recorded_copies(run) is None:
+        raise UsageError(
+            "--false-positives: copies are not looked for here. Give --copies redraw, report or refuse too."
+        )
+    return auditing.settings()
 
 
 def run(

@@ -31,7 +31,7 @@ from ..measure.extractors.catalog import open_extractor
 from ..measure.variant_groups import recorded_sources
 from ..randomness import generator_for
 from ..sample.png import encode_png
-from ..sample.synthetic import SyntheticStore
+from ..sample.synthetic import NAMED, SyntheticStore
 from .gathered import is_grown
 from .images import open_splits
 from .layout import AUDIT_FILE, AUDIT_PICTURE, GROWN
@@ -64,7 +64,7 @@ def audit_run(run: Path, settings: AuditSettings, splits: Splits | None = None) 
     splits = splits or open_splits(run)
     with briefly(run, "audit"):
         ledger, made_of = Ledger(run), made_from(run, splits)
-        asked = settings.model_dump(mode="json", exclude={"copies", "device"})
+        asked = settings_of_audit(settings)
         kept = read_audit(run, splits)
         if kept is not None and kept.record["settings"] == asked:
             return kept.record
@@ -81,6 +81,11 @@ def audit_run(run: Path, settings: AuditSettings, splits: Splits | None = None) 
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         ledger.commit(AUDIT_FILE, text.encode(), note={"settings": settings.model_dump(mode="json")})
     return record
+
+
+def settings_of_audit(settings: AuditSettings) -> dict[str, Any]:
+    """What an audit's record has of its settings."""
+    return settings.model_dump(mode="json", exclude={"copies", "device"})
 
 
 def audit_again(run: Path, splits: Splits) -> None:
@@ -230,11 +235,16 @@ def made_from(run: Path, splits: Splits) -> dict[str, str]:
 
 
 def images_digest(run: Path, class_names: tuple[str, ...]) -> str:
-    """sha256 hex of the names and contents of all synthetic images of a run, those that were grown with them."""
+    """sha256 hex of the names and contents of a run's synthetic images, those that were grown with them.
+
+    Of stage 2 those that its last finished call asked for: others may be there, which nobody uses now.
+    """
     found, between = hashlib.sha256(), ""
     grown = [(f"{GROWN}/", SyntheticStore(run, class_names, GROWN))] if is_grown(run) else []
     for prefix, store in [("", images_store(run, class_names)), *grown]:
-        rows = store.table("file_name", "sha256").sort_by("file_name")
+        rows = store.table(*NAMED, "sha256")
+        asked = store.asked_for(rows) if not prefix and store.complete() else rows
+        rows = asked.select(["file_name", "sha256"]).sort_by("file_name")
         for batch in rows.to_batches(max_chunksize=1000):
             for name, digest in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 found.update(f"{between}{prefix}{name} {digest}".encode("utf-8", "surrogatepass"))

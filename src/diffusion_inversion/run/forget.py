@@ -29,7 +29,18 @@ from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
 from .attributes import keep_attributes, kept_attributes
 from .images import changed_images, load, read_record, recorded_settings
-from .layout import ATTRIBUTES_FILE, DATA_FILE, GROWN, GROWTH, ONLINE, REDRAWN, STORES, STRENGTHS, ledger_files
+from .layout import (
+    ATTRIBUTES_FILE,
+    DATA_FILE,
+    GROWN,
+    GROWTH,
+    MEMBERSHIP_FILE,
+    ONLINE,
+    REDRAWN,
+    STORES,
+    STRENGTHS,
+    ledger_files,
+)
 from .methods import images_store, method_of
 from .replicates import replicate_folders
 
@@ -102,6 +113,9 @@ def forget(
             held.enter_context(run_lock(folder))
             for store in STORES:  # damaged records are mended first: then nothing below can stop half way
                 Manifest(folder / store.manifest).records()
+        # The run has attributes, and rates of members, of its replicates' images too.
+        _without_attributes(run, set[str]().union(*own.values()))
+        Ledger(run).drop(MEMBERSHIP_FILE)
         for folder, gone in own.items():  # the run first: what a kill leaves to its replicates, they follow
             _mark(folder, never, gone, keep_averages)
         for name in ledger_files(stage="report"):
@@ -187,10 +201,7 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     for name in reversed(ledger_files("derived", "choice")):
         if name != ATTRIBUTES_FILE:
             ledger.drop(name)
-    if (kept := kept_attributes(run)) is not None:  # the file that it was given as may be gone
-        tested = [image_id for image_id in kept.of_test if not is_marked(gone, "test", image_id)]
-        trained = [image_id for image_id in kept.of_train if not is_marked(gone, "train", image_id)]
-        keep_attributes(run, kept, tested, trained)
+    _without_attributes(run, gone)
     records, choices = ledger.manifest.records(), ledger_files("choice")
     if any(record.get("unit") in choices for record in records):  # they hold copies of them
         ledger.manifest.rewrite([record for record in records if record.get("unit") not in choices])
@@ -206,6 +217,14 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
         EmbeddingStore(run).remove(doomed.learned)
     _sweep(run)
     return doomed.counts(len(gone))
+
+
+def _without_attributes(run: Path, gone: set[str]) -> None:
+    """Keep what attributes say of the other images alone: the file that they were given as may be gone."""
+    if (kept := kept_attributes(run)) is not None:
+        tested = [image_id for image_id in kept.of_test if not is_marked(gone, "test", image_id)]
+        trained = [image_id for image_id in kept.of_train if not is_marked(gone, "train", image_id)]
+        keep_attributes(run, kept, tested, trained)
 
 
 @dataclass(frozen=True)

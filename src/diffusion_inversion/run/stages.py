@@ -330,8 +330,7 @@ def run_all(
         train = now.train
         plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
     classifiers = len(train.seeds) * (len(train.arms) + (own is not None))
-    drawn = len(images) * plans[0].sample.variants
-    totals = {"vectors": len(images), "images": drawn, "classifiers": classifiers}
+    totals = {"vectors": len(images), "images": len(images) * plans[0].sample.variants, "classifiers": classifiers}
     say({"totals": {kind: replicates * count for kind, count in totals.items()}})
     described = {"data": data, "invert": now.invert, "sample": now.sample, "train": train}
     settings = {part: one.model_dump(mode="json") for part, one in described.items()}
@@ -345,7 +344,9 @@ def run_all(
                 found = _all_stages(plan, theirs, generator, own_size, tuning, filtering, audit, numbered)
                 report_stage(plan.folder, theirs, found, plan.train, command)
                 others.append(replicated(plan.folder, theirs, found))
-        return report_stage(run, splits, results, train, command, others, tested_by)
+        record = report_stage(run, splits, results, train, command, others, tested_by)
+    say({"totals": {}})  # what is there is all, of chosen variants or groups too
+    return record
 
 
 def _require_all_room(

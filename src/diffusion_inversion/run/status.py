@@ -120,12 +120,19 @@ def _state(folder: Path, said: dict[str, Any], pids: list[int] | None, parts: li
     if any(part.name == JOBS for part in parts):  # of a sweep, which writes its pages last
         pages = [name for name in ledger.manifest.units() if name.endswith(".html") and ledger.holds(name)]
         return "finished" if whole and pages and not said.get("error") else "stopped"
-    return "finished" if whole and ledger.holds(RUN_FILE) else "stopped"
+    # What a `dinv run` still had to do, it said; its report may be of before.
+    broken = bool(said.get("error") and totals_of(said))
+    return "finished" if whole and ledger.holds(RUN_FILE) and not broken else "stopped"
+
+
+def totals_of(said: dict[str, Any]) -> dict[str, int]:
+    """How many of each the command at work said there would be; nothing once it had ended."""
+    return said.get("totals") or {}
 
 
 def _parts(folder: Path, said: dict[str, Any]) -> list[Part]:
     """What is committed, in all replicates; how many there are to be as the command said, or as a whole stage did."""
-    totals: dict[str, int] = said.get("totals") or {}
+    totals = totals_of(said)
     done = {"vectors": 0, "images": 0, "classifiers": 0}
     known: dict[str, int | None] = dict.fromkeys(done, 0)
 

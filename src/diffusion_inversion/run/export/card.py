@@ -111,7 +111,8 @@ def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, gri
         yield f"- Each file says in XMP that a model drew it: IPTC digital source type <{GENERATED}>."
         vectors = WRITTEN if origin.with_vectors else "Learned vectors, which would draw these again, are not here."
         yield f"- Images may be near to their sources. {vectors}"
-    if record is not None and "copies" in record:
+    others = record is not None and images.asked != record["stages"]["sample"]["images"]  # than were trained on
+    if record is not None and "copies" in record and not others:
         then = " Of these none is here." if "redrawn" in record["copies"] else ""
         yield f"- {_text(sentence(record['copies']))}.{then}"
     yield "\n## Licences"
@@ -120,6 +121,8 @@ def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, gri
     yield "\n## What they were measured to do"
     if record is not None and len(images.grown) != record["stages"]["sample"].get("grown", 0):
         yield "These figures were measured before `dinv grow` added some of the images.\n"
+    if others:
+        yield "These figures were measured with another number of images of stage 2.\n"
     yield from _measured(record)
 
 

@@ -51,6 +51,7 @@ class SyntheticImages:
     table: pa.Table
     again: frozenset[str] = frozenset()  # paths of those that were drawn again, in a folder of their own
     grown: frozenset[str] = frozenset()  # of those that `dinv grow` added, in another
+    asked: int = 0  # of stage 2, with those that copied a training image
     rights: str = ""
     sign: Signer | None = None
 
@@ -71,13 +72,14 @@ class SyntheticImages:
         record = read_record(run)
         store = images_store(run, () if record is None else tuple(record["class_names"]))
         table, more = store.asked_for(store.table()), grown_rows(run, store.class_names)
+        asked = len(table)
         grown = frozenset[str](() if more is None else more["file_name"].to_pylist())
         if more is not None:
             table = pa.concat_tables([table, more], promote_options="permissive").sort_by("file_name")
         table, again = without_copies(run, store, table, grown)
         known = [name for name in table.column_names if table[name].null_count < len(table)]
         named = named_as(table.select(known), run, source_ids)
-        return cls(run, store.folder, store.class_names, named, again, grown, rights, sign)
+        return cls(run, store.folder, store.class_names, named, again, grown, asked, rights, sign)
 
     @property
     def size(self) -> int:

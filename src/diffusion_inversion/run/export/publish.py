@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ...config.commands import PushSettings
@@ -52,9 +53,12 @@ def upload(settings: PushSettings, endpoint: str | None = None) -> str:
 
 def _refused(settings: PushSettings, error: Exception) -> DinvError:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    kept = f"{settings.out} is whole: `hf upload {settings.hub_id} {settings.out} --repo-type dataset` uploads it later"
     if status == 409 and not settings.update:
-        return UsageError(f"{settings.hub_id}: exists already; give another name, or --update. {kept}.")
+        whole = f"{settings.out} is whole"
+        return UsageError(f"{settings.hub_id}: exists already; give another name, or --update. {whole}.")
+    private = "" if settings.public else " --private"  # which it would not be by itself
+    upload = f"hf upload {settings.hub_id} {shlex.quote(str(settings.out))} --repo-type dataset{private}"
+    kept = f"{settings.out} is whole: `{upload}` uploads it later"
     if status in (401, 403):
         return UsageError(f"{settings.hub_id}: not allowed ({status}); log in with `hf auth login`. {kept}.")
     cause = " ".join(str(error).split()) or type(error).__name__

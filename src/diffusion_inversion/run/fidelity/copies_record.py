@@ -12,7 +12,7 @@ from ...engine.ledger import Ledger
 from ...errors import UsageError
 from ...generator.safety import ATTEMPTS
 from ...sample.synthetic import SyntheticStore, job_name
-from ..copies import images_digest, mosaic
+from ..copies import images_digest, mosaic, settings_of_audit
 from ..gathered import job_of
 from ..layout import AUDIT_FILE, GROWN
 from .copies import recorded_copies
@@ -73,16 +73,23 @@ def without_copies(
 
     In their place what was drawn again and passed, with the names of these, which lie in RUN/redrawn. `grown` are the
     names of those that lie in RUN/grown, which are not drawn again. The table as it
-    is where copies were not drawn again. Raises UsageError where nobody looked for copies in all of these images.
+    is where copies were not drawn again. Raises UsageError where nobody looked for copies in all of these images, as
+    the run's classifiers were trained without them.
     """
     import pyarrow as pa
 
-    if recorded_copies(run) is None:
+    asked = recorded_copies(run)
+    if asked is None:
         return table, frozenset()
     audit = Ledger(run).read_json(AUDIT_FILE)
     seen = audit is not None and audit["made_from"]["synthetic"] == images_digest(run, store.class_names)
     if not seen or audit["copies"]["n"] < len(table):  # an audit may have been of a part of them
         raise UsageError(f"{run}: not all images were compared with the training images. `dinv train {run}` does it.")
+    if audit["settings"] != settings_of_audit(asked):
+        raise UsageError(
+            f"{run}: the last audit was made with other settings than the run's, which say what was drawn again. "
+            f"`dinv train {run}` audits as the run does."
+        )
     copies = {pair["file"] for pair in audit["pairs"]}
     files = table["file_name"].to_pylist()
     kept = table.filter([(f"{GROWN}/{name}" if name in grown else name) not in copies for name in files])

@@ -27,6 +27,7 @@ from ...train.store import ClassifierStore
 from ..balancing import values_of_run
 from ..images import read_record
 from ..layout import COARSENESS_FILE, GROWN, RECONSTRUCTIONS_FILE, RUN_FILE
+from ..online import HELD
 from ..replicates import Replicate
 from ..room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
 from ..strengths import PROBE_STEPS, PROBES, ROUNDS, left_to_search
@@ -48,6 +49,7 @@ class Left:
     reports: int
     searched: int = 0  # images whose noise strength is to be found
     online: int = 0  # synthetic images that are drawn while classifiers train
+    kept: int = 0  # of these that lie on the disk at a time
     grown: int = 0  # images of `dinv grow`, which are there and are trained on
 
     def __add__(self, other: Left) -> Left:
@@ -62,19 +64,24 @@ def left(plan: Replicate, images: int, *, own: bool) -> Left:
     """What is missing in the folder of a run or replicate of so many training images; all where there is none."""
     run, ledger = plan.folder, Ledger(plan.folder)
     missing = _undrawn(plan, images)
-    trained = {(unit["arm"], unit["seed"]) for unit in ClassifierStore(run).manifest.units().values()}
+    learned = len(EmbeddingStore(run).images())
+    # Classifiers are of the images that were there: with others all of them are trained anew.
+    units = [] if missing or learned < images else ClassifierStore(run).manifest.units().values()
+    trained = {(unit["arm"], unit["seed"]) for unit in units}
     asked = [(arm, seed) for seed in plan.train.seeds for arm in (*plan.train.arms, *([OWN_SIZE] if own else []))]
+    online = max(plan.train.online - plan.sample.variants, 0)
     lacking = [arm for arm, seed in asked if (arm, seed) not in trained]
     return Left(
-        vectors=max(images - len(EmbeddingStore(run).images()), 0),
+        vectors=max(images - learned, 0),
         variants=missing,
         reconstructions=0 if not missing and ledger.holds(RECONSTRUCTIONS_FILE) else images,
         classifiers=len(lacking) - lacking.count(OWN_SIZE),
         own_classifiers=lacking.count(OWN_SIZE),
         probes=int(plan.number == 0 and not ledger.holds(COARSENESS_FILE)),
-        reports=int(not ledger.holds(RUN_FILE)),
+        reports=int(bool(lacking) or not ledger.holds(RUN_FILE)),
         searched=left_to_search(run, plan.sample, images),
-        online=images * max(plan.train.online - plan.sample.variants, 0) if lacking else 0,
+        online=images * online if lacking else 0,
+        kept=images * (online if plan.train.online_keep else min(online, HELD + 1)) if lacking else 0,
         grown=sum(unit["count"] for unit in SyntheticStore(run, (), GROWN).manifest.units().values()),
     )
 
@@ -163,7 +170,7 @@ def disk_bytes(todo: Left, generator: Generator, invert: InvertSettings, train: 
     vectors = todo.vectors * vector_bytes(generator, invert)
     architecture = choose_architecture(train.architecture, generator.device)
     classifiers = (todo.classifiers + todo.own_classifiers) * classifier_bytes(architecture)
-    return vectors + todo.variants * png_bytes(side) + classifiers + SPARE_BYTES
+    return vectors + (todo.variants + todo.kept) * png_bytes(side) + classifiers + SPARE_BYTES
 
 
 def _share(units: float, workers: int) -> float:

@@ -132,7 +132,7 @@ def begin(
     chosen = recorded(run, limit, asked, **also)
     if chosen is None:
         steps = outlook.time(asked, BUDGET)
-        gone = process_age() + (tuning.seconds or 0.0)
+        gone = process_age() + len(plans) * (tuning.seconds or 0.0)  # each replicate chooses for itself
         chosen = within(limit, asked, lambda amounts: outlook.forecast(steps, amounts).total, gone=gone)
         record(run, limit, asked, chosen, **also)
         also_done = outlook.untimed(steps, chosen, filtering, audit)
