@@ -280,3 +280,25 @@ def test_avif_is_read_and_too_large_a_one_refused_by_its_header(tmp_path: Path) 
         image._size = (5000, 5000)  # as a header of that size would make it
         with pytest.raises(DataError, match="AVIF needs 475 MB"):
             shorter_side(image)
+
+
+def test_a_split_that_plays_no_part_is_said(files: Path) -> None:
+    """Images that were meant for the test are not to vanish while others are held out in their place."""
+
+    def data(*splits: str) -> Path:
+        lines = [
+            {"path": name, "label": label, "split": split}
+            for (name, label), split in zip(rows(files), splits, strict=True)
+        ]
+        return write(files / "data.csv", lines)
+
+    with pytest.raises(DataError, match="split 'dev': 2 lines, which are not used"):
+        load_splits(data("train", "train", "train", "train", "dev", "dev"))
+    with pytest.raises(DataError, match="1 lines without a split, which are not used"):
+        load_splits(data("train", "train", "train", "train", "train", ""))
+    found = load_splits(data("train", "test", "train", "test", "extra", "val"))
+    assert found.how == "own" and len(found.train) == len(found.test) == 2
+    assert ["split 'extra'" in one.cause for one in found.train.problems if "not used" in one.cause] == [True]
+    (files / "data.csv").write_text("path,label\n")
+    with pytest.raises(DataError, match="no line but the first"):
+        load_splits(files / "data.csv")

@@ -12,7 +12,8 @@ import pytest
 import torch
 from forked import python, run
 
-from diffusion_inversion.engine import threads
+from diffusion_inversion.engine import signals, threads
+from diffusion_inversion.engine.memory import memory
 from diffusion_inversion.engine.threads import Follower, Look, fair, look, quota
 
 
@@ -131,3 +132,36 @@ def test_what_this_process_does_is_its_own(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     own, busy = map(float, done.stdout.split())
     assert 0.4 < own <= 0.7 and busy > 0.5 * own
+
+
+def test_neighbours_on_other_cores_do_not_use_up_a_quota() -> None:
+    assert fair(Look(0, 0, 0), Look(10, 100, 0), 64, most=8.0) == 8
+    assert fair(Look(0, 0, 0), Look(10, 600, 0), 64, most=8.0) == 4
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_containers_memory_is_what_it_may_use(tmp_path: Path, version: int) -> None:
+    total, available = memory(tmp_path)
+    folder = tmp_path / "memory" if version == 1 else tmp_path
+    folder.mkdir(exist_ok=True)
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    for name, value in zip(names, (1 << 20, 3 << 18), strict=True):
+        (folder / name).write_text(f"{value}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {1 << 18}\n")
+    assert memory(tmp_path) == (1 << 20, 1 << 19), "pages of files are let go"
+    (folder / names[0]).write_text("max\n" if version == 2 else f"{1 << 62}\n")
+    now = memory(tmp_path)
+    assert now[0] == total and now[1] == pytest.approx(available, rel=0.2)
+
+
+def test_units_in_units_end_with_the_outermost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_requested_at", None)
+    ended = []
+    with pytest.raises(KeyboardInterrupt), signals.finishing():
+        with signals.finishing():
+            pass
+        signals._on_signal(2, None)  # inside still: it waits
+        with signals.finishing():
+            ended.append("inner")
+        ended.append("outer")
+    assert ended == ["inner", "outer"]

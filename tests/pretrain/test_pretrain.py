@@ -241,6 +241,11 @@ def test_the_recipe_resumes_and_its_checkpoint_loads_in_diffusers(
     kept = recipe.load_tokenizer(("no class of before",), setting(later))
     assert kept.get_vocab() == generator.tokenizer.get_vocab()
     before = load_file(later / "vae.safetensors")
+    # Nothing left to train: no bit of the autoencoder moves from under the denoiser.
+    spent = Budget(samples=int(read_log(later / "vae.log.tsv")[-1]["samples"]))
+    recipe.run_vae(corpus, corpus, setting(later), spent)
+    unmoved = load_file(later / "vae.safetensors")
+    assert all(torch.equal(value, unmoved[key]) for key, value in before.items())
     steps = []
     with monkeypatch.context() as patch:
         patch.setattr(loop, "trapezoid", lambda step, done, decay: steps.append(step) or trapezoid(step, done, decay))
@@ -275,11 +280,16 @@ def test_what_is_laid_down_is_whole_or_absent(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(faults, "on_point", killed_at)
         recipe.lay_down(str(source), setting(out, size=64))
-    assert {path.name for path in out.iterdir()} == {"mini", "tokenizer"}, "both whole, and no part of a log"
+    assert {path.name for path in out.iterdir()} == {"mini", "tokenizer", ".laid-down"}, "both whole, no part of a log"
     recipe.lay_down(str(source), setting(out, size=64))
     for name in recipe.LOGS:
         assert (out / name).read_bytes() == (source / name).read_bytes() == (out / "mini" / name).read_bytes()
-    assert (out / "unet.state.safetensors").is_file()
+    assert (out / "unet.state.safetensors").is_file() and not (out / ".laid-down").exists()
+    (out / "unet.state.safetensors").unlink()
+    before = (out / "vae.state.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="has an autoencoder that was trained there"):
+        recipe.lay_down(str(source), setting(out, size=64))
+    assert (out / "vae.state.safetensors").read_bytes() == before
 
 
 @pytest.mark.usefixtures("small")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,16 @@ def test_without_doubts_nothing_is_said(tmp_path: Path) -> None:
     run["data"] |= {"near_duplicates": 0, "conflicting_labels": 0}
     text = words(page(run, ReportImages(grey, grey, grey[:, None], torch.tensor([1])), tmp_path))
     assert "near-duplicates" not in text and "contradicts" not in text and "before the work" not in text
+
+
+def test_pictures_in_train_and_test_are_said(tmp_path: Path) -> None:
+    """Boxes of one picture are nearly one image; `--groups` holds out whole ones."""
+    images = toy_images(12)
+    names = tuple(f"photos/{row // 3}.png#{row % 3}" for row in range(len(images)))
+    part = replace(images, ids=names)
+    splits = Splits(part.subset([0, 2, 3, 5, 6, 8, 9, 11]), part.subset([1, 4, 7, 10]), "holdout")
+    [said] = [one for one in forewarnings(splits, FIVE, 32) if "File names suggest" in one]
+    assert "4 groups, 4 of them in train and test" in said and "--groups '^([^#]+)#'" in said
+    grouped = replace(splits, train=replace(splits.train, groups=("a",) * 8))
+    for one in (grouped, replace(splits, how="given")):
+        assert not any("File names suggest" in note for note in forewarnings(one, FIVE, 32))

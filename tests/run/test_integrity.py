@@ -284,3 +284,25 @@ def test_a_killed_forget_is_finished_by_the_next_command(run: Path) -> None:
         faults.on_point = None
     assert passes > 20
     assert Ledger(run).holds("data.json")
+
+
+def test_a_stage_that_had_not_ended_has_not_after_a_forget(run: Path) -> None:
+    """Else stage 2 would draw from the part of the vectors that is there."""
+    store = EmbeddingStore(run)
+    first, *_ = store.manifest.units().values()
+    last = store.manifest.last("complete")
+    assert last is not None and store.is_complete()
+    others = [record for record in store.manifest.records() if record.get("unit") != first["unit"]]
+    store.manifest.rewrite(others)  # one unit is not there yet: DATA grew
+    assert not store.is_complete()
+    forget(run, [store.images().popitem()[0]])
+    assert not EmbeddingStore(run).is_complete()
+
+
+def test_a_damaged_shard_leaves_the_stage_unfinished(run: Path) -> None:
+    store = EmbeddingStore(run)
+    unit, *_ = store.manifest.units().values()
+    [name] = unit["files"]
+    (store.folder / name).write_bytes(b"damaged")
+    forget(run, [unit["ids"][0]])
+    assert not EmbeddingStore(run).is_complete()

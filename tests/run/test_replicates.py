@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ import pytest
 import torch
 from command_line import dinv
 from harness import INVERT, SAMPLE, TRAIN, Bench, Kill, assert_same, content, finish, kill_during, race, replicates
+from PIL import Image
 
 from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.errors import ConfigMismatchError
 from diffusion_inversion.invert.embeddings import read_embeddings
-from diffusion_inversion.run.replicates import replicate_folders, seed_of
+from diffusion_inversion.invert.inversion import invert
+from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.replicates import open_replicate, replicate, replicate_folders, seed_of
 from diffusion_inversion.run.stages import run_all
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.train.arms import ArmResults
@@ -279,3 +285,30 @@ def test_results_of_one_draw_are_what_they_were() -> None:
     ids = tuple(map(str, range(10)))
     assert verdict_over([Replicated(Path("."), results, ids, ids)]) == results.verdict()
     assert "n=3 seeds" in results.verdict().reason
+
+
+def test_a_replicate_numbers_classes_as_the_run_does(bench: Bench, tmp_path: Path) -> None:
+    """A class that is added comes last in a run that was begun, and came first by its name in a replicate of later."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(bench.data / "train", data)
+    asked = DataSettings(data=str(data), holdout=0.34, allow_near_duplicates=True)
+    first, other = (replicate(run, number, asked, INVERT, SAMPLE, TRAIN) for number in range(2))
+    with run_lock(run):
+        open_splits(run, first.data)
+        invert(open_splits(run).train, bench.generator(), run, INVERT)
+    shutil.copytree(data / min(path.name for path in data.iterdir()), data / "0 added")
+    for place, image in enumerate(sorted((data / "0 added").iterdir())):
+        Image.fromarray(255 - np.asarray(Image.open(image).convert("RGB"))).save(image.with_name(f"new{place}.png"))
+        image.unlink()
+    with run_lock(run), run_lock(other.folder):
+        names = open_splits(run, first.data).train.class_names
+        assert names[-1] == "0 added" and open_replicate(run, other).train.class_names == names
+        record = json.loads((other.folder / "data.json").read_text())
+        invert(open_splits(other.folder).train, bench.generator(), other.folder, INVERT)
+        ordered = sorted(names)  # as earlier versions numbered them in a replicate
+        for part in ("train", "test"):
+            record[part]["labels"] = [ordered.index(names[label]) for label in record[part]["labels"]]
+        turned = json.dumps({**record, "class_names": ordered})
+        Ledger(other.folder).commit("data.json", turned.encode(), note={"source": record["source"]})
+        with pytest.raises(ConfigMismatchError, match="classes are numbered otherwise"):
+            open_replicate(run, other)

@@ -221,3 +221,11 @@ def test_what_is_drawn_over_the_classes_of_a_run_can_be_trained_with(
     before = content(out)
     assert dinv("sample", out, "--prompts", file, "--classes-of", finished, *options).exit_code == 0
     assert dinv("repair", out).exit_code == 0 and content(out) == before
+
+
+def test_images_of_prompts_that_are_not_given_any_more_are_not_used(generator: Generator, tmp_path: Path) -> None:
+    prompted(PROMPTS, generator, tmp_path, SETTINGS)
+    fewer = prompted(PROMPTS[:2], generator, tmp_path, SETTINGS)
+    asked = {f"{one.class_name}: {one.text}" for one in PROMPTS[:2]}
+    assert len(fewer) == 2 * SETTINGS.variants and {*fewer.source_ids} == asked
+    assert len(prompted(PROMPTS, generator, tmp_path, SETTINGS)) == len(PROMPTS) * SETTINGS.variants

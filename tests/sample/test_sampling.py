@@ -199,3 +199,14 @@ def test_file_names_stay_inside_their_class_folder(name: str) -> None:
     assert ".." not in path.parts and not path.parts[0].startswith(".")
     assert all(len(part.encode()) < 255 for part in path.parts)
     assert file_name(name, "a/1.png", 0) != file_name(name, "b/1.png", 0)
+
+
+def test_reconstructions_are_of_the_last_kept_step_and_one_scale_alike(
+    generator: Generator, embeddings: Embeddings
+) -> None:
+    several = SampleSettings(inference_steps=2, kept_steps=embeddings.steps, guidance_scales=(1.0, 4.0))
+    one = {"kept_steps": (max(embeddings.steps),), "guidance_scales": (1.0,)}
+    for combinations in ("random", "grid"):
+        mixed = several.model_copy(update={"combinations": combinations})
+        expected = reconstruct(embeddings, generator, mixed.model_copy(update=one))
+        assert torch.equal(reconstruct(embeddings, generator, mixed), expected)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .settings import Settings, setting
+from .settings import MOST_SEED, Settings, setting
 
 SchedulerName = Literal["ddim", "pndm", "dpm++", "unipc", "euler"]
 Unconditional = Literal["mean", "class-mean", "group-mean", "empty", "zero"]
@@ -123,7 +123,9 @@ class SampleSettings(Settings):
         None, "side of the saved PNG in px", "text", unset="the data set's own, at most the generator's", ge=4
     )
     batch_size: int = setting(100, "images drawn side by side", "ours", ge=1, option="sample-batch-size")
-    seed: int = setting(0, "run seed of stages 1 and 2; an image derives its own from it and its id", "ours", ge=0)
+    seed: int = setting(
+        0, "run seed of stages 1 and 2; an image derives its own from it and its id", "ours", ge=0, le=MOST_SEED
+    )
     storage: Storage | Literal["auto"] = setting(
         "auto",
         "a PNG file for each image, or Parquet files of up to ten batches, each image a row; auto: as the run was "
@@ -230,7 +232,9 @@ class PromptSettings(Settings):
     )
     image_size: int | None = setting(None, "side of the saved PNG in px", unset="the resolution", ge=4)
     batch_size: int = setting(100, "images drawn side by side", ge=1, option="sample-batch-size")
-    seed: int = setting(0, "run seed; every image derives its own from (seed, class, prompt, variant)", ge=0)
+    seed: int = setting(
+        0, "run seed; every image derives its own from (seed, class, prompt, variant)", ge=0, le=MOST_SEED
+    )
     safety_checker: bool = setting(True, "as in stage 2")
 
 

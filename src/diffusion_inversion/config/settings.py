@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+MOST_SEED = 2**63 - 1  # what tables of images hold
+
 
 def setting(
     default: Any, text: str, source: str = "", *, unset: str = "", option: str | None = "", **limits: Any
@@ -81,7 +83,9 @@ class InvertSettings(Settings):
     eval_draws: int = setting(
         8, "fixed (timestep, noise) draws that measure an image's loss", "ours", ge=1, option=None
     )
-    seed: int = setting(0, "run seed of stages 1 and 2; an image derives its own from it and its id", "ours", ge=0)
+    seed: int = setting(
+        0, "run seed of stages 1 and 2; an image derives its own from it and its id", "ours", ge=0, le=MOST_SEED
+    )
 
     @model_validator(mode="after")
     def _kept_steps_are_reached(self) -> InvertSettings:
@@ -122,7 +126,7 @@ class DataSettings(Settings):
         None, "use a subset of so many test images, classes in their proportions, whatever is trained on", ge=2
     )
     holdout: float = setting(0.2, "share held out where the data set has no test split", gt=0, lt=1)
-    seed: int = setting(0, "seed of subset and hold-out", ge=0, option="data-seed")
+    seed: int = setting(0, "seed of subset and hold-out", ge=0, le=MOST_SEED, option="data-seed")
     root: str | None = setting(None, "where downloaded data sets are kept", unset="$DINV_DATA")
     drop_test_duplicates: bool = setting(
         False,

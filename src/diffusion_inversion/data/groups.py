@@ -123,17 +123,19 @@ class Suggestion:
     across: int  # groups that are in train and test
 
 
-def suggested(train: Source, train_rows: Sequence[int], test: Source, test_rows: Sequence[int]) -> Suggestion | None:
-    """The first usual pattern by which file names go together: every name has one, and no class has one alone."""
-    names = [_file_name(train.ids[row]) for row in train_rows]
-    tested = [_file_name(test.ids[row]) for row in test_rows]
+def suggested(ids: Sequence[str], labels: Sequence[int], tested_ids: Sequence[str]) -> Suggestion | None:
+    """The first usual pattern by which file names go together: every name has one, and no class has one alone.
+
+    ids, labels: of the training images.
+    """
+    names, tested = ([_file_name(one) for one in part] for part in (ids, tested_ids))
     for pattern in _USUAL:
         found = [re.search(pattern, name) for name in (*names, *tested)]
         groups = [match[1] for match in found if match]
         if len(groups) < len(found) or not _FEWEST <= len({*groups}) <= len(groups) / 2:
             continue
         own = groups[: len(names)]
-        pairs = {(train.labels[row], group) for row, group in zip(train_rows, own, strict=True)}
+        pairs = {*zip(labels, own, strict=True)}
         if min(Counter(label for label, _ in pairs).values(), default=0) > 1:
             return Suggestion(pattern, len({*groups}), len({*own} & {*groups[len(names) :]}))
     return None

@@ -193,7 +193,9 @@ def inspect(
 
 def _suggested_groups(chosen: Selection) -> list[Problem]:
     """What `--groups` may be, where file names suggest it."""
-    found = suggested(chosen.train, chosen.train_rows, chosen.test, chosen.test_rows)
+    train, rows = chosen.train, chosen.train_rows
+    tested = [chosen.test.ids[row] for row in chosen.test_rows]
+    found = suggested([train.ids[row] for row in rows], [train.labels[row] for row in rows], tested)
     if found is None:
         return []
     cause = f"file names suggest {found.groups} groups, {found.across} of them in train and test"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ SPLIT_COLUMN = "split"
 # Names of splits that are in use (huggingface/datasets#4839), the wanted test split first.
 TRAIN = ("train", "training")
 TESTS = (("test", "testing"), ("val", "valid", "validation"))
+_TEST_NAMES = frozenset(name for names in TESTS for name in names)
 
 
 def listing(path: Path) -> tuple[Source, Source | None]:
@@ -33,10 +36,22 @@ def listing(path: Path) -> tuple[Source, Source | None]:
     names = tuple(sorted({label for label in labels if label}))
     rows = [row for row, split in enumerate(splits) if split in TRAIN]
     test = next((found for wanted in TESTS if (found := [r for r, s in enumerate(splits) if s in wanted])), None)
+    if not files:
+        raise DataError(f"{path}: no line but the first; give one for each image")
     if not rows:
         raise DataError(f"{path}: no image whose {SPLIT_COLUMN} is train; call them so, or leave the column out")
     train = _source(path, table, files, labels, names, rows)
+    used = {*TRAIN, *(next((wanted for wanted in TESTS if {*wanted} & {*splits}), ()))}
+    train = replace(train, problems=(*train.problems, *_unused(path, splits, used, fatal=test is None)))
     return train, None if test is None else _source(path, table, files, labels, names, test)
+
+
+def _unused(path: Path, splits: Sequence[str], used: Collection[str], *, fatal: bool) -> Iterator[Problem]:
+    """Splits that play no part, of which nobody would hear; fatal where other images would be tested on instead."""
+    for split, count in Counter(splits).items():
+        if split not in used and not (split in _TEST_NAMES and not fatal):
+            cause = f"{SPLIT_COLUMN} {split!r}: {count} lines" if split else f"{count} lines without a {SPLIT_COLUMN}"
+            yield Problem(path.name, f"{cause}, which are not used", "say train, test or val, or remove them", fatal)
 
 
 def _read(path: Path) -> dict[str, list[Any]]:

@@ -76,8 +76,27 @@ def within_memory(do: Callable[[int], Result], size: int) -> tuple[Result, int]:
             torch.cuda.empty_cache()
 
 
-def memory() -> tuple[int, int | None]:
-    """Bytes of this machine's memory, and those that are available; None where the system does not say."""
+_V1 = tuple(f"memory/memory.{name}" for name in ("limit_in_bytes", "usage_in_bytes", "stat"))
+
+
+def memory(folder: Path = Path("/sys/fs/cgroup")) -> tuple[int, int | None]:
+    """Bytes of memory, and those that are available; None where the system does not say.
+
+    They are those of this machine, or of the container (cgroup v2 and v1), where that has less.
+    """
+    total, available = _machine()
+    for limit, used, cache in (("memory.max", "memory.current", "memory.stat"), _V1):
+        try:
+            most, taken = (int((folder / name).read_text()) for name in (limit, used))
+            lines = dict(line.split() for line in (folder / cache).read_text().splitlines())
+        except (OSError, ValueError):  # "max" is no limit
+            continue
+        left = max(most - taken + int(lines.get("inactive_file", 0)), 0)  # of files the kernel lets go
+        return min(total, most), left if available is None else min(available, left)
+    return total, available
+
+
+def _machine() -> tuple[int, int | None]:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         sizes = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in lines)}

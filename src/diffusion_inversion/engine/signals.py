@@ -40,14 +40,17 @@ def _on_signal(number: int, frame: object) -> None:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """Do one unit of work: a first signal inside waits for its end, then raises KeyboardInterrupt."""
+    """Do one unit of work: a first signal inside waits for its end, then raises KeyboardInterrupt.
+
+    Units may lie in one another: it waits for the end of the outermost.
+    """
     global _inside
-    _inside = True
+    before, _inside = _inside, True
     try:
         yield
     finally:
-        _inside = False
-    if _requested_at is not None:
+        _inside = before
+    if _requested_at is not None and not before:
         raise KeyboardInterrupt
 
 

@@ -70,9 +70,12 @@ def others(before: Look, after: Look) -> float:
     return max(0.0, (after.busy - before.busy) - (after.own - before.own)) / seconds
 
 
-def fair(before: Look, after: Look, cores: float) -> int:
-    """The whole cores, one at least, that others left free between two looks. What this process itself used is free."""
-    return max(1, int(cores - others(before, after) + 0.5))
+def fair(before: Look, after: Look, cores: float, most: float = float("inf")) -> int:
+    """The whole cores, one at least, that others left free between two looks, no more than `most`, a quota.
+
+    What this process itself used is free.
+    """
+    return max(1, int(min(cores - others(before, after), most) + 0.5))
 
 
 def own_cores() -> int:
@@ -90,7 +93,8 @@ class Follower:
     """Sets the number of PyTorch's threads to the `cores` that others leave free, looked at every `period` seconds."""
 
     look: Callable[[], Look | None] = look
-    cores: Callable[[], float] = usable_cores
+    cores: Callable[[], float] = own_cores
+    most: Callable[[], float] = quota
     period: float = PERIOD
     first: float = FIRST
     last: Look | None = None
@@ -109,7 +113,7 @@ class Follower:
         self.last = after
         import torch
 
-        if (threads := fair(before, after, self.cores())) != torch.get_num_threads():
+        if (threads := fair(before, after, self.cores(), self.most())) != torch.get_num_threads():
             torch.set_num_threads(threads)
 
 
@@ -147,7 +151,7 @@ def explain(look: Callable[[], Look | None] = look) -> str:
     after = look()
     if before is None or after is None:
         return f"PyTorch's own number on {_cores()}: the system does not say what other processes use"
-    threads = fair(before, after, usable_cores())
+    threads = fair(before, after, own_cores(), quota())
     return f"{threads} on {_cores()}: other processes use {others(before, after):.1f} of them; --threads N fixes it"
 
 

@@ -288,6 +288,7 @@ class EmbeddingStore:
         """Delete these images' vectors and every trace of them in the manifest; the others stay as they are."""
         records: list[Record] = []
         replaced: list[str] = []
+        complete = self.is_complete()
         for record in self.manifest.units().values():
             if not ids & set(record["ids"]):
                 records.append(record)
@@ -304,7 +305,7 @@ class EmbeddingStore:
                 try:
                     shard = self._read_shard(name, digest)
                 except DataError:  # damaged: its other images are learned again
-                    left = []
+                    left, complete = [], False
                     break
                 rest = shard.rows(torch.tensor([image_id not in ids for image_id in shard.ids], dtype=torch.bool))
                 if rest.ids:
@@ -320,7 +321,7 @@ class EmbeddingStore:
                 records.append({**record, **changed, **lists, **notes})
         if header := self.manifest.last("header"):
             records.insert(0, header)
-        if self.manifest.last("complete"):
+        if complete:
             count = sum(record["count"] for record in records if record["event"] == "commit")
             records.append({"event": "complete", "count": count})
         self.manifest.rewrite([*records, *(r for r in self.manifest.records() if r["event"] == "time")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -113,6 +114,7 @@ def fit(
         progress = checkpoint.restore(state, modules, {"adamw": task.weights.adamw}, random, vae)
         task.weights.restored()
         if budget.share(progress, task.batch_size) >= 1:
+            print(f"{task.name}: its budget is spent, after {progress.samples:,} images", file=sys.stderr, flush=True)
             if on_save is not None:  # a kill may have come between the state and what follows from it
                 on_save()
             return progress

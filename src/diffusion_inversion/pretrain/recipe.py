@@ -154,11 +154,17 @@ def lay_down(source: str, setting: Setting) -> None:
     An autoencoder that is then trained on moves the latents little by little, so that the denoiser can follow.
 
     Does nothing where the folder holds a denoiser already: that is the later one. Raises UsageError for another
-    architecture.
+    architecture, and where an autoencoder was trained in the folder.
     """
     folder = setting.folder
     if (folder / "unet.state.safetensors").is_file():
         return
+    begun = folder / ".laid-down"
+    if (folder / "vae.state.safetensors").is_file() and not begun.exists():
+        raise UsageError(
+            f"--start-from {source}: {folder} has an autoencoder that was trained there. Give another --out, or go on "
+            "with it without --start-from."
+        )
     generator = Generator.load(source, device="cpu", dtype="float32")
     if generator.adapter is None:
         raise UsageError(f"--start-from {source}: has no adapter, so it was not made by `dinv pretrain`.")
@@ -173,19 +179,23 @@ def lay_down(source: str, setting: Setting) -> None:
             "Give another --size, or begin anew without it."
         )
     finished = locate(source, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    begun.touch()
     with replaced_folder(folder / "mini") as target:
         shutil.copytree(finished, target, dirs_exist_ok=True)
     with replaced_folder(folder / TOKENIZER) as target:
         generator.tokenizer.save_pretrained(target)
     for name in LOGS:
         commit_bytes(folder / name, (finished / name).read_bytes())
-    save_vae(generator.vae, folder / NORMALISED_VAE)
+    # Normalised as it is: where it is not trained on, its latents stay those that the denoiser learned.
+    save_vae(generator.vae, folder / NORMALISED_VAE, {AVERAGED: vae_hash(generator.vae)})
     autoencoder = nn.ModuleDict({"vae": generator.vae})
     for name, weights in (("vae", autoencoder), ("unet", model)):  # the denoiser's is the sign that all is there
         last = read_log(folder / f"{name}.log.tsv")[-1]
         step = int(last["step"])
         progress = checkpoint.Progress(step, int(last["samples"]), float(last["seconds"]), begun=step)
         checkpoint.save(folder / f"{name}.state.safetensors", {"model": weights, "ema": weights}, {}, progress, None)
+    begun.unlink()
 
 
 def run_vae(corpus: Corpus, held_out: Corpus, setting: Setting, budget: Budget) -> None:

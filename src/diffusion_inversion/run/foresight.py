@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
+from ..data.groups import suggested
 from ..train.evaluation import MIN_UNITS
 from ..train.own_size import own_side
 from ..train.verdict import VISIBLE, is_uneven, smallest_visible
@@ -53,5 +54,13 @@ def forewarnings(
     if native > used:
         beside = "what more px would give is not measured" if own is None else f"real ones are tried at {own} px too"
         notes.append(f"The images have {native} px and are shrunk to {used} px; {beside}.")
+    train, tested = splits.train, splits.test
+    if splits.how == "holdout" and not train.groups:
+        found = suggested(train.ids, train.labels.tolist(), tested.ids)
+        if found is not None and found.across:
+            notes.append(
+                f"File names suggest {found.groups} groups, {found.across} of them in train and test: if each is one "
+                f"picture, patient, part or scene, give --groups '{found.pattern}', which holds out whole ones."
+            )
     few = too_few(splits.test.labels, settings, replicates)
     return notes if few is None else [*notes, few]

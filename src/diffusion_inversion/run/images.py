@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ _DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they wer
 _CONTENT = ("ids", "hashes", "labels", "groups")  # of a part of data.json, wherever DATA lies
 
 
-def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
+def open_splits(run: Path, settings: DataSettings | None = None, classes: Sequence[str] = ()) -> Splits:
     """Load the images of a run: by `settings` the first time, by what data.json recorded afterwards.
 
+    `classes` are numbered first where nothing is recorded: those of the run that a replicate is of.
     Training images and classes that were added since are welcome. Images that were forgotten stay out (run/forget.py).
     Raises UsageError where neither settings nor a record is there, ConfigMismatchError where recorded images changed
     or are gone, with what changed.
@@ -48,7 +49,7 @@ def open_splits(run: Path, settings: DataSettings | None = None) -> Splits:
     if begun and recorded is not None and (settings.groups is None) != ("groups" not in recorded["train"]):
         was = recorded_settings(recorded["source"]).groups
         raise _other_images(run, [f"groups: was {was}, now {settings.groups}"])
-    splits = load(run, settings, recorded if begun else None)
+    splits = load(run, settings, recorded if begun else None, classes)
     record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
     if begun and recorded is not None:
         lines = [
@@ -122,15 +123,15 @@ def read_record(run: Path) -> dict[str, Any] | None:
     return record
 
 
-def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None) -> Splits:
+def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None, classes: Sequence[str] = ()) -> Splits:
     """Load what `settings` names, parted as it was recorded; without the images that the run was told to forget.
 
-    Classes keep the numbers that were recorded, by name; those that were added since come after them.
+    Classes keep the numbers that were recorded, by name, else begin with `classes`; others come after them.
     """
     splits = load_as(settings, recorded)
 
     def without(images: LabelledImages, part: Role) -> LabelledImages:
-        images = images.with_classes_after(recorded["class_names"] if recorded else ())
+        images = images.with_classes_after(recorded["class_names"] if recorded else tuple(classes))
         gone = set(forgotten_rows(images, run, part))
         if not gone:
             return images

@@ -10,6 +10,9 @@ from typing import TypeVar
 from ..config.sampling import PromptSettings, SampleSettings
 from ..config.settings import DataSettings, InvertSettings
 from ..config.training import TrainSettings
+from ..data.datasets import Splits
+from ..errors import ConfigMismatchError
+from .images import open_splits, read_record
 from .layout import REPLICATES
 
 Drawn = TypeVar("Drawn", DataSettings, InvertSettings, SampleSettings, PromptSettings, TrainSettings)
@@ -33,6 +36,21 @@ def seed_of(seed: int, number: int) -> int:
         return seed
     digest = hashlib.sha256(f"{seed}/replicate/{number}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def open_replicate(run: Path, plan: Replicate) -> Splits:
+    """The images of a replicate, whose classes have the numbers that they have in the run. Call it inside `run_lock`.
+
+    Raises ConfigMismatchError where they were numbered otherwise; else as `open_splits`.
+    """
+    classes = tuple((read_record(run) or {}).get("class_names", ()))
+    splits = open_splits(plan.folder, plan.data, classes)
+    if splits.train.class_names[: len(classes)] != classes:
+        raise ConfigMismatchError(
+            f"{plan.folder}: its classes are numbered otherwise than those of {run}, so they would be told as one "
+            "another. Delete this folder: the same command makes it again."
+        )
+    return splits
 
 
 def replicate_folders(run: Path) -> list[Path]:

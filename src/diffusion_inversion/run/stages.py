@@ -60,7 +60,7 @@ from .plan.forecast import disk_bytes, sum_left
 from .plan.start import begin
 from .preview import Wanted, picture
 from .reconstructions import draw_reconstructions, read_likeness, read_reconstructions
-from .replicates import Replicate, replicate
+from .replicates import Replicate, open_replicate, replicate
 from .report import RunRecord
 from .reporting import replicated, report_stage
 from .room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
@@ -397,4 +397,4 @@ def _replicate(run: Path, plan: Replicate) -> Iterator[Splits]:
     """Hold the folder of a replicate as the run is held, without what the run must forget, and open its images."""
     with run_lock(plan.folder, shared=is_shared(run)):
         follow(run, plan.folder)
-        yield open_splits(plan.folder, plan.data)
+        yield open_replicate(run, plan)

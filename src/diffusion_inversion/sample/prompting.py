@@ -166,6 +166,7 @@ def draw_prompts(
             ),
             draw=lambda plans: draw_images(prompts, generator, plans, settings, real),
             describe=lambda plan: _metadata_row(prompts, class_names, generator, settings, plan, kind, real),
+            counts=dict.fromkeys(row_of, settings.variants),  # of prompts that were given before, nothing is used
         )
 
 

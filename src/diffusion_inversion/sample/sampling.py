@@ -272,7 +272,9 @@ def in_batches(
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """What `reconstruct` returns, of one batch of rows after the other."""
     unperturbed = {"noise_strength": 0.0, "interpolation": 0.0, "shared_noise": 1.0 if settings.shared_noise else 0.0}
-    plain = settings.model_copy(update={**unperturbed, "variants": 1})
+    # Of several kept steps and scales the last learned and the first given, alike for all images.
+    alike = {"kept_steps": tuple(sorted(settings.kept_steps)[-1:]), "guidance_scales": settings.guidance_scales[:1]}
+    plain = settings.model_copy(update={**unperturbed, **alike, "variants": 1})
     jobs = [[(row, 0) for row in batch] for batch in batches]
     yield from zip(batches, drawn(embeddings, generator, plain, jobs, "reconstruct"), strict=True)
 
