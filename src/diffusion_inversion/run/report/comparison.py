@@ -59,6 +59,7 @@ def render_comparison(record: Mapping[str, Any], command: str) -> str:
         tables=tables(shown),
         differing=DIFFERING,
         dots=accuracy_chart(rows, _measure(runs)),
+        measure=_measure(runs),
         to_real=_forest(colours, to_real),
         to_first=_forest(colours, to_first),
     )
