@@ -104,6 +104,7 @@ def test_what_cannot_be_is_said_before_anything_is_computed(file: Path, tmp_path
     assert refused.exit_code == 2 and "mixing=curriculum: no real image is the source" in refused.output
     words = tmp_path / "clip" / "words.json"
     words.write_text(json.dumps(["red", "green"]))
+    _load.cache_clear()  # as another process would see it
     file.write_text(text)
     refused = sweep(file, tmp_path / "out")
     assert refused.exit_code == 2 and "was never taught the words blue" in refused.output
