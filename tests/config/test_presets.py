@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from diffusion_inversion.cli.given import settings_of
 from diffusion_inversion.config.presets import FOLDER, MEDMNIST, TABLES, names, read_preset
-from diffusion_inversion.config.sampling import SampleSettings
-from diffusion_inversion.config.settings import InvertSettings
+from diffusion_inversion.config.sampling import PromptSettings, SampleSettings
+from diffusion_inversion.config.settings import DataSettings, InvertSettings, Settings
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.sources import BUILTINS
 from diffusion_inversion.errors import UsageError
@@ -135,3 +136,11 @@ def test_a_bad_file_is_one_error_that_names_every_line(tmp_path: Path, text: str
 def test_an_unknown_name_lists_the_names(name: str) -> None:
     with pytest.raises(UsageError, match=f"--preset {name}: neither fast, paper, reference nor the path"):
         read_preset(name)
+
+
+@pytest.mark.parametrize("model", [InvertSettings, SampleSettings, PromptSettings, DataSettings])
+def test_a_seed_that_no_table_holds_is_refused_before_anything_is_drawn(model: type[Settings]) -> None:
+    need = {"data": "digits"} if model is DataSettings else {}
+    assert model(**need, seed=2**63 - 1).model_dump()["seed"] == 2**63 - 1
+    with pytest.raises(ValidationError, match="less than or equal to 9223372036854775807"):
+        model(**need, seed=2**63)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from forked import python, run
 
-from diffusion_inversion.engine import signals, threads
+from diffusion_inversion.engine import threads
 from diffusion_inversion.engine.memory import memory
 from diffusion_inversion.engine.threads import Follower, Look, fair, look, quota
 
@@ -154,14 +154,23 @@ def test_a_containers_memory_is_what_it_may_use(tmp_path: Path, version: int) ->
     assert now[0] == total and now[1] == pytest.approx(available, rel=0.2)
 
 
-def test_units_in_units_end_with_the_outermost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_requested_at", None)
-    ended = []
-    with pytest.raises(KeyboardInterrupt), signals.finishing():
+INTERRUPTED = """
+import os, signal
+from diffusion_inversion.engine import signals
+signals.install()
+try:
+    with signals.finishing():
         with signals.finishing():
             pass
-        signals._on_signal(2, None)  # inside still: it waits
+        os.kill(os.getpid(), signal.SIGINT)  # still inside: it waits
         with signals.finishing():
-            ended.append("inner")
-        ended.append("outer")
-    assert ended == ["inner", "outer"]
+            print("inner")
+        print("outer")
+    print("after")
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_units_in_units_end_with_the_outermost() -> None:
+    assert python(INTERRUPTED).split() == ["inner", "outer", "stopped"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import ConfigMismatchError, UsageError
 from diffusion_inversion.run.images import load
 from diffusion_inversion.run.plan import start
-from diffusion_inversion.run.plan.start import Outlook, begin
+from diffusion_inversion.run.plan.start import Outlook, begin, process_age
 from diffusion_inversion.run.plan.steps import Steps, time_steps
 from diffusion_inversion.run.plan.time_limit import MARGIN
 from diffusion_inversion.run.replicates import replicate
@@ -159,6 +160,22 @@ def test_who_decides_and_what_has_no_end(bench: Bench, tmp_path: Path) -> None:
     axes = Tuning(axes=("any",))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="give --tune-seconds too"):
         begin(view.plans, view.splits, view.generator, side=16, own=None, limit=9.0, tuning=axes)
+
+
+def test_each_replicate_has_a_budget_of_its_own_to_choose_with(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "BUDGET", 0.1)  # a shorter look at the steps
+    tuning = Tuning(axes=("any",), seconds=3000.0)  # type: ignore[arg-type]
+    for replicates in (1, 3):
+        view = outlook(bench, tmp_path / str(replicates), replicates=replicates)
+        with run_lock(view.plans[0].folder):
+            asked = partial(begin, view.plans, view.splits, view.generator, side=16, own=None, tuning=tuning)
+            if replicates == 1:
+                assert asked(limit=process_age() + 8000) == view.asked
+            else:
+                with pytest.raises(UsageError):
+                    asked(limit=process_age() + 8000)
 
 
 def test_seeds_of_replicates_are_cut_too(bench: Bench, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.config.tuning import Tuning, read_tuning
+from diffusion_inversion.engine import faults
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.run import stages as pipeline
@@ -306,20 +307,20 @@ def test_what_cannot_be_is_refused_before_the_work(
 
 
 def test_what_a_disk_without_links_is_given_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No such disk is at hand, so the system's own call refuses here as it does there."""
+
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    def die(*_: object) -> None:
+    def die(point: faults.Point) -> None:
         raise KeyboardInterrupt
 
     source, copied = tmp_path / "source.png", tmp_path / "copied.png"
     source.write_bytes(b"image")
     monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(os, "replace", die)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(faults, "on_point", die)
         _link(source, copied)
     assert not copied.exists(), "a kill leaves nothing of this name"
-    monkeypatch.undo()
-    monkeypatch.setattr(os, "link", refuse)
     _link(source, copied)
     assert copied.read_bytes() == b"image"
