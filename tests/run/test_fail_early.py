@@ -14,7 +14,7 @@ from toy import toy_images
 from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.config.training import TrainSettings
-from diffusion_inversion.errors import DataError, DiskError, UsageError
+from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError, UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.images import open_splits
@@ -129,3 +129,26 @@ def test_training_asks_for_the_reconstructions_before_it_begins(bench: Bench, ru
     for stage in ("sample", "report"):
         finish(bench, run, stage)
     assert (run / "reconstructions.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "said"),
+    [
+        ("invert", {"weight_decay": 0.5}, r"weight_decay: was 0.01, now 0.5"),
+        ("sample", {"interpolation": 0.3}, r"interpolation: was .*, now 0.3"),
+        ("sample", {"resolution": 8}, r"resolution: was null, now 8"),
+        ("train", {"momentum": 0.5}, r"momentum: was .*, now 0.5"),
+    ],
+)
+def test_other_settings_than_a_run_was_begun_with(
+    bench: Bench, run: Path, tmp_path: Path, stage: str, changes: dict[str, Any], said: str
+) -> None:
+    """Before images that were added since are inverted and drawn, which would take hours."""
+    data = Path(shutil.copytree(bench.data, tmp_path / "data"))
+    write_images(data / "train", toy_images(30), range(28, 30))
+    settings: dict[str, Any] = {"invert": INVERT, "sample": SAMPLE, "train": TRAIN}
+    settings[stage] = settings[stage].model_copy(update=changes)
+    before = content(run)
+    with pytest.raises(ConfigMismatchError, match=rf"{stage} was run here with other settings:\n  {said}"):
+        pipeline.run_all(run, DataSettings(data=str(data)), bench.generator(), **settings, command="dinv run")
+    assert content(run) | {"data.json": before["data.json"]} == before, "beside where the images lie"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,28 @@ def freeze_settings(folder: Path, stage: str, settings: dict[str, Any], *, begun
         if not lines:  # the same again only completes a record that a kill cut short
             require_agreed(folder, stage, json.loads(text))
             ledger.commit(name, text.encode(), note={"copy": text})
+    _refuse(folder, stage, lines)
+
+
+def require_unchanged(folder: Path, stage: str, settings: dict[str, Any], leave_out: Collection[str] = ()) -> None:
+    """Raise what `freeze_settings` will raise for the `settings` among what it is given, before any work.
+
+    Without those in `leave_out`, which are known later. For a stage that has committed something.
+    """
+    stored = Ledger(folder).read_json(settings_file(stage))
+    if stored is None:  # which `freeze_settings` says when it comes to it
+        return
+    old, new = ({k: v for k, v in one.items() if k not in leave_out} for one in (stored["settings"], settings))
+    _refuse(folder, stage, list(differences(old, json.loads(json.dumps(new)))))
+
+
+def _refuse(folder: Path, stage: str, lines: list[str]) -> None:
     if lines:
         raise ConfigMismatchError(
             f"{folder}: {stage} was run here with other settings:\n"
             + listed(lines)
-            + f"\nUse the old settings to go on, or choose another run folder. The old ones are in {folder / name}"
+            + "\nUse the old settings to go on, or choose another run folder. The old ones are in "
+            f"{folder / settings_file(stage)}"
         )
 
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..config.sampling import SampleSettings
 from ..config.settings import InvertSettings
 from ..config.training import TrainSettings
 from ..config.tuning import Tuning
 from ..data.datasets import Splits
+from ..engine.frozen_settings import require_unchanged
 from ..errors import UsageError
 from ..generator.generator import Generator
+from ..invert.embeddings import EmbeddingStore
+from ..invert.inversion import made_from as vectors_made_from
 from ..sample.sampling import check_settings as check_sampling
+from ..sample.sampling import described as images_described
+from ..sample.synthetic import SyntheticStore
 from ..train.arms import check_settings as check_training
 from ..train.mixing import refuse_unjudged
 from ..train.own_size import own_side
+from ..train.store import ClassifierStore
+from ..train.training import recipe
+from .replicates import Replicate
 from .tune import plain
 
 
@@ -56,3 +66,23 @@ def check_run(
     if own is not None:
         check_training(train, images.class_names, own)
     return side, own
+
+
+def require_as_begun(plans: Sequence[Replicate], splits: Splits, generator: Generator, tuning: Tuning) -> None:
+    """Raise ConfigMismatchError for settings of any stage that differ from those that its work here was done with.
+
+    So images are not added for hours to be refused by the classifiers that are there. What `tuning` chooses, and how
+    images are kept, is known later, and compared then.
+    """
+    for plan in plans:
+        run, resolution = plan.folder, plan.invert.resolution or generator.resolution
+        if EmbeddingStore(run).begun():
+            vectors = vectors_made_from(splits.train, generator, plan.invert, resolution)
+            require_unchanged(run, "invert", vectors["settings"])
+        if SyntheticStore(run, ()).manifest.units():
+            images = images_described(plan.sample, resolution, splits.train.size)
+            later = {"storage", *(axis.name for axis in tuning.of("sample"))}
+            require_unchanged(run, "sample", images, later)
+        if ClassifierStore(run).manifest.last("commit") is not None:
+            classifiers = recipe(plain(plan.train), generator.device)
+            require_unchanged(run, "train", classifiers["settings"], {axis.name for axis in tuning.of("train")})

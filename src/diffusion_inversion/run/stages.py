@@ -42,7 +42,7 @@ from ..train.recipes import resolve
 from ..train.store import ClassifierStore
 from .attributes import attributes_of
 from .balancing import check_balance, counted, keep_counts, require_attribute, values_of_run
-from .checks import check_run
+from .checks import check_run, require_as_begun
 from .coarseness import coarseness
 from .fidelity.copies import copy_gate, keep_copies_setting, recorded_copies
 from .fidelity.judging import Judges
@@ -306,6 +306,7 @@ def run_all(
         splits, generator, invert, sample, train, own_size=own_size, tuning=tuning, judged=filtering.filter in JUDGED
     )
     if time_limit is None:  # which may lower what is asked for
+        require_as_begun(plans, splits, generator, tuning)
         _require_all_room(plans, images, generator, side, own)
     if tuning.axes:
         Folds(run, images, str(generator.device))
@@ -326,9 +327,8 @@ def run_all(
         plans, splits, generator, side=side, own=own, limit=time_limit, tuning=tuning, filtering=filtering, audit=audit,
         preview=preview,
     )  # fmt: skip
-    if time_limit is not None:
-        train = now.train
-        plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
+    train = now.train
+    plans = [replicate(run, number, data, now.invert, now.sample, train) for number in range(replicates)]
     classifiers = len(train.seeds) * (len(train.arms) + (own is not None))
     totals = {"vectors": len(images), "images": len(images) * plans[0].sample.variants, "classifiers": classifiers}
     say({"totals": {kind: replicates * count for kind, count in totals.items()}})

@@ -310,6 +310,14 @@ def drawn(
             advance(len(batch))
 
 
+def described(settings: SampleSettings, learned_at: int, image_size: int) -> dict[str, Any]:
+    """What an image depends on, as JSON data, beside vectors that were learned at `learned_at` px."""
+    resolution = settings.resolution or learned_at
+    plain = settings.model_copy(update={"resolution": None if resolution == learned_at else resolution})
+    side = image_side(settings, resolution, image_size)
+    return plain.described({"variants", "balance", "strict", "safety_checker"}) | {"image_size": side}
+
+
 def made_from(
     embeddings: Embeddings, generator: Generator, settings: SampleSettings, checker: SafetyChecker | None
 ) -> dict[str, Any]:
@@ -319,13 +327,10 @@ def made_from(
     vectors.
     The safety checker that is in use stands for the setting: where there is none, the setting makes no difference.
     """
-    resolution = resolution_of(embeddings, settings)
-    plain = settings.model_copy(update={"resolution": None if resolution == embeddings.resolution else resolution})
     timesteps = timesteps_of(generator, settings)
     return {
         "schema": SCHEMA,
-        "settings": plain.described({"variants", "balance", "strict", "safety_checker"})
-        | {"image_size": image_side(settings, resolution, embeddings.image_size)},
+        "settings": described(settings, embeddings.resolution, embeddings.image_size),
         "generator": generator.record,
         **({"timesteps": list(timesteps)} if timesteps else {}),
         **({"safety_checker": checker.hash} if checker else {}),
