@@ -226,6 +226,12 @@ def test_what_cannot_be_chosen_is_refused_before_stage_1(bench: Bench, tmp_path:
         (("--tune", "kept_steps=7"), "vectors of these steps are not kept"),
         (("--tune", "real_fraction=0.25", "--real-fraction", "auto"), "leave out one of them"),
         (("--tune", "fast", "--arms", "real"), "choices are scored by real+synthetic"),
+        (
+            ("--tune", "augmentations=none", "--arms", "real", "--real-fraction", "auto"),
+            "choices are scored by real+synthetic",
+        ),
+        (("--tune", "balance=none,class+site"), "--balance class,site: site is balanced, but no --attributes is given"),
+        (("--online", "3", "--tune", "balance=none,class"), "--online --balance class"),
         (("--tune", "variants=1", "--mixing", "confidence", "--filter", "drop"), "images that no judge has looked at"),
     ):
         done = dinv(*options)

@@ -93,6 +93,51 @@ def test_settings_of_sampling_are_chosen_by_what_their_images_teach(tmp_path: Pa
     assert chosen_before(tmp_path, "choice.json", tuning.axes, other, describe) == ([], other)
 
 
+def test_a_value_that_an_earlier_choice_rules_out_is_not_tried(tmp_path: Path) -> None:
+    """Each can be beside the defaults; a mixture of several has no nearest partner."""
+    tuning = read_tuning(["interpolation_kind=lerp,dirichlet", "partner=same-class,nearest"])
+    base, few = SampleSettings(), SETTINGS.model_copy(update={"real_fraction": 1 / 8})
+
+    def make(settings: SampleSettings, purpose: str) -> Candidate:
+        good = settings.interpolation_kind == "dirichlet"
+        return Candidate(few, lambda: made(not good).key, lambda: made(not good))
+
+    def describe(settings: SampleSettings) -> dict[str, Any]:
+        return settings.described()
+
+    found, settings = choose_all(Folds(tmp_path, REAL, "cpu"), "choice.json", base, tuning.axes, make, describe, tuning)
+    assert (settings.interpolation_kind, settings.partner) == ("dirichlet", "same-class")
+    (nearest,) = found[1]["candidates"]
+    assert (nearest["value"], nearest["trainings"], nearest["difference"]) == ("nearest", 0, None)
+    assert "partner stays same-class" in found[1]["sentence"] and "nearest not tried" in found[1]["sentence"]
+    assert chosen_before(tmp_path, "choice.json", tuning.axes, base, describe) == (found, settings)
+
+
+def test_a_generator_that_copies_is_not_preferred_to_one_that_draws_anew(tmp_path: Path) -> None:
+    """Of classes that take hundreds of images to learn: copies add none, what is drawn anew does."""
+    real, new = (toy(n, n, name=f"{n}", noise=200, signal=16) for n in (60, 480))
+    copies = Material(replace(real, ids=tuple(f"copy/{i}" for i in real.ids)), [(i,) for i in real.ids])
+    anew = Material(new, [(real.ids[row % 60],) for row in range(480)])
+    settings = SETTINGS.model_copy(update={"steps": 30, "batch_size": 32, "real_fraction": 1 / 4})
+    tuning = read_tuning(["interpolation=0.1,0.4"])
+
+    def found(copying: float) -> ChoiceRecord:
+        def make(asked: SampleSettings, purpose: str) -> Candidate:
+            material = copies if asked.interpolation == copying else anew
+            return Candidate(settings, lambda: material.key, lambda: material)
+
+        def describe(asked: SampleSettings) -> dict[str, Any]:
+            return asked.described() | {"copying": copying}
+
+        folds = Folds(tmp_path, real, "cpu")  # whose trainings serve both
+        return choose_all(folds, f"{copying}.json", SampleSettings(), tuning.axes, make, describe, tuning)[0][0]
+
+    away, towards = found(0.1), found(0.4)
+    (gain,), (loss,) = away["candidates"], towards["candidates"]
+    assert gain["difference"] is not None and gain["difference"] > 0.1
+    assert loss["difference"] == pytest.approx(-gain["difference"]) and towards["chosen"] == 0.1
+
+
 def test_copies_of_the_training_images_teach_a_fold_nothing_of_its_own(tmp_path: Path) -> None:
     """A generator that copies: were a held-out image's copy trained on, small classes would be known by heart."""
     stream = torch.Generator().manual_seed(3)

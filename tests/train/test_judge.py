@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_inversion.train.fidelity import doubts, margin, replaced, rivals
+from diffusion_inversion.train.fidelity import doubts, in_label, margin, replaced, rivals
 from diffusion_inversion.train.folds import NEVER
 from diffusion_inversion.train.judge import FALSE_ALARMS, Judge, cross_fitted, fitted_temperature
 
@@ -187,3 +187,10 @@ def test_what_is_left_out_is_replaced_in_turn_then_by_its_class_and_never_by_not
     labels = [0, 0, 0, 0, 0, 0, 1]
     made_from = ["a", "a", "a", "a", "a", "b", "c"]
     assert replaced(usable, labels, made_from) == [0, 1, 0, 1, 0, 0, 6]
+
+
+def test_a_blend_is_as_right_as_the_judge_finds_both_of_its_classes() -> None:
+    answers = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.2, 0.3], [0.1, 0.2, 0.7]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1])
+    assert in_label(answers, labels).tolist() == [0.6, 0.5, 0.2]
+    assert in_label(answers, labels, torch.tensor([1, 0, 2])).tolist() == pytest.approx([1.0, 0.5, 0.9])

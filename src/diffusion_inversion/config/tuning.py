@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeVar, get_origin
 
@@ -61,11 +62,22 @@ class Axis:
         """As in an experiment file: `sample.interpolation`."""
         return f"{self.stage}.{self.name}"
 
-    def others(self, base: Settings) -> dict[Any, Settings]:
+    def others(self, base: Model) -> dict[Any, Model]:
         """Value => the settings with it, of all values that are not those of `base`. Raises UsageError."""
         found = [changed(base, self, value) for value in self.values]
         values = {getattr(one, self.name): one for one in found}
         return {value: one for value, one in values.items() if value != getattr(base, self.name)}
+
+    def beside(self, base: Model) -> tuple[dict[Any, Model], list[Any]]:
+        """The same of those values that can be beside `base`, and those that cannot: what was chosen before rules
+        them out.
+        """
+        possible: list[Any] = []
+        for value in self.values:
+            with suppress(UsageError):
+                changed(base, self, value)
+                possible.append(value)
+        return replace(self, values=tuple(possible)).others(base), [one for one in self.values if one not in possible]
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,8 @@ def _axis(text: str) -> Axis:
     parts: Sequence[Any] = each
     if get_origin(field.annotation) is tuple:
         parts = [tuple(part for part in value.split("+") if part) for value in each]
+    elif name == "balance":  # "class,COLUMN"
+        parts = [value.replace("class+", "class,") for value in each]
     return Axis(home, name, tuple(parts))
 
 

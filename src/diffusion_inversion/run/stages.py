@@ -291,17 +291,18 @@ def run_all(
 
     `time_limit`, in seconds, lowers some settings before the work where it would take longer (plan/time_limit.py).
     What `tuning` names is chosen in each replicate before it is used. Settings that a later stage would refuse, and
-    images that a replicate would, are refused before stage 1. With `audit` copies of training images are looked for
-    before training, and drawn again where it says so. With `preview` a few images are drawn first and thrown away,
-    which changes no bit of the run.
+    images that a replicate would, are refused before stage 1. With `audit` copies of training images are seen to
+    before training. With `preview` a few images are drawn first and thrown away, which changes no bit of the run.
     """
     tuning = prepared(tuning, sample, train)
     plans = [replicate(run, number, data, invert, sample, train) for number in range(replicates)]
     splits = open_splits(run, data)
-    require_attribute(sample, attributes)
+    for one in (*tuning.candidates("sample", sample), sample):
+        require_attribute(one, attributes)
+        refuse_online(run, train, filtering, tuning, audit, one.balance)
     tested_by = attributes_of(run, splits, attributes)
     images = splits.train
-    check_balance(data, images, sample)
+    check_balance(data, images, sample, *tuning.candidates("sample", sample))
     side, own = check_run(
         splits, generator, invert, sample, train, own_size=own_size, tuning=tuning, judged=filtering.filter in JUDGED
     )
@@ -311,7 +312,6 @@ def run_all(
     if tuning.axes:
         Folds(run, images, str(generator.device))
     judges_for(run, images, filtering, generator.device)
-    refuse_online(run, train, filtering, tuning, audit, sample.balance)
     if is_auto(sample):
         Judges(images, generator.device)
     for plan in plans[1:]:

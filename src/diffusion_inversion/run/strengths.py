@@ -205,7 +205,7 @@ class _Search:
         images = resize(to_uint8(drawn), self.real.size)
         labels = self.embeddings.labels[[plan.source for plan in plans]]
         # As the judge of variants does it: of partners of other classes, those that share the label count.
-        shared = self.settings.partner == "other-class"
+        shared = self.settings.partner == "other-class" and self.settings.interpolation > 0
         second = self.embeddings.labels[[plan.partner for plan in plans]] if shared else labels
         opinion = self.judges.opinion(images, labels, [self.embeddings.ids[plan.source] for plan in plans], second)
         failed = opinion.failed.reshape(-1, PROBES).sum(1).tolist()

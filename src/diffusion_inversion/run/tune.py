@@ -56,12 +56,12 @@ def prepared(tuning: Tuning | None, sample: SampleSettings | None, train: TrainS
 
     Raises UsageError, one line, for a value that cannot be, or where training has no synthetic images to choose for.
     """
-    tuning = tuning or Tuning()
+    given = tuning = tuning or Tuning()
     if train.real_fraction == "auto":
         if any(axis.key == AUTO.key for axis in tuning.axes):
             raise UsageError(f"--tune {AUTO.name}: --real-fraction auto chooses it already; leave out one of them.")
         tuning = replace(tuning, axes=(*tuning.axes, AUTO))
-    elif tuning.axes and "real+synthetic" not in train.arms and not scored_by_real(tuning, train):
+    if given.axes and "real+synthetic" not in train.arms and not scored_by_real(tuning, train):
         raise UsageError(
             f"--tune: arms={','.join(train.arms)}: choices are scored by real+synthetic; add that arm. By real alone, "
             "where it is the only arm, settings of training are that are not about both."

@@ -28,9 +28,9 @@ from ..engine.units import each_unit, unit_name
 from ..errors import DataError
 from ..generator.device import resolve_device
 from .classifiers import Classifier
-from .evaluation import MIN_UNITS, predict
+from .evaluation import MIN_UNITS, Comparison, predict
 from .folds import FOLDS, Split, fold_of, in_order, split
-from .halving import Cell, Choice, Trial, halve, trials_of
+from .halving import Cell, Trial, halve, trials_of
 from .training import fingerprint, recipe, train
 
 FOLDER, SCRATCH = "tuning", "images"  # below a run; below that, images that are there until the choice is made
@@ -229,8 +229,11 @@ def seconds_of(device: torch.device) -> Callable[[], float]:
 def choose(
     folds: Folds, axis: Axis, base: Settings, make: Make, tuning: Tuning, budget: float | None = None
 ) -> ChoiceRecord:
-    """Choose on one axis, beside the settings `base`, within a budget in seconds."""
-    others = axis.others(base)
+    """Choose on one axis, beside the settings `base`, within a budget in seconds.
+
+    Values that cannot be beside them, since an axis before this one chose otherwise, are not tried.
+    """
+    others, ruled_out = axis.beside(base)
     default, candidates = make(base, axis.key), [make(settings, axis.key) for settings in others.values()]
     seeds = default.settings.seeds if budget is not None else default.settings.seeds[: tuning.seeds]
     cells = folds.cells(seeds)
@@ -256,7 +259,10 @@ def choose(
         "arm": default.arm,
         "default": getattr(base, axis.name),
         "chosen": getattr(base, axis.name) if found.chosen is None else values[found.chosen],
-        "candidates": [_candidate(value, place, found) for place, value in enumerate(values)],
+        "candidates": [
+            *(_candidate(value, found.comparisons[place], found.cells[place]) for place, value in enumerate(values)),
+            *(_candidate(value, None, 0) for value in ruled_out),
+        ],
         "measure": found.measure,
         "images": sum(fold in folds.numbers for fold in folds.folds),
         "folds": len(folds.numbers),
@@ -269,12 +275,11 @@ def choose(
     return {**record, "sentence": _sentence(record)}
 
 
-def _candidate(value: Any, place: int, found: Choice) -> CandidateRecord:
-    compared = found.comparisons[place]
+def _candidate(value: Any, compared: Comparison | None, trainings: int) -> CandidateRecord:
     low, high = (None, None) if compared is None or compared.interval is None else compared.interval
     return {
         "value": value,
-        "trainings": found.cells[place],
+        "trainings": trainings,
         "difference": None if compared is None else compared.difference,
         "low": low,
         "high": high,
@@ -331,7 +336,7 @@ def chosen_before(run: Path, file: str, axes: Sequence[Axis], base: Model, descr
 
 def _asked(axis: Axis, base: Settings, describe: Describe) -> dict[str, Any]:
     """What a choice depends on, but the images: they may grow and it stands."""
-    tried = [getattr(base, axis.name), *axis.others(base)]
+    tried = [getattr(base, axis.name), *axis.beside(base)[0]]
     found: dict[str, Any] = json.loads(json.dumps({"setting": axis.key, "values": tried, "beside": describe(base)}))
     return found
 

@@ -49,6 +49,18 @@ def rivals(answers: Tensor, labels: Tensor) -> Tensor:
     return answers.scatter(1, labels[:, None], -1.0).argmax(1)
 
 
+def in_label(answers: Tensor, labels: Tensor, second: Tensor | None = None) -> Tensor:
+    """How confident a judge is that each image shows what its label says: (N,) of answers (N, C).
+
+    Of an image that was blended from two classes the label names both: the probability of either. second: the other
+    class (N,) int64, the label itself where there is none.
+    """
+    own = answers.gather(1, labels[:, None])[:, 0]
+    if second is None:
+        return own
+    return own + torch.where(second == labels, 0.0, answers.gather(1, second[:, None])[:, 0])
+
+
 def replaced(usable: Sequence[bool], labels: Sequence[int], sources: Sequence[Source]) -> list[int]:
     """For each image (N) the row of the one to train on: itself where it is usable, else another of its class.
 

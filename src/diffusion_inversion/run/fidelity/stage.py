@@ -32,7 +32,7 @@ from ...sample.sampling import stale_files
 from ...sample.synthetic import Row, SyntheticStore, job_name, soft_labels
 from ...train.choosing import Material
 from ...train.evaluation import calibration_error
-from ...train.fidelity import replaced, rivals
+from ...train.fidelity import in_label, replaced, rivals
 from ...train.folds import NEVER
 from ...train.store import ClassifierStore
 from ..drawn_with import generator_of, sampling_of
@@ -155,9 +155,11 @@ def filtered(
         answers[failed] = torch.tensor(found.answers, dtype=torch.float64).reshape(-1, answers.shape[1])
         if new.any():
             opinion = _opinion(judges, made, new)
-            labels = made.synthetic.labels[new][:, None]
-            sure[new] = torch.where(opinion.judged, opinion.answers.gather(1, labels)[:, 0], 1.0).to(sure.dtype)
+            own = in_label(opinion.answers, made.synthetic.labels[new], _second(made.synthetic, new))
+            sure[new] = torch.where(opinion.judged, own, 1.0).to(sure.dtype)
             failed[new], answers[new] = opinion.failed, opinion.answers
+        if settings.filter == "soft":  # whose answer is the label then, and is believed as it stands
+            sure[failed] = 1.0
         made = replace(made, synthetic=replace(made.synthetic, confidence=sure))
         if settings.filter == "soft":
             made = replace(made, synthetic=_answered(made.synthetic, failed, answers[failed]))
@@ -193,9 +195,13 @@ def _without_copies(run: Path, rows: Sequence[int], copied: Tensor, images: Labe
 def _opinion(judges: Judges, made: Material, rows: Tensor) -> Opinion:
     """What judges say of some images (N,) bool."""
     images = made.synthetic
-    second = None if images.soft is None else images.soft.second[rows]
     origins = [origin for origin, asked in zip(_origins(made), rows.tolist(), strict=True) if asked]
-    return judges.opinion(images.images[rows], images.labels[rows], origins, second)
+    return judges.opinion(images.images[rows], images.labels[rows], origins, _second(images, rows))
+
+
+def _second(images: LabelledImages, rows: Tensor) -> Tensor | None:
+    """The other class of some images (N,) bool that were blended from two; None where none was."""
+    return None if images.soft is None else images.soft.second[rows]
 
 
 def _origins(made: Material) -> list[str]:
@@ -230,12 +236,14 @@ def _judged(run: Path, judges: Judges, made: Material) -> Fidelity:
     """What RUN/fidelity.json holds for these images and judges; it is made where that is of others."""
     ledger, images = Ledger(run), made.synthetic
     made_from = {"judge": judges.key, "images": images.digest}
+    if images.soft is not None:
+        made_from["confidence"] = "in both classes"  # of a blend; of one alone in records of earlier versions
     kept = read_fidelity(run) if ledger.holds(FIDELITY_FILE) else None
     if kept is not None and kept.made_from == made_from:
         return kept
     start = time.monotonic()
     with track("judge labels", len(images)) as advance:
-        second = None if images.soft is None else images.soft.second
+        second = _second(images, torch.ones(len(images), dtype=torch.bool))
         found = judges.opinion(images.images, images.labels, _origins(made), second, advance)
     rows, others = torch.arange(len(images)), rivals(found.answers, images.labels)
     content: dict[str, Any] = {
@@ -243,7 +251,7 @@ def _judged(run: Path, judges: Judges, made: Material) -> Fidelity:
         "judge": _on_real(judges),
         "judged": found.judged.tolist(),
         "failed": found.failed.tolist(),
-        "confidence": found.answers[rows, images.labels].tolist(),
+        "confidence": in_label(found.answers, images.labels, second).tolist(),
         "rival": others.tolist(),
         "rival_confidence": found.answers[rows, others].tolist(),
         "answers": found.answers[found.failed].tolist(),

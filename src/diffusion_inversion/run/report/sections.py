@@ -59,7 +59,10 @@ def _membership(run: Mapping[str, Any], _: ReportImages) -> str:
 
 
 def _chosen(run: Mapping[str, Any], _: ReportImages) -> str:
-    return fill("parts/chosen.html", run=run) if "chosen" in run else ""
+    if "chosen" not in run:
+        return ""
+    by_both = any(one.get("arm") != "real" for one in run["chosen"])
+    return fill("parts/chosen.html", run=run, by_both=by_both)
 
 
 def _growth(run: Mapping[str, Any], _: ReportImages) -> str:
