@@ -18,9 +18,7 @@ from diffusion_inversion.train.training import train
 TINY = TrainSettings(architecture="resnet20", steps=3, batch_size=8, seeds=(0, 1))
 
 
-def toy(
-    n: int, seed: int, *, size: int = 8, name: str = "toy", noise: int = 120, signal: int = 100
-) -> LabelledImages:
+def toy(n: int, seed: int, *, size: int = 8, name: str = "toy", noise: int = 120, signal: int = 100) -> LabelledImages:
     """Three classes told apart by which colour is brighter by `signal`: linearly separable whatever the crop or flip.
 
     With noise 200 and signal 16 it takes hundreds of images to learn.
