@@ -15,19 +15,29 @@ from diffusion_inversion.pretrain.checkpoint import Progress
 from diffusion_inversion.pretrain.log import read_log
 from diffusion_inversion.pretrain.loop import Budget, PartEnded, Task, fit
 from diffusion_inversion.pretrain.optim import MixedPrecision
+from diffusion_inversion.pretrain.unet import DenoiserTask, rows_of_each_kind
+from diffusion_inversion.pretrain.vae import AutoencoderTask, equivariant
 
 
 class Toy(Task):
-    """A linear layer that learns to give 0 for ones; its loss is NaN at the step `bad`."""
+    """A linear layer that learns to give 0 for ones; its loss is NaN at the step `bad`.
+
+    At the calls `short`, counted from 1, there is no memory. `rates` are the learning rates at each call.
+    """
 
     name, columns, validated, decay_share = "toy", ("loss",), ("val",), 0.25
+    lack: RuntimeError = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual.")
 
-    def __init__(self, batch_size: int = 4, bad: int | None = None) -> None:
+    def __init__(self, batch_size: int = 4, bad: int | None = None, short: tuple[int, ...] = ()) -> None:
         torch.manual_seed(0)
         self.weights = MixedPrecision(nn.ModuleDict({"layer": nn.Linear(4, 4)}), torch.float32, 1e-3, 1e-3, 0.9)
         self.batch_size, self.bad, self.steps = batch_size, bad, 0
+        self.short, self.rates = short, list[float]()
 
     def losses(self) -> tuple[Tensor, Tensor]:
+        self.rates.append(float(self.weights.lr))
+        if len(self.rates) in self.short:
+            raise self.lack
         factor = float("nan") if self.steps == self.bad else 1.0
         self.steps += 1
         loss = self.weights.network["layer"](torch.ones(self.batch_size, 4)).square().mean() * factor
@@ -88,3 +98,51 @@ def test_a_state_that_learned_other_latents_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"toy\.state\.safetensors: learned the latents of another autoencoder"):
             fit(Toy(), tmp_path, Budget(samples=samples), vae="other")
     assert (tmp_path / "toy.state.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("short", [(1,), (2,), (3, 4)], ids=str)
+def test_a_batch_without_memory_is_halved_and_the_rates_by_the_square_root(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], short: tuple[int, ...]
+) -> None:
+    whole, task = Toy(batch_size=8), Toy(batch_size=8, short=short)
+    fit(whole, tmp_path / "whole", Budget(samples=32))
+    capsys.readouterr()
+    done = fit(task, tmp_path / "short", Budget(samples=32))
+    halvings, before = len(short), short[0] - 1  # steps of the whole batch
+    assert task.batch_size == 8 // 2**halvings
+    assert done.samples == 32 and done.step == before + (32 - 8 * before) // task.batch_size
+    assert [line for line in capsys.readouterr().err.splitlines() if "memory" in line] == [
+        f"toy: out of memory, batches of {size} from now on" for size in (4, 2)[:halvings]
+    ]
+    # At the same place of the warm-up, the step that is done again has the lower rate already.
+    factor = 0.5 ** (halvings / 2)
+    assert task.rates[: before + 1] == whole.rates[: before + 1]
+    assert task.rates[before + halvings] == pytest.approx(factor * whole.rates[before])
+    assert task.weights._peaks == pytest.approx((1e-3 * factor, 1e-3 * factor))
+
+
+def test_where_the_smallest_batch_has_no_memory_one_line_says_so(tmp_path: Path) -> None:
+    for least, message in ((1, "a batch of 1, the"), (4, "a batch of 4, the")):
+        task = Toy(batch_size=8, short=tuple(range(9)))
+        task.least_batch = least
+        with pytest.raises(DinvError, match=rf"toy: out of memory with {message}.*2\.00 GiB\.\)") as caught:
+            fit(task, tmp_path / str(least), Budget(samples=32))
+        assert "\n" not in str(caught.value) and task.batch_size == least
+
+
+def test_other_errors_than_those_of_memory_change_nothing(tmp_path: Path) -> None:
+    task = Toy(batch_size=8, short=(1,))
+    task.lack = RuntimeError("shapes do not fit")
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        fit(task, tmp_path, Budget(samples=32))
+    assert task.batch_size == 8 and task.weights._peaks == (1e-3, 1e-3)
+
+
+def test_the_smallest_batch_of_a_task_is_the_first_with_rows_of_every_kind() -> None:
+    """The mean of no rows is no number."""
+    for size in range(1, 20):
+        latents, images = torch.zeros(size, 2, 4, 4), torch.zeros(size, 3, 8, 8)
+        kinds = [len(given) for given, _ in equivariant(latents, images)]
+        assert (min(kinds) > 0) == (size >= AutoencoderTask.least_batch)
+        assert (min(rows_of_each_kind(size)) > 0) == (size >= DenoiserTask.least_batch)
+    assert rows_of_each_kind(1024) == (614, 307, 103) and rows_of_each_kind(5) == (3, 1, 1)

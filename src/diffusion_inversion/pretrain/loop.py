@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 import time
@@ -9,12 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..engine.graphs import WARM_CALLS, record
+from ..engine.memory import is_out_of_memory
 from ..engine.signals import finishing
 from ..errors import DinvError, UsageError
 from ..generator.device import describe
@@ -74,6 +77,7 @@ class Task(ABC):
     decay_share: float  # of the budget, at the end, in which the learning rate falls to zero
     weights: MixedPrecision
     batch_size: int
+    least_batch = 1  # below which its loss is not defined
 
     @abstractmethod
     def losses(self) -> tuple[Tensor, Tensor]:
@@ -96,11 +100,11 @@ def fit(
 ) -> Progress:
     """Train until the budget is spent; the same call goes on where a killed one saved, on a CPU with the same bits.
 
-    A batch that does not fit in the card's memory is halved, and the learning rates with its square root.
+    A batch that does not fit in memory is halved, and the learning rates fall with its square root (`step_that_fits`).
     `on_save` is called after every save. `vae` is the hash of the autoencoder whose latents are learned, if any are.
     Raises PartEnded when `part_ends` (time.monotonic()) has come, KeyboardInterrupt after a signal, both with the state
     saved; DataError where the state is of another network; UsageError where it learned the latents of another
-    autoencoder; DinvError where numbers are no longer finite.
+    autoencoder; DinvError where numbers are no longer finite, and as `step_that_fits`.
     """
     device = task.weights.lr.device
     state = folder / f"{task.name}.state.safetensors"
@@ -190,34 +194,50 @@ def _make_step(task: Task, budget: Budget, sums: Tensor, progress: Progress) -> 
         with torch.no_grad():
             sums.add_(torch.cat([figures.detach().float(), figures.new_ones(1).float()]))
 
+    fitting = partial(step_that_fits, task, step)
     if sums.device.type != "cuda":
-        return step, 1
+        return fitting, 1
     # The first steps run without a graph (libraries choose their kernels in them), and are steps like the others.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for index in range(WARM_CALLS):
+        for _ in range(WARM_CALLS):
             share = budget.share(progress, task.batch_size)
             factor = trapezoid(progress.step - progress.begun, share, task.decay_share)
             task.weights.set_rates(factor, progress.step)
-            while True:
-                try:
-                    step()
-                    break
-                except torch.OutOfMemoryError:
-                    if index > 0 or task.batch_size == 1:
-                        raise
-                    torch.cuda.empty_cache()
-                    task.batch_size //= 2
-                    task.weights.scale_rates(0.5**0.5)
-                    print(f"{task.name}: out of memory on the card, batches of {task.batch_size}", flush=True)
+            fitting()
             progress.step += 1
             progress.samples += task.batch_size
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = record(step, sums.device, task.name)
     sums.zero_()
-    return step if graph is None else graph.replay, GRAPH_CHUNK
+    return fitting if graph is None else graph.replay, GRAPH_CHUNK
+
+
+def step_that_fits(task: Task, step: Callable[[], None]) -> None:
+    """Call `step`; as often as memory does not suffice, halve the task's batch and call it again.
+
+    Learning rates follow the square root of the batch, those of this step too, and stderr says so. Raises DinvError
+    where half a batch would be less than the task's least.
+    """
+    while True:
+        try:
+            return step()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if task.batch_size // 2 < task.least_batch:
+                raise DinvError(
+                    f"{task.name}: out of memory with a batch of {task.batch_size}, the smallest that it can be halved "
+                    f"to ({str(error).partition(chr(10))[0]}). Free memory of the device, or use one with more."
+                ) from error
+        # Here, where the traceback and the tensors that it held are gone.
+        gc.collect()
+        torch.cuda.empty_cache()
+        before, task.batch_size = task.batch_size, task.batch_size // 2
+        task.weights.scale_rates((task.batch_size / before) ** 0.5)
+        print(f"{task.name}: out of memory, batches of {task.batch_size} from now on", file=sys.stderr, flush=True)
 
 
 class _Random:

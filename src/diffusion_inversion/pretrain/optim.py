@@ -111,8 +111,10 @@ class MixedPrecision:
         self.ema_weight.fill_(1 - min(self._ema_decay, (1 + step) / (10 + step)))
 
     def scale_rates(self, factor: float) -> None:
-        """Multiply the peaks of the learning rates."""
+        """Multiply the peaks of the learning rates, and the rates that are set now."""
         self._peaks = (self._peaks[0] * factor, self._peaks[1] * factor)
+        for rate in (self.lr, self.lr_vectors):
+            rate.mul_(factor)
 
     def restored(self) -> None:
         """Take over what was loaded into `model`, buffers included, and `adamw`."""

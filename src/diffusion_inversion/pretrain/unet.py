@@ -49,6 +49,13 @@ def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor
     return (strata / count * total).long().clamp(max=total - 1)
 
 
+def rows_of_each_kind(count: int) -> tuple[int, int, int]:
+    """How many rows of a batch of at least 4 see the image, its class name, and the empty prompt: one each at least."""
+    n_adapter = round(ADAPTER_SHARE * count)
+    n_name = min(round(NAME_SHARE * count), count - n_adapter - 1)  # else 5 and 6 would leave none
+    return n_adapter, n_name, count - n_adapter - n_name
+
+
 def sampled(cache: LatentCache, view: Tensor | int, rows: Tensor, noise: Tensor | None = None) -> Tensor:
     """Latents (B, C, H, W) float32 drawn from the encoder's distribution of these views of these images."""
     mean, logvar = cache.latents[view, rows].float().chunk(2, dim=1)
@@ -62,6 +69,7 @@ class DenoiserTask(Task):
     columns = ("adapter", "name", "empty")
     validated = ("val_adapter", "val_wide", "val_name", "val_empty")
     decay_share = DECAY_SHARE
+    least_batch = 4  # with rows of all three kinds
 
     def __init__(
         self,
@@ -87,14 +95,14 @@ class DenoiserTask(Task):
     def losses(self) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch, and that of its three kinds of rows."""
         network, device, count = self.weights.network, self.device, self.batch_size
-        n_adapter, n_name = round(ADAPTER_SHARE * count), round(NAME_SHARE * count)
+        n_adapter, n_name, n_empty = rows_of_each_kind(count)
         rows = torch.randint(len(self.cache.labels), (count,), device=device)
         view = self._views(n_adapter)
         latents = sampled(self.cache, view, rows)
         noise, timesteps = torch.randn_like(latents), stratified_timesteps(count, len(self.alphas_cumprod), device)
         labels = self.cache.labels[rows[n_adapter : n_adapter + n_name]]
         templates = torch.randint(len(TEMPLATES), (n_name,), device=device)
-        ids = torch.cat([self.prompts[labels, templates], self.empty.expand(count - n_adapter - n_name, -1)])
+        ids = torch.cat([self.prompts[labels, templates], self.empty.expand(n_empty, -1)])
         profiles = self.cache.profiles[view[:n_adapter], rows[:n_adapter]].float()
         # Two passes, since adapter tokens and text tokens differ in number.
         tokens = (self._adapted(network["adapter"], profiles).to(self.dtype), network["text_encoder"](ids)[0])
@@ -104,7 +112,7 @@ class DenoiserTask(Task):
                 for part, given in zip((slice(n_adapter), slice(n_adapter, None)), tokens, strict=True)
             ]
         )
-        kinds = losses.detach().split((n_adapter, n_name, count - n_adapter - n_name))
+        kinds = losses.detach().split((n_adapter, n_name, n_empty))
         return losses.mean(), torch.stack([kind.mean() for kind in kinds])
 
     def _views(self, n_adapter: int) -> Tensor:

@@ -109,6 +109,7 @@ class AutoencoderTask(Task):
     columns = ("l1", "perceptual", "kl")
     validated = ("val_psnr_db", "val_sharpness")
     decay_share = DECAY_SHARE
+    least_batch = 3  # with rows of all three kinds
 
     def __init__(
         self,
