@@ -20,7 +20,7 @@ from diffusion_inversion.generator.checkpoints import MINI
 from diffusion_inversion.generator.generator import Generator, initialise, noise_schedule
 from diffusion_inversion.pretrain import decoder, loop, networks, parts, recipe, unet
 from diffusion_inversion.pretrain.checkpoint import Progress
-from diffusion_inversion.pretrain.corpus import Corpus, hold_out, load_corpus
+from diffusion_inversion.pretrain.corpus import Corpus
 from diffusion_inversion.pretrain.log import read_log
 from diffusion_inversion.pretrain.loop import Budget, PartEnded
 from diffusion_inversion.pretrain.optim import trapezoid
@@ -336,40 +336,6 @@ def test_a_state_of_another_architecture_is_refused(corpus: Corpus, tmp_path: Pa
         recipe.run_unet(corpus, corpus, setting(tmp_path), Budget(samples=4))
     with pytest.raises(UsageError, match="another shape"):
         recipe.load_vae(setting(tmp_path, size=64))
-
-
-def test_a_corpus_is_read_and_parted_alike_everywhere(corpus: Corpus, tmp_path: Path) -> None:
-    path = write_corpus(tmp_path / "corpus.parquet", corpus.images, corpus.labels.tolist())
-    read = load_corpus(path, 32)
-    assert torch.equal(read.images, corpus.images) and torch.equal(read.labels, corpus.labels) and read.names == NAMES
-    kept, held = hold_out(read, 5)
-    expected = torch.randperm(16, generator=torch.Generator().manual_seed(1))[:5].sort().values
-    assert torch.equal(held.images, corpus.images[expected]) and len(kept.labels) == 11
-    with pytest.raises(DataError, match="16 images, 16 of them are held out"):
-        hold_out(read, 16)
-
-
-def test_bad_corpora_get_one_line(corpus: Corpus, tmp_path: Path) -> None:
-    labels = corpus.labels.tolist()
-    nameless = write_corpus(tmp_path / "nameless.parquet", corpus.images, labels, names=None)
-    good = write_corpus(tmp_path / "good.parquet", corpus.images, labels)
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
-    table = pq.read_table(good)
-    cells = table["image"].to_pylist()
-    cells[3]["bytes"] = cells[3]["bytes"][:40]
-    pq.write_table(table.set_column(0, "image", pa.array(cells)), tmp_path / "torn.parquet")
-    for path, size, message in (
-        (tmp_path / "none.parquet", 32, "no such file"),
-        (tmp_path / "bad.parquet", 32, "not a parquet file"),
-        (nameless, 32, "no class names"),
-        (tmp_path / "torn.parquet", 32, r"torn\.parquet: image 3 cannot be decoded"),
-        (good, 64, "32 x 32 px, expected 64 x 64"),
-    ):
-        with pytest.raises(DataError, match=message) as caught:
-            load_corpus(path, size)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="16 images to train on, fewer than a batch of 128"):
-        recipe.pretrain(good, good, tmp_path / "out", size=32, device="cpu")
 
 
 def test_unknown_and_premature_stages_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,8 @@ class Corpus:
 def load_corpus(path: Path, size: int) -> Corpus:
     """Decode every image of a parquet file with columns `image` and `label`; all must be `size` px square.
 
-    Class names come from the ClassLabel feature of the label. Raises DataError where the file, a column, the names, an
-    image or its size is not as expected.
+    Class names come from the ClassLabel feature of the label. Raises DataError where the file, a column, the names, a
+    label, an image or its size is not as expected.
     """
     import pyarrow.parquet as pq
     from pyarrow.lib import ArrowException
@@ -49,8 +50,8 @@ def load_corpus(path: Path, size: int) -> Corpus:
     if not {"image", "label"} <= set(table.column_names):
         raise DataError(f"{path}: needs the columns image and label, has {table.column_names}.")
     names = _class_names(path, table.schema.metadata)
-    labels = torch.tensor(table["label"].to_pylist(), dtype=torch.int64)
-    encoded = [image["bytes"] for image in table["image"].to_pylist()]
+    labels = _labels(path, table["label"].to_pylist(), len(names))
+    encoded = [_encoded(path, row, image) for row, image in enumerate(table["image"].to_pylist())]
     images = np.empty((len(encoded), size, size, 3), np.uint8)
 
     def decode(index: int) -> None:
@@ -87,11 +88,43 @@ def hold_out(corpus: Corpus, count: int = HELD_OUT) -> tuple[Corpus, Corpus]:
 
 
 def _class_names(path: Path, metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
+    """Those of the ClassLabel feature. Raises DataError where there are none, or one is no text."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(features["label"]["names"])
-    except (KeyError, TypeError, ValueError) as error:
+        names = features["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise DataError(
             f"{path}: the labels have no class names, which the prompts are made of. Write the file with "
             "`datasets` and a ClassLabel feature for label."
-        ) from error
+        )
+    return tuple(names)
+
+
+def _labels(path: Path, given: Sequence[object], classes: int) -> Tensor:
+    """(N,) int64, each the place of a class name. Raises DataError for the first that is none."""
+    for row, label in enumerate(given):
+        if label == -1 and type(label) is int:
+            raise DataError(
+                f"{path}: row {row} has the label -1, how the hub marks an image without one. Give a split that has "
+                "labels, or leave such rows out."
+            )
+        if type(label) is not int or not 0 <= label < classes:
+            raise DataError(
+                f"{path}: row {row} has the label {label!r}, which is none of the {classes} classes. Write the labels "
+                f"as whole numbers from 0 to {classes - 1}, the places of the names."
+            )
+    return torch.tensor(given, dtype=torch.int64)
+
+
+def _encoded(path: Path, row: int, image: object) -> bytes:
+    """The bytes of an image's file. Raises DataError where the row holds none."""
+    encoded = image.get("bytes") if isinstance(image, dict) else None
+    if not isinstance(encoded, bytes):
+        found = "null" if image is None else "a path alone" if isinstance(image, dict) else type(image).__name__
+        raise DataError(
+            f"{path}: row {row} has no image but {found}. Write the file with `datasets` and an Image feature for "
+            "image, whose bytes it holds (embed_external_files=True)."
+        )
+    return encoded
