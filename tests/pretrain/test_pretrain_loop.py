@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_pretrain import Killed, killed_at_step_3
 from torch import Tensor, nn
 
-from diffusion_inversion.errors import DinvError, UsageError
+from diffusion_inversion.errors import DataError, DinvError, UsageError
 from diffusion_inversion.pretrain import loop
 from diffusion_inversion.pretrain.checkpoint import Progress
-from diffusion_inversion.pretrain.log import read_log
+from diffusion_inversion.pretrain.log import TrainingLog, read_log
 from diffusion_inversion.pretrain.loop import Budget, PartEnded, Task, fit
 from diffusion_inversion.pretrain.optim import MixedPrecision
 from diffusion_inversion.pretrain.unet import DenoiserTask, rows_of_each_kind
@@ -146,3 +149,45 @@ def test_the_smallest_batch_of_a_task_is_the_first_with_rows_of_every_kind() -> 
         assert (min(kinds) > 0) == (size >= AutoencoderTask.least_batch)
         assert (min(rows_of_each_kind(size)) > 0) == (size >= DenoiserTask.least_batch)
     assert rows_of_each_kind(1024) == (614, 307, 103) and rows_of_each_kind(5) == (3, 1, 1)
+
+
+def test_a_log_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    budget, killed = Budget(samples=20), tmp_path / "killed"
+    fit(Toy(), tmp_path / "whole", budget)
+    with pytest.raises(PartEnded):
+        fit(Toy(), killed, budget, part_ends=0.0)  # its state is of step 1
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "trapezoid", killed_at_step_3)
+        fit(Toy(), killed, budget)
+    text = (killed / "toy.log.tsv").read_text()
+    *kept, last = text.splitlines(keepends=True)
+    assert [line.split("\t")[1] for line in (*kept[1:], last)] == ["1", "2", "3"]
+
+    def results(folder: Path) -> list[dict[str, str]]:
+        records = read_log(folder / "toy.log.tsv")
+        return [{name: record[name] for name in ("step", "samples", "lr", "loss", "val")} for record in records]
+
+    whole = results(tmp_path / "whole")
+    assert [record["step"] for record in whole] == ["1", "2", "3", "4", "5"]
+    for length in (1, 25, len(last) // 2, len(last) - 2, len(last) - 1):
+        cut = Path(shutil.copytree(killed, tmp_path / f"cut-{length}"))
+        (cut / "toy.log.tsv").write_text("".join(kept) + last[:length])
+        assert results(cut) == whole[:2]
+        fit(Toy(), cut, budget)
+        assert results(cut) == whole
+    (killed / "toy.log.tsv").write_bytes("".join(kept).encode() + b"\0" * len(last))  # after a power cut
+    assert results(killed) == whole[:2]
+    (killed / "toy.log.tsv").write_text(text.replace(kept[-1], kept[-1].rpartition("\t")[0] + "\n"))
+    with pytest.raises(DataError, match=r"toy\.log\.tsv, line 3: 7 fields, not the 8") as caught:
+        fit(Toy(), killed, budget)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_is_on_disk_before_a_state_can_be_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "toy.log.tsv", list[int]()
+    log = TrainingLog(path, ("loss",), 0, "cpu", echo=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+        log.write(1, 4, 0.0, loss=0.5)
+    assert synced == [path.stat().st_size] and read_log(path)[0]["loss"] == "0.50000"
