@@ -3,9 +3,10 @@
 Command:  python benchmarks/results_table.py
           python benchmarks/results_table.py sweeps/xsdd/table3.json table3_xsdd   (takes the page of a sweep in first)
 Reads:    docs/results/today/<name>.csv, whose accuracies it averages, the claims of <name>.md beside it, with their
-          errors from <name>.json where there is one; docs/results/paper.toml, which claim of the paper is asked where.
-Writes:   what stands between the marks in both files (tests/test_published.py compares it with the pages), and
-          docs/results/claims.png.
+          errors from <name>.json where there is one; docs/results/paper.toml, which claim of the paper is asked where;
+          <name>.notes.md, where there is one: what people say of the page, after a first line "# ..." for its heading.
+Writes:   what stands between the marks in both files (tests/test_published.py compares it with the pages),
+          docs/results/claims.png, and the notes into their pages, after what `dinv sweep` wrote.
 Method:   All claims of all pages of today are judged together (`diffusion_inversion.sweep.claims`: Holm over both
           statements of each, 5 %). Of a page without JSON the interval is all there is: its half over the quantile of
           the replicates is taken for the error by replicates. At 5 % that is the interval itself; at the lower levels
@@ -33,6 +34,7 @@ from typing import Any
 from scipy.stats import t
 
 from diffusion_inversion.engine.toml import read_toml
+from diffusion_inversion.errors import DataError
 from diffusion_inversion.sweep.claims import UNCLEAR, ClaimRecord, Difference, Judged, judge_together, read_claims
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +48,7 @@ HEAD = ("experiment", "settings", *ARMS, "n")
 JUDGED_HEAD = ("difference, alone at 95 %", "alone", "all together", "could see")
 PAPER_HEAD = ("the paper says", "where", "asked here", *JUDGED_HEAD)
 CLAIM_HEAD = ("experiment", "claimed beforehand", "of", *JUDGED_HEAD)
+CLAIMS = "## Claims\n\n"
 NUMBERS = re.compile(r"([+-][\d.e-]+) \[([+-][\d.e-]+), ([+-][\d.e-]+)\]")
 
 
@@ -56,6 +59,11 @@ class Answer:
     by: str
     of: str
     judged: Judged
+
+
+def pages_of(names: str = "*") -> list[Path]:
+    """The pages of such names, without the notes beside them."""
+    return sorted(page for page in PAGES.glob(f"{names}.md") if not page.name.endswith(".notes.md"))
 
 
 def rows_of(page: Path) -> list[dict[str, str]]:
@@ -98,7 +106,7 @@ def estimate(values: Sequence[float]) -> str:
 def table(folder: str, pages: str = "*") -> str:
     """Accuracies of the pages of such names as Markdown, with links that hold below `folder`."""
     found = [HEAD, ["---"] * len(HEAD)]
-    for page in sorted(PAGES.glob(f"{pages}.md")):
+    for page in pages_of(pages):
         rows = rows_of(page)
         measure = rows[0]["measure"]
         for place, (name, arms) in enumerate(cells(rows).items()):
@@ -133,11 +141,7 @@ def _from_intervals(says: str, of: str, by: str, replicates: int) -> ClaimRecord
 @cache
 def judged() -> dict[tuple[str, str], Answer]:
     """(page, what is said) => the claim, judged with all others."""
-    found = {
-        (page.stem, says): (by, of, claim)
-        for page in sorted(PAGES.glob("*.md"))
-        for says, of, by, _, claim in claims_of(page)
-    }
+    found = {(page.stem, says): (by, of, claim) for page in pages_of() for says, of, by, _, claim in claims_of(page)}
     together = judge_together([(page, claim) for (page, _), (*_, claim) in found.items()])
     return {key: Answer(by, of, one) for (key, (by, of, _)), one in zip(found.items(), together, strict=True)}
 
@@ -271,21 +275,68 @@ def between(text: str, start: str, end: str, inside: str) -> str:
 
 
 def take_in(sweep: Path, name: str) -> None:
-    """Copy the page beside a sweep's JSON, its figures and results, and of the JSON the claims with their errors."""
+    """Copy the page beside a sweep's JSON, its figures and results, and of the JSON the claims with their errors.
+
+    Raises DataError where the page that is there has prose that no notes keep.
+    """
+    page = PAGES / f"{name}.md"
+    if page.is_file() and not _notes(page).is_file() and made(page.read_text()) != page.read_text():
+        raise DataError(f"{page}: what follows its claims would be lost. Move it to {_notes(page).name} first.")
     shutil.copyfile(sweep.with_suffix(".csv"), PAGES / f"{name}.csv")
-    text = sweep.with_suffix(".md").read_text()
+    text = as_published(sweep.with_suffix(".md").read_text())
     for figure in re.findall(rf"\(({re.escape(sweep.stem)}[^)]*\.png)\)", text):
         renamed = name + figure.removeprefix(sweep.stem)
         shutil.copyfile(sweep.parent / figure, PAGES / renamed)
         text = text.replace(f"({figure})", f"({renamed})")
-    (PAGES / f"{name}.md").write_text(text)
+    page.write_text(with_notes(text, page))
     claims = {"plan": {"name": name}, "claims": json.loads(sweep.read_text())["claims"]}
     (PAGES / f"{name}.json").write_text(json.dumps(claims, indent=1) + "\n")
+
+
+def as_published(text: str) -> str:
+    """A page whose command names the experiments of this repository, and not by how many processes it was run."""
+
+    def cleared(command: re.Match[str]) -> str:
+        found = re.sub(r" \S*/experiments/", " experiments/", command[0])
+        return re.sub(r" --(?:join|workers[ =]\d+)(?=[ `])", "", found)
+
+    return re.sub(r"^`dinv sweep .*`$", cleared, text, count=1, flags=re.MULTILINE)
+
+
+def made(text: str) -> str:
+    """Of a page what `dinv sweep` wrote: all, up to the last row of its claims."""
+    before, claims, after = text.partition(CLAIMS)
+    rows = re.match(r"(?:\|.*\n)*", after)
+    assert rows is not None
+    return before + claims + rows[0]
+
+
+def with_notes(text: str, page: Path) -> str:
+    """What `dinv sweep` wrote of a page, with the heading and the prose of the notes beside it, where there are any.
+
+    Raises DataError where the page has no claims, after which the prose would stand.
+    """
+    if not _notes(page).is_file():
+        return text
+    if CLAIMS not in text:
+        raise DataError(f"{_notes(page)}: {page.name} has no claims that they could follow. Take the notes away.")
+    text, notes = made(text), _notes(page).read_text()
+    if notes.startswith("# "):
+        heading, _, notes = notes.partition("\n")
+        text = heading + "\n" + text.partition("\n")[2]
+    prose = notes.strip("\n")
+    return f"{text}\n{prose}\n" if prose else text
+
+
+def _notes(page: Path) -> Path:
+    return page.with_suffix(".notes.md")
 
 
 def main(arguments: Sequence[str]) -> None:
     if arguments:
         take_in(Path(arguments[0]), arguments[1])
+    for page in pages_of():
+        page.write_text(with_notes(page.read_text(), page))
     README.write_text(between(README.read_text(), START, END, table("docs/results/today", "helps_*")))
     text = between(PAGE.read_text(), START, END, table("results/today"))
     picture()

@@ -3,36 +3,129 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import runpy
 import shutil
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from diffusion_inversion.engine.toml import read_toml
+from diffusion_inversion.errors import DataError
 from diffusion_inversion.sweep import read_plan
 from diffusion_inversion.sweep.claims import ClaimRecord, differences_text, judge_together
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))
+JUDGE: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "judge_claims.py"))
+PAGES: list[Path] = TABLE["pages_of"]()
+of_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-def test_the_tables_are_those_of_the_files(tmp_path: Path) -> None:
+@pytest.fixture
+def copied(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """The names of benchmarks/results_table.py while what it writes are copies below `tmp_path`."""
     names = TABLE["main"].__globals__
-    kept = {name: names[name] for name in ("README", "PAGE", "PICTURE")}
+    kept = {name: names[name] for name in ("README", "PAGE", "PICTURE", "PAGES")}
     try:
-        for name, file in kept.items():
-            names[name] = Path(shutil.copy(file, tmp_path / name))
-        names["PICTURE"] = tmp_path / "claims.png"
-        TABLE["main"]([])
         for name in ("README", "PAGE"):
-            assert names[name].read_text() == kept[name].read_text(), name
-        assert names["PICTURE"].stat().st_size > 0
+            names[name] = Path(shutil.copy(kept[name], tmp_path / name))
+        names["PICTURE"] = tmp_path / "claims.png"
+        names["PAGES"] = shutil.copytree(kept["PAGES"], tmp_path / "today", ignore=shutil.ignore_patterns("*.png"))
+        yield names
     finally:
         names.update(kept)
+
+
+def test_the_tables_are_those_of_the_files(copied: dict[str, Any]) -> None:
+    TABLE["main"]([])
+    assert copied["README"].read_text() == (ROOT / "README.md").read_text()
+    assert copied["PAGE"].read_text() == (ROOT / "docs/results.md").read_text()
+    assert len(PAGES) > 20
+    for page in PAGES:
+        assert (copied["PAGES"] / page.name).read_bytes() == page.read_bytes(), page.name
+    assert copied["PICTURE"].stat().st_size > 0
+
+
+@of_page
+def test_what_people_say_of_a_page_is_in_its_notes(page: Path) -> None:
+    """So that it is kept when the sweep is taken in again; the mark of a sweep's page is one command in one line."""
+    text, notes = page.read_text(), page.with_suffix(".notes.md")
+    made = TABLE["made"](text)
+    assert text == (TABLE["with_notes"](made, page) if notes.is_file() else made)
+    assert re.search(r"\n\n`dinv sweep experiments/\S+\.toml [^`\n]*`\n\nGenerator: [^\n]*\n\nTest ", made)
+    assert TABLE["as_published"](made) == made
+
+
+SWEPT = """# Figure 0: a question
+
+About.
+
+`dinv sweep exp/experiments/figure1.toml --join --data a.parquet --out sweeps/join --workers 12`
+
+Generator: mini.
+
+![Figure 0: a question](zero-images.png)
+
+## Claims
+
+| claim | of | differences | outcome |
+| --- | --- | --- | --- |
+| It helps | accuracy | +1 [+0.5, +1.5] points | holds |
+"""
+
+
+def swept(folder: Path, text: str = SWEPT) -> Path:
+    """What `dinv sweep` leaves."""
+    folder.mkdir()
+    (folder / "zero.md").write_text(text)
+    (folder / "zero.csv").write_text("arm\n")
+    (folder / "zero-images.png").write_bytes(b"PNG")
+    (folder / "zero.json").write_text(json.dumps({"plan": {"grid": {}}, "claims": [{"says": "It helps"}]}))
+    return folder / "zero.json"
+
+
+def test_prose_is_kept_when_a_sweep_is_taken_in_again(tmp_path: Path, copied: dict[str, Any]) -> None:
+    sweep, page = swept(tmp_path / "sweeps"), copied["PAGES"] / "figure0.md"
+    TABLE["take_in"](sweep, "figure0")
+    command = "`dinv sweep experiments/figure1.toml --data a.parquet --out sweeps/join`"
+    alone = page.read_text()
+    assert alone == re.sub("`dinv.*`", command, SWEPT).replace("zero", "figure0")
+    assert (copied["PAGES"] / "figure0-images.png").read_bytes() == b"PNG"
+    assert json.loads((copied["PAGES"] / "figure0.json").read_text()) == {
+        "plan": {"name": "figure0"}, "claims": [{"says": "It helps"}],
+    }  # fmt: skip
+
+    notes = copied["PAGES"] / "figure0.notes.md"
+    notes.write_text("# Figure 0: a question, 100 images\n\nIt does.\n\n| a | b |\n| --- | --- |\n\nHere.\n")
+    for _ in range(2):
+        TABLE["take_in"](sweep, "figure0")
+        first, _, rest = page.read_text().partition("\n")
+        assert first == "# Figure 0: a question, 100 images"
+        assert rest == alone.partition("\n")[2] + "\nIt does.\n\n| a | b |\n| --- | --- |\n\nHere.\n"
+        assert copied["with_notes"](page.read_text(), page) == page.read_text()
+    assert copied["title"](page) == "Figure 0: a question, 100 images"
+    assert page in copied["pages_of"]() and notes not in copied["pages_of"]()
+
+    notes.write_text("Other words.\n")  # no heading: the experiment's own
+    TABLE["take_in"](sweep, "figure0")
+    assert page.read_text() == alone + "\nOther words.\n"
+    notes.unlink()
+    with pytest.raises(DataError, match=r"figure0\.md: .* Move it to figure0\.notes\.md first"):
+        TABLE["take_in"](sweep, "figure0")
+    assert page.read_text() == alone + "\nOther words.\n"
+
+
+def test_notes_of_a_page_without_claims_have_no_place(tmp_path: Path, copied: dict[str, Any]) -> None:
+    sweep = swept(tmp_path / "sweeps", SWEPT.partition("## Claims")[0])
+    TABLE["take_in"](sweep, "figure0")
+    (copied["PAGES"] / "figure0.notes.md").write_text("It does.\n")
+    with pytest.raises(DataError, match=r"figure0\.notes\.md: figure0\.md has no claims"):
+        TABLE["take_in"](sweep, "figure0")
 
 
 def test_every_claim_of_the_paper_names_what_is_there() -> None:
@@ -51,7 +144,7 @@ def test_every_claim_of_the_paper_names_what_is_there() -> None:
             assert not made.is_file() or {*asked} <= {says for says, *_ in TABLE["claims_of"](made)}
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs/results/today").glob("*.md")), ids=lambda page: page.stem)
+@of_page
 def test_the_errors_of_a_claim_make_its_published_interval(page: Path) -> None:
     found = [*TABLE["claims_of"](page)]
     for says, _, by, outcome, record in found:
