@@ -8,7 +8,7 @@ import re
 import runpy
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,135 @@ def test_the_errors_of_a_claim_make_its_published_interval(page: Path) -> None:
         assert says and judged.alone == outcome
 
 
+MEASURES = {
+    "accuracy": "accuracy",
+    "balanced accuracy": "balanced_accuracy",
+    "accuracy of the worst class": "worst_class_accuracy",
+}
+
+
+def rows_of(page: Path, measure: str) -> list[dict[str, str]]:
+    with page.with_suffix(".csv").open(newline="") as lines:
+        return [row for row in csv.DictReader(lines) if row["measure"] == measure]
+
+
+def per_replicate(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """Replicate => the mean over its classifier seeds."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["replicate"], []).append(float(row["value"]))
+    return {replicate: statistics.fmean(values) for replicate, values in found.items()}
+
+
+def side_of(rows: Sequence[Mapping[str, str]], side: Any) -> dict[str, float]:
+    """What a file has of one side of a claim; a setting that makes no difference to a row is empty there."""
+    at = {key: str(value) for key, value in side.at.items()}
+    fitting = [row for row in rows if row["arm"] == side.arm and all(row[k] in (v, "") for k, v in at.items())]
+    assert len({tuple(row[key] for key in rows[0] if "." in key or key == "case") for row in fitting}) == 1, side
+    return per_replicate(fitting)
+
+
+@of_page
+def test_the_accuracy_claims_of_a_page_are_differences_of_its_file(page: Path) -> None:
+    """Their values, and where they are kept their errors by replicates, from each replicate's accuracies again."""
+    [experiment] = re.findall(r"^`dinv sweep (experiments/\S+\.toml)", page.read_text(), re.MULTILINE)
+    plan = read_plan(ROOT / experiment, data="cifar10")
+    asked, checked = {claim.says: claim for claim in plan.claims}, 0
+    for says, of, by, _, record in TABLE["claims_of"](page):
+        if of not in MEASURES:
+            continue
+        rows = rows_of(page, MEASURES[of])
+        values = [value for value, _, _ in TABLE["NUMBERS"].findall(by)]
+        for pair, shown, error in zip(asked[says].pairs, values, record.errors, strict=True):
+            more, less = side_of(rows, pair.greater), side_of(rows, pair.less)
+            assert more.keys() == less.keys() and len(more) == error.units
+            apart = [more[replicate] - less[replicate] for replicate in more]
+            assert f"{100 * statistics.fmean(apart):+.3g}" == shown, says
+            if page.with_suffix(".json").is_file():  # else the error is made of the interval
+                assert error.value == pytest.approx(statistics.fmean(apart), abs=1e-12)
+                assert error.unit_error == pytest.approx(statistics.stdev(apart) / len(apart) ** 0.5)
+            checked += 1
+    assert checked >= 1
+
+
+@of_page
+def test_the_accuracies_of_a_page_are_those_of_its_file(page: Path) -> None:
+    """Each `mean ± std (n=)` of its tables, and each set of classifiers of the file is in one."""
+    text = TABLE["made"](page.read_text())
+    measure = "balanced_accuracy" if "\nTest balanced accuracy in %" in text else "accuracy"
+
+    def by_setting(of: str) -> dict[tuple[str, str], str]:
+        groups: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+        for row in rows_of(page, of):
+            at = ((key, value) for key, value in row.items() if value and ("." in key or key == "case"))
+            name = ", ".join(value if key == "case" else f"{key.rpartition('.')[2]} {value}" for key, value in at)
+            groups.setdefault((name or "all", row["arm"]), []).append(row)
+        found = {}
+        for place, group in groups.items():
+            values = [*per_replicate(group).values()]
+            mean, spread = 100 * statistics.fmean(values), 100 * statistics.stdev(values)
+            found[place] = f"{mean:.1f} ± {spread:.1f} (n={len(values)})"
+        return found
+
+    tables = [table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+    seen: dict[str, dict[tuple[str, str], str]] = {}
+    columns = {"worst class, %": "worst_class_accuracy", "balanced accuracy, %": "balanced_accuracy"}
+    for head, _, *lines in ([line.strip("|")[1:-1].split(" | ") for line in table] for table in tables):
+        for row in lines:
+            cells = dict(zip(head, row, strict=True))
+            for column, cell in cells.items():
+                if "(n=" in cell:
+                    of = columns.get(column, "accuracy") if "arm" in head else measure
+                    arm = cells["arm"] if "arm" in head else column
+                    seen.setdefault(of, {})[row[0], arm] = cell
+    assert seen[measure] == by_setting(measure)
+    for of, found in seen.items():
+        assert found == by_setting(of), of
+
+
+QUOTED = re.compile(r"(?<![\w.])([+-]?[\d.]+) \[([+-]?[\d.]+), ([+-]?[\d.]+)\]")
+
+
+def is_claimed(quoted: Sequence[str], claimed: Sequence[tuple[float, float, float]]) -> bool:
+    """Whether a value with its interval is, rounded, one of a claim, in either direction.
+
+    What pages show has three digits, so what is rounded again may be off by half of its last.
+    """
+    given = [float(number) for number in quoted]
+    off = [0.51 * 10.0 ** -len(number.partition(".")[2]) for number in quoted]
+    return any(
+        all(abs(a - b) <= most for a, b, most in zip(given, one, off, strict=True))
+        for value, low, high in claimed
+        for one in ((value, low, high), (-value, -high, -low))
+    )
+
+
+def claimed_intervals() -> list[tuple[float, float, float]]:
+    """Of every claim of today's pages: its differences as they show them, in points or of a metric."""
+    claims = [by for page in PAGES for _, _, by, *_ in TABLE["claims_of"](page)]
+    return [(float(a), float(b), float(c)) for by in claims for a, b, c in TABLE["NUMBERS"].findall(by)]
+
+
+def test_the_intervals_that_prose_quotes_are_those_of_claims() -> None:
+    readme = (ROOT / "README.md").read_text().partition("\n## Results\n")[2].partition("\n## ")[0]
+    prose = {"README.md": readme, **{p.name: p.read_text() for p in sorted(TABLE["PAGES"].glob("*.notes.md"))}}
+    claimed = claimed_intervals()
+    quoted = [(name, found) for name, text in prose.items() for found in QUOTED.findall(text)]
+    assert [(name, found) for name, found in quoted if not is_claimed(found, claimed)] == []
+    assert sum(name == "README.md" for name, _ in quoted) >= 10 and len(quoted) >= 16
+
+
+def test_an_interval_that_no_claim_has_is_seen() -> None:
+    claimed = [(1.72, 0.369, 3.07), (-0.26, -0.404, -0.116)]
+    assert is_claimed(("1.7", "0.4", "3.1"), claimed) and is_claimed(("-1.72", "-3.07", "-.369"), claimed)
+    assert is_claimed((".26", ".12", ".40"), claimed)
+    for wrong in (("1.7", "0.4", "3.2"), ("1.8", "0.4", "3.1"), ("1.7", "-0.4", "3.1"), ("1.7", "0.40", "3.1")):
+        assert not is_claimed(wrong, claimed)
+    assert QUOTED.findall("by 65.4 [58.2, 72.5] and +2.3 [+0.7, +3.9]), .26 [.12, .40]") == [
+        ("65.4", "58.2", "72.5"), ("+2.3", "+0.7", "+3.9"), (".26", ".12", ".40"),
+    ]  # fmt: skip
+
+
 def test_what_could_be_seen_by_hand() -> None:
     claim = ClaimRecord(
         says="a", of="accuracy", errors=[dict(value=0.0, units=5, unit_error=0.006, image_error=0.008, images=1000)]
@@ -189,13 +318,12 @@ def test_the_first_numbers_by_hand() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "docs/results/first-mini").glob("*.csv")), ids=lambda file: file.name)
 def test_every_claim_of_a_page_comes_from_its_file(file: Path) -> None:
     # The experiment of this name may have other settings by now: the page's own are kept beside it.
-    judge: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "judge_claims.py"))
     with file.open(newline="") as rows:
-        found = judge["claims"](read_plan(file.with_suffix(".toml"), data="cifar10"), list(csv.DictReader(rows)))
+        found = JUDGE["claims"](read_plan(file.with_suffix(".toml"), data="cifar10"), list(csv.DictReader(rows)))
     page = file.with_suffix(".md").read_text()
     assert found
     for claim in found:
-        assert f"| {claim.says} | {claim.of} | {judge['differences_text'](claim, 0.95)} |" in page
+        assert f"| {claim.says} | {claim.of} | {JUDGE['differences_text'](claim, 0.95)} |" in page
 
 
 def test_what_choosing_on_test_images_adds_is_that_of_its_file() -> None:
