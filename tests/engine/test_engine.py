@@ -256,6 +256,17 @@ def test_manifest_refuses_nan(tmp_path: Path) -> None:
     assert Manifest(tmp_path / "manifest.jsonl").records() == []
 
 
+def test_a_commit_says_what_a_unit_did_in_the_order_that_its_readers_know(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path / "manifest.jsonl")
+    manifest.commit("first", ("a", "b"), {"one.png": "digest"}, seconds=2.0)
+    manifest.commit("second", ["c"])
+    assert [json.dumps(record) for record in manifest.records()] == [
+        '{"event": "commit", "unit": "first", "ids": ["a", "b"], "count": 2, "files": {"one.png": "digest"}, '
+        '"seconds": 2.0}',
+        '{"event": "commit", "unit": "second", "ids": ["c"], "count": 1, "files": {}}',
+    ]
+
+
 # --- frozen settings --------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,11 @@ class Manifest:
     def last(self, event: str) -> Record | None:
         """The last record of an event, None where there is none."""
         return next((record for record in reversed(self.records()) if record["event"] == event), None)
+
+    def commit(self, unit: str, ids: Sequence[str], files: Mapping[str, str] | None = None, **more: Any) -> None:
+        """Say that a unit is done, once its files are on disk; `more` are the keys that its stage adds, JSON data."""
+        record = {"event": "commit", "unit": unit, "ids": list(ids), "count": len(ids), "files": dict(files or {})}
+        self.append({**record, **more})
 
     def append(self, record: Record) -> None:
         """Add one record and wait until it is on disk. Raises DiskError; ValueError for NaN or infinity."""

@@ -27,19 +27,8 @@ class ClassifierStore:
     ) -> None:
         """Write a classifier durably, then list it with what was measured, which is JSON data, in the manifest."""
         name = f"{unit}.safetensors"
-        self.manifest.append(
-            {
-                "event": "commit",
-                "unit": unit,
-                "ids": [unit],
-                "count": 1,
-                "files": {name: classifier.save(self.folder / name)},
-                "arm": arm,
-                "seed": seed,
-                "seconds": seconds,
-                **measured,
-            }
-        )
+        files = {name: classifier.save(self.folder / name)}
+        self.manifest.commit(unit, [unit], files, arm=arm, seed=seed, seconds=seconds, **measured)
 
     def finish(self, settings: TrainSettings, data: Mapping[str, str], own_size: bool = False) -> None:
         """Mark the stage as complete with these arms and seeds, and perhaps the arm of the images' own size.

@@ -40,7 +40,7 @@ class TrainingStore:
         unit = unit_name([job])
         name = f"{unit}.json"
         digest = commit_bytes(self.folder / name, answers)
-        self.manifest.append({"event": "commit", "unit": unit, "ids": [job], "count": 1, "files": {name: digest}})
+        self.manifest.commit(unit, [job], {name: digest})
 
     def read(self, job: str) -> Answers:
         """What a committed training answered. Raises DataError where its file is gone or changed."""
