@@ -265,6 +265,9 @@ def test_a_commit_says_what_a_unit_did_in_the_order_that_its_readers_know(tmp_pa
         '"seconds": 2.0}',
         '{"event": "commit", "unit": "second", "ids": ["c"], "count": 1, "files": {}}',
     ]
+    assert manifest.jobs() == {"a", "b", "c"}
+    manifest.append({"event": "drop", "unit": "first"})
+    assert manifest.jobs() == {"c"}
 
 
 # --- frozen settings --------------------------------------------------------------------------------------------------

@@ -132,6 +132,10 @@ class Manifest:
                 found[record["unit"]] = record
         return found
 
+    def jobs(self) -> set[str]:
+        """What all the units that are done did: their ids."""
+        return {job for record in self.units().values() for job in record["ids"]}
+
     def dropped(self) -> dict[str, Record]:
         """The last commit record of every unit that was dropped and is not done again, by unit name."""
         commits = {record["unit"]: record for record in self.records() if record["event"] == "commit"}

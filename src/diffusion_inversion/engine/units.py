@@ -29,8 +29,7 @@ def plan(jobs: Sequence[str], manifest: Manifest, size: int) -> list[tuple[str, 
     unit that is done again in its old shape gives the same bits. The other jobs follow in their order. Committed
     units are whole slices of that order, so the slices of the rest do not depend on what is committed already.
     """
-    done = {job for record in manifest.units().values() for job in record["ids"]}
-    wanted = set(jobs) - done
+    wanted = set(jobs) - manifest.jobs()
     units = []
     for record in manifest.dropped().values():
         unit = tuple(job for job in record["ids"] if job in wanted)

@@ -98,7 +98,7 @@ def grown_rows(run: Path, class_names: tuple[str, ...]) -> pa.Table | None:
     store = SyntheticStore(run, class_names, GROWN)
     kept = Ledger(run).read_json(GROWTH_FILE)
     wanted = {job for one in (kept or {"rounds": []})["rounds"] for job in one["chosen"]}
-    there = {job for unit in store.manifest.units().values() for job in unit["ids"]}
+    there = store.manifest.jobs()
     if not wanted.issubset(there):
         raise UsageError(f"{run}: `dinv grow` was cut short here. Run the same command again first.")
     if not there:

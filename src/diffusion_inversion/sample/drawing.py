@@ -82,7 +82,7 @@ def draw_jobs(
     A unit is a batch, or several where `storage` is parquet, drawn one after the other: with the same bits. What was
     drawn when a stop was asked for is committed.
     """
-    left = set(jobs).difference(*(unit["ids"] for unit in store.manifest.units().values()))
+    left = set(jobs) - store.manifest.jobs()
     already("sample", len(jobs) - len(left), len(jobs), "images")
     room = batch_size
     with track("sample", len(left)) as advance:

@@ -199,7 +199,7 @@ class SyntheticStore:
 
     def holds(self, counts: Mapping[str, int]) -> bool:
         """Whether the first variants of each source are there, so many of each."""
-        there = {job for unit in self.manifest.units().values() for job in unit["ids"]}
+        there = self.manifest.jobs()
         return all(job_name(source, variant) in there for source, most in counts.items() for variant in range(most))
 
     def read(self, counts: Mapping[str, int] | None = None) -> LabelledImages:

@@ -61,7 +61,7 @@ def run_few_shot(
     freeze_settings(out, "few-shot", _described(splits, clip, settings), begun=bool(store.manifest.units()))
     store.drop_lost()
     names = [job.name for job in jobs]
-    left = set(names) - {name for unit in store.manifest.units().values() for name in unit["ids"]}
+    left = set(names) - store.manifest.jobs()
     if left:
         bench = Bench.build(splits, clip, settings, jobs, extras, default_root(root) / "features")
         by_name = {job.name: job for job in jobs}

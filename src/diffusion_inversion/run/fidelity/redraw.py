@@ -91,7 +91,7 @@ def draw_again(
     """
     side = check(embeddings, generator, settings)
     store = redrawn_store(run, embeddings.class_names)
-    there = {job for record in store.manifest.units().values() for job in record["ids"]}
+    there = store.manifest.jobs()
     missing = sum(job not in there for job in jobs)
     if missing:
         require_room(run, missing * png_bytes(side) + SPARE_BYTES, f"{missing} images of {side} px, drawn again,")

@@ -88,7 +88,7 @@ def left(plan: Replicate, images: int, *, own: bool) -> Left:
 
 def _undrawn(plan: Replicate, images: int) -> int:
     """How many variants are missing: of the counts that are asked for, where a run was begun with others."""
-    there = {job for unit in SyntheticStore(plan.folder, ()).manifest.units().values() for job in unit["ids"]}
+    there = SyntheticStore(plan.folder, ()).manifest.jobs()
     record = read_record(plan.folder) if there else None
     if record is None:
         return images * plan.sample.variants
