@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import diffusion_inversion
 from diffusion_inversion.engine.frozen_settings import freeze_settings
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.engine.store import PARTIAL_PREFIX, commit_bytes, commit_file, remove_partials, replaced_folder
@@ -268,6 +269,16 @@ def test_a_commit_says_what_a_unit_did_in_the_order_that_its_readers_know(tmp_pa
     assert manifest.jobs() == {"a", "b", "c"}
     manifest.append({"event": "drop", "unit": "first"})
     assert manifest.jobs() == {"c"}
+
+
+def test_json_in_the_ledger_is_laid_out_as_asked_and_its_copy_is_the_text_itself(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.commit_json("plain.json", {"b": [1], "a": "ü"}, {"why": "a test"})
+    ledger.commit_json("laid-out.json", {"b": [1]}, copied=True, indent=1)
+    assert ledger.read("plain.json") == b'{"b": [1], "a": "\\u00fc"}\n'
+    assert ledger.note("plain.json") == {"why": "a test"}
+    assert ledger.read("laid-out.json") == b'{\n "b": [\n  1\n ]\n}\n'
+    assert ledger.note("laid-out.json") == {"copy": '{\n "b": [\n  1\n ]\n}\n'}
 
 
 # --- frozen settings --------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -37,8 +36,7 @@ def read_marks(run: Path) -> Marks:
 
 def write_marks(run: Path, marks: Marks) -> None:
     """Replace the marks; a copy goes into the ledger's record, from which `dinv repair` restores a damaged file."""
-    text = json.dumps(marks) + "\n"
-    Ledger(run).commit(FORGOTTEN_FILE, text.encode(), note={"copy": text})
+    Ledger(run).commit_json(FORGOTTEN_FILE, marks, copied=True)
 
 
 def hashed(text: str) -> str:

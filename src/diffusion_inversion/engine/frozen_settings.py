@@ -55,8 +55,7 @@ def freeze_settings(folder: Path, stage: str, settings: dict[str, Any], *, begun
     Raises ConfigMismatchError, which lists every setting that differs, DataError for a damaged file, and DiskError.
     """
     name = settings_file(stage)
-    text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
-    ledger = Ledger(folder)
+    ledger, as_read = Ledger(folder), json.loads(json.dumps(settings, allow_nan=False))
     with briefly(folder, f"claim-{stage}"):
         stored = ledger.read_json(name) if begun or is_shared(folder) else None
         if begun and stored is None:
@@ -64,10 +63,10 @@ def freeze_settings(folder: Path, stage: str, settings: dict[str, Any], *, begun
                 f"{folder / name}: missing, so nobody knows how {stage} was run here. `dinv repair {folder}` restores "
                 "it where a record has a copy; else begin another run folder."
             )
-        lines = [] if stored is None else list(differences(stored, json.loads(text)))
+        lines = [] if stored is None else list(differences(stored, as_read))
         if not lines:  # the same again only completes a record that a kill cut short
-            require_agreed(folder, stage, json.loads(text))
-            ledger.commit(name, text.encode(), note={"copy": text})
+            require_agreed(folder, stage, as_read)
+            ledger.commit_json(name, settings, copied=True, indent=2, allow_nan=False)
     _refuse(folder, stage, lines)
 
 

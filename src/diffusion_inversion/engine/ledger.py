@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ class Ledger:
             if digest != self._committed(name) or _hash(self.run / name) != digest:
                 commit_bytes(inside(self.run, name), content, lambda _: self._record("writing", name, digest, note))
                 self._record("commit", name, digest, note)
+
+    def commit_json(
+        self, name: str, value: Any, note: dict[str, Any] | None = None, *, copied: bool = False, **layout: Any
+    ) -> None:
+        """Write JSON data, laid out as `json.dumps` does, and a line feed; as `commit`.
+
+        copied: the note is the text itself, from which `dinv repair` restores a damaged file.
+        """
+        text = json.dumps(value, **layout) + "\n"
+        self.commit(name, text.encode(), {"copy": text} if copied else note)
 
     def adopt(self, name: str) -> None:
         """Record `name` as it is, where its own record was lost."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +110,7 @@ def keep_attributes(run: Path, attributes: Attributes, test: Collection[str], tr
         for ids, values in ((test, attributes.of_test), (train, attributes.of_train))
     )
     content = {"given": attributes.given, "of_test": of_test, "of_train": of_train}
-    Ledger(run).commit(ATTRIBUTES_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    Ledger(run).commit_json(ATTRIBUTES_FILE, content, indent=1)
 
 
 def add_subgroups(record: RunRecord, replicates: Sequence[Replicated], attributes: Attributes) -> None:

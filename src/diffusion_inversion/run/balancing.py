@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -122,7 +121,7 @@ def keep_counts(run: Path, found: BalanceRecord | None) -> None:
     """Let the run folder say what was made of the counts, for its report; nothing is kept where nothing is evened."""
     ledger = Ledger(run)
     if found is not None:
-        ledger.commit(BALANCE_FILE, (json.dumps(found, indent=1) + "\n").encode())
+        ledger.commit_json(BALANCE_FILE, found, indent=1)
     elif ledger.holds(BALANCE_FILE):
         ledger.drop(BALANCE_FILE)
 

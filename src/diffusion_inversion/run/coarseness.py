@@ -8,7 +8,6 @@ what a classifier of synthetic images will lack. Test images play no part.
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -278,9 +277,9 @@ def _kept(run: Path, images: LabelledImages, generator: Generator, resolution: i
     content: dict[str, Any] = {
         name: round(value, _ROUNDED) if isinstance(value, float) else value for name, value in vars(found).items()
     }
-    text = json.dumps({"made_with": made_with, "found": content}, indent=1) + "\n"
     # Of no image but in sum, so the note, which a damaged file is measured again by, has only what was asked for.
-    ledger.commit(COARSENESS_FILE, text.encode(), note={"resolution": resolution, "used": used})
+    note = {"resolution": resolution, "used": used}
+    ledger.commit_json(COARSENESS_FILE, {"made_with": made_with, "found": content}, note, indent=1)
     return Coarseness(**content)
 
 

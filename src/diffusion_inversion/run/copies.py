@@ -78,8 +78,8 @@ def audit_run(run: Path, settings: AuditSettings, splits: Splits | None = None) 
         if picture is not None:
             ledger.commit(AUDIT_PICTURE, picture)
         record = {**found.record(), "settings": asked, "made_from": made_of}
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        ledger.commit(AUDIT_FILE, text.encode(), note={"settings": settings.model_dump(mode="json")})
+        note = {"settings": settings.model_dump(mode="json")}
+        ledger.commit_json(AUDIT_FILE, record, note, indent=1, allow_nan=False)
     return record
 
 

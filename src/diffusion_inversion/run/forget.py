@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -28,7 +27,7 @@ from ..train.choosing import FOLDER as TUNING
 from ..train.store import FOLDER as CLASSIFIERS
 from ..train.store import ClassifierStore
 from .attributes import keep_attributes, kept_attributes
-from .images import changed_images, load, read_record, recorded_settings
+from .images import changed_images, load, read_record, recorded_settings, write_record
 from .layout import (
     ATTRIBUTES_FILE,
     DATA_FILE,
@@ -209,8 +208,7 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     for folder in (CLASSIFIERS, GROWN, GROWTH, ONLINE, REDRAWN, STRENGTHS, TUNING):
         shutil.rmtree(run / folder, ignore_errors=True)
     if (record := read_record(run)) is not None:
-        text = json.dumps(_without(record, gone), indent=1) + "\n"
-        ledger.commit(DATA_FILE, text.encode(), note={"source": record["source"]})
+        write_record(run, _without(record, gone))
     if doomed.drawn:
         images_store(run, doomed.class_names).remove(doomed.files)
     if doomed.inverted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,8 +79,7 @@ def open_splits(run: Path, settings: DataSettings | None = None, classes: Sequen
     parts = {part: {key: record[part].get(key) for key in _CONTENT} for part in ("train", "test")}
     require_agreed(run, "data", {"class_names": record["class_names"], "size": record["size"], **parts})
     with run_lock(run):
-        text = json.dumps(record, indent=1) + "\n"
-        Ledger(run).commit(DATA_FILE, text.encode(), note={"source": record["source"]})
+        write_record(run, record)
     return splits
 
 
@@ -102,8 +100,7 @@ def adopt_record(run: Path, folder: Path) -> None:
     """Let a folder have the images of a run as its own, so that what is made there can be trained with."""
     record = read_record(run)
     if record is not None and folder.resolve() != run.resolve():
-        text = json.dumps(record, indent=1) + "\n"
-        Ledger(folder).commit(DATA_FILE, text.encode(), note={"source": record["source"]})
+        write_record(folder, record)
 
 
 def recorded_settings(source: dict[str, Any]) -> DataSettings:
@@ -121,6 +118,11 @@ def read_record(run: Path) -> dict[str, Any] | None:
     """What data.json holds; None where the run has none. Raises DataError where it was damaged."""
     record: dict[str, Any] | None = Ledger(run).read_json(DATA_FILE)
     return record
+
+
+def write_record(run: Path, record: dict[str, Any]) -> None:
+    """Let data.json hold `record`; its note has the options that select the images."""
+    Ledger(run).commit_json(DATA_FILE, record, {"source": record["source"]}, indent=1)
 
 
 def load(run: Path, settings: DataSettings, recorded: dict[str, Any] | None, classes: Sequence[str] = ()) -> Splits:

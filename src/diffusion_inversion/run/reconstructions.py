@@ -140,8 +140,7 @@ def _measure(
 
     def keep() -> None:
         ordered = {i: known[i] for i in embeddings.ids if i in known}
-        text = json.dumps({"between": between, "images": ordered}, indent=1) + "\n"
-        ledger.commit(LIKENESS_FILE, text.encode())
+        ledger.commit_json(LIKENESS_FILE, {"between": between, "images": ordered}, indent=1)
 
     # Whole batches, so that a call that goes on draws the ones that the killed one would have, to the same bits.
     size = settings.batch_size

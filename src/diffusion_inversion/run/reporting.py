@@ -161,16 +161,15 @@ def report_stage(
     if (limited := ledger.read_json(TIME_LIMIT_FILE)) is not None:
         record["time_limit"] = {"seconds": limited["asked"]["limit"], "cut": limited["cut"]}
     before = ledger.read_json(RUN_FILE) if ledger.holds(RUN_FILE) else None
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    if before is not None and before == json.loads(text) | {"created": before.get("created")}:
+    now = json.loads(json.dumps(record, allow_nan=False))
+    if before is not None and before == now | {"created": before.get("created")}:
         record["created"] = before["created"]  # nothing new: a report that a kill cut short goes on
-        text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     chosen: dict[str, Any] = {"arms": list(settings.arms), "seeds": list(settings.seeds), "replicates": len(replicates)}
     if OWN_SIZE in record["arms"]:
         chosen["own_size"] = True
     if attributes is not None:
         chosen["attributes"] = attributes.given
-    ledger.commit(RUN_FILE, text.encode(), note={"command": command, **chosen})
+    ledger.commit_json(RUN_FILE, record, {"command": command, **chosen}, indent=2, allow_nan=False)
     pictures = (
         images_of_classes(run, splits.train)
         if made.vectors is None

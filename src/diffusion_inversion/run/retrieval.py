@@ -6,7 +6,6 @@ It stands among the stages of a run folder, above `measure/`, whose extractors s
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +162,7 @@ def retrieve(
             },
         }
         with run_lock(folder):
-            Ledger(folder).commit(RETRIEVAL_FILE, (json.dumps(record, indent=1) + "\n").encode())
+            Ledger(folder).commit_json(RETRIEVAL_FILE, record, indent=1)
         found[k] = record
     return {k: found[k] for k in folders}
 

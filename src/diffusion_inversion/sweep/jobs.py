@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -64,7 +63,7 @@ def _do_first(folder: Path, ledger: Ledger, jobs: Mapping[str, Job], done: set[s
                 print(step, file=sys.stderr, flush=True)
                 say({"step": step})
                 try:
-                    ledger.commit(job.file, (json.dumps(job.do(), allow_nan=False) + "\n").encode())
+                    ledger.commit_json(job.file, job.do(), allow_nan=False)
                 except TakenOverError as error:  # whoever has it now commits it
                     print(f"warning: {error}", file=sys.stderr, flush=True)
                     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import json
 import secrets
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -68,8 +67,7 @@ def _salt(run: Path) -> str:
     """The salt of a run, made and kept where there is none. It is part of no export."""
     found = Ledger(run).read_json(SALT_FILE)
     if found is None:
-        text = json.dumps({"salt": secrets.token_hex(32)}) + "\n"
-        Ledger(run).commit(SALT_FILE, text.encode(), note={"copy": text})
+        Ledger(run).commit_json(SALT_FILE, {"salt": secrets.token_hex(32)}, copied=True)
         found = Ledger(run).read_json(SALT_FILE)
     return check_record(found, Salt, run / SALT_FILE)["salt"]
 

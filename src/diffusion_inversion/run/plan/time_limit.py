@@ -142,8 +142,7 @@ def record(run: Path, limit: float, asked: Amounts, chosen: Amounts, **also: Any
         "chosen": chosen.described(),
         "cut": chosen.cut_from(asked),
     }
-    text = json.dumps(content, indent=1) + "\n"
-    Ledger(run).commit(TIME_LIMIT_FILE, text.encode(), note={"copy": text})
+    Ledger(run).commit_json(TIME_LIMIT_FILE, content, copied=True, indent=1)
 
 
 def said(limit: float, cut: list[str]) -> str:
