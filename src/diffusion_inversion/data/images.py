@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -95,6 +96,11 @@ class LabelledImages:
     def contents(self) -> dict[str, tuple[str, int]]:
         """Content hash and label of every image, by id."""
         return contents(self.ids, self.hashes, self.labels.tolist())
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The row of every image, by id."""
+        return {image_id: row for row, image_id in enumerate(self.ids)}
 
     @property
     def size(self) -> int:

@@ -75,6 +75,11 @@ class Embeddings:
         return -1 if step is None else self.steps.index(step)
 
     @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The row of every image, by id."""
+        return {image_id: row for row, image_id in enumerate(self.ids)}
+
+    @cached_property
     def digest(self) -> str:
         """sha256 hex of ids, labels, class names and vectors: what stage 2 draws from."""
         digest = hashlib.sha256(json.dumps([self.ids, self.labels.tolist(), self.class_names, self.steps]).encode())
@@ -123,8 +128,7 @@ class Embeddings:
 
     def _grouped(self, size: int, seed: int) -> dict[int, tuple[tuple[int, ...], Peers]]:
         if (size, seed) not in self._groups:
-            row_of = {image_id: place for place, image_id in enumerate(self.ids)}
-            order = [row_of[image_id] for image_id in shuffled(self.ids, seed)]
+            order = [self.row_of[image_id] for image_id in shuffled(self.ids, seed)]
             names = [place // size if self.groups is None else self.groups[row] for place, row in enumerate(order)]
             places = {row: near.place for row, near in self.peers.items()}
             self._groups[size, seed] = peers_in_groups(order, names, places, self.labels.tolist())

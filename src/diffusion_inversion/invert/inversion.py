@@ -72,7 +72,6 @@ def invert(
                 **({"vector_dtype": settings.vector_dtype} if settings.vector_dtype != "float32" else {}),
             }
         )
-        row_of = {image_id: row for row, image_id in enumerate(images.ids)}
         left = len(images) - len(tried)
         already("invert", len(tried), len(images), "vectors")
         means = class_means(images, generator, settings, resolution) if left and settings.init == "class-mean" else None
@@ -85,7 +84,7 @@ def invert(
 
             def learn(unit: tuple[str, ...]) -> None:
                 nonlocal room
-                batch = images.subset([row_of[image_id] for image_id in unit])
+                batch = images.subset([images.row_of[image_id] for image_id in unit])
                 pixels = to_model_range(batch.resized(resolution).images)
                 initial = means[batch.labels] if means is not None else guesses(batch, pixels, generator, settings)
                 learned_from = [described, batch.hashes, batch.labels.tolist()]

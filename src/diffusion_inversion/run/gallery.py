@@ -34,8 +34,7 @@ def images_of_vectors(
     # Where counts are balanced sources may have none; any image says how large they are.
     files = [file for found in shown for file in found] or [[column[0].as_py() for column in each.columns[:3]]]
     drawn = store.images(*zip(*files, strict=True))
-    row_of = {image_id: row for row, image_id in enumerate(train.ids)}
-    sources = train.subset([row_of[embeddings.ids[row]] for row in rows])
+    sources = train.subset([train.row_of[embeddings.ids[row]] for row in rows])
     variants = drawn.images[: sum(counts)].split(counts)
     return ReportImages(
         real=sources.resized(drawn.size).images,

@@ -89,7 +89,7 @@ def look(
     devices = [generator.device] if generator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), TemporaryDirectory() as folder:
         embeddings = learn(few, generator, folder, invert)
-        at = {image_id: row for row, image_id in enumerate(embeddings.ids)}
+        at = embeddings.row_of
         learned = [at[image_id] for image_id in few.ids[: len(rows)] if image_id in at]
         variants: list[Tensor] = []
         for strength in strengths:

@@ -124,11 +124,10 @@ def _measure(
     known: dict[str, list[Any]] = dict(kept["images"]) if kept else {}  # id => [version of its vectors, distance]
     version = dict(zip(embeddings.ids, embeddings.versions, strict=True))
     known = {image_id: entry for image_id, entry in known.items() if version.get(image_id) == entry[0]}
-    row_of = {image_id: row for row, image_id in enumerate(sources.ids)}
     profiles = _Profiles(settings.resolution or embeddings.resolution, generator.device)
 
     def of_sources(ids: Sequence[str]) -> Tensor:
-        return profiles(sources.images[[row_of[i] for i in ids]])
+        return profiles(sources.images[[sources.row_of[i] for i in ids]])
 
     every = range(len(embeddings))
     few = min(len(every), MOST_SOURCES)
@@ -181,10 +180,10 @@ def shown_rows(embeddings: Embeddings, likeness: Likeness | None) -> list[int]:
     """
     if likeness is None:
         return spread_over_classes(embeddings.labels.tolist(), REPORT_ROWS)
-    ranked, row_of = likeness.worst_first, {image_id: row for row, image_id in enumerate(embeddings.ids)}
+    ranked = likeness.worst_first
     middle = statistics.median(likeness.distances.values())
     typical = sorted(ranked[WORST_ROWS:], key=lambda i: (abs(likeness.distances[i] - middle), i))
-    return [row_of[i] for i in [*ranked[:WORST_ROWS], *typical[: REPORT_ROWS - WORST_ROWS]]]
+    return [embeddings.row_of[i] for i in [*ranked[:WORST_ROWS], *typical[: REPORT_ROWS - WORST_ROWS]]]
 
 
 def read_reconstructions(run: Path, embeddings: Embeddings) -> tuple[list[int], Tensor]:
@@ -195,7 +194,7 @@ def read_reconstructions(run: Path, embeddings: Embeddings) -> tuple[list[int], 
     ledger = Ledger(run)
     content, note = ledger.read(RECONSTRUCTIONS_FILE), ledger.note(RECONSTRUCTIONS_FILE)
     found = {} if content is None else load(content)
-    row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
+    row_of = embeddings.row_of
     written = json.loads(bytes(found["ids"].tolist())) if found else []
     rows = [row_of[image_id] for image_id in written if image_id in row_of]
     if content is None or note is None or note.get("versions") != [embeddings.versions[row] for row in rows]:

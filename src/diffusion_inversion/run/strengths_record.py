@@ -63,7 +63,6 @@ def strength_images(run: Path, train: LabelledImages, record: StrengthsRecord) -
     """Of each image of the lowest and then of the highest noise: itself (3, S, S), and its first variants."""
     store = SyntheticStore(run, train.class_names)
     rows = store.asked_for(store.table("file_name", "sha256", "label", "source_id", "variant")).to_pylist()
-    row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     found = []
     for one in (*record["lowest"], *record["highest"]):
         own = sorted((row for row in rows if row["source_id"] == one["file"]), key=lambda row: row["variant"])[
@@ -71,7 +70,7 @@ def strength_images(run: Path, train: LabelledImages, record: StrengthsRecord) -
         ]
         names, hashes, labels = ([row[key] for row in own] for key in ("file_name", "sha256", "label"))
         drawn = store.images(names, hashes, labels).images
-        real = train.subset([row_of[one["file"]]])
+        real = train.subset([train.row_of[one["file"]]])
         # Where counts are balanced sources may have no variants.
         found.append(((real.resized(drawn.shape[-1]) if own else real).images[0], drawn))
     return found

@@ -46,8 +46,7 @@ def draw_strips(
         settings = settings.model_copy(update={"interpolation_kind": "lerp"})
     check(embeddings, generator, settings)
     rows = spread_over_classes(embeddings.labels.tolist(), asked.images)
-    row_of = {image_id: row for row, image_id in enumerate(images.ids)}
-    if lacking := [embeddings.ids[row] for row in rows if embeddings.ids[row] not in row_of]:
+    if lacking := [embeddings.ids[row] for row in rows if embeddings.ids[row] not in images.row_of]:
         raise UsageError(f"{run}: DATA does not hold {lacking[0]} any more; `dinv forget` takes it out of the run.")
     versions = [embeddings.versions[row] for row in rows]
     note = {"asked": asked.model_dump(mode="json", exclude={"device"}), "versions": versions}
@@ -59,9 +58,9 @@ def draw_strips(
         drawn = _drawn(embeddings, generator, settings, plans)
         partners = [embeddings.ids[of_row[0].partner] for of_row in plans]
         picture = _picture(
-            [images.images[row_of[embeddings.ids[row]]] for row in rows],
+            [images.images[images.row_of[embeddings.ids[row]]] for row in rows],
             drawn,
-            [images.images[row_of[partner]] if partner in row_of else None for partner in partners],
+            [images.images[images.row_of[partner]] if partner in images.row_of else None for partner in partners],
             [embeddings.class_names[label] for label in embeddings.labels[rows].tolist()],
             asked,
         )

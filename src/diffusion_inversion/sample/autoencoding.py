@@ -139,7 +139,6 @@ def write_autoencoded(
         raise UsageError(f"batch_size={batch_size}: give at least 1.")
     run = Path(out)
     store = _Store(run, part, images.class_names)
-    row_of = {image_id: row for row, image_id in enumerate(images.ids)}
     with run_lock(run):
         store.require_own()
         begun = any(Manifest(run / name / MANIFEST).units() for name in PARTS)
@@ -152,7 +151,7 @@ def write_autoencoded(
         with track(f"{STAGE} {part}", left) as advance:
 
             def do(unit: tuple[str, ...]) -> None:
-                batch = images.subset([row_of[image_id] for image_id in unit])
+                batch = images.subset([images.row_of[image_id] for image_id in unit])
                 noise = None
                 if sample:
                     side = resolution // generator.vae_factor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,9 @@ class _Drawing:
     settings: SampleSettings
     strengths: Strengths | None
 
-    @cached_property
-    def _row_of(self) -> dict[str, int]:
-        return {image_id: row for row, image_id in enumerate(self.embeddings.ids)}
-
     def plan(self, source_id: str, variant: int, attempt: int) -> VariantPlan:
         own = of_source(self.settings, self.strengths, source_id)
-        return plan_variant(self.embeddings, self.generator, own, self._row_of[source_id], variant, attempt)
+        return plan_variant(self.embeddings, self.generator, own, self.embeddings.row_of[source_id], variant, attempt)
 
     def draw(self, plans: list[VariantPlan]) -> Tensor:
         return draw_images(self.embeddings, self.generator, plans, self.settings)

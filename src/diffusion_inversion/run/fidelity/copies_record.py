@@ -108,9 +108,8 @@ def redrawn_picture(run: Path, train: LabelledImages, record: Mapping[str, Any])
     examples = record["examples"]
     if not examples:
         return None
-    row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     # As pictures, not as a set of images: variants of one source are near to the same training image.
-    shown = [train.images[[row_of[one["nearest"]] for one in examples]]]
+    shown = [train.images[[train.row_of[one["nearest"]] for one in examples]]]
     for store, key in (
         (SyntheticStore(run, train.class_names), "file"),
         (redrawn_store(run, train.class_names), "again"),

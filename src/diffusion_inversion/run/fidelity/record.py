@@ -100,12 +100,11 @@ def example_images(
     """For each example its source, the image that failed, and what was drawn again, if so: uint8 (3, S, S) each."""
     store, later = SyntheticStore(run, train.class_names), redrawn_store(run, train.class_names)
     rows, again = {row["file_name"]: row for row in _rows(store)}, _again(run, train.class_names)
-    row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     found: list[tuple[Tensor, Tensor, Tensor | None]] = []
     for example in examples:
         row = rows[example["file"]]
         image = _read(store, row)
-        real = train.subset([row_of[example["source"]]]).resized(image.shape[-1]).images[0]
+        real = train.subset([train.row_of[example["source"]]]).resized(image.shape[-1]).images[0]
         new = again.get(_job(row))
         found.append((real, image, None if new is None else _read(later, new)))
     return found

@@ -96,13 +96,13 @@ def draw_again(
     if missing:
         require_room(run, missing * png_bytes(side) + SPARE_BYTES, f"{missing} images of {side} px, drawn again,")
     checker = load_safety_checker(generator) if settings.safety_checker else None
-    row_of = {image_id: row for row, image_id in enumerate(embeddings.ids)}
 
     def own(source_id: str, level: int) -> SampleSettings:
         return stronger(of_source(settings, strengths, source_id), level)
 
     def plan(source_id: str, variant: int, attempt: int, level: int) -> VariantPlan:
-        return plan_variant(embeddings, generator, own(source_id, level), row_of[source_id], variant, attempt)
+        row = embeddings.row_of[source_id]
+        return plan_variant(embeddings, generator, own(source_id, level), row, variant, attempt)
 
     def draw(plans: list[VariantPlan]) -> Tensor:
         parts = partial(in_parts, partial(draw_images, embeddings, generator, settings=settings), plans)
