@@ -67,7 +67,7 @@ def test_the_gaussian_is_mean_and_unbiased_covariance_however_the_rows_come() ->
         fitted = fit_gaussian(rows.split(sizes))
         assert fitted.n == 300
         torch.testing.assert_close(fitted.mean, rows.mean(dim=0), rtol=1e-12, atol=0)
-        torch.testing.assert_close(fitted.covariance, rows.T.cov(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(fitted.root.T @ fitted.root, rows.T.cov(), rtol=1e-9, atol=1e-9)
 
 
 def test_fid_stays_exact_far_from_the_origin_and_near_singular() -> None:

@@ -124,36 +124,34 @@ def test_an_interval_beside_its_value_is_drawn_where_it_is() -> None:
     assert list(axes.lines[0].get_ydata()) == [50]
 
 
-def test_metrics_against_both_strengths() -> None:
-    sweeps = {
-        "lambda": {
-            "precision": [point(0, 0.9, 0.02), point(0.2, 0.7, 0.03)],
-            "recall": [point(0, 0.98), point(0.2, 0.95)],
-        },
-        "alpha": {"recall": [point(0.1, 0.66, 0.01), point(0, 0.64, 0.01)], "density": [point(0, 1.3, 0.1)]},
+def test_metrics_against_a_strength() -> None:
+    metrics = {
+        "precision": [point(0, 0.9, 0.02), point(0.2, 0.7, 0.03)],
+        "recall": [point(0.2, 0.95), point(0, 0.98)],
+        "density": [point(0, 1.3, 0.1)],
     }
-    figure = metric_curves(sweeps)
-    first, second = figure.axes
-    assert "noise strength" in first.get_xlabel() and "interpolation" in second.get_xlabel()
-    assert [list(line.get_ydata()) for line in first.lines] == [[0.9, 0.7], [0.98, 0.95]]
-    assert list(second.lines[0].get_xdata()) == [0, 0.1] and list(second.lines[0].get_ydata()) == [0.64, 0.66]
-    assert second.lines[0].get_color() == first.lines[1].get_color() != first.lines[0].get_color()
-    band = {(round(x, 9), round(y, 9)) for x, y in first.collections[0].get_paths()[0].vertices.tolist()}
+    figure = metric_curves(metrics, "noise_strength")
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "noise_strength"
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.9, 0.7], [0.98, 0.95], [1.3]]
+    assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[0, 0.2]] * 2
+    assert len({line.get_color() for line in axes.lines}) == 3
+    band = {(round(x, 9), round(y, 9)) for x, y in axes.collections[0].get_paths()[0].vertices.tolist()}
     assert band == {(0, 0.88), (0, 0.92), (0.2, 0.67), (0.2, 0.73)}
-    assert len(first.collections) == 1  # recall has no interval there
-    low, high = first.get_ylim()
-    assert low == 0 and high > 1.4 and second.get_ylim() == (low, high)  # one scale, nothing cut off
+    assert len(axes.collections) == 2  # recall has no interval
+    low, high = axes.get_ylim()
+    assert low == 0 and high > 1.4  # nothing cut off
     (shown,) = figure.legends
     assert [text.get_text() for text in shown.get_texts()] == ["precision", "recall", "density"]
     figure.canvas.draw()
-    assert all(axes.bbox.width > 0.35 * figure.bbox.width for axes in figure.axes)
+    assert axes.bbox.width > 0.7 * figure.bbox.width
 
 
 def test_odd_names_are_drawn_as_text_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     line = [point(1, 0.5, 0.1), point(20, 0.6, 0.1)]
     figures = [
         accuracy_curve({name: line for name in ODD}),
-        metric_curves({ODD[0]: {name: line for name in ODD}}),
+        metric_curves({name: line for name in ODD}, ODD[0]),
     ]
     for figure in figures:
         picture = png(figure)

@@ -48,7 +48,7 @@ def draw(found: SweepResult) -> dict[str, bytes]:
                     for one in group
                     for other in others
                 }
-                picture = metric_curves({_xlabel(figure) + which: lines})
+                picture = metric_curves(lines, _xlabel(figure) + which)
             else:
                 picture = _dots(_metric_dots(rows, group), ", ".join(map(_setting, group)) + which)
             drawn[f"{found.plan.name}-{name}.png"] = png(picture)

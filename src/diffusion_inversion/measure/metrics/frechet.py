@@ -30,10 +30,6 @@ class Gaussian:
     mean: Float64[Tensor, " dim"]
     root: Float64[Tensor, "rank dim"]  # rank <= min(n, dim)
 
-    @property
-    def covariance(self) -> Float64[Tensor, "dim dim"]:
-        return self.root.T @ self.root
-
 
 def fit_gaussian(batches: Iterable[Tensor]) -> Gaussian:
     """Fit features that come in batches (B, D) of any size. Memory: a batch and (D, D) float64.

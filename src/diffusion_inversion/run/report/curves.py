@@ -1,4 +1,4 @@
-"""What is measured against a number or a strength: accuracy against synthetic images, metrics against lambda, alpha."""
+"""Curves: accuracy against the number of synthetic images or a strength, metrics against what was varied."""
 
 from __future__ import annotations
 
@@ -68,37 +68,29 @@ def accuracy_curve(arms: Mapping[str, Line], xlabel: str = "synthetic images", m
 
 
 @without_tex
-def metric_curves(sweeps: Mapping[str, Mapping[str, Line]]) -> Figure:
-    """One panel for each strength that was varied (lambda, alpha), one line for each metric, its interval as a band.
+def metric_curves(metrics: Mapping[str, Line], xlabel: str) -> Figure:
+    """Metrics against what was varied, one line for each metric by name, its interval as a band.
 
-    `sweeps` maps the strength's name to metrics by name, such as precision, recall, density and coverage, all on one
-    scale: FID belongs in a figure of its own. A metric has one colour in all panels.
+    All of them on one scale, as precision, recall, density and coverage are: FID belongs in a figure of its own.
     """
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(name for metrics in sweeps.values() for name in metrics))
-    figure = Figure(figsize=(max(7, 4.4 * len(sweeps)), 4), dpi=DPI, layout="constrained")
-    first = None
-    handles: dict[str, Line2D] = {}
-    for place, (strength, metrics) in enumerate(sweeps.items()):
-        axes = figure.add_subplot(1, len(sweeps), place + 1, sharey=first)
-        first = first or axes
-        for name, line in metrics.items():
-            colour = ARM_COLOURS[names.index(name) % len(ARM_COLOURS)]
-            ordered = sorted(line, key=lambda point: point["at"])
-            bounded = [
-                (p["at"], p["low"], p["high"]) for p in ordered if p["low"] is not None and p["high"] is not None
-            ]
-            if bounded:
-                places, lows, highs = zip(*bounded, strict=True)
-                axes.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
-            values = [point["value"] for point in ordered]
-            (handles[name],) = axes.plot([p["at"] for p in ordered], values, color=colour, marker="o", markersize=4)
-        axes.set_xlabel(_symbol(strength), parse_math=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    if first is not None:
-        first.set_ylim(bottom=0)
-        legend(figure, list(handles.values()), list(handles))
+    figure = Figure(figsize=(7, 4), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    handles = []
+    for place, line in enumerate(metrics.values()):
+        colour = ARM_COLOURS[place % len(ARM_COLOURS)]
+        ordered = sorted(line, key=lambda point: point["at"])
+        bounded = [(p["at"], p["low"], p["high"]) for p in ordered if p["low"] is not None and p["high"] is not None]
+        if bounded:
+            places, lows, highs = zip(*bounded, strict=True)
+            axes.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
+        values = [point["value"] for point in ordered]
+        handles += axes.plot([p["at"] for p in ordered], values, color=colour, marker="o", markersize=4)
+    axes.set_xlabel(xlabel, parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(bottom=0)
+    legend(figure, handles, list(metrics))
     return figure
 
 
@@ -124,8 +116,3 @@ def _with_bars(axes: Axes, line: Line, colour: str) -> Line2D:
 def _number(value: float, _: float) -> str:
     """A place on an axis of counts or strengths: 1000 as 1,000, 0.1 as it is."""
     return f"{value:,.0f}" if value == round(value) else f"{value:g}"
-
-
-def _symbol(strength: str) -> str:
-    known = {"lambda": "λ, noise strength", "alpha": "\N{GREEK SMALL LETTER ALPHA}, interpolation strength"}
-    return known.get(strength, strength)
