@@ -47,7 +47,7 @@ def replicate(**wrong: tuple[range, ...]) -> Replicated:
     for arm, ranges in wrong.items():
         missed = torch.tensor([any(row in one for one in ranges) for row in range(60)])
         found = score(LABELS, torch.where(missed, 1 - LABELS, LABELS), 2)
-        runs += [ArmRun(arm.replace("_", "+"), seed, found, 1.0, None, resumed=False) for seed in range(3)]
+        runs += [ArmRun(arm.replace("_", "+"), seed, found, 1.0, None) for seed in range(3)]
     return Replicated(Path(), ArmResults(tuple(runs), LABELS, ("a", "b")), (), IDS)
 
 

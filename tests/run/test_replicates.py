@@ -277,7 +277,7 @@ def test_results_of_one_draw_are_what_they_were() -> None:
 
     labels = torch.arange(10) % 2
     runs = tuple(
-        ArmRun(arm, seed, score(labels, (labels + (torch.arange(10) < miss + seed)) % 2, 2), 0.0, None, resumed=False)
+        ArmRun(arm, seed, score(labels, (labels + (torch.arange(10) < miss + seed)) % 2, 2), 0.0, None)
         for seed in range(3)
         for arm, miss in (("real", 3), ("synthetic", 1))
     )

@@ -30,7 +30,7 @@ def replicate(hits: dict[str, Tensor], ids: tuple[str, ...] = IDS, seed: int = 0
         for one, row in enumerate(rows):
             confidences = 0.5 + torch.rand(len(ids), generator=stream, dtype=torch.float64) / 2
             found = score(labels, torch.where(row, labels, 1 - labels), 2, confidences)
-            runs.append(ArmRun(arm, one, found, 1.0, None, resumed=False))
+            runs.append(ArmRun(arm, one, found, 1.0, None))
     return Replicated(Path(str(number)), ArmResults(tuple(runs), labels, ("a", "b")), (), ids)
 
 

@@ -133,7 +133,7 @@ def _recorded(folder: Path, arms: Sequence[str]) -> Replicated:
             if one is None or len(one["predictions"]) != len(keys):
                 raise UsageError(f"{folder}: its classifiers are not of its test images. Run `dinv train` again first.")
             evaluation = score(labels[order], number[torch.tensor(one["predictions"])][order], len(names))
-            runs.append(ArmRun(arm, seed, evaluation, one["seconds"], None, resumed=True))
+            runs.append(ArmRun(arm, seed, evaluation, one["seconds"], None))
     results = ArmResults(tuple(runs), labels[order], tuple(names))
     return Replicated(folder, results, tuple(data["train"]["ids"]), tuple(keys[row] for row in order))
 

@@ -44,7 +44,6 @@ class ArmRun:
     evaluation: Evaluation
     seconds: float  # training time
     classifier: Path | None  # its file; None where no folder was given
-    resumed: bool  # read from the folder, not trained now
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def train_arms(
     the hash of all images: where images were added since, every classifier is trained anew, beside the old one.
 
     `on_step(arm, seed, step, loss)` follows every step that is trained now; `on_run(run)` every finished
-    classifier, those found in the folder too (`run.resumed`).
+    classifier, those found in the folder too.
 
     With `ahead`, which takes a folder, the synthetic images are those of its queue: all classifiers go through it side
     by side, stretch by stretch, so that each image is drawn once.
@@ -156,11 +155,11 @@ def train_arms(
         state = state_of(unit)
         classifier = go_on(unit, state, stretches[-1] if stretches else None)
         found = evaluate(classifier, source.test)
-        run = ArmRun(arm, seed, found, time.monotonic() - start, None, resumed=False)
+        run = ArmRun(arm, seed, found, time.monotonic() - start, None)
         if store is not None and state is not None:
             _commit(store, unit, classifier, run)
             state.clear()
-            run = _arm_run(store, unit, test, False)
+            run = _arm_run(store, unit, test)
         runs.append(run)
         tell(run)
 
@@ -173,7 +172,7 @@ def train_arms(
         before = [unit for unit in units if unit in store.manifest.units()]
         already("train", len(before), len(units), "classifiers")
         for unit in before:
-            tell(_arm_run(store, unit, test, True))
+            tell(_arm_run(store, unit, test))
         if ahead is not None:
             left = {unit: state_of(unit) for unit, (arm, _) in units.items() if arm in WITH_SYNTHETIC}
             left = {unit: state for unit, state in left.items() if unit not in store.manifest.units()}
@@ -184,7 +183,7 @@ def train_arms(
         store.finish(settings, {arm: version[:VERSION] for arm, version in data.items()}, OWN_SIZE in sources)
         clear_states(store.folder)
         # Read again: in a shared run others trained some of them.
-        done = tuple(_arm_run(store, unit, test, unit in before) for unit in units)
+        done = tuple(_arm_run(store, unit, test) for unit in units)
         return ArmResults(done, test.labels, test.class_names)
 
 
@@ -201,14 +200,14 @@ def _commit(store: ClassifierStore, unit: str, classifier: Classifier, run: ArmR
     store.commit(unit, run.arm, run.seed, classifier, measured, run.seconds)
 
 
-def _arm_run(store: ClassifierStore, unit: str, test: LabelledImages, resumed: bool) -> ArmRun:
+def _arm_run(store: ClassifierStore, unit: str, test: LabelledImages) -> ArmRun:
     record = store.record(unit)
     confidences = record.get("confidences")  # not in the records of earlier versions
     if confidences is not None:
         confidences = torch.tensor(confidences, dtype=torch.float64)
     evaluation = score(test.labels, torch.tensor(record["predictions"]), len(test.class_names), confidences)
     (name,) = record["files"]
-    return ArmRun(record["arm"], record["seed"], evaluation, record["seconds"], store.folder / name, resumed)
+    return ArmRun(record["arm"], record["seed"], evaluation, record["seconds"], store.folder / name)
 
 
 def unit_of(arm: str, seed: int, data: str) -> str:

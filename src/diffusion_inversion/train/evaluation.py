@@ -161,11 +161,16 @@ class Comparison:
     @property
     def summary(self) -> str:
         """One line with the mean difference and the interval that the verdict reads, in points."""
-        text = f"{self.arm} - {self.baseline}: {100 * self.difference:+.2f} points"
+        return f"{self.arm} - {self.baseline}: {self.points} (n={len(self.differences)} {self.unit})"
+
+    @property
+    def points(self) -> str:
+        """The difference and its interval alone."""
+        text = f"{100 * self.difference:+.2f} points"
         if self.interval is not None:
             low, high = (f"{100 * bound:+.2f}" for bound in self.interval)
             text += f", {100 * self.simultaneous_confidence:.4g} % interval [{low}, {high}]"
-        return f"{text} (n={len(self.differences)} {self.unit})"
+        return text
 
     def outcome(self) -> Outcome:
         """What the interval says of this arm alone, in the words of `verdict`."""

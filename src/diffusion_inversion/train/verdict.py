@@ -194,16 +194,11 @@ def verdict(
         reason = f"in {measure}, since the test classes are uneven, {reason}"
     for arm in dict.fromkeys(fall.comparison.arm for fall in falls):
         lost = [fall for fall in falls if fall.comparison.arm == arm]
-        rates = "; ".join(f"{_named([one.class_name])} {_short(one.comparison)}" for one in lost[:MOST_NAMED])
+        rates = "; ".join(f"{_named([one.class_name])} {one.comparison.points}" for one in lost[:MOST_NAMED])
         reason += f"; {arm} finds fewer {_named([one.class_name for one in lost])} (recall: {rates})"
     if correct is None:
         reason += "; on these test images alone"
     return found(outcome, reason, named.arm)
-
-
-def _short(comparison: Comparison) -> str:
-    """The difference and its interval alone."""
-    return comparison.summary.partition(": ")[2].rpartition(" (n=")[0]
 
 
 def _falls(
