@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..engine.text import visible_values
+from ..run.report import html
 from ..run.report.pictures import data_uri
-from ..run.report.templates import environment, style
+from ..run.report.templates import environment
 from .outcome import SweepResult
 from .table import (
     accuracy_table,
@@ -47,9 +48,9 @@ def page(found: SweepResult, command: str, figures: Mapping[str, bytes]) -> str:
             "tables": {name: [head, *body] for name, (head, body) in tables.items()},
         }
     )
-    text: str = (
+    content = (
         environment("diffusion_inversion.sweep")
         .get_template("template.html")
-        .render(**shown, style=style(), figures={name: data_uri(image) for name, image in figures.items()})
+        .render(**shown, figures={name: data_uri(image) for name, image in figures.items()})
     )
-    return text
+    return html.page(shown["title"], [content], scripted=False)
