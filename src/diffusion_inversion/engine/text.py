@@ -31,9 +31,14 @@ def shown(text: str) -> str:
     return escaped(text, also="\\")
 
 
+def cut(text: str, most: int) -> str:
+    """`text`, which ends in an ellipsis where it is longer than `most` characters, that among them."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def visible(text: str) -> str:
     """For a page: line breaks, tabs and joiners of letters stay. Longer than 2,000 characters ends in an ellipsis."""
-    return escaped(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…", keep=f"\n\t{_JOINERS}")
+    return escaped(cut(text, LONGEST), keep=f"\n\t{_JOINERS}")
 
 
 def visible_values(value: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import LabelledImages
+from ..engine.text import cut
 from ..errors import DataError
 from ..run.methods import images_store
 from ..run.report import png
@@ -54,8 +55,7 @@ def look(workshop: Workshop, wanted: Sequence[Sequence[Cell]], jobs: Sequence[Se
 def _name(cells: Sequence[Cell]) -> str:
     """What the cells that use one set of images have in common; where that is nothing, all of them."""
     each = dict.fromkeys(label(cell.at) for cell in cells)
-    name = label(shared(cells, range(len(cells)))) or "; ".join(each)
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return cut(label(shared(cells, range(len(cells)))) or "; ".join(each), _LONGEST)
 
 
 def first_of_classes(store: SyntheticStore, class_names: Sequence[str]) -> list[Tensor | None]:

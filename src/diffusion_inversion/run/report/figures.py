@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ...engine.text import visible
+from ...engine.text import cut, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +37,7 @@ def without_tex(draw: Callable[Given, Result]) -> Callable[Given, Result]:
 
 def short(name: str) -> str:
     """A name as a label: one line of at most 20 characters. Draw it with parse_math=False."""
-    text = " ".join(visible(name).split())
-    return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
+    return cut(" ".join(visible(name).split()), _LONGEST_LABEL)
 
 
 def legend(place: Axes | Figure, handles: Sequence[Any], names: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...sample.png import encode_png
+
 LARGEST_PNG = 128  # px; a larger image is a JPEG, which shows as much at a tenth of the bytes
 _QUALITY = 90
 
@@ -78,12 +80,10 @@ def data_uri(image: bytes, kind: str = "png") -> str:
 
 def picture_uri(image: Tensor) -> str:
     """uint8 (3, H, W) as a URI: a PNG up to 128 px, each pixel as it is; a JPEG above."""
+    if max(image.shape[1:]) <= LARGEST_PNG:
+        return data_uri(encode_png(image))
     from PIL import Image
 
     buffer = io.BytesIO()
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    if max(picture.size) <= LARGEST_PNG:
-        picture.save(buffer, format="PNG")
-        return data_uri(buffer.getvalue())
-    picture.save(buffer, format="JPEG", quality=_QUALITY)
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="JPEG", quality=_QUALITY)
     return data_uri(buffer.getvalue(), "jpeg")

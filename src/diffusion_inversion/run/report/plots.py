@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ...engine.text import cut
 from .formats import accuracy
 from .svg import COLOURS, Row, axis, chart, curve
 
@@ -30,7 +31,7 @@ def differences(colours: Mapping[str, int], comparisons: Sequence[Mapping[str, A
             numbers = f"{numbers} ({ends[0]:+.1f} to {ends[1]:+.1f})"
         rows.append(
             Row(
-                name=_name(compared["arm"]),
+                name=cut(compared["arm"], _LONGEST),
                 numbers=numbers,
                 colour=colours.get(compared["arm"], 0),
                 mean=100 * compared["difference"],
@@ -65,7 +66,7 @@ def accuracy_row(run: Mapping[str, Any], arm: str, name: str, colour: int) -> Ro
     found = scored(run, arm)
     mean, std = 100 * found["mean"], found["std"]
     return Row(
-        name=_name(name),
+        name=cut(name, _LONGEST),
         numbers=accuracy(found["mean"], std, run["arms"][arm]["n"]),
         colour=colour,
         mean=mean,
@@ -94,10 +95,6 @@ def losses(run: Mapping[str, Any]) -> Markup:
 
 def _in_percent(low: float | None, high: float | None) -> tuple[float, float] | None:
     return None if low is None or high is None else (100 * low, 100 * high)
-
-
-def _name(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _spoken(rows: Sequence[Row]) -> str:
