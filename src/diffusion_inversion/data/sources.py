@@ -118,7 +118,7 @@ def _folder(folder: Path) -> Opened:
     if shards := shards_of(folder):
         return sharded(folder.name, shards), None
     if units := sorted(folder.glob(UNIT_FILES)):
-        return parquet_files(units, "train"), None
+        return parquet_files(units), None
     # A class may be called "train" or "test": only folders that hold folders are splits.
     train, tests = _split(folder, TRAIN), [name for names in TESTS if (name := _split(folder, names))]
     if train is None:

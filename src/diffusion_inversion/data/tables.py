@@ -51,12 +51,12 @@ def parquet_file(path: Path, role: str) -> Source:
     return _source(path.stem, role, values, names, label_column, open_row, str(info.get("license") or ""), columns)
 
 
-def parquet_files(paths: Sequence[Path], role: str) -> Source:
-    """The images of parquet files of the same classes as one, numbered on from file to file. Raises DataError.
+def parquet_files(paths: Sequence[Path]) -> Source:
+    """Training images in parquet files of the same classes as one, numbered on from file to file. Raises DataError.
 
     Few of them are open at a time.
     """
-    opened = lru_cache(4)(lambda place: parquet_file(paths[place], role))
+    opened = lru_cache(4)(lambda place: parquet_file(paths[place], "train"))
     starts, labels, names = [0], list[int](), opened(0).class_names
     for place, path in enumerate(paths):
         if (found := opened(place)).class_names != names or any(one.fatal for one in found.problems):
@@ -72,8 +72,8 @@ def parquet_files(paths: Sequence[Path], role: str) -> Source:
         return [value for place in range(len(paths)) for value in opened(place).columns()[name]()]
 
     return Source(
-        paths[0].parent.name, numbered(role, len(labels)), tuple(labels), names, open_row,
-        unused_classes(role, labels, names), opened(0).licence,
+        paths[0].parent.name, numbered("train", len(labels)), tuple(labels), names, open_row,
+        unused_classes("train", labels, names), opened(0).licence,
         lambda: {name: partial(read, name) for name in opened(0).columns()},
     )  # fmt: skip
 

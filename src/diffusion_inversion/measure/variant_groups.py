@@ -22,7 +22,7 @@ def recorded_sources(data: str | Path) -> dict[str, str]:
     Raises DataError where the file has the columns of stage 2 but cannot be read.
     """
     if units := sorted(Path(data).glob(UNIT_FILES)):
-        sources = parquet_files(units, "train").columns()["source_id"]()
+        sources = parquet_files(units).columns()["source_id"]()
         return dict(zip(numbered("train", len(sources)), map(str, sources), strict=True))
     path = Path(data) / METADATA
     if not path.is_file():

@@ -97,11 +97,11 @@ def kid(real_features: Tensor, generated_features: Tensor, *, chunk: int = _CHUN
 
 
 def random_subsets(
-    n_real: int, n_generated: int, *, subsets: int = 100, size: int = 1000, seed: int = 2020
+    n_real: int, n_generated: int, *, subsets: int = 100, size: int = 1000
 ) -> tuple[Float64[Tensor, "real subsets"], Float64[Tensor, "generated subsets"]]:
     """Parts for `discrepancy`: `subsets` random subsets of `size` images, drawn without replacement.
 
-    The protocol and, given the seed, the subsets of torch-fidelity 0.4 (its defaults: 100 of 1000, seed 2020).
+    The protocol and the subsets of torch-fidelity 0.4 (its defaults: 100 of 1000, seed 2020).
     Raises DataError where a set has fewer than `size` images.
     """
     fewest = min(n_real, n_generated)
@@ -110,7 +110,7 @@ def random_subsets(
             f"KID subsets of {size}: there are {n_real} real and {n_generated} generated images; "
             f"give a size between 2 and {fewest}"
         )
-    draw = np.random.RandomState(seed)
+    draw = np.random.RandomState(2020)
     real, generated = np.zeros((n_real, subsets)), np.zeros((n_generated, subsets))
     for column in range(subsets):
         # torch-fidelity draws the subset of its input1 first, and input1 is the generated set.
