@@ -37,7 +37,7 @@ from ..engine.text import shown
 from ..engine.units import each_unit
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..generator.device import resolve_device
-from ..invert.embeddings import FOLDER as EMBEDDINGS
+from ..invert.embeddings import refuse_vectors
 from ..measure.extractors.cache import cached_features
 from ..measure.extractors.catalog import open_extractor
 from ..measure.extractors.extractor import Extractor
@@ -174,8 +174,7 @@ def check(folders: Mapping[int, Path], pool: Pool) -> None:
             f"--k {max(folders)}: {pool.name} has {len(pool)} images. Give a smaller --k or a larger pool."
         )
     for folder in folders.values():
-        if (folder / EMBEDDINGS).exists():
-            raise UsageError(f"{folder}: a run of learned vectors. Give retrieved images a folder of their own.")
+        refuse_vectors(folder, "retrieved images")
 
 
 def look_at(

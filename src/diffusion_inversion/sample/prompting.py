@@ -20,7 +20,7 @@ from ..errors import DataError, UsageError
 from ..generator.generator import EMPTY_PROMPT, Generator
 from ..generator.safety import SafetyChecker, attempt_identity, check_safety_checker, load_safety_checker
 from ..generator.sides import require_side
-from ..invert.embeddings import FOLDER as EMBEDDINGS
+from ..invert.embeddings import refuse_vectors
 from ..randomness import generator_for
 from .columns import EARLIER
 from .denoising import denoise, require_finite
@@ -175,8 +175,7 @@ def check(generator: Generator, settings: PromptSettings, run: Path) -> tuple[in
 
     Raises, before anything is done, UsageError for settings that cannot be, and where `run` is one of vectors.
     """
-    if (run / EMBEDDINGS).exists():
-        raise UsageError(f"{run}: a run of learned vectors. Give images from prompts a folder of their own.")
+    refuse_vectors(run, "images from prompts")
     resolution = settings.resolution or generator.resolution
     require_side(generator, resolution, option="--sample-resolution")
     image_size = settings.image_size or resolution

@@ -25,7 +25,7 @@ from ...engine.text import shown
 from ...engine.units import each_unit
 from ...errors import UsageError
 from ...generator.generator import Generator
-from ...invert.embeddings import FOLDER as EMBEDDINGS
+from ...invert.embeddings import refuse_vectors
 from ...measure.extractors.cache import cached_features
 from ...sample.prompting import Prompt, RealGuidance, check, classes_of, draw_prompts
 from ...sample.synthetic import SCHEMA, Row, SyntheticStore, job_name
@@ -117,8 +117,7 @@ def lecf(
     )
     _, side = check(generator, drawing, drawn)
     for folder in folders.values():
-        if (folder / EMBEDDINGS).exists():
-            raise UsageError(f"{folder}: a run of learned vectors. Give images of LECF a folder of their own.")
+        refuse_vectors(folder, "images of LECF")
     named = [train.class_names[label] for label in train.labels.unique().tolist()]
     if language is None:
         prompts = sentences_of_frames(named, settings.sentences, drawing.seed)
