@@ -27,7 +27,10 @@ from diffusion_inversion.run.export.images import SyntheticImages
 from diffusion_inversion.run.export.stage import export
 from diffusion_inversion.run.fidelity.stage import trained_on
 from diffusion_inversion.run.forget import forget
-from diffusion_inversion.run.grow import CANDIDATE_STEPS, CANDIDATES, PATIENCE, SHARES, RoundRecord, _ended, grow
+from diffusion_inversion.run.grow import grow
+from diffusion_inversion.run.growth import CANDIDATE_STEPS, CANDIDATES
+from diffusion_inversion.run.growth_end import PATIENCE, SHARES, why_ended
+from diffusion_inversion.run.growth_record import RoundRecord
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import identify
 from diffusion_inversion.run.methods import images_made, sources_of_images
@@ -205,14 +208,14 @@ def record(accuracy: float, added: int = 10, seconds: float = 60.0) -> RoundReco
 def test_it_ends_at_whichever_end_comes_first() -> None:
     both = GrowSettings(images=30, target_gain=2.0, time_limit=300)
     before = [record(0.50), record(0.51)]
-    assert _ended(both, before, 0.519, 5.0) is None
-    assert _ended(both, before, 0.521, 5.0) == "the gain of 2 points was reached"
-    assert _ended(both, [*before, record(0.51)], 0.51, 5.0) == "30 images were added"
-    assert "beyond" in str(_ended(both, before, 0.51, 130.0)), "another round would take 60 s"
+    assert why_ended(both, before, 0.519, 5.0) is None
+    assert why_ended(both, before, 0.521, 5.0) == "the gain of 2 points was reached"
+    assert why_ended(both, [*before, record(0.51)], 0.51, 5.0) == "30 images were added"
+    assert "beyond" in str(why_ended(both, before, 0.51, 130.0)), "another round would take 60 s"
     target = GrowSettings(target_gain=2.0)
     worse = [record(0.50), *[record(0.49)] * (PATIENCE - 1)]
-    assert _ended(target, worse, 0.49, 5.0) == "3 rounds in turn brought no more"
-    assert _ended(target, worse, 0.505, 5.0) is None and _ended(target, [], 0.9, 5.0) is None
+    assert why_ended(target, worse, 0.49, 5.0) == "3 rounds in turn brought no more"
+    assert why_ended(target, worse, 0.505, 5.0) is None and why_ended(target, [], 0.9, 5.0) is None
     with pytest.raises(ValueError, match="no end was given"):
         GrowSettings(round_images=5)
 

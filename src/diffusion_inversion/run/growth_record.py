@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from ..engine.ledger import Ledger
@@ -42,3 +44,13 @@ def growth_record(run: Path) -> GrowthRecord | None:
         "gain": ended["gain"],
         "sentence": ended["sentence"],
     }
+
+
+def as_text(correct: Tensor) -> str:
+    """A record of which images (n,) bool were recognised: 0 or 1 of each."""
+    return "".join(map(str, correct.int().tolist()))
+
+
+def as_tensor(text: str) -> Tensor:
+    """What `as_text` made a record of: (n,) bool."""
+    return torch.tensor([one == "1" for one in text])

@@ -24,7 +24,7 @@ from .copies import audit_again
 from .drawn_with import generator_of, recorded_sampling
 from .fidelity.stage import recorded_filter
 from .forget import follow
-from .grow import grown_again
+from .growth import grown_again
 from .images import open_splits
 from .layout import GENERATOR_FILE, RECONSTRUCTIONS_FILE, RUN_FILE
 from .membership import membership_again
