@@ -28,10 +28,13 @@ def grow(
 ) -> dict[str, Any]:
     """Add synthetic images to RUN round by round, most for the classes recognised least, until they are enough."""
     from ..run.grow import grow as grow_run
+    from ..run.growth_settings import require_growable
     from ..run.images import open_splits, recorded_data
     from ..run.reporting import report_command
 
-    asked, settings = growing.settings(), training.settings(preset, of=recorded_data(run))
+    asked = growing.settings()
+    require_growable(run)
+    settings = training.settings(preset, of=recorded_data(run))
     with hold(run):
         found = grow_run(run, open_splits(run), asked, settings, None, where.settings().device)
     gain, low, high = (100 * one for one in found["gain"])

@@ -75,6 +75,11 @@ def is_grown(run: Path) -> bool:
     return bool(SyntheticStore(run, (), GROWN).manifest.units())
 
 
+def has_grown(run: Path) -> bool:
+    """Whether images were grown here, or chosen to be: a killed call may have drawn none of them yet."""
+    return is_grown(run) or bool((Ledger(run).read_json(GROWTH_FILE) or {"rounds": []})["rounds"])
+
+
 def grown(run: Path, class_names: tuple[str, ...]) -> tuple[LabelledImages, list[tuple[str, ...]]] | None:
     """What was grown, and for each image the ids of those that it was made from; None where nothing was.
 

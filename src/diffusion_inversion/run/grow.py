@@ -21,19 +21,17 @@ from ..data.datasets import Splits
 from ..engine.disk import require_room
 from ..engine.frozen_settings import freeze_settings
 from ..engine.ledger import Ledger
-from ..errors import UsageError
 from ..generator.generator import Generator
 from ..sample.synthetic import job_name, parse_job
 from ..train.choosing import Folds, Material
 from ..train.growing import best, errors_of, shares
 from ..train.training import fingerprint, recipe
 from .drawn_with import generator_of, sampling_of
-from .fidelity.stage import recorded_filter
 from .growth import Growth
 from .growth_end import close, why_ended
 from .growth_record import RoundRecord, as_text
+from .growth_settings import require_growable, require_trainable
 from .layout import GROWTH_FILE
-from .methods import method_of
 from .room import SPARE_BYTES, png_bytes
 from .stages import require_whole
 
@@ -47,15 +45,8 @@ def grow(
     end goes on from where the last one ended. Raises UsageError, DataError (too few images), ConfigMismatchError
     (other settings or training images than those of the rounds before), DiskError.
     """
-    if method_of(run).again is not None:
-        raise UsageError(f"{run}: has no learned vectors to draw around. Grow a run of `dinv sample`.")
-    if settings.online or settings.real_fraction == "auto" or settings.mixing == "confidence":
-        raise UsageError("dinv grow: not with online, real_fraction=auto or mixing=confidence; give other settings.")
-    if (how := recorded_filter(run).filter) != "off":
-        raise UsageError(
-            f"{run}: was trained with --filter {how}, which images that are grown go without. Begin training anew "
-            f"without it (`dinv train {run} --restart`), then grow."
-        )
+    require_growable(run)
+    require_trainable(settings)
     require_whole(run, splits)
     loaded = generator or generator_of(run, device)
     side = sampling_of(run, splits.train.class_names).image_size or splits.train.size

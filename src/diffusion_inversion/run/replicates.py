@@ -11,7 +11,8 @@ from ..config.sampling import PromptSettings, SampleSettings
 from ..config.settings import DataSettings, InvertSettings
 from ..config.training import TrainSettings
 from ..data.datasets import Splits
-from ..errors import ConfigMismatchError
+from ..errors import ConfigMismatchError, UsageError
+from .gathered import has_grown
 from .images import open_splits, read_record
 from .layout import REPLICATES
 
@@ -69,7 +70,15 @@ def drawn_anew(settings: Drawn, number: int) -> Drawn:
 def replicate(
     run: Path, number: int, data: DataSettings, invert: InvertSettings, sample: SampleSettings, train: TrainSettings
 ) -> Replicate:
-    """Replicate `number` of a run: other subset and hold-out, other vectors, images and classifiers."""
+    """Replicate `number` of a run: other subset and hold-out, other vectors, images and classifiers.
+
+    Raises UsageError where images were grown in the run, which its other replicates would go without.
+    """
+    if number > 0 and has_grown(run):
+        raise UsageError(
+            f"{run}: images were grown here, and other replicates would be trained without any, in one verdict. Leave "
+            f"out --replicates, or take them out (`dinv sample {run} --restart`)."
+        )
     return Replicate(
         number,
         run if number == 0 else run / REPLICATES / str(number),

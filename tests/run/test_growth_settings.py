@@ -1,0 +1,50 @@
+"""What a run may grow with: refused before any work where verdicts would mix procedures, else as it was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import dinv
+from harness import INVERT, SAMPLE, TRAIN, Bench, content
+
+from diffusion_inversion.config.settings import DataSettings
+from diffusion_inversion.engine.ledger import Ledger
+from diffusion_inversion.engine.lock import run_lock
+from diffusion_inversion.errors import UsageError
+from diffusion_inversion.run import stages as pipeline
+
+
+def keep(run: Path, file: str, found: dict[str, Any]) -> None:
+    text = json.dumps(found)
+    Ledger(run).commit(file, text.encode(), note={"copy": text})
+
+
+def test_one_of_several_replicates_does_not_grow(run: Path) -> None:
+    """The others would be trained without what it grew, and the verdict is over all."""
+    (run / "replicates" / "1").mkdir(parents=True)
+    before = content(run)
+    for one in (run, run / "replicates" / "1"):
+        found = dinv("grow", one, "--images", 3)
+        assert found.exit_code == 2 and "is one of several replicates" in found.stderr, found.output
+    assert content(run) == before
+
+
+def test_a_run_that_grew_has_no_other_replicates(bench: Bench, run: Path) -> None:
+    """Refused before any work, also where a killed call had chosen images and drawn none."""
+    keep(run, "growth.json", {"schema": 1, "rounds": [{"chosen": ["a"]}], "ended": None})
+    before = content(run)
+
+    def again(count: int) -> None:
+        pipeline.run_all(
+            run, DataSettings(data=str(bench.data)), bench.generator(), invert=INVERT, sample=SAMPLE, train=TRAIN,
+            command="dinv run data", replicates=count,
+        )  # fmt: skip
+
+    with run_lock(run), pytest.raises(UsageError, match=r"images were grown here.* Leave out --replicates") as refused:
+        again(2)
+    assert "\n" not in str(refused.value) and content(run) == before
+    with run_lock(run), pytest.raises(UsageError, match="cut short"):  # of the images that are not there
+        again(1)
