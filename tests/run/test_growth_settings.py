@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import dinv
 from harness import INVERT, SAMPLE, TRAIN, Bench, content
 
@@ -15,11 +16,19 @@ from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.run import stages as pipeline
+from diffusion_inversion.train.training import recipe
 
 
 def keep(run: Path, file: str, found: dict[str, Any]) -> None:
     text = json.dumps(found)
     Ledger(run).commit(file, text.encode(), note={"copy": text})
+
+
+def trained(run: Path, **changes: Any) -> dict[str, Any]:
+    """Let a run have been trained with other settings."""
+    found = recipe(TRAIN.model_copy(update=changes), torch.device("cpu"))
+    keep(run, "train.config.json", found)
+    return found
 
 
 def test_one_of_several_replicates_does_not_grow(run: Path) -> None:
@@ -48,3 +57,12 @@ def test_a_run_that_grew_has_no_other_replicates(bench: Bench, run: Path) -> Non
     assert "\n" not in str(refused.value) and content(run) == before
     with run_lock(run), pytest.raises(UsageError, match="cut short"):  # of the images that are not there
         again(1)
+
+
+def test_a_run_that_was_trained_online_does_not_grow(run: Path) -> None:
+    """Its own next command would be refused."""
+    trained(run, online=3, mixing="queue")
+    before = content(run)
+    found = dinv("grow", run, "--images", 3)
+    assert found.exit_code == 2 and "was trained with --online, which images that are grown go without" in found.stderr
+    assert content(run) == before

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.training import TrainSettings
+from ..engine.frozen_settings import settings_file
+from ..engine.ledger import Ledger
 from ..errors import UsageError
 from .fidelity.stage import recorded_filter
 from .layout import REPLICATES
@@ -23,6 +25,8 @@ def require_growable(run: Path) -> None:
         )
     if (how := recorded_filter(run).filter) != "off":
         raise _anew(run, f"--filter {how}")
+    if (frozen := Ledger(run).read_json(settings_file("train"))) is not None and frozen["settings"].get("online"):
+        raise _anew(run, "--online")
 
 
 def _anew(run: Path, how: str) -> UsageError:
