@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import hold
-from .given import Fields, Given
+from .given import Fields, Given, flag, settings_of
 from .options import Device, Preset, Run
 
 if TYPE_CHECKING:
@@ -29,12 +31,12 @@ def grow(
     """Add synthetic images to RUN round by round, most for the classes recognised least, until they are enough."""
     from ..run.grow import grow as grow_run
     from ..run.growth_settings import require_growable
-    from ..run.images import open_splits, recorded_data
+    from ..run.images import open_splits
     from ..run.reporting import report_command
 
     asked = growing.settings()
     require_growable(run)
-    settings = training.settings(preset, of=recorded_data(run))
+    settings = _as_the_run(run, training, preset)
     with hold(run):
         found = grow_run(run, open_splits(run), asked, settings, None, where.settings().device)
     gain, low, high = (100 * one for one in found["gain"])
@@ -44,3 +46,24 @@ def grow(
         f"{found['sentence']}.\nNext: {report_command(run)}"
     )
     return {"run": str(run), **found, "text": text}
+
+
+def _as_the_run(run: Path, training: Given[TrainSettings], preset: str | None) -> TrainSettings:
+    """The settings of training that are given, over those of a preset, over those that RUN has; said on stderr."""
+    from ..config.presets import read_preset
+    from ..config.training import TrainSettings
+    from ..run.growth_settings import taken_over, unusual
+    from ..run.images import recorded_data
+
+    data = recorded_data(run)
+    before = {} if preset is None else read_preset(preset, data)["train"]
+    file, taken = taken_over(run, {**before, **training.values})
+    settings = settings_of(TrainSettings, preset, "train", of=data, **taken, **training.values)
+    if told := unusual(settings, taken):
+        each = ", ".join(f"{flag(name, TrainSettings.model_fields[name])} {_shown(told[name])}" for name in told)
+        print(f"note: as {run / file} has it: {each}", file=sys.stderr, flush=True)
+    return settings
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

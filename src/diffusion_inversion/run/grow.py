@@ -30,7 +30,7 @@ from .drawn_with import generator_of, sampling_of
 from .growth import Growth
 from .growth_end import close, why_ended
 from .growth_record import RoundRecord, as_text
-from .growth_settings import require_growable, require_trainable
+from .growth_settings import require_growable, require_trainable, warn_of_others
 from .layout import GROWTH_FILE
 from .room import SPARE_BYTES, png_bytes
 from .stages import require_whole
@@ -56,6 +56,7 @@ def grow(
     # Rounds are compared image by image, so all of them hold out the same.
     described = {**recipe(settings, folds.device), "seed": settings.seeds[0], "images": fingerprint(folds.real)[:16]}
     freeze_settings(run, "grow", described, begun=bool(rounds))
+    warn_of_others(run, described)
     growth = Growth(run, folds, splits, settings, loaded, rounds)
     growth.finish()
     while True:
