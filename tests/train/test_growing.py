@@ -83,7 +83,17 @@ def test_the_weakest_class_gets_the_most() -> None:
     assert sum(shares([0.31, 0.27, 0.11, 0.05], 17)) == 17
     correct = torch.tensor([True, False, False, True, True, True])
     found = errors_of(correct, torch.tensor([0, 0, 0, 1, 1, 1]), 3)
-    assert found == pytest.approx([2.5 / 4, 0.5 / 4, 0.0])
+    assert found == pytest.approx([2.5 / 4, 0.5 / 4, 3 / 8]), "what no fold holds out has the mean of the others"
+    assert errors_of(correct[:0], torch.tensor([], dtype=torch.int64), 2) == [0, 0]
+
+
+def test_a_class_that_no_fold_holds_out_gets_its_share() -> None:
+    """A class of one source, or of one picture, stays in training: nothing measures it, and it is not starved."""
+    correct = torch.tensor([True] * 9 + [False])
+    found = errors_of(correct, torch.tensor([0] * 5 + [2] * 5), 3)
+    assert found[0] < found[1] < found[2]
+    few, rare, weak = shares(found, 30)
+    assert rare == 10 and few < rare < weak and few + rare + weak == 30
 
 
 def test_the_least_clear_that_keep_their_label_are_taken() -> None:

@@ -23,14 +23,17 @@ def shares(errors: Sequence[float], total: int) -> list[int]:
 
 
 def errors_of(correct: Tensor, labels: Tensor, classes: int) -> list[float]:
-    """The share that is wrong of each class, as if half an image more were wrong, of one more; 0 without images.
+    """The share that is wrong of each class, as if half an image more were wrong, of one more.
 
-    correct: (N,) bool, of held-out images. labels: (N,) int64.
+    A class without images, which no fold holds out, has the mean of the others: nothing says that it is easier, or
+    harder; 0 where no class has any. correct: (N,) bool, of held-out images. labels: (N,) int64.
     """
     wrong = torch.bincount(labels[~correct], minlength=classes).double()
     count = torch.bincount(labels, minlength=classes)
-    shares: list[float] = torch.where(count > 0, (wrong + 0.5) / (count + 1), 0.0).tolist()
-    return shares
+    measured = ((wrong + 0.5) / (count + 1))[count > 0]
+    usual = float(measured.mean()) if len(measured) else 0.0
+    found: list[float] = torch.where(count > 0, (wrong + 0.5) / (count + 1), usual).tolist()
+    return found
 
 
 def entropy(probabilities: Tensor) -> Tensor:
