@@ -64,6 +64,10 @@ def rounds(run: Path) -> list[RoundRecord]:
     return found
 
 
+def untimed(found: list[RoundRecord]) -> list[dict[str, object]]:
+    return [{name: value for name, value in one.items() if name not in ("seconds", "drawing")} for one in found]
+
+
 def test_rounds_add_what_was_asked_for(bench: Bench, drawn: Path, whole: Path, tmp_path: Path) -> None:
     """As many of each class as the round wanted, the best of three times as many candidates, in full."""
     found, names = rounds(whole), read_embeddings(whole).class_names
@@ -130,7 +134,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(
     assert kill_during(bench, run, "grown", kill)
     finish(bench, run, "grown")
     left, right = (rounds(one) for one in (run, whole))
-    assert [{**one, "seconds": 0} for one in left] == [{**one, "seconds": 0} for one in right]
+    assert untimed(left) == untimed(right)
     ours, theirs = content(run), content(whole)
     assert {k: v for k, v in ours.items() if k.startswith("grown/")} == {
         k: v for k, v in theirs.items() if k.startswith("grown/")
@@ -184,7 +188,7 @@ def test_scores_of_other_classifiers_are_not_taken_for_these(
     for run in (fresh, killed):
         with run_lock(run):
             grow(run, open_splits(run), end, other, bench.generator(), "cpu")
-    assert [{**one, "seconds": 0} for one in rounds(fresh)] == [{**one, "seconds": 0} for one in rounds(killed)]
+    assert untimed(rounds(fresh)) == untimed(rounds(killed))
     [first, *_], again = (list(Manifest(run / "growth" / "manifest.jsonl").units().values()) for run in (fresh, killed))
     [same] = [unit for unit in again if unit["ids"] == first["ids"]]
     assert same["doubt"] == first["doubt"] and same["by"] == first["by"]
@@ -218,6 +222,33 @@ def test_it_ends_at_whichever_end_comes_first() -> None:
     assert why_ended(target, worse, 0.505, 5.0) is None and why_ended(target, [], 0.9, 5.0) is None
     with pytest.raises(ValueError, match="no end was given"):
         GrowSettings(round_images=5)
+
+
+def test_a_time_limit_has_room_for_the_end() -> None:
+    """Another round, its measurement, and the classifiers of the law after it: 2 x 60 + 60 + 5 + what these take."""
+    limited, before = GrowSettings(time_limit=300), [record(0.50), record(0.51)]
+    assert why_ended(limited, before, 0.51, 5.0, 115.0) is None
+    assert why_ended(limited, before, 0.51, 5.0, 116.0) == "another round would go beyond 5:00"
+    # Of a first round it is known that it takes no less than its measurement.
+    assert why_ended(limited, [], 0.5, 100.0, 100.0) is None and why_ended(limited, [], 0.5, 100.0, 101.0)
+
+
+def test_the_time_of_a_round_has_that_of_its_images(bench: Bench, whole: Path, tmp_path: Path) -> None:
+    """Also of those that a killed call drew: they count at the pace of the others."""
+    assert all(0 < one.get("drawing", 0) <= one["seconds"] for one in rounds(whole))
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    kept = json.loads((run / "growth.json").read_text())
+    killed = kept["rounds"][-1]
+    del killed["drawing"]
+    Ledger(run).commit("growth.json", (text := json.dumps(kept)).encode(), note={"copy": text})
+    store = SyntheticStore(run, read_embeddings(run).class_names, "grown")
+    jobs = store.table("file_name", "source_id", "variant").to_pylist()
+    lost = next(row for row in jobs if (row["source_id"], row["variant"]) == parse_job(killed["chosen"][0]))
+    store.remove([lost["file_name"]])
+    finish(bench, run, "grown")
+    again = rounds(run)[-1]
+    assert again["drawing"] > 0 and again["seconds"] == pytest.approx(killed["seconds"] + again["drawing"], abs=0.06)
+    assert untimed(rounds(run)) == untimed(rounds(whole))
 
 
 def test_the_command_line_has_it(bench: Bench, drawn: Path, tmp_path: Path) -> None:

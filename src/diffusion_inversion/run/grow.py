@@ -28,7 +28,7 @@ from ..train.growing import best, errors_of, shares
 from ..train.training import fingerprint, recipe
 from .drawn_with import generator_of, sampling_of
 from .growth import Growth
-from .growth_end import close, why_ended
+from .growth_end import SHARES, close, why_ended
 from .growth_record import RoundRecord, as_text
 from .growth_settings import require_growable, require_trainable, warn_of_others
 from .layout import GROWTH_FILE
@@ -63,7 +63,9 @@ def grow(
         start, number = time.monotonic(), len(rounds)
         made = growth.material()
         correct = growth.measure(made, f"grow, round {number}")
-        reason = why_ended(asked, rounds, float(correct.double().mean()), time.monotonic() - start)
+        took = max(time.monotonic() - start, growth.a_measurement)
+        closing = (len(SHARES) + 1) * growth.a_measurement
+        reason = why_ended(asked, rounds, float(correct.double().mean()), took, closing)
         if reason is not None:
             return close(growth, made, correct, reason)
         _add_round(growth, made, correct, asked, start)

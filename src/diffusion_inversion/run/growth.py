@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -68,6 +70,7 @@ class Growth:
     generator: Generator
     rounds: list[RoundRecord]
     classifiers: dict[int, Classifier] = field(default_factory=dict)  # of this round, by fold
+    trainings: list[float] = field(default_factory=list)  # seconds of those of this call
 
     def __post_init__(self) -> None:
         self.embeddings = read_embeddings(self.run)
@@ -104,11 +107,23 @@ class Growth:
         self.classifiers = {}
         with track(purpose, len(cells), "trainings") as advance:
             for cell, part in zip(cells, parts or [None] * len(cells), strict=True):
+                start = time.monotonic()
                 keep = partial(self.classifiers.__setitem__, cell.fold)
                 trial = self.folds.trial(candidate, cell, purpose, part=part, on_trained=keep)
                 found[list(trial.rows)] = trial.correct
+                if cell.fold in self.classifiers:  # not read of an earlier call
+                    self.trainings.append(time.monotonic() - start)
                 advance(1)
         return found[self.held]
+
+    @property
+    def a_measurement(self) -> float:
+        """Seconds that a training of each fold takes, by those of this call; by what is on record where it had none.
+
+        Of whichever part of the images: steps are as many, and they take nearly all of the time.
+        """
+        one = fmean(self.trainings) if self.trainings else self.folds.longest("")[0]
+        return one * len(self.folds.numbers)
 
     @property
     def held(self) -> list[int]:
@@ -187,8 +202,16 @@ class Growth:
         return [found[job][0] for job in jobs], [found[job][1] for job in jobs]
 
     def finish(self) -> None:
-        """Draw what the rounds chose and is not there."""
-        draw_chosen(self.run, self.rounds, self.embeddings, self.generator, self.sampling, self.strengths)
+        """Draw what the rounds chose and is not there, and count it in the seconds of the last round, once.
+
+        What a killed call drew of it counts at the pace of this one.
+        """
+        start = time.monotonic()
+        drawn = draw_chosen(self.run, self.rounds, self.embeddings, self.generator, self.sampling, self.strengths)
+        if drawn and "drawing" not in (last := self.rounds[-1]):
+            last["drawing"] = round((time.monotonic() - start) / drawn * len(last["chosen"]), 3)
+            last["seconds"] = round(last["seconds"] + last["drawing"], 1)
+            self.keep()
 
     def keep(self, ended: dict[str, Any] | None = None) -> None:
         """Write the rounds, and what came of them where they ended."""
@@ -203,8 +226,11 @@ def draw_chosen(
     generator: Generator,
     sampling: SampleSettings,
     strengths: Strengths | None,
-) -> None:
-    """Draw what rounds chose and is not there, or was drawn from vectors that are gone. Call it inside `run_lock`."""
+) -> int:
+    """Draw what rounds chose and is not there, or was drawn from vectors that are gone; return how many images.
+
+    Call it inside `run_lock`.
+    """
     store = SyntheticStore(run, embeddings.class_names, GROWN)
     if stale := stale_files(embeddings, store):
         store.remove(stale)
@@ -212,6 +238,7 @@ def draw_chosen(
     for one in rounds:
         if not there.issuperset(one["chosen"]):
             draw_jobs_of(store, embeddings, generator, sampling, one["chosen"], strengths)
+    return len({job for one in rounds for job in one["chosen"]} - there)
 
 
 def grown_again(run: Path, splits: Splits, embeddings: Embeddings, generator: Generator) -> None:

@@ -24,8 +24,14 @@ FACTOR = 2.0  # how many times as many images the last sentence speaks of
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the real images that are trained on too, to see what more would bring
 
 
-def why_ended(asked: GrowSettings, rounds: Sequence[RoundRecord], accuracy: float, measured: float) -> str | None:
-    """Why it ends before another round; None where it goes on. measured: seconds that the last measurement took."""
+def why_ended(
+    asked: GrowSettings, rounds: Sequence[RoundRecord], accuracy: float, measured: float, closing: float = 0.0
+) -> str | None:
+    """Why it ends before another round; None where it goes on.
+
+    measured: seconds that the last measurement took, which the one after another round will take as well. closing:
+    seconds that the end will take.
+    """
     if asked.images is not None and sum(len(one["chosen"]) for one in rounds) >= asked.images:
         return f"{asked.images} images were added"
     every = [*(one["accuracy"] for one in rounds), accuracy]
@@ -35,8 +41,8 @@ def why_ended(asked: GrowSettings, rounds: Sequence[RoundRecord], accuracy: floa
         if len(every) > PATIENCE and max(every[:-PATIENCE]) >= max(every[-PATIENCE:]):
             return f"{PATIENCE} rounds in turn brought no more"
     spent = sum(one["seconds"] for one in rounds)
-    longest = max((one["seconds"] for one in rounds), default=0.0)
-    if asked.time_limit is not None and spent + measured + longest > asked.time_limit:
+    longest = max((measured, *(one["seconds"] for one in rounds)))  # with its measurement, which was just made
+    if asked.time_limit is not None and spent + longest + measured + closing > asked.time_limit:
         return f"another round would go beyond {duration(asked.time_limit)}"
     return None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from ..engine.ledger import Ledger
 from .layout import GROWTH_FILE
@@ -23,7 +23,8 @@ class RoundRecord(TypedDict):
     candidates: dict[str, int]  # of each source
     chosen: list[str]  # jobs of those that were added
     kept: int  # of them, that kept their label
-    seconds: float
+    seconds: float  # of all of it
+    drawing: NotRequired[float]  # of them, for what was chosen; not there: not drawn yet, or by an earlier version
 
 
 def growth_record(run: Path) -> GrowthRecord | None:
