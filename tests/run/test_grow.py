@@ -29,7 +29,7 @@ from diffusion_inversion.run.fidelity.stage import trained_on
 from diffusion_inversion.run.forget import forget
 from diffusion_inversion.run.grow import grow
 from diffusion_inversion.run.growth import CANDIDATE_STEPS, CANDIDATES
-from diffusion_inversion.run.growth_end import PATIENCE, SHARES, why_ended
+from diffusion_inversion.run.growth_end import PATIENCE, SHARES, real_sizes, why_ended
 from diffusion_inversion.run.growth_record import RoundRecord
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.layout import identify
@@ -117,6 +117,9 @@ def test_the_law_is_fitted_at_the_sizes_that_were_trained_on(whole: Path) -> Non
     """A share of each class is rounded up: of five images an eighth is one, not 0.6; equal sizes count once."""
     ended, train = json.loads((whole / "growth.json").read_text())["ended"], open_splits(whole).train
     folds, made = Folds(whole, train, "cpu"), trained_on(whole, train.class_names, lambda: open_splits(whole), "cpu")
+    last = [part for part in real_sizes(folds, made)[-1] if part.training]
+    each = sum(len(part.synthetic) for part in last) / sum(len(part.training) for part in last)
+    assert ended["variants_per_source"] == pytest.approx(each) and each < len(made.synthetic) / 12
     sizes = []
     for share in (*SHARES, 1.0):
         parts = [folds.part(made, number, share) for number in folds.numbers]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from training_toys import toy
 
-from diffusion_inversion.train.growing import best, entropy, errors_of, shares
+from diffusion_inversion.train.choosing import Folds, Material
+from diffusion_inversion.train.growing import at_one_rate, best, entropy, errors_of, shares
 from diffusion_inversion.train.power_law import Gain, expected_gain, fit, sentence
 
 SIZES = [20, 40, 80, 160, 320, 640, 1280]
@@ -103,3 +108,56 @@ def test_the_least_clear_that_keep_their_label_are_taken() -> None:
     assert best(kept, doubt, [0, 0, 0, 0, 1, 1], [2, 1]) == [1, 3, 4]
     assert best(kept, doubt, [0, 0, 0, 0, 1, 1], [4, 2]) == [0, 1, 2, 3, 4, 5], "the number of a class is kept"
     assert best(kept, doubt, [0, 0, 0, 0, 1, 1], [0, 9]) == [4, 5]
+
+
+def planted(count: int, variants: int) -> tuple[Folds, Material, list[int]]:
+    """Some variants of each of `count` real images, each with a partner of its class at random; rows of the sources."""
+    real = toy(count, 0)
+    stream = np.random.default_rng(0)
+    labels = real.labels.numpy()
+    origins = np.repeat(np.arange(count), variants).tolist()
+    partners = [int(stream.choice(np.flatnonzero(labels == labels[row]))) for row in origins]
+    synthetic = toy(len(origins), 1, name="made")
+    made = replace(synthetic, labels=real.labels[torch.tensor(origins)])
+    return (
+        Folds(Path(), real, "cpu"),
+        Material(made, [(real.ids[one], real.ids[other]) for one, other in zip(origins, partners, strict=True)]),
+        origins,
+    )
+
+
+def test_each_size_has_as_many_variants_of_a_source() -> None:
+    """Of a share that share of the partners is there: without thinning the law of real images has both slopes."""
+    folds, made, origins = planted(240, 10)
+    labels = folds.real.labels.tolist()
+    parts = [part for share in (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1) if (part := folds.part(made, 2, share)) is not None]
+    found = at_one_rate(parts, labels, origins, made.synthetic.ids)
+    assert len(found) == 5 and found[0] == parts[0] and found == at_one_rate(parts, labels, origins, made.synthetic.ids)
+    for label in range(3):
+        real, before, after = (
+            [sum(labels[row] == label for row in rows) for rows in each]
+            for each in (
+                [part.training for part in found],
+                [[origins[row] for row in part.synthetic] for part in parts],
+                [[origins[row] for row in part.synthetic] for part in found],
+            )
+        )
+        rate = after[0] / real[0]
+        assert rate > 0 and before[-1] / real[-1] > 3 * rate, "which partners that are left out lower"
+        assert after == [round(after[0] * many / real[0]) for many in real]
+    for smaller, larger, whole in zip(found, found[1:], parts[1:], strict=False):
+        assert {*smaller.synthetic} < {*larger.synthetic} < {*whole.synthetic} and larger.training == whole.training
+    # What is added goes to the sources that have fewest.
+    _, all_at_once = at_one_rate([parts[0], parts[-1]], labels, origins, made.synthetic.ids)
+    each = Counter(origins[row] for row in all_at_once.synthetic)
+    for label in range(3):
+        new = [each[row] for row in {*parts[-1].training} - {*parts[0].training} if labels[row] == label]
+        assert max(new) - min(new) <= 1
+
+
+def test_what_has_no_partner_stays_whole() -> None:
+    """Every variant of a source is there where the source is: nothing is thinned."""
+    folds, made, origins = planted(60, 3)
+    alone = Material(made.synthetic, [(folds.real.ids[row],) for row in origins])
+    parts = [part for share in (1 / 4, 1) if (part := folds.part(alone, 0, share)) is not None]
+    assert at_one_rate(parts, folds.real.labels.tolist(), origins, alone.synthetic.ids) == parts

@@ -94,11 +94,6 @@ class Growth:
         device = str(self.folds.device)
         return trained_on(self.run, self.real.class_names, lambda: self.splits, device, self.generator)
 
-    def parts(self, made: Material, share: float) -> list[Split] | None:
-        """What each fold trains on of a share of the real images; None where it leaves one without synthetic images."""
-        found = [part for number in self.folds.numbers if (part := self.folds.part(made, number, share)) is not None]
-        return found if len(found) == len(self.folds.numbers) else None
-
     def measure(self, made: Material, purpose: str, parts: Sequence[Split | None] = ()) -> Tensor:
         """Which held-out images (n,) bool are recognised, by classifiers of this material or a part of it."""
         candidate = Candidate(self.settings, lambda: made.key, lambda: made)

@@ -14,7 +14,9 @@ from ..config.growing import GrowSettings
 from ..engine.progress import duration
 from ..engine.state import clear_states
 from ..train.choosing import FOLDER as TUNING
-from ..train.choosing import Material
+from ..train.choosing import Folds, Material
+from ..train.folds import Split
+from ..train.growing import at_one_rate
 from ..train.power_law import expected_gain, sentence
 from .growth import Growth
 from .growth_record import RoundRecord, as_tensor
@@ -47,27 +49,46 @@ def why_ended(
     return None
 
 
+def real_sizes(folds: Folds, made: Material) -> list[list[Split]]:
+    """What each fold trains on of ever more real images of each class, the last time of all: (sizes, folds).
+
+    Of few images several shares are the same ones, which count once; a share that leaves a fold without synthetic
+    images is left out. A variant is there where its partner is too, so a smaller share has fewer variants of each
+    source; all are thinned to as many as the smallest has, or the law would be of both numbers.
+    """
+    found: list[list[Split]] = []
+    for share in (*SHARES, 1.0):
+        parts = [part for number in folds.numbers if (part := folds.part(made, number, share)) is not None]
+        before = [[one.training for one in other] for other in found]
+        if len(parts) == len(folds.numbers) and [one.training for one in parts] not in before:
+            found.append(parts)
+    row_of = {image_id: row for row, image_id in enumerate(folds.real.ids)}
+    origins = [row_of[next(iter(sources))] for sources in made.sources]
+    labels, ids = folds.real.labels.tolist(), made.synthetic.ids
+    of_fold = [at_one_rate(parts, labels, origins, ids) for parts in zip(*found, strict=True)]
+    return [list(parts) for parts in zip(*of_fold, strict=True)]
+
+
 def close(growth: Growth, made: Material, correct: Tensor, reason: str) -> dict[str, Any]:
     """What came of the rounds, and what more images would bring; kept, and returned."""
     rounds, real = growth.rounds, growth.real
     first = as_tensor(rounds[0]["correct"]) if rounds else correct
     difference = correct.double() - first.double()
     gain, spread = float(difference.mean()), 1.96 * float(difference.std()) / math.sqrt(len(difference))
-    whole = [len(growth.folds.split(made, number).training) for number in growth.folds.numbers]
-    counts, found, sizes_before = [], [], [whole]
-    for share in SHARES:  # of each class, rounded up: of few images several shares are the same ones
-        parts = growth.parts(made, share)
-        sizes = [len(part.training) for part in parts or ()]
-        if parts is not None and sizes not in sizes_before:
-            sizes_before.append(sizes)
-            counts.append(len(real) * sum(sizes) / sum(whole))
-            found.append(growth.measure(made, f"grow, {share:g} of the real images", parts))
-    of_real = expected_gain([*counts, len(real)], _as_array([*found, correct]), FACTOR)
+    sizes = real_sizes(growth.folds, made)
+    whole = [growth.folds.split(made, number) for number in growth.folds.numbers]
+    many = [sum(len(part.training) for part in parts) / sum(len(part.training) for part in whole) for parts in sizes]
+    counts = [len(real) * share for share in many]
+    found = [
+        correct if parts == whole else growth.measure(made, f"grow, {share:.3g} of the real images", parts)
+        for share, parts in zip(many, sizes, strict=True)
+    ]
+    of_real = expected_gain(counts, _as_array(found), FACTOR)
     of_synthetic = None
     if rounds:
-        sizes = [*(one["synthetic"] for one in rounds), len(made.synthetic)]
+        totals = [*(one["synthetic"] for one in rounds), len(made.synthetic)]
         seen = [*(as_tensor(one["correct"]) for one in rounds), correct]
-        of_synthetic = expected_gain(sizes, _as_array(seen), FACTOR)
+        of_synthetic = expected_gain(totals, _as_array(seen), FACTOR)
     ended = {
         "reason": reason,
         "synthetic": len(made.synthetic),
@@ -75,8 +96,9 @@ def close(growth: Growth, made: Material, correct: Tensor, reason: str) -> dict[
         "accuracy": float(correct.double().mean()),
         "images": len(correct),
         "gain": [gain, gain - spread, gain + spread],
-        "real": [*counts, len(real)],
-        "real_accuracies": [float(one.double().mean()) for one in (*found, correct)],
+        "real": counts,
+        "real_accuracies": [float(one.double().mean()) for one in found],
+        "variants_per_source": sum(len(one.synthetic) for one in sizes[-1]) / sum(len(one.training) for one in whole),
         "sentence": sentence(of_real, of_synthetic, FACTOR),
     }
     growth.keep(ended)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+
+from .folds import Split, in_order
 
 
 def shares(errors: Sequence[float], total: int) -> list[int]:
@@ -54,3 +59,45 @@ def best(kept: Sequence[bool], doubt: Sequence[float], labels: Sequence[int], wa
         own.sort(key=lambda row: (not kept[row], -doubt[row], row))
         chosen += own[:count]
     return sorted(chosen)
+
+
+def at_one_rate(
+    parts: Sequence[Split], labels: Sequence[int], origins: Sequence[int], ids: Sequence[str]
+) -> list[Split]:
+    """Parts with as many synthetic images for each real one of a class as the smallest has, or all that there are.
+
+    parts: of one fold, each within the next. labels: the class of each real row. origins, ids: of each synthetic
+    row the real row around which it was drawn, and its name. Each part keeps what the one before kept; the rest is
+    taken in turn from the sources that have fewest, in the order of hashes of the ids.
+    """
+    kept = list(parts[0].synthetic)
+    real = Counter(labels[row] for row in parts[0].training)
+    made = Counter(labels[origins[row]] for row in kept)
+    found = [parts[0]]
+    for part in parts[1:]:
+        sizes = Counter(labels[row] for row in part.training)
+        own = Counter(labels[origins[row]] for row in kept)
+        for label in sorted(real):
+            rest = [row for row in sorted({*part.synthetic} - {*kept}) if labels[origins[row]] == label]
+            wanted = round(made[label] * sizes[label] / real[label]) - own[label]
+            kept += _in_turn(rest, Counter(origins[row] for row in kept), origins, ids, wanted)
+        found.append(replace(part, synthetic=tuple(sorted(kept))))
+    return found
+
+
+def _in_turn(
+    rest: Sequence[int], has: Counter[int], origins: Sequence[int], ids: Sequence[str], wanted: int
+) -> list[int]:
+    """`wanted` of the synthetic rows `rest`, or all, each next one of a source that has fewest."""
+    waiting: dict[int, list[int]] = {}
+    for row in sorted(rest, key=lambda row: in_order(ids[row]), reverse=True):
+        waiting.setdefault(origins[row], []).append(row)
+    queue = [(has[source], in_order(ids[rows[-1]]), source) for source, rows in waiting.items()]
+    heapq.heapify(queue)
+    taken: list[int] = []
+    while queue and len(taken) < wanted:
+        count, _, source = heapq.heappop(queue)
+        taken.append(waiting[source].pop())
+        if waiting[source]:
+            heapq.heappush(queue, (count + 1, in_order(ids[waiting[source][-1]]), source))
+    return taken
