@@ -76,7 +76,8 @@ def run_called(name: str) -> dict[str, Any]:
         },
         "growth": {
             "reason": name, "added": 1, "images": 2, "synthetic": [4, 5], "accuracies": [0.5, 0.5], "wanted": [1, 0],
-            "kept": 1, "gain": [0.0, -0.1, 0.1], "sentence": name,
+            "kept": 1, "gain": [0.0, -0.1, 0.1], "sentence": name, "attribute": name,
+            "subgroups": [{"class_name": name, "value": name, "error": 0.5, "added": 1}],
         },
     }  # fmt: skip
 

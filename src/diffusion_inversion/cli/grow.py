@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .command import hold
+from .command import absolute_file, hold
 from .given import Fields, Given, flag, settings_of
 from .options import Device, Preset, Run
 
@@ -35,6 +35,8 @@ def grow(
     from ..run.reporting import report_command
 
     asked = growing.settings()
+    if asked.balance != "class":  # which no file is
+        asked = asked.model_copy(update={"balance": absolute_file(asked.balance)})
     require_growable(run)
     settings = _as_the_run(run, training, preset)
     with hold(run):

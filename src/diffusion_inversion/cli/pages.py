@@ -51,6 +51,7 @@ EXAMPLES = {
     "grow": (
         "dinv grow runs/photos --images 2000",
         "dinv grow runs/photos --target-gain 2 --time-limit 2h",
+        "dinv grow runs/scans --images 500 --balance sex",
     ),
     "demo": ("dinv demo", "dinv demo --data digits"),
     "predict": (

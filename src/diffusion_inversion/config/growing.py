@@ -23,6 +23,11 @@ class GrowSettings(Settings):
     time_limit: Duration | None = setting(
         None, "end before a round would go beyond e.g. 45min, 2h or 1d", unset="no end", gt=0
     )
+    balance: str = setting(
+        "class",
+        "what gets images in proportion to its error: class, or COLUMN of --attributes, each value within each class",
+        min_length=1,
+    )
     round_images: int | None = setting(None, "images that a round adds", unset="as many as there are vectors", ge=1)
 
     @model_validator(mode="after")

@@ -41,6 +41,7 @@ from ..train.halving import Cell
 from ..train.training import fingerprint, recipe
 from .drawn_with import most_drawn, sampling_of
 from .fidelity.stage import trained_on
+from .growth_parts import Parts
 from .growth_record import RoundRecord
 from .layout import GROWN, GROWTH, GROWTH_FILE
 from .strengths import strengths_for
@@ -69,6 +70,7 @@ class Growth:
     settings: TrainSettings
     generator: Generator
     rounds: list[RoundRecord]
+    parts: Parts
     classifiers: dict[int, Classifier] = field(default_factory=dict)  # of this round, by fold
     trainings: list[float] = field(default_factory=list)  # seconds of those of this call
 
@@ -85,9 +87,10 @@ class Growth:
         # What every fold trains on no classifier can judge unseen; the first does.
         numbers = self.folds.numbers
         self.fold_of = {one: numbers[0] if fold[one] == NEVER else fold[one] for one in self.embeddings.ids}
-        names = self.real.class_names
         self.label_of = dict(zip(self.real.ids, self.real.labels.tolist(), strict=True))
-        self.members = [[one for one in self.embeddings.ids if self.label_of[one] == k] for k in range(len(names))]
+        self.members: list[list[str]] = [[] for _ in self.parts.classes]
+        for one in self.embeddings.ids:
+            self.members[self.parts.of[one]].append(one)
 
     def material(self) -> Material:
         """The synthetic images that the run trains on, of which the first are those of stage 2."""
@@ -139,7 +142,7 @@ class Growth:
         return unit_name([json.dumps(made_from, sort_keys=True)])
 
     def candidates(self, wanted: Sequence[int]) -> Counter[str]:
-        """How many of each source: three for each image that is wanted of a class, first to those that had fewest."""
+        """How many of each source: three for each image that is wanted of a part, first to those that had fewest."""
         before = self.drawn()
         found: Counter[str] = Counter()
         for count, members in zip(wanted, self.members, strict=True):

@@ -10,7 +10,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from ..engine.ledger import Ledger
 from .layout import GROWTH_FILE
-from .report.image_records import GrowthRecord
+from .report.image_records import GrownPart, GrowthRecord
 
 
 class RoundRecord(TypedDict):
@@ -23,6 +23,8 @@ class RoundRecord(TypedDict):
     candidates: dict[str, int]  # of each source
     chosen: list[str]  # jobs of those that were added
     kept: int  # of them, that kept their label
+    attribute: NotRequired[str]  # where shares went by one
+    subgroups: NotRequired[list[GrownPart]]  # where they did
     seconds: float  # of all of it
     drawing: NotRequired[float]  # of them, for what was chosen; not there: not drawn yet, or by an earlier version
 
@@ -34,7 +36,7 @@ def growth_record(run: Path) -> GrowthRecord | None:
         return None
     rounds, ended = kept["rounds"], kept["ended"]
     every = [one["wanted"] for one in rounds]
-    return {
+    found: GrowthRecord = {
         "reason": ended["reason"],
         "added": ended["added"],
         "images": ended["images"],
@@ -45,6 +47,11 @@ def growth_record(run: Path) -> GrowthRecord | None:
         "gain": ended["gain"],
         "sentence": ended["sentence"],
     }
+    if rounds and "subgroups" in rounds[0]:
+        found["attribute"] = rounds[0]["attribute"]
+        added = [sum(one["added"] for one in each) for each in zip(*(one["subgroups"] for one in rounds), strict=True)]
+        found["subgroups"] = [{**one, "added": many} for one, many in zip(rounds[0]["subgroups"], added, strict=True)]
+    return found
 
 
 def as_text(correct: Tensor) -> str:

@@ -102,6 +102,15 @@ class StrengthsRecord(TypedDict):
     highest: list[StrengthImageRecord]
 
 
+class GrownPart(TypedDict):
+    """Images of a class that have one value of an attribute."""
+
+    class_name: str
+    value: str
+    error: float  # on held-out training images, before a round, in [0, 1]
+    added: int
+
+
 class GrowthRecord(TypedDict):
     """What `dinv grow` added, and what more would bring (run/grow.py); shares in [0, 1]."""
 
@@ -114,6 +123,8 @@ class GrowthRecord(TypedDict):
     kept: int  # of all that were added, that kept their label as candidates
     gain: list[float]  # in the end over the first round, low, high
     sentence: str
+    attribute: NotRequired[str]  # where images went to subgroups by their error
+    subgroups: NotRequired[list[GrownPart]]  # with the error before the first round, and all that was added
 
 
 class BalancedPart(TypedDict):
