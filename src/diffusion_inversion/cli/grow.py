@@ -18,6 +18,8 @@ OF_THE_FOLDS = (
     "architecture", "recipe", "augmentations", "mixing", "me_ada_every", "me_ada_share", "me_ada_steps", "me_ada_rate",
     "me_ada_gamma", "me_ada_eta", "steps", "warm_up_steps", "batch_size", "learning_rate", "real_fraction", "seeds",
 )  # fmt: skip
+# What is not given: as the rounds before, or the classifiers of RUN, were trained.
+AS_THE_RUN = dict.fromkeys(OF_THE_FOLDS, "RUN's, else dinv train's")
 
 
 def grow(
@@ -26,7 +28,7 @@ def grow(
     growing: Given[GrowSettings],
     where: Device,
     preset: Preset = None,
-    training: Annotated[Given[TrainSettings], Fields(only=OF_THE_FOLDS)],
+    training: Annotated[Given[TrainSettings], Fields(only=OF_THE_FOLDS, unset=AS_THE_RUN)],
 ) -> dict[str, Any]:
     """Add synthetic images to RUN round by round, most for the classes recognised least, until they are enough."""
     from ..run.grow import grow as grow_run
