@@ -26,6 +26,7 @@ UNTRAINABLE: list[tuple[dict[str, Any], str]] = [
     ({"augmentations": ("none", "default")}, "'none' alone"),
     ({"architecture": "vgg16"}, "16 px is too small"),
     ({"architecture": "timm:no_such_net"}, "has no such network"),
+    ({"architecture": "timm:densenet121"}, "timm:densenet121: takes no images of 16 px"),
 ]
 
 

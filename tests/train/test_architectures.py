@@ -16,6 +16,7 @@ from diffusion_inversion.config.training import ARCHITECTURES, TrainSettings
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.generator.features import load_lite0
 from diffusion_inversion.train.architectures import ZeroPadShortcut, build_network, form_of
+from diffusion_inversion.train.arms import check_settings
 from diffusion_inversion.train.classifiers import Classifier, require_form
 
 
@@ -212,6 +213,17 @@ def test_lite0_begins_with_the_weights_of_imagenet_and_a_head_of_the_seed() -> N
 def test_lite0_enlarges_small_images_alone() -> None:
     with torch.device("meta"):
         assert [build_network("lite0", 3, side).side for side in (8, 64, 128, 200)] == [128, 128, 128, 200]
+
+
+@pytest.mark.parametrize(("name", "small", "large"), [("timm:inception_v3", 32, 96), ("timm:vgg11", 28, 32)])
+def test_images_that_shrink_to_nothing_in_a_network_are_refused_before_training(
+    name: str, small: int, large: int
+) -> None:
+    """Such networks can be built, and fail in their first step."""
+    settings = TrainSettings(architecture=name)
+    with pytest.raises(UsageError, match=f"architecture={name}: takes no images of {small} px .*--size"):
+        check_settings(settings, ("a", "b"), small)
+    check_settings(settings, ("a", "b"), large)
 
 
 def test_what_cannot_be_built_is_refused_with_the_remedy() -> None:

@@ -289,6 +289,15 @@ def check_settings(settings: TrainSettings, class_names: Sequence[str], side: in
 
 @cache
 def _check_network(architecture: str, class_names: tuple[str, ...], side: int) -> None:
-    """Build it without weights; what could be built once is not built again before every stage."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        Classifier(architecture, class_names, side)
+    """Build it without weights and run it on shapes; what could be run once is not run again before every stage."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        classifier = Classifier(architecture, class_names, side)
+        try:
+            classifier(torch.zeros(2, 3, side, side, dtype=torch.uint8))
+        except NotImplementedError:  # it has a step that shapes alone cannot take: training will tell
+            return
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"architecture={architecture}: takes no images of {side} px ({error}). Use another network, or load "
+                "the images at another --size."
+            ) from error
