@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import balanced_accuracy_score, recall_score
+from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 from torch import Tensor
 
 from diffusion_inversion.data.images import LabelledImages
-from diffusion_inversion.errors import DataError, UsageError
+from diffusion_inversion.errors import DataError, DinvError, UsageError
 from diffusion_inversion.train.classifiers import Classifier
-from diffusion_inversion.train.evaluation import calibration_error, compare, evaluate, score
+from diffusion_inversion.train.evaluation import calibration_error, compare, evaluate, predict, score
 from diffusion_inversion.train.verdict import verdict
 
 CLASSES = ("a", "b", "c", "d")
@@ -75,6 +76,38 @@ def test_evaluate_measures_the_classifier_in_eval_mode() -> None:
     assert whole.confidences.tolist() == pytest.approx(probabilities.amax(1).tolist(), abs=5.1e-5)
     assert whole.ece == calibration_error(whole.confidences, whole.predictions == images.labels)
     assert whole.accuracy == (whole.predictions == images.labels).double().mean().item()
+
+
+def scaled(factor: float) -> tuple[Classifier, LabelledImages]:
+    """A classifier of two classes whose logits are `factor` times those of a random one, and images of both."""
+    images = some_images(60)
+    images = replace(images, labels=images.labels % 2, class_names=("a", "b"))
+    torch.manual_seed(0)
+    classifier = Classifier("resnet20", ("a", "b"), 8).eval()
+    with torch.no_grad():
+        for parameter in classifier.network.get_submodule("fc").parameters():
+            parameter.mul_(factor)
+    return classifier, images
+
+
+def test_area_under_roc_is_of_what_the_classifier_says_before_it_is_rounded() -> None:
+    classifier, images = scaled(1e6)
+    with torch.no_grad():
+        margins = classifier(images.images).double().diff(dim=1)[:, 0]
+    found = evaluate(classifier, images)
+    assert found.confidences is not None and (found.confidences == 1).all(), "saturated: rounded, all of them tie"
+    assert found.auroc == pytest.approx(roc_auc_score(images.labels, margins))
+    assert found.auroc != score(images.labels, found.predictions, 2, found.confidences).auroc
+    mild = evaluate(scaled(1.0)[0], images)
+    assert mild.auroc == pytest.approx(found.auroc), "the order of images is the same"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_answers_that_are_not_finite_are_no_answers(bad: float) -> None:
+    classifier, images = scaled(bad)
+    for measure in (predict, evaluate):
+        with pytest.raises(DinvError, match=r"some: .* 60 of 60 images are not finite.*diverged.*--learning-rate"):
+            measure(classifier, images)
 
 
 def test_calibration_error_by_hand() -> None:

@@ -196,6 +196,7 @@ def _commit(store: ClassifierStore, unit: str, classifier: Classifier, run: ArmR
         "ece": found.ece,
         "predictions": found.predictions.tolist(),
         "confidences": None if found.confidences is None else found.confidences.tolist(),
+        **({} if found.auroc is None else {"auroc": found.auroc}),
     }
     store.commit(unit, run.arm, run.seed, classifier, measured, run.seconds)
 
@@ -205,7 +206,8 @@ def _arm_run(store: ClassifierStore, unit: str, test: LabelledImages) -> ArmRun:
     confidences = record.get("confidences")  # not in the records of earlier versions
     if confidences is not None:
         confidences = torch.tensor(confidences, dtype=torch.float64)
-    evaluation = score(test.labels, torch.tensor(record["predictions"]), len(test.class_names), confidences)
+    predictions, classes = torch.tensor(record["predictions"]), len(test.class_names)
+    evaluation = score(test.labels, predictions, classes, confidences, record.get("auroc"))
     (name,) = record["files"]
     return ArmRun(record["arm"], record["seed"], evaluation, record["seconds"], store.folder / name)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import LabelledImages
-from ..errors import DataError, UsageError
+from ..errors import DataError, DinvError, UsageError
 from .classifiers import Classifier
 
 Outcome = Literal["helps", "harms", "does not help", "not enough evidence"]
@@ -51,10 +51,13 @@ class Evaluation:
     auroc: float | None = None
 
 
-def score(labels: Tensor, predictions: Tensor, classes: int, confidences: Tensor | None = None) -> Evaluation:
+def score(
+    labels: Tensor, predictions: Tensor, classes: int, confidences: Tensor | None = None, auroc: float | None = None
+) -> Evaluation:
     """Compare predicted with true classes, both (n,) int64 in 0..classes-1, and the confidences (n,) with both.
 
-    Raises DataError when n is 0 or differs.
+    auroc: what was measured before the confidences were rounded; without it it is found from them. Raises DataError
+    when n is 0 or differs.
     """
     from sklearn.metrics import accuracy_score, confusion_matrix
 
@@ -65,6 +68,8 @@ def score(labels: Tensor, predictions: Tensor, classes: int, confidences: Tensor
     confusion = torch.from_numpy(confusion_matrix(labels.numpy(), predictions.numpy(), labels=range(classes)))
     per_class = [int(row[k]) / int(row.sum()) if row.sum() else None for k, row in enumerate(confusion)]
     present = [rate for rate in per_class if rate is not None]
+    if auroc is None and confidences is not None and classes == 2:
+        auroc = area_under_roc(labels, predictions, confidences)
     return Evaluation(
         n=len(labels),
         accuracy=float(accuracy_score(labels.numpy(), predictions.numpy())),
@@ -74,7 +79,7 @@ def score(labels: Tensor, predictions: Tensor, classes: int, confidences: Tensor
         predictions=predictions,
         confidences=confidences,
         ece=None if confidences is None else calibration_error(confidences, predictions == labels),
-        auroc=None if confidences is None or classes != 2 else area_under_roc(labels, predictions, confidences),
+        auroc=auroc,
     )
 
 
@@ -83,14 +88,15 @@ def area_under_roc(labels: Tensor, predictions: Tensor, confidences: Tensor) -> 
 
     From the probability of class 1, which the confidence of the predicted class gives; it is the same for class 0.
     """
-    if len(labels.unique()) < 2:
-        return None
-    probability = torch.where(predictions == 1, confidences.double(), 1 - confidences.double()).round(decimals=_DIGITS)
-    # Of all pairs of an image of class 1 and one of class 0, the share in which the former has the larger probability.
-    levels, place = probability.unique(return_inverse=True)
-    ones, zeros = (place[labels == label].bincount(minlength=len(levels)).double() for label in (1, 0))
-    below = zeros.cumsum(0) - zeros / 2
-    return float((ones * below).sum() / (ones.sum() * zeros.sum()))
+    probability = torch.where(predictions == 1, confidences.double(), 1 - confidences.double())
+    return _area(labels, probability.round(decimals=_DIGITS))
+
+
+def _area(labels: Tensor, scores: Tensor) -> float | None:
+    """The same from any scores (n,) float64 that are larger the surer class 1 is."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels.numpy(), scores.numpy())) if len(labels.unique()) == 2 else None
 
 
 def calibration_error(confidences: Tensor, correct: Tensor) -> float:
@@ -107,12 +113,20 @@ def calibration_error(confidences: Tensor, correct: Tensor) -> float:
     return float(gaps.abs().sum()) / len(confidences)
 
 
-@torch.inference_mode()
 def predict(classifier: Classifier, images: LabelledImages, batch_size: int = 500) -> tuple[Tensor, Tensor]:
     """Predicted classes (N,) int64 and their probabilities (N,) float64, rounded to 4 decimals, on the CPU.
 
-    Computed in float32 on the classifier's device, in eval mode.
+    Computed in float32 on the classifier's device, in eval mode. Raises DinvError for logits that are not finite.
     """
+    return _read(_logits(classifier, images, batch_size))
+
+
+def _read(logits: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.argmax(1), logits.softmax(1).amax(1).double().round(decimals=_DIGITS)
+
+
+@torch.inference_mode()
+def _logits(classifier: Classifier, images: LabelledImages, batch_size: int) -> Tensor:
     device = next(classifier.parameters()).device
     was_training = classifier.training
     classifier.eval()
@@ -120,14 +134,19 @@ def predict(classifier: Classifier, images: LabelledImages, batch_size: int = 50
         logits = torch.cat([classifier(batch.to(device)).cpu() for batch in images.images.split(batch_size)])
     finally:
         classifier.train(was_training)
-    return logits.argmax(1), logits.softmax(1).amax(1).double().round(decimals=_DIGITS)
+    if lost := int((~logits.isfinite()).any(1).sum()):
+        raise DinvError(
+            f"{images.name}: the classifier's answers to {lost} of {len(images)} images are not finite: its training "
+            "diverged. Train again with a lower --learning-rate."
+        )
+    return logits
 
 
 def evaluate(classifier: Classifier, images: LabelledImages, batch_size: int = 500) -> Evaluation:
     """Measure a classifier on labelled images of its own side. `batch_size` sets memory, not results.
 
     Raises DataError when there are no images or their classes are not the classifier's, UsageError when their
-    side is another.
+    side is another, DinvError for logits that are not finite.
     """
     if len(images) == 0:
         raise DataError(f"{images.name}: no images to evaluate on; give a test set with at least one.")
@@ -136,8 +155,11 @@ def evaluate(classifier: Classifier, images: LabelledImages, batch_size: int = 5
             f"{images.name}: its classes are {list(images.class_names)}, "
             f"the classifier's are {list(classifier.class_names)}. Give images of the same classes in the same order."
         )
-    predictions, confidences = predict(classifier, images, batch_size)
-    return score(images.labels, predictions, len(images.class_names), confidences)
+    logits = _logits(classifier, images, batch_size)
+    # Probabilities of a sure classifier round to 1 and would tie; the margin between its two logits does not.
+    area = _area(images.labels, logits[:, 1].double() - logits[:, 0].double()) if logits.shape[1] == 2 else None
+    predictions, confidences = _read(logits)
+    return score(images.labels, predictions, len(images.class_names), confidences, area)
 
 
 @dataclass(frozen=True)
