@@ -12,6 +12,7 @@ from training_toys import TINY, equal, pair
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine.state import UnitState
+from diffusion_inversion.errors import DataError
 from diffusion_inversion.train.ahead import Ahead, Stretch, go_side_by_side
 from diffusion_inversion.train.classifiers import Classifier
 from diffusion_inversion.train.mixing import queue
@@ -97,6 +98,37 @@ def test_one_that_is_further_on_waits_for_the_others() -> None:
     units = {"new": Saved(0), "further": Saved(stretches[0].last + 1), "nearly": Saved(stretches[1].last)}
     go_side_by_side(ahead, stretches, units, lambda unit, _, stretch: log.append((unit, stretch.generations)))
     assert log == [("new", (0,)), 0, ("new", (0, 1)), ("further", (0, 1)), 1]
+
+
+def test_what_training_would_not_go_on_from_goes_through_all_stretches(tmp_path: Path) -> None:
+    """A state of a network of another form is one of them; what it trains then is as if there had been none."""
+    real, synthetic = pair()
+    ahead = ahead_of(synthetic, 12, [], [])
+    stretches = ahead.stretches(QUEUE.steps)
+    state = UnitState(tmp_path, ("unit",), "made from")
+
+    def go_on(_: str, saved: UnitState | None, stretch: Stretch) -> Classifier:
+        drawn, part = ahead.images(stretch.generations), ahead.part(stretch)
+        return train(real, synthetic=drawn, settings=QUEUE, device="cpu", state=saved, part=part)
+
+    go_on("unit", state, stretches[0])
+    saved = state.load()
+    assert saved is not None and int(saved["step"]) == stretches[0].last
+    state.save({**saved, "form": torch.tensor(2)})
+    seen: list[Stretch] = []
+    go_side_by_side(ahead, stretches, {"unit": state}, lambda *of: (seen.append(of[2]), go_on(*of)))
+    assert seen == stretches[:-1]
+    assert equal(go_on("unit", state, stretches[-1]), train(real, synthetic=synthetic, settings=QUEUE, device="cpu"))
+
+
+def test_images_that_were_given_up_are_not_trained_on(tmp_path: Path) -> None:
+    """Where a state is lost between two stretches, -1 in the window is no row."""
+    real, synthetic = pair()
+    ahead = ahead_of(synthetic, 12, [], [])
+    late, state = ahead.stretches(QUEUE.steps)[-1], UnitState(tmp_path, ("unit",), "made from")
+    drawn = ahead.images(late.generations)
+    with pytest.raises(DataError, match=r"state-.*step 1 were given up. Run the same command again"):
+        train(real, synthetic=drawn, settings=QUEUE, device="cpu", state=state, part=ahead.part(late))
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.images import LabelledImages
 from ..engine.signals import finishing
 from ..engine.state import UnitState
+from ..errors import DataError
 from .mixing import Window, queue
 
 
@@ -76,17 +78,34 @@ class Ahead:
         return [Stretch(tuple(range(oldest, newest + 1)), last) for newest, (oldest, last) in needed.items()]
 
 
+def saved_for(state: UnitState | None, form: int) -> dict[str, Tensor] | None:
+    """What a training of a network of this form (`architectures.form_of`) goes on from; None where it begins anew."""
+    saved = None if state is None else state.load()
+    return saved if saved is not None and int(saved.get("form", 1)) == form else None
+
+
+def require_there(window: Window, first: int, last: int, steps: int, state: UnitState | None) -> None:
+    """Raise DataError where images that steps `first` to `last` of `steps` draw are not there: -1 in the window."""
+    slots = torch.arange(window.slots)
+    if any((window.rows(slots, step, steps) < 0).any() for step in (first, last)):  # what is there is one piece
+        raise DataError(
+            f"{'training' if state is None else state.path}: nothing to go on from is saved there, or it is damaged, "
+            f"and the images of step {first} were given up. Run the same command again: it trains from the start."
+        )
+
+
 def go_side_by_side(
     ahead: Ahead,
     stretches: Sequence[Stretch],
     units: Mapping[str, UnitState | None],
     go_on: Callable[[str, UnitState | None, Stretch], object],
+    form: int = 1,
 ) -> None:
-    """Let all classifiers go through all stretches but the last, each stretch by all before the next begins.
+    """Let all classifiers, of networks of one form, go through all stretches but the last, one stretch at a time.
 
     What each has is saved by its state at the end of each stretch; one that was saved further on is not called again.
     """
-    saved = {unit: None if state is None else state.load() for unit, state in units.items()}
+    saved = {unit: saved_for(state, form) for unit, state in units.items()}
     done = {unit: 0 if found is None else int(found["step"]) for unit, found in saved.items()}
     del saved
     for stretch, following in pairwise(stretches):

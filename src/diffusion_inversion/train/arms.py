@@ -23,6 +23,7 @@ from ..engine.units import each_unit
 from ..errors import DataError, UsageError
 from ..generator.device import resolve_device
 from .ahead import Ahead, Stretch, go_side_by_side
+from .architectures import form_of
 from .augment import make_augmentation
 from .classifiers import Classifier, choose_architecture
 from .evaluation import OWN_SIZE, Evaluation, evaluate, score
@@ -176,7 +177,8 @@ def train_arms(
         if ahead is not None:
             left = {unit: state_of(unit) for unit, (arm, _) in units.items() if arm in WITH_SYNTHETIC}
             left = {unit: state for unit, state in left.items() if unit not in store.manifest.units()}
-            go_side_by_side(ahead, stretches, left, go_on)
+            form = form_of(choose_architecture(settings.architecture, where), real.size)
+            go_side_by_side(ahead, stretches, left, go_on, form)
         each_unit(folder, list(units), store.manifest, 1, lambda jobs: learn(*jobs))
         if ahead is not None:
             ahead.release(ahead.count)

@@ -22,7 +22,7 @@ from ..errors import DinvError
 from ..generator.device import bfloat16_is_fast, resolve_device
 from ..randomness import generator_for
 from .adversarial import ascend
-from .ahead import Part
+from .ahead import Part, require_there, saved_for
 from .architectures import form_of
 from .augment import make_augmentation
 from .classifiers import Classifier, choose_architecture
@@ -72,8 +72,9 @@ def train(
     With `part` the synthetic images are those of a queue that are there: it trains up to the last step that has no need
     of others, and saves there what the next call goes on from.
 
-    Raises DataError for empty or mismatched images, or without what the mixing reads of them, UsageError for an
-    unusable device, augmentation or architecture, DinvError when a loss that was read is not finite.
+    Raises DataError for empty or mismatched images, without what the mixing reads of them, or where images of the queue
+    that it needs are not there, UsageError for an unusable device, augmentation or architecture, DinvError when a loss
+    that was read is not finite.
     """
     settings = settings or TrainSettings()
     recipe = resolve(settings)
@@ -111,9 +112,10 @@ def train(
     moves = generator_for("train", seed, "augmentation")
     losses = Losses(READ_EVERY.get(where.type, READ_ELSEWHERE), last)
     first = 0
-    form = form_of(classifier.architecture, images.size)
-    if state is not None and (saved := state.load()) is not None and int(saved.get("form", 1)) == form:
+    if (saved := saved_for(state, form_of(classifier.architecture, images.size))) is not None:
         first = _restore(saved, classifier, optimizer, schedule, moves, pools)
+    if part is not None and first < last:
+        require_there(part.window, first + 1, last, settings.steps, state)
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for step in range(first + 1, last + 1):
