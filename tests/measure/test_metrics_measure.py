@@ -164,6 +164,13 @@ def test_variants_are_resampled_by_the_source_that_the_run_recorded(tmp_path: Pa
     prompted = [{**row, "source_id": "cat: a cat", "partner_id": "cat: a cat", "class_name": "cat"} for row in rows]
     pq.write_table(pa.Table.from_pylist(prompted), tmp_path / "fake" / "metadata.parquet")
     assert measure(tmp_path / "real", tmp_path / "fake", **options).metrics == alone.metrics  # type: ignore[arg-type]
+    # Those that began at a real image go with it, whatever the prompt was.
+    guided = [
+        {**row, "source_id": "cat: a cat", "partner_id": old["source_id"]}
+        for row, old in zip(prompted, rows, strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(guided), tmp_path / "fake" / "metadata.parquet")
+    assert measure(tmp_path / "real", tmp_path / "fake", **options).metrics == found.metrics  # type: ignore[arg-type]
 
 
 def test_a_test_image_of_a_source_s_name_does_not_go_with_its_variants(tmp_path: Path) -> None:

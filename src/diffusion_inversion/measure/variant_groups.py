@@ -18,7 +18,8 @@ MOST_BYTES = 1 << 28  # of a file of groups
 def recorded_sources(data: str | Path) -> dict[str, str]:
     """Id => source of the images in a folder that stage 2 wrote, by its Parquet files; empty for other DATA.
 
-    Images that were drawn from prompts are left out: the prompts are chosen, not drawn, so each image stands alone.
+    Images that were drawn from prompts are left out: the prompts are chosen, not drawn, so each image stands alone. The
+    source of one that began at a real image is that image.
     Raises DataError where the file has the columns of stage 2 but cannot be read.
     """
     if units := sorted(Path(data).glob(UNIT_FILES)):
@@ -41,11 +42,17 @@ def recorded_sources(data: str | Path) -> dict[str, str]:
             "`dinv repair` writes it again, or move it away"
         ) from error
     rows = zip(*(table.column(name).to_pylist() for name in wanted), strict=True)
-    return {
-        str(name): str(source)
-        for name, source, partner, class_name in rows
-        if not (partner == source and str(source).startswith(f"{class_name}: "))  # a prompt is its own partner
-    }
+    sources = ((str(name), _source(*map(str, of))) for name, *of in rows)
+    return {name: source for name, source in sources if source is not None}
+
+
+def _source(source: str, partner: str, class_name: str) -> str | None:
+    """What an image is a variant of; None for a prompt, whose id begins with its class, and which is its own partner
+    but where the image began at a real one.
+    """
+    if not source.startswith(f"{class_name}: "):
+        return source
+    return None if partner == source else partner
 
 
 def told_apart(sources: Sequence[str], real: LabelledImages, data: str | Path) -> list[str]:
