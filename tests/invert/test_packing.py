@@ -76,3 +76,4 @@ def test_what_float16_cannot_hold_counts_as_failed(tmp_path: Path) -> None:
     vectors[0, 1, 0, 0] = 70_000
     store.commit(Shard(images.ids, images.labels, vectors, torch.zeros(1, 2), torch.zeros(2)), images)
     assert list(store.failed()) == [images.ids[1]] and store.read().ids == (images.ids[0],)
+    assert "not finite as it is stored; --vector-dtype float32" in store.failed()[images.ids[1]]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from made_up import made_up
 from torch import Tensor
 from toy import SD14_SCHEDULER, WIDTH, build_checkpoint, toy_images
 
@@ -17,7 +19,7 @@ from diffusion_inversion.engine import state as unit_state
 from diffusion_inversion.engine.state import UnitState
 from diffusion_inversion.errors import PartialError
 from diffusion_inversion.generator.generator import Generator
-from diffusion_inversion.invert.embeddings import EmbeddingStore, read_embeddings
+from diffusion_inversion.invert.embeddings import NOT_FINITE, EmbeddingStore, read_embeddings
 from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.invert.objective import draw, stage1_loss
 from diffusion_inversion.invert.optimisation import invert_batch
@@ -118,13 +120,22 @@ def test_nothing_more_is_computed_once_all_have_stopped(
     assert done == counted and found.causes.tolist() == [3] * 3 and found.stopped.tolist() == [stopped] * 3
 
 
-def test_an_image_has_no_result_where_the_loss_under_the_empty_prompt_is_not_finite(
+def test_a_loss_under_the_empty_prompt_that_is_not_finite_costs_no_vector(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a text encoder that overflows: what stage 1 gains over the empty prompt is then unknown."""
+    """As of a text encoder that overflows: what stage 1 gains over the empty prompt is unknown, and that is all."""
+    start = torch.full((3, 5, WIDTH), 0.1)
+    whole = learn(generator, start, 0.01)
     monkeypatch.setattr(generator, "text_tokens", lambda texts: torch.full((1, 5, WIDTH), torch.nan))
-    found = learn(generator, torch.full((3, 5, WIDTH), 0.1), 0.01)
-    assert found.causes.tolist() == [1, 1, 1] and found.null_losses.tolist() == [0, 0, 0]
+    found = learn(generator, start, 0.01)
+    assert found.causes.tolist() == [0, 0, 0] and found.null_losses.tolist() == [NOT_FINITE] * 3
+    assert torch.equal(found.vectors, whole.vectors) and (whole.null_losses > 0).all()
+
+
+def test_the_mean_loss_under_the_empty_prompt_is_of_the_finite_ones(generator: Generator) -> None:
+    embeddings = made_up(generator, torch.zeros(1, 3, 5, WIDTH), [0, 1, 1])
+    for losses, mean in (((0.5, NOT_FINITE, 0.25), 0.375), ((NOT_FINITE,) * 3, None)):
+        assert replace(embeddings, null_losses=torch.tensor(losses)).null_loss == mean
 
 
 class Cut(Exception):

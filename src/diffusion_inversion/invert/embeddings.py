@@ -32,6 +32,8 @@ from .records import Config, Header, LearnedUnit
 FOLDER, CONFIG_FILE = "embeddings", settings_file("invert")
 SCHEMA = 2
 LARGEST_SHARD = 8 << 30  # bytes: 100 images of 77 x 1,024 tokens at 200 kept steps take 6.3 GB
+_UNHELD = "its vector is not finite as it is stored; --vector-dtype float32 or int8 holds numbers beyond 65,504"
+NOT_FINITE = -1.0  # in the place of a loss under the empty prompt, where files hold finite numbers alone
 SPECS = {  # of all but the vectors, see packing.py
     "labels": TensorSpec(torch.int64, ("images",)),
     "losses": TensorSpec(torch.float32, ("points", "images")),
@@ -45,8 +47,8 @@ class Embeddings:
 
     `ids` (N); `labels` (N,) int64; `class_names`; `steps` (S, ascending); `vectors` (S, N, tokens, width) float32;
     `curve_steps` (P, ascending) and `losses` (P, N) float32: mean loss of each image on its fixed evaluation bank;
-    `null_losses` (N,): the same with the empty prompt; `generator_hash`; `resolution`: side in px learned at;
-    `image_size`: native side of the data set in px; `groups` (N): the unit of each, where stage 1 was joint.
+    `null_losses` (N,): the same with the empty prompt, or NOT_FINITE; `generator_hash`; `resolution`: side in px
+    learned at; `image_size`: native side of the data set; `groups` (N): the unit of each, where stage 1 was joint.
     """
 
     ids: tuple[str, ...]
@@ -68,6 +70,12 @@ class Embeddings:
     def at(self, step: int | None = None) -> Float32[Tensor, "images tokens features"]:
         """Vectors (N, tokens, width) at a kept step, by default the last; DataError for a step that was not kept."""
         return self.vectors[self._place(step)]
+
+    @property
+    def null_loss(self) -> float | None:
+        """Mean of the finite losses with the empty prompt; None where there is none."""
+        finite = self.null_losses[self.null_losses != NOT_FINITE]
+        return float(finite.mean()) if len(finite) else None
 
     def _place(self, step: int | None) -> int:
         if step not in (None, *self.steps):
@@ -258,6 +266,9 @@ class EmbeddingStore:
         vectors = shard.vectors.half() if self.vector_dtype == "float16" else shard.vectors
         finite = vectors.isfinite().all(dim=-1).all(dim=-1).all(dim=0)
         kept = shard.rows(finite)
+        said = dict(notes or {})
+        if unheld := {image_id: _UNHELD for image_id in shard.rows(~finite).ids}:
+            said["reasons"] = {**said.get("reasons", {}), **unheld}
         name = f"shard-{unit_name(images.ids)}.safetensors"
         self.manifest.append(
             {
@@ -269,7 +280,7 @@ class EmbeddingStore:
                 "labels": images.labels.tolist(),
                 "hashes": list(images.hashes),
                 "files": {name: self._write(name, kept)} if kept.ids else {},
-                **(notes or {}),
+                **said,
             }
         )
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from ..config.settings import InvertSettings
 from ..engine.state import UnitState
 from ..generator.generator import EMPTY_PROMPT, Generator, Images, Tokens
+from .embeddings import NOT_FINITE
 from .objective import EvaluationBank, encode
 from .slots import Slots
-from .trajectory import LOSS, RETRIES, BatchResult, Trajectory, UnitInputs
+from .trajectory import RETRIES, BatchResult, Trajectory, UnitInputs
 
 CURVE_POINTS = 4
 RETRY_FACTOR = 3.0  # of the learning rate, by which each further attempt is slower
@@ -82,12 +83,8 @@ def invert_batch(
         tried = _attempt(inputs, rows, attempt, result, count, state, saved, slots)
         result, saved = _filled(result, rows, tried), None
     null_losses = bank.loss(generator, empty, at_once)
-    lost = (result.causes == 0) & ~null_losses.isfinite()
-    return replace(
-        result,
-        null_losses=null_losses.where(null_losses.isfinite(), torch.zeros(())),
-        causes=result.causes.where(~lost, torch.tensor(LOSS)),
-    )
+    # It is only reported: where it is not finite the vectors are as good as they were.
+    return replace(result, null_losses=null_losses.where(null_losses.isfinite(), torch.tensor(NOT_FINITE)))
 
 
 def _attempt(

@@ -29,7 +29,8 @@ LOOK_EVERY = {"cuda": 25}  # steps between two looks at whether any image is lef
 
 @dataclass(frozen=True)
 class BatchResult:
-    """vectors (S, B, tokens, width), losses (P, B), null_losses (B,), all float32 on the CPU.
+    """vectors (S, B, tokens, width), losses (P, B), null_losses (B,), all float32 on the CPU; a null loss may be
+    NOT_FINITE.
 
     rates (B,): the learning rate that each image was learned at. causes (B,): 0, or why the image has no result (an
     index into CAUSES); stopped (B,): the step at which that was seen, or at which an image with a result ended early,

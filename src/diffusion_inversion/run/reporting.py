@@ -233,8 +233,9 @@ def _made_from_vectors(run: Path, replicates: Sequence[Replicated]) -> _Made:
         "seconds": sum(_seconds(EmbeddingStore(replicate.folder).manifest) for replicate in replicates),
         "loss_initial": float(losses[0].mean()),
         "loss_final": float(losses[-1].mean()),
-        "null_loss": float(embeddings.null_losses.mean()),
     }
+    if (null_loss := embeddings.null_loss) is not None:
+        inverted["null_loss"] = null_loss
     if ended := EmbeddingStore(run).ended():
         inverted["ended"] = {str(step): count for step, count in sorted(Counter(ended.values()).items())}
     sampled = read_config(run, "sample")["settings"]
