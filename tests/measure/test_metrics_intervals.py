@@ -284,3 +284,5 @@ def test_too_few_images_have_no_error() -> None:
         None
     }
     assert fid_infinity(few, few + 1, units=two) > 0
+    one_shared = named_units("abcd", "axyz")  # a half of the units of one side alone would be one image
+    assert fid_infinity(few[:4], few[4:], units=one_shared) == fid_infinity(few[:4], few[4:])

@@ -93,18 +93,23 @@ def fid_infinity(
     """
     real, generated = checked(real_features, generated_features, least=4)
     units = units or single_units(len(real), len(generated))
-    if min(units.counts) < 4:  # a half would have fewer than two
-        units = single_units(len(real), len(generated))
-    units = by_content(units, real, generated)
-    stream = torch.Generator().manual_seed(seed)
+    parts = _halves(units, real, generated, seed)
+    fewest = min(int(side.sum()) for both in parts for half in both for side in (half, ~half))
+    if min(units.counts) < 4 or fewest < 2:
+        parts = _halves(single_units(len(real), len(generated)), real, generated, seed)
     whole, halves, factors = fid(real, generated), [], []
-    for _ in range(DRAWS):
-        in_real, in_generated = part(units, stream)
+    for in_real, in_generated in parts:
         for a, b in ((in_real, in_generated), (~in_real, ~in_generated)):
             halves.append(fid(real[a.to(real.device)], generated[b.to(real.device)]))
             factors.append((len(real) / int(a.sum()) + len(generated) / int(b.sum())) / 2)
     slope = (sum(halves) - DRAWS * 2 * whole) / (sum(factors) - DRAWS * 2)
     return max(whole - slope, 0.0)
+
+
+def _halves(units: Units, real: Tensor, generated: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Halves of the units, drawn DRAWS times: which images of either side are in the one."""
+    units, stream = by_content(units, real, generated), torch.Generator().manual_seed(seed)
+    return [part(units, stream) for _ in range(DRAWS)]
 
 
 def small_sample_warning(n_real: int, n_generated: int, dim: int) -> str | None:
