@@ -48,6 +48,14 @@ def test_two_feature_files(tmp_path: Path) -> None:
     assert record["metrics"]["fid_npy"]["value"] == found.metrics["fid_npy"].value
     assert measure(real, generated) == found
     assert all(name in found.table() for name in found.metrics)
+    assert found.kid_subsets["std"] is not None and "no spread" not in found.table()
+
+
+def test_subsets_that_are_all_images_have_no_spread(tmp_path: Path) -> None:
+    found = measure(feature_file(tmp_path / "a.npy", 40), feature_file(tmp_path / "b.npy", 40, 0.5, seed=1))
+    assert found.kid_subsets["std"] is None and found.kid_subsets["size"] == 40
+    assert found.kid_subsets["mean"] == pytest.approx(found.metrics["kid_npy"].value)
+    assert "over 100 subsets of 40 images: " in found.table() and "all of both sides: no spread" in found.table()
 
 
 def test_a_zero_row_takes_cmmd_alone(tmp_path: Path) -> None:
@@ -129,8 +137,10 @@ def test_features_of_one_side_and_images_of_the_other(images_measured: tuple[Pat
     )
     assert any("taken to be of lite0" in warning for warning in again.warnings)
     np.save(folder / "other.npy", np.ones((16, 9)) * np.arange(16)[:, None])
-    with pytest.raises(DataError, match="9 numbers an image"):
-        measure(folder / "other.npy", folder / "fake", k=3, cache=folder / "cache")
+    for wrong, k, said in (("other.npy", 3, "9 numbers an image"), ("real.npy", 15, "15 image.* at least 16")):
+        with pytest.raises(DataError, match=said):
+            measure(folder / wrong, folder / "fake", k=k, cache=folder / "none")
+    assert not (folder / "none").exists(), "it is said before images go through the network"
 
 
 def test_variants_are_resampled_by_the_source_that_the_run_recorded(tmp_path: Path) -> None:

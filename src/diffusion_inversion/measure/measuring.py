@@ -26,7 +26,7 @@ from .extractors.catalog import open_extractor
 from .extractors.extractor import Extractor
 from .extractors.stored import is_features, load_features
 from .metrics.frechet import fid, fid_infinity, small_sample_warning
-from .metrics.inputs import checked
+from .metrics.inputs import check_sizes, checked
 from .metrics.intervals import Estimate, estimate, fid_error, manifold_errors, wide_intervals
 from .metrics.kernel import (
     CMMD_SCALE,
@@ -65,6 +65,7 @@ class Measurement:
     - `units_real`, `units_generated`: what was resampled for the intervals, images or groups of them; `resampled` says
       it in words.
     - `kid_subsets`: mean and standard deviation over subsets, how many and of how many images: torch-fidelity's KID.
+      No deviation (None) where every subset is all images of both sides.
     - `per_class`: classes that both sides have, two images of each at least; empty where a side has no labels.
     """
 
@@ -83,7 +84,7 @@ class Measurement:
     confidence: float
     seed: int
     metrics: dict[str, Estimate]
-    kid_subsets: dict[str, float]
+    kid_subsets: dict[str, float | None]
     per_class: dict[str, ClassDistance]
     warnings: tuple[str, ...]
 
@@ -114,9 +115,10 @@ class Measurement:
             lines.append(f"{name:{width}}  {value:>10}  {span:24}  {better}")
         lines.append(f"intervals: {self.resampled}")
         subsets = self.kid_subsets
+        spread = ", all of both sides: no spread" if subsets["std"] is None else f" ± {subsets['std']:.2g}"
         lines.append(
             f"kid{self.suffix} over {subsets['subsets']:g} subsets of {subsets['size']:g} images: "
-            f"{subsets['mean']:.4g} ± {subsets['std']:.2g}"
+            f"{subsets['mean']:.4g}{spread}"
         )
         if self.per_class:
             names_width = max(map(len, ["class", *self.per_class]))
@@ -189,6 +191,7 @@ def measure(
     if generated_groups is None and generated_side.groups and real_side.images:
         groups = told_apart(generated_side.groups, real_side.images, generated)
         generated_side = replace(generated_side, groups=groups)
+    check_sizes(real_side.shape(network), generated_side.shape(network), least=max(k + 1, 4))
     sides = [_extracted(found, network, folder, batch_size) for found in (real_side, generated_side)]
     return _compare(sides[0], sides[1], network, k, seed, confidence, _metrics_device(where))
 
@@ -209,10 +212,12 @@ def compare_images(
     """
     where = resolve_device(device)
     network = open_extractor(extractor, where, weights)
-    sides = [
-        _extracted(_Side(images.name, torch.empty(0), images, groups), network, default_root() / "features", 64)
+    given = [
+        _Side(images.name, torch.empty(0), images, groups)
         for images, groups in ((real, None), (generated, generated_groups))
     ]
+    check_sizes(given[0].shape(network), given[1].shape(network), least=max(k + 1, 4))
+    sides = [_extracted(side, network, default_root() / "features", 64) for side in given]
     return _compare(sides[0], sides[1], network, k, 0, 0.95, _metrics_device(where))
 
 
@@ -236,6 +241,10 @@ class _Side:
     features: Tensor  # (N, D) on the CPU; empty until extracted
     images: LabelledImages | None = None
     groups: Sequence[str] | None = None  # of each image; None: each stands alone
+
+    def shape(self, network: Extractor | None) -> Sequence[int]:
+        """(N, D) of the features that it has, or will have."""
+        return self.features.shape if self.images is None or network is None else (len(self.images), network.dim)
 
 
 def _units(real: _Side, generated: _Side) -> Units:
@@ -341,7 +350,7 @@ def _compare(
         metrics={f"{name}{suffix}": found for name, found in metrics.items()},
         kid_subsets={
             "mean": float(drawn.mean()),
-            "std": float(drawn.std(correction=0)),
+            "std": None if size == n == m else float(drawn.std(correction=0)),
             "subsets": KID_SUBSETS,
             "size": size,
         },

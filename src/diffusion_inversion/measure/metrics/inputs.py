@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -24,18 +26,25 @@ def checked(
                 f"{side} features: {tuple(features.shape)} {features.dtype}; give one row of floating-point numbers "
                 "per image, (N, D)"
             )
-        if len(features) < least:
-            raise DataError(
-                f"{side} features: {len(features)} image(s), at least {least} are needed; give more images, "
-                "or a smaller k where k sets the number"
-            )
+    check_sizes(real_features.shape, generated_features.shape, least=least)
+    for side, features in sides.items():
         if not bool(features.isfinite().all()):
             bad = int((~features.isfinite().all(dim=1)).sum())
             raise DataError(f"{side} features: NaN or infinity in {bad} of {len(features)} rows; extract them again")
-    if real_features.shape[1] != generated_features.shape[1]:
-        raise DataError(
-            f"real features have {real_features.shape[1]} numbers an image, generated features "
-            f"{generated_features.shape[1]}; extract both with the same extractor"
-        )
     device = real_features.device
     return real_features.double(), generated_features.to(device=device, dtype=torch.float64)
+
+
+def check_sizes(real: Sequence[int], generated: Sequence[int], *, least: int = 2) -> None:
+    """Raise DataError, as `checked` does, for features of these shapes (N, D) and (M, D), before there are any."""
+    for side, (count, _) in (("real", real), ("generated", generated)):
+        if count < least:
+            raise DataError(
+                f"{side} features: {count} image(s), at least {least} are needed; give more images, "
+                "or a smaller k where k sets the number"
+            )
+    if real[1] != generated[1]:
+        raise DataError(
+            f"real features have {real[1]} numbers an image, generated features {generated[1]}; extract both with the "
+            "same extractor"
+        )
