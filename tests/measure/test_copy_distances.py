@@ -174,6 +174,16 @@ def test_planted_copies_are_nearest_to_what_they_show(level: str, name: str, pic
         assert float(distances.diagonal().max()) < 0.02
 
 
+@pytest.mark.parametrize("side", [4, 8, 16, 32])
+def test_a_blurred_copy_is_blurred_at_every_side(side: int) -> None:
+    images = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    little, more = (
+        (plant(level, images, torch.arange(4), seed=0).images.float() - images.float()).abs().mean()
+        for level in ("blur 1/32", "blur 1/16")
+    )
+    assert 0.5 < little <= more and (little < more or side == 4)
+
+
 @pytest.mark.parametrize("shift", [(4, 0), (-4, 4), (0, -2)])
 def test_shifted_copies_are_found_by_alignment(shift: tuple[int, int], pictures: Tensor) -> None:
     view = pixel_view(CPU)

@@ -101,12 +101,14 @@ def _colour(strength: float) -> Change:
 
 
 def _blur(share: float) -> Change:
-    """A Gaussian whose standard deviation is this share of the side."""
+    """A Gaussian whose standard deviation is this share of the side, a third of a pixel at least: a narrower one has no
+    neighbours, or such as rounding takes away, and would leave a small image as it is.
+    """
 
     def change(image: Tensor, _: Tensor, __: torch.Generator) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        sigma = share * image.shape[-1]
+        sigma = max(share * image.shape[-1], 1 / 3)
         blurred: Tensor = functional.gaussian_blur(image, kernel_size=2 * round(2 * sigma) + 1, sigma=sigma)
         return blurred
 
