@@ -28,6 +28,7 @@ from diffusion_inversion.train.few_shot.tip_adapter import Cache, build_cache, c
 from diffusion_inversion.train.few_shot.tuning import soft_loss, steps_of, tune
 from diffusion_inversion.train.few_shot.views import crop_box, random_view
 from diffusion_inversion.train.few_shot.zero_shot import class_weights, zero_shot_logits
+from diffusion_inversion.train.folds import alike
 
 CPU = torch.device("cpu")
 WORDS = ("dog", "owl", "cat")  # no caption had them
@@ -188,6 +189,30 @@ def test_alpha_and_beta_are_the_best_on_folds_of_the_shots() -> None:
     alpha, beta = max(scores, key=lambda key: scores[key])
     assert (found.alpha, found.beta) == pytest.approx((alpha, beta), abs=1e-6)
     assert found.accuracy == pytest.approx(scores[alpha, beta][0] / 12)
+
+
+def test_folds_of_the_shots_part_neither_equal_images_nor_groups() -> None:
+    labels = torch.arange(24) % 3
+    plain = folds(labels, 4)
+    assert folds(labels, 4, range(24)) == plain, "where each stands alone nothing changes"
+    pairs = [row % 3 + row // 6 * 3 for row in range(24)]  # row 0 is row 3 again, and so on: 4 images of each class
+    found = folds(labels, 4, pairs)
+    assert sorted(row for part in found for row in part) == list(range(24))
+    assert all(len({pairs[row] for row in part}) == 3 for part in found) and len(found) == 4
+    assert all(labels[part].bincount().tolist() == [2, 2, 2] for part in found)
+    assert all(len({pairs[row] for row in part}) == 6 for part in plain), "without it both are apart"
+    # Two images of class 0, one of them ten times: two parts. All of class 0 in one group: none.
+    assert len(folds(labels, 4, [0 if label == 0 else row for row, label in enumerate(labels.tolist())])) == 0
+    one = [0 if label == 0 and row else row + 1 for row, label in enumerate(labels.tolist())]
+    assert len(folds(labels, 4, one)) == 2
+
+
+def test_shots_that_are_alike_are_equal_or_of_one_group() -> None:
+    images = coloured_images(6, seed=3)
+    hashes = (*images.hashes[:5], images.hashes[0])
+    assert alike(replace(images, hashes=hashes), near=False) == [0, 1, 2, 3, 4, 0]
+    grouped = replace(images, hashes=hashes, groups=("a", "b", "c", "b", "e", "f"))
+    assert alike(grouped, near=False) == [0, 1, 2, 1, 4, 0]
 
 
 def test_who_watches_keys_being_trained_sees_every_step_and_changes_nothing() -> None:

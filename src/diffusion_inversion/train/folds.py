@@ -33,7 +33,7 @@ def fold_of(images: LabelledImages, count: int = FOLDS) -> tuple[int, ...]:
     the order of the hashes of its ids; groups are dealt by `data.dealing.deal`. A class that would lie in one fold as
     a whole stays in training, so every fold's training has all classes.
     """
-    group = _alike(images)
+    group = alike(images)
     labels = images.labels.tolist()
     number = _dealt(images, group, count) if images.groups else dict[int, int]()
     for row in sorted(range(len(images)), key=lambda row: (labels[row], in_order(images.ids[row]))):
@@ -73,17 +73,18 @@ def split(images: LabelledImages, folds: Sequence[int], sources: Sequence[Collec
     )
 
 
-def _alike(images: LabelledImages) -> list[int]:
+def alike(images: LabelledImages, *, near: bool = True) -> list[int]:
     """The group of each image: the first row, in the order of the ids, of those that go together.
 
-    Images go together that show the same picture, or are of one of the groups that were given.
+    Images go together that show the same picture, or are of one of the groups that were given. Without `near` pictures
+    are the same whose pixels are equal.
     """
     order = sorted(range(len(images)), key=lambda row: images.ids[row])
     place = {row: rank for rank, row in enumerate(order)}
     first: dict[str, int] = {}
     pairs = [(first.setdefault(images.hashes[row], row), row) for row in order]
     pairs += [(first.setdefault(f"group {images.groups[row]}", row), row) for row in order if images.groups]
-    pairs += near_pairs(thumbnail(images.images))
+    pairs += near_pairs(thumbnail(images.images)) if near else []
     above = list(range(len(images)))
 
     def top(row: int) -> int:

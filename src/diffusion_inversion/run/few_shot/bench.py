@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from ...train.few_shot.clip import Clip
 from ...train.few_shot.examples import Encoded
 from ...train.few_shot.learners import AUGMENTED, learn
 from ...train.few_shot.zero_shot import class_weights
+from ...train.folds import alike
 from .additions import Extra
 from .features import clean_features, encode
 from .jobs import Job, shots_of
@@ -62,7 +63,10 @@ class Bench:
             settings,
             splits,
             class_weights(clip, train.class_names, settings.templates),
-            encode(images, targets, made_from, clip, settings, cache, views=views),
+            replace(
+                encode(images, targets, made_from, clip, settings, cache, views=views),
+                alike=tuple(alike(images, near=False)),
+            ),
             {row: place for place, row in enumerate(rows)},
             encoded,
             clean_features(splits.test, clip, cache),

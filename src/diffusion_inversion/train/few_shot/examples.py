@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ...data.dealing import FREE, deal
 from ...randomness import generator_for
 from ..mixing import RowOrder
 
@@ -17,12 +19,14 @@ class Encoded:
     """The features of N images by a frozen encoder, not of length 1, and what the images show.
 
     made_from: by image, the content hashes of the real images that it is, or was made from; empty where not known.
+    alike: by image, a number that images have in common which no fold may part; empty where each stands alone.
     """
 
     clean: Tensor  # (N, D) float32: of the images as they are
     views: Tensor  # (V, N, D) float32: of V augmented views of each; V is 0 where no learner needs them
     targets: Tensor  # (N, C) float32, rows sum to 1
     made_from: tuple[frozenset[str], ...]
+    alike: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -41,6 +45,7 @@ class Encoded:
             views=self.views[:, index],
             targets=self.targets[index],
             made_from=tuple(self.made_from[row] for row in rows),
+            alike=tuple(self.alike[row] for row in rows) if self.alike else (),
         )
 
 
@@ -64,14 +69,35 @@ class Batches:
         return self.examples.views[view.to(where), rows.to(where)], self.examples.targets[rows.to(where)]
 
 
-def folds(labels: Tensor, most: int) -> list[list[int]]:
+def folds(labels: Tensor, most: int, alike: Sequence[int] = ()) -> list[list[int]]:
     """Rows of the images (N,) int64, parted so that every class is spread evenly: `most` parts, fewer where a class
-    has fewer images, none where one has a single image."""
+    has fewer images, none where one has a single image.
+
+    Images with one number in `alike` (N) are in one part, and count as one image. Those of a class that would be in one
+    part as a whole are in none.
+    """
+    if len(set(alike)) < len(alike):
+        return _whole_folds(labels, most, alike)
     members = [(labels == label).nonzero()[:, 0].tolist() for label in labels.unique().tolist()]
     count = min([most, *map(len, members)])
     if count < 2:
         return []
     return [sorted(row for rows in members for row in rows[part::count]) for part in range(count)]
+
+
+def _whole_folds(labels: Tensor, most: int, alike: Sequence[int]) -> list[list[int]]:
+    place = {one: number for number, (one, _) in enumerate(Counter(alike).most_common())}  # the largest first
+    groups = torch.tensor([place[one] for one in alike])
+    counts = torch.zeros(len(place), int(labels.max()) + 1, dtype=torch.int64)
+    counts.index_put_((groups, labels.cpu()), torch.ones_like(groups), accumulate=True)
+    count = min(most, int((counts > 0).sum(0)[labels.unique().cpu()].min()))
+    if count < 2:
+        return []
+    part = torch.from_numpy(deal(counts.numpy(), [1 / count] * count))
+    alone = [label for label in labels.unique().tolist() if len(part[counts[:, label] > 0].unique()) == 1]
+    part[(counts[:, alone] > 0).any(1)] = FREE
+    found = [(part[groups] == number).nonzero()[:, 0].tolist() for number in range(count)]
+    return [rows for rows in found if rows]
 
 
 def without(examples: Encoded, held_out: frozenset[str]) -> Encoded:

@@ -102,9 +102,10 @@ def choose(
     """Alpha and beta with the best accuracy over folds of the real shots; of equals the least cross-entropy.
 
     `make` builds the cache of what a fold leaves: of the shots the other folds, of the synthetic images those that were
-    not made from its shots. Where a class has one shot nothing can be held out: the values to begin with.
+    not made from its shots. Shots that are alike share a fold. Where a class has one shot nothing can be held out: the
+    values to begin with.
     """
-    parts = folds(real.labels, settings.folds)
+    parts = folds(real.labels, settings.folds, real.alike)
     if not parts:
         return Choice(settings.tip_alpha, settings.tip_beta, None)
     alphas = grid(settings.largest_alpha, settings.alphas).to(weights.device)
@@ -124,7 +125,7 @@ def choose(
             loss[place] -= (held.targets * logits.log_softmax(2)).sum((1, 2)).double().cpu()
     best = right.max()
     beta, alpha = divmod(int(torch.where(right == best, loss, torch.inf).argmin()), len(alphas))
-    return Choice(float(alphas[alpha]), float(betas[beta]), float(best) / len(real))
+    return Choice(float(alphas[alpha]), float(betas[beta]), float(best) / sum(map(len, parts)))
 
 
 def grid(largest: float, count: int) -> Tensor:
