@@ -19,7 +19,7 @@ from diffusion_inversion.run.report.sections import shares_of_parts
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
 
-SETTINGS = ("--steps", 1, "--init", "random", "--inference-steps", 2, "--train-steps", 2, "--train-batch-size", 4)
+SETTINGS = ("--steps", 1, "--init", "random", "--inference-steps", 2, "--train-steps", 4, "--train-batch-size", 4)
 SETTINGS += ("--variants", 2, "--architecture", "resnet20", "--recipe", "fast", "--no-own-size", "--copies", "off")
 
 
@@ -119,7 +119,7 @@ def test_subgroups_stay_without_their_file(
     before = json.loads((run / "run.json").read_text())
     shutil.move(data / "site.csv", tmp_path / "elsewhere.csv")
     try:
-        again = ["--architecture", "resnet20", "--recipe", "fast", "--train-steps", 2, "--train-batch-size", 4]
+        again = ["--architecture", "resnet20", "--recipe", "fast", "--train-steps", 4, "--train-batch-size", 4]
         done = dinv("train", run, *again, "--seeds", "0,1", "--no-own-size")
         assert done.exit_code == 0, done.output
         assert json.loads((run / "run.json").read_text())["subgroups"] == before["subgroups"]

@@ -23,6 +23,7 @@ from diffusion_inversion.sample.synthetic import SyntheticStore
 
 UNTRAINABLE: list[tuple[dict[str, Any], str]] = [
     ({"seeds": (0, 0)}, "a repeated seed"),
+    ({"recipe": "fast"}, "steps=2: recipe fast .* needs 4 of them.*--train-steps 4"),
     ({"augmentations": ("none", "default")}, "'none' alone"),
     ({"architecture": "vgg16"}, "16 px is too small"),
     ({"architecture": "timm:no_such_net"}, "has no such network"),

@@ -113,7 +113,7 @@ def test_arms_and_seeds_that_are_added_have_the_number_that_was_chosen(chosen: P
 def test_a_mixture_of_a_given_number_leaves_nothing_to_choose(run: Path) -> None:
     refused = dinv("train", run, *AUTO, *SHORT)
     assert refused.exit_code == 5 and "trained here with real_fraction 0.5" in refused.output
-    other = dinv("train", run, *AUTO, *SHORT, "--recipe", "fast")
+    other = dinv("train", run, *AUTO, *SHORT, "--recipe", "medmnist-adamw")
     assert other.exit_code == 5 and "recipe" in other.output
     assert not (run / TRAIN_FILE).exists() and not (run / "tuning").exists(), "refused before any trial"
 

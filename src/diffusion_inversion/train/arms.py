@@ -28,6 +28,7 @@ from .augment import make_augmentation
 from .classifiers import Classifier, choose_architecture
 from .evaluation import OWN_SIZE, Evaluation, evaluate, score
 from .mixing import check_images, measure
+from .recipes import check_steps
 from .store import ClassifierStore
 from .training import digest_of, fingerprint, recipe, train
 from .verdict import Verdict, verdict
@@ -287,6 +288,7 @@ def check_settings(settings: TrainSettings, class_names: Sequence[str], side: in
     """Raise UsageError or DataError for settings that images of these classes and this side cannot be trained with."""
     if len(set(settings.seeds)) < len(settings.seeds):
         raise UsageError(f"seeds={list(settings.seeds)}: a repeated seed is one result counted twice. Give each once.")
+    check_steps(settings)
     make_augmentation(settings.augmentations, len(class_names))
     _check_network(choose_architecture(settings.architecture, torch.device("cpu")), tuple(class_names), side)
 

@@ -29,10 +29,12 @@ import torch
 from torch import nn
 
 from ..config.training import RecipeName, TrainSettings
+from ..errors import UsageError
 
 # The settings that override a recipe where they are given.
 OVERRIDES = ("batch_size", "learning_rate", "momentum", "weight_decay")
 WARM_UP = 0.3  # share of the steps in which one-cycle rises; from there it falls as a cosine
+FEWEST_STEPS = 4  # of one-cycle: with fewer the rise has no step, and the one of the last is at a rate of 0
 FLOOR = 1e-3  # with a warm-up: of the highest rate, where it begins and where the cosine ends (paper's code)
 
 
@@ -67,6 +69,15 @@ def resolved(settings: TrainSettings) -> TrainSettings:
     """Return the same settings with every number of the recipe spelled out."""
     recipe = resolve(settings)
     return settings.model_copy(update={name: getattr(recipe, name) for name in OVERRIDES})
+
+
+def check_steps(settings: TrainSettings) -> None:
+    """Raise UsageError for fewer steps than the recipe's schedule needs."""
+    if RECIPES[settings.recipe].schedule == "one-cycle" and settings.steps < FEWEST_STEPS:
+        raise UsageError(
+            f"steps={settings.steps}: recipe {settings.recipe} raises and lowers its rate within the steps and needs "
+            f"{FEWEST_STEPS} of them. Give --train-steps {FEWEST_STEPS} or more, or another --recipe."
+        )
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], *, fused: bool = False) -> torch.optim.Optimizer:
