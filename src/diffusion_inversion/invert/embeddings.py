@@ -195,12 +195,6 @@ class Shard:
         return Shard(ids, self.labels[keep], self.vectors[:, keep], self.losses[:, keep], self.null_losses[keep])
 
 
-def refuse_vectors(folder: Path, what: str) -> None:
-    """Raise UsageError where `folder` is a run of vectors, so no place for `what`: images that are made without."""
-    if (folder / FOLDER).exists():
-        raise UsageError(f"{folder}: a run of learned vectors. Give {what} a folder of their own.")
-
-
 class EmbeddingStore:
     """The shards below RUN/embeddings, one for each committed unit, listed by their manifest.
 

@@ -42,8 +42,8 @@ def recorded_sources(data: str | Path) -> dict[str, str]:
             "`dinv repair` writes it again, or move it away"
         ) from error
     rows = zip(*(table.column(name).to_pylist() for name in wanted), strict=True)
-    sources = ((str(name), _source(*map(str, of))) for name, *of in rows)
-    return {name: source for name, source in sources if source is not None}
+    named = ((str(name), _source(*map(str, of))) for name, *of in rows)
+    return {name: source for name, source in named if source is not None}
 
 
 def _source(source: str, partner: str, class_name: str) -> str | None:

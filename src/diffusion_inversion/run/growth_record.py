@@ -50,7 +50,10 @@ def growth_record(run: Path) -> GrowthRecord | None:
     if rounds and "subgroups" in rounds[0]:
         found["attribute"] = rounds[0]["attribute"]
         added = [sum(one["added"] for one in each) for each in zip(*(one["subgroups"] for one in rounds), strict=True)]
-        found["subgroups"] = [{**one, "added": many} for one, many in zip(rounds[0]["subgroups"], added, strict=True)]
+        found["subgroups"] = [
+            {"class_name": one["class_name"], "value": one["value"], "error": one["error"], "added": many}
+            for one, many in zip(rounds[0]["subgroups"], added, strict=True)
+        ]
     return found
 
 

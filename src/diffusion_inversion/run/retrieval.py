@@ -37,12 +37,12 @@ from ..engine.text import shown
 from ..engine.units import each_unit
 from ..errors import ConfigMismatchError, DataError, UsageError
 from ..generator.device import resolve_device
-from ..invert.embeddings import refuse_vectors
 from ..measure.extractors.cache import cached_features
 from ..measure.extractors.catalog import open_extractor
 from ..measure.extractors.extractor import Extractor
 from ..measure.neighbours import NearestSearch, Neighbours, Taken, nearest_queries
 from ..sample.columns import EARLIER
+from ..sample.prompting import refuse_vectors
 from ..sample.synthetic import SCHEMA, Row, SyntheticStore, job_name
 from .images import open_splits
 from .layout import RETRIEVAL_FILE

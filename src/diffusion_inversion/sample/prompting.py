@@ -20,7 +20,7 @@ from ..errors import DataError, UsageError
 from ..generator.generator import EMPTY_PROMPT, Generator
 from ..generator.safety import SafetyChecker, attempt_identity, check_safety_checker, load_safety_checker
 from ..generator.sides import require_side
-from ..invert.embeddings import refuse_vectors
+from ..invert.embeddings import FOLDER as VECTORS
 from ..randomness import generator_for
 from .columns import EARLIER
 from .denoising import denoise, require_finite
@@ -221,6 +221,12 @@ def draw_images(
     )
     require_finite(latents, [prompts[plan.prompt].source_id for plan in plans], generator, settings)
     return generator.decode(latents).cpu()
+
+
+def refuse_vectors(folder: Path, what: str) -> None:
+    """Raise UsageError where `folder` is a run of vectors, so no place for `what`: images that are made without."""
+    if (folder / VECTORS).exists():
+        raise UsageError(f"{folder}: a run of learned vectors. Give {what} a folder of their own.")
 
 
 def made_from(

@@ -25,9 +25,8 @@ from ...engine.text import shown
 from ...engine.units import each_unit
 from ...errors import UsageError
 from ...generator.generator import Generator
-from ...invert.embeddings import refuse_vectors
 from ...measure.extractors.cache import cached_features
-from ...sample.prompting import Prompt, RealGuidance, check, classes_of, draw_prompts
+from ...sample.prompting import Prompt, RealGuidance, check, classes_of, draw_prompts, refuse_vectors
 from ...sample.synthetic import SCHEMA, Row, SyntheticStore, job_name
 from ...train.few_shot.clip import Clip
 from ...train.few_shot.clip_filter import answers, kept
