@@ -310,9 +310,7 @@ class EmbeddingStore:
                 continue
             keep = [image_id not in ids for image_id in record["ids"]]
             left = [image_id for image_id in record["ids"] if image_id not in ids]
-            lists = {
-                key: [v for v, kept in zip(record[key], keep, strict=True) if kept] for key in ("labels", "hashes")
-            }
+            lists = {key: [v for v, ok in zip(record[key], keep, strict=True) if ok] for key in ("labels", "hashes")}
             failed = [image_id for image_id in record["failed"] if image_id not in ids]
             files: dict[str, str] = {}
             for name, digest in record["files"].items():
