@@ -12,7 +12,7 @@ Method:   All claims of all pages of today are judged together (`diffusion_inver
           the replicates is taken for the error by replicates. At 5 % that is the interval itself; at the lower levels
           of many claims it is wider than with the error by test images apart, so nothing is said too early.
           What could have been seen: the difference that is found alone in four of five experiments with this error,
-          (t(1 - .025 / differences, n - 1) + t(.8, n - 1)) times it; of several differences the largest.
+          (t(1 - .025 / differences, n - 1) + t(1 - .2 / differences, n - 1)) times it; of several the largest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Answer:
     by: str
     of: str
     judged: Judged
+    opposite: bool = False  # whether it is of the opposite of what the page claims
 
 
 def pages_of(names: str = "*") -> list[Path]:
@@ -147,9 +148,22 @@ def judged() -> dict[tuple[str, str], Answer]:
 
 
 def asked_of(claim: Mapping[str, Any]) -> dict[tuple[str, str], Answer]:
-    """What today's pages say of a claim of the paper."""
-    keys = [(page, says) for page, asked in claim.get("asked", {}).items() for says in asked]
-    return {key: judged()[key] for key in keys if key in judged()}
+    """What today's pages say of a claim of the paper; where the paper says the opposite of theirs, of that."""
+    found = {}
+    for name, opposite in (("asked", False), ("against", True)):
+        for page, asked in claim.get(name, {}).items():
+            for key in ((page, says) for says in asked):
+                if key in judged():
+                    found[key] = _opposite(judged()[key]) if opposite else judged()[key]
+    return found
+
+
+def _opposite(answer: Answer) -> Answer:
+    """The answer to the opposite statement: its differences stay those of the page."""
+    other = {"holds": "does not hold", "does not hold": "holds"}
+    one = answer.judged
+    turned = replace(one, alone=other.get(one.alone, one.alone), together=other.get(one.together, one.together))
+    return replace(answer, judged=turned, opposite=True)
 
 
 def summary() -> str:
@@ -189,7 +203,8 @@ def could_see(claim: ClaimRecord) -> str:
     for found in claim.errors:
         error = ((found.unit_error or 0.0) ** 2 + (found.image_error or 0.0) ** 2) ** 0.5
         level = 1 - 0.025 / len(claim.errors)  # the intervals of its differences hold together
-        least.append(error * float(t.ppf(level, found.units - 1) + t.ppf(0.8, found.units - 1)))
+        power = 1 - 0.2 / len(claim.errors)  # each must be found, whatever they have to do with one another
+        least.append(error * float(t.ppf(level, found.units - 1) + t.ppf(power, found.units - 1)))
     return f"{100 * max(least):.1f}" if claim.of.endswith("accuracy") else f"{max(least):.3g}"
 
 
@@ -199,7 +214,10 @@ def paper_table() -> str:
     for claim in read_toml(RESULTS / "paper.toml")["claim"]:
         head = [f"{claim['says']} ({claim['paper']})", claim["of"]]
         rows = [
-            [f"[{says}, {_short(page)}](results/today/{page}.md)", *_cells(answer, claim.get("pairs", ()))]
+            [
+                f"{'NOT: ' if answer.opposite else ''}[{says}, {_short(page)}](results/today/{page}.md)",
+                *_cells(answer, claim.get("pairs", ())),
+            ]
             for (page, says), answer in asked_of(claim).items()
         ]
         rows = rows or [[_elsewhere(claim), "", "", "", ""]]
@@ -248,7 +266,7 @@ def picture() -> None:
             found = NUMBERS.findall(answer.by)
             labels = [f", {pair}" for pair in claim.get("pairs", [])] or [""] * len(found)
             for label, numbers in zip(labels, found, strict=True):
-                names.append(f"{says}{label} ({_short(page)})")
+                names.append(f"{'NOT: ' if answer.opposite else ''}{says}{label} ({_short(page)})")
                 ends.append([float(number) for number in numbers])
     colours = ["tab:green" if low > 0 else "tab:red" if high < 0 else "tab:gray" for _, low, high in ends]
     figure = Figure(figsize=(10, 0.3 * len(names) + 1))

@@ -139,7 +139,7 @@ def test_every_claim_of_the_paper_names_what_is_there() -> None:
             assert all(number in page for number in re.findall(r"[\d.]+", claim["measured"]))
         else:
             assert (ROOT / "experiments" / claim["experiment"]).is_file()
-        for page, asked in claim.get("asked", {}).items():
+        for page, asked in [*claim.get("asked", {}).items(), *claim.get("against", {}).items()]:
             made = ROOT / "docs/results/today" / f"{page}.md"
             assert not made.is_file() or {*asked} <= {says for says, *_ in TABLE["claims_of"](made)}
 
@@ -286,14 +286,24 @@ def test_an_interval_that_no_claim_has_is_seen() -> None:
     ]  # fmt: skip
 
 
+def test_the_opposite_of_a_claim_holds_where_it_does_not() -> None:
+    (claim,) = (
+        one for one in read_toml(ROOT / "docs/results/paper.toml")["claim"] if one["of"].startswith("Figure 7b")
+    )
+    key = ("figure7b_numbers", "More images of LECF are better (120 a class against 20)")
+    of_page, of_paper = TABLE["judged"]()[key].judged, TABLE["asked_of"](claim)[key].judged
+    assert (of_page.alone, of_paper.alone) == ("does not hold", "holds")
+    assert f"NOT: [{key[1]}" in (ROOT / "docs/results.md").read_text()
+
+
 def test_what_could_be_seen_by_hand() -> None:
     claim = ClaimRecord(
         says="a", of="accuracy", errors=[dict(value=0.0, units=5, unit_error=0.006, image_error=0.008, images=1000)]
     )
     # An error of one point; quantiles of t with 4 degrees of freedom: 2.776 (97.5 %) and 0.941 (80 %).
     assert TABLE["could_see"](claim) == "3.7"
-    # Of two differences each is asked for at 97.5 %: 3.495 and 0.941.
-    assert TABLE["could_see"](claim.model_copy(update={"errors": claim.errors * 2})) == "4.4"
+    # Of two differences each is asked for at 97.5 %, and both are found where each is in 90 %: 3.495 and 1.533.
+    assert TABLE["could_see"](claim.model_copy(update={"errors": claim.errors * 2})) == "5.0"
 
 
 def test_a_setting_whose_words_hold_anothers_is_a_setting_of_its_own() -> None:
