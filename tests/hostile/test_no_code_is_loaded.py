@@ -11,7 +11,6 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "diffusion_inversion"
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "pickletools"}
-SAFE = {"allow_pickle": "False", "trust_remote_code": "False", "use_safetensors": "True"}
 CALLS = {"eval", "exec", "compile", "read_pickle", "unpickle", "fromfile_pickle", "torch.hub.load", "runpy.run_path"}
 # torch.load of known weights (their SHA-256 is checked before), by the restricted unpickler.
 ALLOWED = {"generator/features.py", "measure/extractors/inception.py"}

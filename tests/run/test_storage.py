@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import ExportSettings
-from diffusion_inversion.config.sampling import PACKED_FROM, SampleSettings
+from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine import memory
@@ -280,7 +280,6 @@ def test_more_variants_are_added_and_another_storage_is_refused_by_name(
 
 def test_auto_packs_what_is_many(tmp_path: Path) -> None:
     store = store_of(tmp_path)
-    assert PACKED_FROM == 100_000
     for count, storage, kept in ((99_999, "auto", "png"), (100_000, "auto", "parquet"), (10**6, "png", "png")):
         assert storage_of(store, SampleSettings(storage=storage), count) == kept
     assert SampleSettings().described() == SampleSettings(storage="png").described()

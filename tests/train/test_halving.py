@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -16,7 +16,6 @@ from diffusion_inversion.train.halving import Cell, Choice, Trial, halve, rungs,
 from diffusion_inversion.train.verdict import recalls
 
 FOLDS = 5
-Rate = Callable[[int | None, Tensor], Tensor]  # candidate, labels => chance to be recognised of each image
 
 
 class Draws:
