@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import dinv
 from harness import HERE, INVERT, SAMPLE, TRAIN, Bench
+from sweeps import sweep, write_sweep
 
 from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.engine import lock
@@ -120,36 +121,12 @@ def test_what_cannot_be_known_is_not_guessed(tmp_path: Path) -> None:
     assert found.state == "not known" and "not this machine" in next(iter(found.lines()))
 
 
-SWEEP = """
-title = "Status"
-generator = "{toy}"
-[data]
-data = "{data}"
-[invert]
-steps = 1
-init = "random"
-eval_draws = 1
-[sample]
-inference_steps = 2
-variants = 1
-[train]
-architecture = "resnet20"
-steps = 1
-batch_size = 4
-seeds = [0]
-arms = ["real"]
-[grid]
-"data.test_limit" = {limits}
-"""
-
-
 def test_a_finished_sweep_and_one_that_has_more_to_do(bench: Bench, tmp_path: Path) -> None:
     """Two files in one folder, each with jobs of its own; what stopped with an error is not finished."""
     out = tmp_path / "out"
     for name, limits in (("a", "[4, 6]"), ("b", "[4]")):
-        file = tmp_path / f"{name}.toml"
-        file.write_text(SWEEP.format(toy=bench.checkpoint, data=bench.data, limits=limits))
-        done = dinv("sweep", file, "--out", out, "--device", "cpu", "--dtype", "float32")
+        grid = f'[grid]\n"data.test_limit" = {limits}\n'
+        done = sweep(write_sweep(tmp_path / f"{name}.toml", bench, grid, variants=1, arms=("real",)), out)
         assert done.exit_code == 0, done.output
         found = status(out)
         assert found.state == "finished", "\n".join(found.lines())

@@ -13,6 +13,7 @@ import pytest
 from command_line import dinv
 from harness import Bench, command_child, forkserver
 from scipy import stats
+from sweeps import sweep
 
 from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import InvertSettings
@@ -68,10 +69,6 @@ def file(bench: Bench, tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(FILE.format(toy=bench.checkpoint, data=bench.data))
     return path
-
-
-def sweep(file: Path, out: Path, *options: object) -> Any:
-    return dinv("sweep", file, "--out", out, "--device", "cpu", "--dtype", "float32", *options)
 
 
 @pytest.fixture(scope="module")

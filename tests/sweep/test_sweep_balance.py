@@ -9,33 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import dinv
 from harness import Bench
 from image_files import class_folders
 from scipy import stats
-from typer.testing import CliRunner
+from sweeps import sweep, write_sweep
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.sample.synthetic import SyntheticStore
 from diffusion_inversion.sweep.worst import difference, of_worst_class
 
-FILE = """
-title = "Balance"
-generator = "{toy}"
-[data]
-data = "{data}"
-[invert]
-steps = 1
-init = "random"
-eval_draws = 1
-[sample]
-inference_steps = 2
-variants = 2
-[train]
-architecture = "resnet20"
-steps = 1
-batch_size = 4
-seeds = [0, 1, 2]
-arms = ["synthetic", "real+synthetic"]
+VARIED = """
 [grid]
 "sample.balance" = {balances}
 [[claims]]
@@ -45,14 +28,13 @@ pairs = [{{ greater = {{ at = {{ "sample.balance" = "class" }} }}, less = {{ arm
 """
 
 
-def sweep(bench: Bench, data: Path, folder: Path, *balances: str, less: str = "synthetic") -> Any:
-    text = FILE.format(toy=bench.checkpoint, data=data, balances=json.dumps(balances), less=less)
+def swept(bench: Bench, data: Path, folder: Path, *balances: str, less: str = "synthetic") -> Any:
+    text = VARIED.format(balances=json.dumps(balances), less=less)
     if less == "synthetic":
         text = text.replace('{ arm = "synthetic" }', '{ at = { "sample.balance" = "none" } }')
-    (folder / "balance.toml").write_text(text)
-    done = CliRunner().invoke(
-        app, ["sweep", str(folder / "balance.toml"), "--out", str(folder / "out"), "--dtype", "float32"]
-    )
+    arms = ("synthetic", "real+synthetic")
+    file = write_sweep(folder / "balance.toml", bench, text, data=data, seeds=(0, 1, 2), arms=arms)
+    done = sweep(file, folder / "out")
     assert done.exit_code == 0, done.output
     return json.loads((folder / "out" / "balance.json").read_text())
 
@@ -63,7 +45,7 @@ def made(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     data, folder = tmp_path_factory.mktemp("uneven"), tmp_path_factory.mktemp("sweep")
     class_folders(data / "train", {"cat": 5, "dog": 1})
     class_folders(data / "test", {"cat": 3, "dog": 3})
-    return data, folder, sweep(bench, data, folder, "none", "class")
+    return data, folder, swept(bench, data, folder, "none", "class")
 
 
 def test_what_two_plans_ask_for_is_drawn_once_and_both_have_as_many(made: tuple[Path, Path, Any]) -> None:
@@ -79,7 +61,7 @@ def test_a_balanced_cell_does_not_depend_on_what_it_shares(
     made: tuple[Path, Path, Any], bench: Bench, tmp_path: Path
 ) -> None:
     data, folder, record = made
-    alone = sweep(bench, data, tmp_path, "class", less="real+synthetic")
+    alone = swept(bench, data, tmp_path, "class", less="real+synthetic")
     both = {row["arm"]: row["accuracies"] for row in record["rows"] if row["at"] == {"sample.balance": "class"}}
     assert {row["arm"]: row["accuracies"] for row in alone["rows"]} == both
     (images,) = (tmp_path / "out" / "images").iterdir()
@@ -87,7 +69,7 @@ def test_a_balanced_cell_does_not_depend_on_what_it_shares(
     assert len(kept) == 12
     (shared,) = (folder / "out" / "images").iterdir()
     assert all((images / name).read_bytes() == (shared / name).read_bytes() for name in kept)
-    grown = sweep(bench, data, tmp_path, "class", "none")
+    grown = swept(bench, data, tmp_path, "class", "none")
     strip = {"command", "plan"}
     assert {k: v for k, v in grown.items() if k not in strip} == {
         k: (v if k != "rows" else [row for balance in ("class", "none") for row in v if balance in row["at"].values()])
@@ -102,9 +84,9 @@ def test_images_that_are_lost_are_drawn_again(made: tuple[Path, Path, Any], benc
     lost = sorted((tmp_path / "copy").rglob("dog/*v007.png"))
     content = lost[0].read_bytes()
     lost[0].write_bytes(b"damaged")
-    CliRunner().invoke(app, ["repair", str(lost[0].parents[2])])
+    dinv("repair", lost[0].parents[2])
     shutil.rmtree(tmp_path / "copy" / "out" / "results" / "classifiers")
-    assert sweep(bench, data, tmp_path / "copy", "none", "class")["rows"] == record["rows"]
+    assert swept(bench, data, tmp_path / "copy", "none", "class")["rows"] == record["rows"]
     assert lost[0].read_bytes() == content
 
 

@@ -10,39 +10,11 @@ from typing import Any
 import pytest
 from command_line import dinv
 from harness import Bench
+from sweeps import sweep, write_sweep
 
 from diffusion_inversion.sample.synthetic import SyntheticStore
 
-FILE = """
-title = "Care"
-generator = "{toy}"
-[data]
-data = "{data}"
-[invert]
-steps = 1
-init = "random"
-eval_draws = 1
-[sample]
-inference_steps = 2
-variants = {variants}
-[train]
-architecture = "resnet20"
-steps = 1
-batch_size = 4
-seeds = [0]
-arms = {arms}
-"""
 NOISE = '[grid]\n"sample.noise_strength" = [0.1, 0.2]\n'
-
-
-def write(path: Path, bench: Bench, varied: str, variants: int = 2, arms: tuple[str, ...] = ("synthetic",)) -> Path:
-    text = FILE.format(toy=bench.checkpoint, data=bench.data, variants=variants, arms=json.dumps(arms))
-    path.write_text(text + varied)
-    return path
-
-
-def sweep(file: Path, out: Path) -> Any:
-    return dinv("sweep", file, "--out", out, "--device", "cpu", "--dtype", "float32")
 
 
 def rows(out: Path, name: str) -> list[dict[str, Any]]:
@@ -51,8 +23,8 @@ def rows(out: Path, name: str) -> list[dict[str, Any]]:
 
 
 def test_files_of_one_folder_do_not_take_images_from_each_other(bench: Bench, tmp_path: Path) -> None:
-    many = write(tmp_path / "many.toml", bench, NOISE, variants=3)
-    few = write(tmp_path / "few.toml", bench, NOISE, variants=2)
+    many = write_sweep(tmp_path / "many.toml", bench, NOISE, variants=3)
+    few = write_sweep(tmp_path / "few.toml", bench, NOISE, variants=2)
     assert sweep(many, tmp_path / "out").exit_code == 0
     before = rows(tmp_path / "out", "many")
     assert sweep(few, tmp_path / "out").exit_code == 0
@@ -68,8 +40,7 @@ def test_files_of_one_folder_do_not_take_images_from_each_other(bench: Bench, tm
 
 def test_other_images_are_refused(bench: Bench, tmp_path: Path) -> None:
     data = Path(shutil.copytree(bench.data, tmp_path / "data"))
-    file = write(tmp_path / "care.toml", bench, NOISE)
-    file.write_text(file.read_text().replace(str(bench.data), str(data)))
+    file = write_sweep(tmp_path / "care.toml", bench, NOISE, data=data)
     assert sweep(file, tmp_path / "out").exit_code == 0
     (tmp_path / "again").mkdir()
     for part in ("train", "test"):
@@ -84,7 +55,7 @@ def test_other_images_are_refused(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_what_repair_took_back_is_made_again(bench: Bench, tmp_path: Path) -> None:
-    file = write(tmp_path / "care.toml", bench, NOISE)
+    file = write_sweep(tmp_path / "care.toml", bench, NOISE)
     assert sweep(file, tmp_path / "out").exit_code == 0
     before = rows(tmp_path / "out", "care")
     kept = {path: path.read_bytes() for path in (tmp_path / "out").glob("images/*/synthetic/*/*.png")}
@@ -102,7 +73,7 @@ def test_an_arm_reads_only_what_it_needs(bench: Bench, tmp_path: Path) -> None:
     """Synthetic images do not go through the VAE, and neither mixing nor a fraction makes the arm real another."""
     cases = '[[cases]]\nname = "a"\nset = { "autoencode.train" = 16 }\n'
     cases += '[[cases]]\nname = "b"\nset = { "train.mixing" = "sequential" }\n'
-    file = write(tmp_path / "care.toml", bench, cases, arms=("synthetic", "real"))
+    file = write_sweep(tmp_path / "care.toml", bench, cases, arms=("synthetic", "real"))
     done = sweep(file, tmp_path / "out")
     assert done.exit_code == 0, done.output
     results = tmp_path / "out" / "results"
@@ -111,7 +82,7 @@ def test_an_arm_reads_only_what_it_needs(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_vectors_do_not_depend_on_the_test_images(bench: Bench, tmp_path: Path) -> None:
-    file = write(tmp_path / "care.toml", bench, '[grid]\n"data.test_limit" = [4, 6]\n')
+    file = write_sweep(tmp_path / "care.toml", bench, '[grid]\n"data.test_limit" = [4, 6]\n')
     assert sweep(file, tmp_path / "out").exit_code == 0
     count = {kind.name: len(list(kind.iterdir())) for kind in (tmp_path / "out" / "results").iterdir()}
     assert count == {"splits": 2, "vectors": 1, "images": 1, "classifiers": 2}
@@ -125,7 +96,7 @@ def test_rows_of_equal_labels_stay_apart(bench: Bench, tmp_path: Path) -> None:
         f'"train.augmentations" = ["{augmented}"] }}\n'
         for name, (variants, augmented) in names.items()
     )
-    file = write(tmp_path / "care.toml", bench, cases, arms=("real", "synthetic"))
+    file = write_sweep(tmp_path / "care.toml", bench, cases, arms=("real", "synthetic"))
     done = sweep(file, tmp_path / "out")
     assert done.exit_code == 0, done.output
     text = (tmp_path / "out" / "care.md").read_text()
@@ -137,7 +108,7 @@ def test_rows_of_equal_labels_stay_apart(bench: Bench, tmp_path: Path) -> None:
 def test_a_path_in_the_file_is_the_same_from_any_folder(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    file = write(tmp_path / "care.toml", bench, NOISE)
+    file = write_sweep(tmp_path / "care.toml", bench, NOISE)
     assert sweep(file, tmp_path / "out").exit_code == 0
     if where == "relative":
         monkeypatch.chdir(bench.data.parent)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from sweeps import sweep
 from toy import build_checkpoint
 from toy_clip import build_clip, write_coloured
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.run.lecf.frames import FRAMES
 from diffusion_inversion.sweep import read_plan
@@ -52,12 +50,6 @@ def file(tmp_path: Path) -> Path:
     path, data = tmp_path / "thresholds.toml", write_coloured(tmp_path / "data", 30, seed=0)
     path.write_text(FILE.format(toy=toy, data=data, root=tmp_path / "root", clip=clip))
     return path
-
-
-def sweep(file: Path, out: Path) -> Any:
-    return CliRunner().invoke(
-        app, ["sweep", str(file), "--out", str(out), "--device", "cpu", "--dtype", "float32", "--json"]
-    )
 
 
 def test_thresholds_and_numbers_are_cells_that_share_what_is_drawn(file: Path, tmp_path: Path) -> None:

@@ -4,56 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness import Bench, write_images
+from sweeps import sweep, write_sweep
 from toy import toy_images
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.run.images import open_splits
 from diffusion_inversion.run.stages import invert_stage, sample_stage, train_stage
 from diffusion_inversion.sweep import read_plan
 from diffusion_inversion.sweep.plan import cells
 from diffusion_inversion.train.evaluation import OWN_SIZE
 
-FILE = """
-title = "How it is judged"
-generator = "{toy}"
-own_size = {own_size}
-[data]
-data = "{data}"
-[invert]
-steps = 1
-init = "random"
-eval_draws = 1
-[sample]
-inference_steps = 2
-variants = 2
-[train]
-architecture = "resnet20"
-steps = 3
-batch_size = 4
-seeds = [0, 1, 2]
-arms = {arms}
+GRID = """
 [grid]
 "sample.noise_strength" = [0.1, 0.5]
-[figure]
-x = "sample.noise_strength"
 """
 CLAIM = """
+[figure]
+x = "sample.noise_strength"
 [[claims]]
 says = "Synthetic images win"
 [[claims.pairs]]
 greater = { arm = "synthetic", at = { "sample.noise_strength" = 0.1 } }
 less = { arm = "real (own size)" }
 """
-
-
-def sweep(file: Path, out: Path) -> Any:
-    arguments = ["sweep", str(file), "--out", str(out), "--device", "cpu", "--dtype", "float32"]
-    return CliRunner().invoke(app, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +43,10 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_claim_is_the_verdict_of_the_same_run(bench: Bench, uneven: Path, tmp_path: Path) -> None:
-    file = tmp_path / "judged.toml"
-    arms = '["real", "synthetic"]'
-    file.write_text(FILE.format(toy=bench.checkpoint, data=uneven, own_size="true", arms=arms) + CLAIM)
+    file = write_sweep(
+        tmp_path / "judged.toml", bench, GRID + CLAIM, data=uneven, train_steps=3, seeds=(0, 1, 2),
+        arms=("real", "synthetic"), own_size=True,
+    )  # fmt: skip
     done = sweep(file, tmp_path / "out")
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / "judged.json").read_text())
@@ -107,9 +83,9 @@ def test_a_claim_is_the_verdict_of_the_same_run(bench: Bench, uneven: Path, tmp_
 def test_there_is_no_such_arm_where_no_image_is_shrunk_and_even_classes_keep_accuracy(
     bench: Bench, tmp_path: Path
 ) -> None:
-    file = tmp_path / "plain.toml"
-    text = FILE.format(toy=bench.checkpoint, data=bench.data, own_size="true", arms='["real"]')
-    file.write_text(text.partition("[figure]")[0])
+    file = write_sweep(
+        tmp_path / "plain.toml", bench, GRID, train_steps=3, seeds=(0, 1, 2), arms=("real",), own_size=True
+    )
     done = sweep(file, tmp_path / "out")
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / "plain.json").read_text())

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from coloured_images import write_data, write_pool
 from harness import Bench
-from typer.testing import CliRunner
+from sweeps import sweep
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.sweep import read_plan
 from diffusion_inversion.sweep.elsewhere import _open, depends_on
@@ -57,12 +55,6 @@ def file(bench: Bench, tmp_path: Path) -> Path:
     text = FILE.format(toy=bench.checkpoint, data=data, root=tmp_path / "root", pool=pool)
     path.write_text(text)
     return path
-
-
-def sweep(file: Path, out: Path) -> Any:
-    return CliRunner().invoke(
-        app, ["sweep", str(file), "--out", str(out), "--device", "cpu", "--dtype", "float32", "--json"]
-    )
 
 
 def test_found_images_are_cells_beside_drawn_ones(file: Path, tmp_path: Path) -> None:

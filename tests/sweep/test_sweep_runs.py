@@ -16,9 +16,8 @@ import torch
 from coloured_images import COLOURS, picture
 from harness import Bench, Kill, finish, kill_during
 from image_files import save
-from typer.testing import CliRunner
+from sweeps import sweep, write_sweep
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import AuditSettings
 from diffusion_inversion.config.fidelity import OFF, FilterSettings
 from diffusion_inversion.config.sampling import SampleSettings
@@ -42,25 +41,6 @@ INVERT = InvertSettings(steps=2, init="random", eval_draws=1)
 SAMPLE = SampleSettings(variants=2, inference_steps=2)
 TRAIN = TrainSettings(architecture="resnet20", steps=2, batch_size=4, seeds=(0, 1), arms=("real", "real+synthetic"))
 TUNE = ["interpolation=0.4", "mixing=concatenate"]
-FILE = """
-title = "Runs"
-generator = "{toy}"
-[data]
-data = "{data}"
-[invert]
-steps = 2
-init = "random"
-eval_draws = 1
-[sample]
-variants = 2
-inference_steps = 2
-[train]
-architecture = "resnet20"
-steps = 2
-batch_size = 4
-seeds = [0, 1]
-arms = ["real", "real+synthetic"]
-"""
 CASES = {
     "plain": {},
     "farther": {"sample.interpolation": 0.4},
@@ -74,16 +54,12 @@ CASES = {
 
 
 def write(path: Path, bench: Bench, data: Path | None = None, **cases: dict[str, Any]) -> Path:
-    text = FILE.format(toy=bench.checkpoint, data=data or bench.data)
+    text = ""
     for name, values in (cases or CASES).items():
         given = ", ".join(f'"{key}" = {json.dumps(value)}' for key, value in values.items())
         text += f'[[cases]]\nname = "{name}"\nset = {{ {given} }}\n'
-    path.write_text(text)
-    return path
-
-
-def sweep(file: Path, out: Path) -> Any:
-    return CliRunner().invoke(app, ["sweep", str(file), "--out", str(out), "--device", "cpu", "--dtype", "float32"])
+    trained = {"train_steps": TRAIN.steps, "seeds": TRAIN.seeds, "arms": TRAIN.arms}
+    return write_sweep(path, bench, text, data=data, steps=INVERT.steps, **trained)
 
 
 @pytest.fixture(scope="module")

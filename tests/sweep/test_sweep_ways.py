@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from harness import Bench
+from sweeps import sweep
 from toy import toy_images
-from typer.testing import CliRunner
 
-from diffusion_inversion.cli import app
 from diffusion_inversion.config.commands import GanInvertSettings, GanSampleSettings, GanSettings
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.errors import UsageError
@@ -84,12 +82,6 @@ def file(bench: Bench, tmp_path: Path) -> Path:
     given = {"toy": bench.checkpoint, "train": train, "test": test, "root": tmp_path / "root"}
     path.write_text(FILE.format(gan=tmp_path / "gan", **given))
     return path
-
-
-def sweep(file: Path, out: Path) -> Any:
-    return CliRunner().invoke(
-        app, ["sweep", str(file), "--out", str(out), "--device", "cpu", "--dtype", "float32", "--json"]
-    )
 
 
 def drawn(out: Path) -> list[Path]:
