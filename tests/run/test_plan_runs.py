@@ -23,10 +23,10 @@ from diffusion_inversion.engine.disk import human
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import ConfigMismatchError, UsageError
 from diffusion_inversion.run.images import load
-from diffusion_inversion.run.plan import start
+from diffusion_inversion.run.plan import start, time_limit
 from diffusion_inversion.run.plan.start import Outlook, begin, process_age
 from diffusion_inversion.run.plan.steps import Steps, time_steps
-from diffusion_inversion.run.plan.time_limit import MARGIN
+from diffusion_inversion.run.plan.time_limit import MARGIN, within
 from diffusion_inversion.run.replicates import replicate
 from diffusion_inversion.run.room import png_bytes
 from diffusion_inversion.run.stages import run_all
@@ -39,9 +39,9 @@ SECOND = Steps(
 )  # fmt: skip
 
 
-def outlook(bench: Bench, run: Path, replicates: int = 1) -> Outlook:
-    data = DataSettings(data=str(bench.data))
-    plans = [replicate(run, number, data, INVERT, SAMPLE, TRAIN) for number in range(replicates)]
+def outlook(bench: Bench, run: Path, replicates: int = 1, variants: int = SAMPLE.variants) -> Outlook:
+    data, sample = DataSettings(data=str(bench.data)), SAMPLE.model_copy(update={"variants": variants})
+    plans = [replicate(run, number, data, INVERT, sample, TRAIN) for number in range(replicates)]
     return Outlook(plans, load(run, data, None), bench.generator(), 16, None)
 
 
@@ -127,14 +127,30 @@ def test_what_redrawing_adds_is_said_as_the_most_it_can_be(bench: Bench, tmp_pat
     assert whole.untimed(SECOND, whole.asked, FilterSettings(), redraw).lines() == [], "nothing is left to train"
 
 
-def test_a_limit_cuts_before_the_work_and_the_same_command_goes_on(
+def test_what_is_left_out_is_what_real_steps_leave_no_time_for(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(start, "BUDGET", 0.1)  # a shorter look at the steps
+    run, many = tmp_path / "run", 10**7
+    view, limit = outlook(bench, run, variants=many), 1000 + 2 * process_age()
+    with run_lock(run):
+        found = begin(view.plans, view.splits, view.generator, side=16, own=None, limit=limit, tuning=Tuning())
+        again = time_limit.recorded(run, limit, view.asked, replicates=1, own_size=False)
+    assert 3 < found.sample.variants < many and found.with_variants(many) == view.asked and again == found
+    assert f"variants {many} -> {found.sample.variants}" in capsys.readouterr().err
+
+
+def test_a_limit_cuts_before_the_work_and_the_same_command_goes_on(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Decided by steps of known seconds: were it decided again, by the real ones, another number would come of it."""
     run = tmp_path / "run"
+    view = outlook(bench, run, variants=4)
     # A variant or reconstruction takes a second, the report 4, all else nothing: 36 + 12 + 4 seconds, not 48 + 12 + 4.
-    monkeypatch.setattr(Outlook, "time", lambda self, amounts, seconds: SECOND)
-    monkeypatch.setattr(start, "process_age", lambda: 0.0)
     limit = 55 / (1 - MARGIN)
+    fewer = within(limit, view.asked, lambda amounts: view.forecast(SECOND, amounts).total)
+    with run_lock(run):
+        time_limit.record(run, limit, view.asked, fewer, replicates=1, own_size=False)
     finish(bench, run, 4, time_limit=limit)
     assert "variants 4 -> 3" in capsys.readouterr().err
     record = json.loads((run / "run.json").read_text())
@@ -144,8 +160,8 @@ def test_a_limit_cuts_before_the_work_and_the_same_command_goes_on(
     asked_for, cut = finish(bench, other, 3), content(run)
     same = [name for name in asked_for if name.endswith((".png", ".safetensors"))]
     assert same and all(asked_for[name] == cut[name] for name in same)
-    monkeypatch.setattr(Outlook, "time", lambda self, amounts, seconds: pytest.fail("it was decided before"))
-    finish(bench, run, 4, time_limit=limit)
+    capsys.readouterr()
+    assert finish(bench, run, 4, time_limit=limit) == cut and "variants 4 -> 3" in capsys.readouterr().err
     with pytest.raises(ConfigMismatchError, match="--time-limit was decided here for other settings"):
         finish(bench, run, 4, time_limit=limit + 1)
     with pytest.raises(ConfigMismatchError, match="begun without --time-limit"):
