@@ -21,6 +21,7 @@ from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.data.datasets import Splits
 from diffusion_inversion.data.images import LabelledImages
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.generator.generator import Generator
@@ -165,17 +166,17 @@ def test_what_is_forgotten_leaves_no_figure(measured: Path) -> None:
     assert not (measured / "membership.json").exists()
 
 
-def test_replicates_that_do_not_know_an_image_calibrate_it(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replicates_that_do_not_know_an_image_calibrate_it(whole: Path, tmp_path: Path) -> None:
     """Another run on other images is a reference for both; where it knows every image, it is none."""
     run = Path(shutil.copytree(whole, tmp_path / "run"))
-    shutil.copytree(whole, run / "replicates" / "1")
+    replicate = Path(shutil.copytree(whole, run / "replicates" / "1"))
     asked = ASKED.model_copy(update={"held": ("synthetic", "classifier")})
     splits = open_splits(run)
     known = {one["calibrated_by"] for one in figures(membership._measured(run, asked, splits)).values()}
     assert known == {"nothing", "held-out images"}
-    monkeypatch.setattr(membership, "_known", lambda _, ids: torch.zeros(len(ids), dtype=torch.bool))
+    record = json.loads((replicate / "data.json").read_text())
+    record["train"]["ids"] = [f"other/{name}" for name in record["train"]["ids"]]
+    Ledger(replicate).commit("data.json", json.dumps(record).encode(), note={"source": record["source"]})
     other = figures(membership._measured(run, asked, splits))
     # The reference is the run itself: nothing is left of what it knows.
     assert {one["calibrated_by"] for one in other.values()} == {"1 other replicates"}
