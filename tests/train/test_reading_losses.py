@@ -1,4 +1,4 @@
-"""Losses read some steps at a time: the same training to the bit, stopped in time; pixels are hashed once a run."""
+"""Losses read some steps at a time: the same training to the bit, stopped in time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_toys import TINY, equal, run_toy, toy
+from training_toys import TINY, equal, toy
 
 from diffusion_inversion.config.training import TrainSettings
-from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine.state import UnitState
 from diffusion_inversion.errors import DinvError
 from diffusion_inversion.train import training
-from diffusion_inversion.train.arms import train_arms
 from diffusion_inversion.train.classifiers import Classifier
 from diffusion_inversion.train.training import Losses, train
 
@@ -133,24 +131,3 @@ def test_no_step_asks_for_a_number() -> None:
         assert reads.count == 1, "the counter counts"
         train(toy(20, 0), settings=TINY, device="cpu")
     assert reads.count == 1
-
-
-def test_pixels_are_hashed_once_a_run_however_many_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[str] = []
-    compute = training._hash
-
-    def spy(images: LabelledImages) -> str:
-        hashed.append(images.name)
-        return compute(images)
-
-    monkeypatch.setattr(training, "_hash", spy)
-    for folder in (tmp_path, None):
-        hashed.clear()
-        results = run_toy(folder)
-        assert len(results.runs) == 6 and sorted(hashed) == ["synthetic", "test", "toy"]
-    real, test = toy(20, 3), toy(12, 4)
-    own = toy(20, 5, size=16), toy(12, 6, size=16)
-    hashed.clear()
-    arms = TINY.model_copy(update={"arms": ("real",)})
-    train_arms(real, None, test, own_size=own, settings=arms, device="cpu", folder=tmp_path / "own")
-    assert len(hashed) == 4
