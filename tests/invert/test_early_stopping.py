@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,14 @@ def test_places_that_the_next_images_take_change_nothing(learn: Learn, ending: I
     torch.testing.assert_close(queued.losses, together.losses, rtol=1e-3, atol=1e-4)
 
 
-def test_images_that_ended_are_not_computed_again(
-    learn: Learn, ending: InvertSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from diffusion_inversion.invert import trajectory
-
-    computed: list[int] = []
-    plain = trajectory.gradients
-    monkeypatch.setattr(trajectory, "gradients", lambda *given: computed.append(len(given[4])) or plain(*given))
+def test_images_that_ended_are_not_computed_again(generator: Generator, learn: Learn, ending: InvertSettings) -> None:
+    computed: list[int] = []  # images of each call of the UNet that a gradient is taken of
     counted: list[int] = []
+    hook = generator.unet.register_forward_hook(
+        lambda _, given, __: computed.append(len(given[0])) if torch.is_grad_enabled() else None
+    )
     found = learn(ending, counted.append)
+    hook.remove()
     steps = [step or STEPS for step in found.stopped.tolist()]
     assert sum(computed) == sum(steps) < IMAGES * STEPS
     assert sum(counted) == IMAGES * STEPS, "progress counts what is saved as done"
@@ -161,11 +160,10 @@ def test_joint_groups_are_refused_and_older_runs_go_on() -> None:
     assert InvertSettings(early_stopping=0.1).described()["early_stopping"] == 0.1
 
 
-def test_no_step_is_recorded_on_cuda_where_images_may_end(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_step_is_recorded_on_cuda_where_images_may_end(generator: Generator) -> None:
     """It would have places for a fixed number of images. Only the name of the device is read."""
-    monkeypatch.setattr(generator, "device", torch.device("cuda"))
+    generator = copy(generator)
+    generator.device = torch.device("cuda")
     for share in (None, 0.1):
         settings = InvertSettings(early_stopping=share)
         assert (slots_for(generator, settings) is None) == (share is not None)
