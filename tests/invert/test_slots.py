@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuts import Cut, cut_after
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import WIDTH, toy_images
 
@@ -221,28 +222,17 @@ def test_a_step_waits_for_nothing(generator: Generator, monkeypatch: pytest.Monk
         run.nobody_left(0)
 
 
-@pytest.mark.parametrize("cut_after", [1, 2, 5])
+@pytest.mark.parametrize("calls", [1, 2, 5])
 def test_a_unit_that_is_cut_goes_on_to_the_same_bits(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cut_after: int
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, calls: int
 ) -> None:
     monkeypatch.setattr(unit_state, "EVERY", 0.0)
-    whole, left = learn(generator), cut_after
-
-    class Cut(Exception):
-        pass
-
-    def cut(count: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Cut
-
-    slots = Slots()
+    whole, slots = learn(generator), Slots()
     with pytest.raises(Cut):
-        learn(generator, advance=cut, state=UnitState(tmp_path, ("x",), 0), slots=slots)
+        learn(generator, advance=cut_after(calls), state=UnitState(tmp_path, ("x",), 0), slots=slots)
     done: list[int] = []
     again = learn(generator, advance=done.append, state=UnitState(tmp_path, ("x",), 0), slots=slots)
-    assert done == [cut_after * 4, *[4] * (6 - cut_after)], "the saved steps are counted, not done again"
+    assert done == [calls * 4, *[4] * (6 - calls)], "the saved steps are counted, not done again"
     for name in ("vectors", "losses", "null_losses"):
         assert torch.equal(getattr(again, name), getattr(whole, name)), name
 

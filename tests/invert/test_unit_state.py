@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuts import Cut, cut_after
 from toy import WIDTH, toy_images
 
 from diffusion_inversion.config.settings import InvertSettings
@@ -19,10 +20,6 @@ from diffusion_inversion.invert.objective import EvaluationBank
 from diffusion_inversion.invert.optimisation import invert_batch
 from diffusion_inversion.invert.trajectory import Trajectory, UnitInputs
 from diffusion_inversion.train.training import train
-
-
-class Cut(Exception):
-    pass
 
 
 @pytest.fixture
@@ -49,26 +46,18 @@ def test_state_comes_back_as_it_was_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("cut_after", [1, 2, 5])
-def test_inversion_goes_on_to_the_same_bits(always: None, generator: Generator, tmp_path: Path, cut_after: int) -> None:
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_inversion_goes_on_to_the_same_bits(always: None, generator: Generator, tmp_path: Path, calls: int) -> None:
     images = toy_images(3)
     settings = InvertSettings(steps=6, keep_steps=(2, 4), init="random", eval_draws=2)
     arguments = (generator, to_model_range(images.images), torch.randn(3, 5, WIDTH) * 0.1, images.ids, settings)
     whole = invert_batch(*arguments)
-    left = cut_after
-
-    def cut(count: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Cut
-
     state = UnitState(tmp_path, images.ids, 0)
     with pytest.raises(Cut):
-        invert_batch(*arguments, cut, state)
+        invert_batch(*arguments, cut_after(calls), state)
     done: list[int] = []
     again = invert_batch(*arguments, done.append, UnitState(tmp_path, images.ids, 0))
-    assert done == [cut_after * 3, *[3] * (6 - cut_after)], "the saved steps are counted, not done again"
+    assert done == [calls * 3, *[3] * (6 - calls)], "the saved steps are counted, not done again"
     for name in ("vectors", "losses", "null_losses"):
         assert torch.equal(getattr(again, name), getattr(whole, name)), name
 
