@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import dinv
+from cuts import stop_once
 from harness import Bench
 
+from diffusion_inversion.engine import faults, state
 from diffusion_inversion.run.place import default_folder
 
 
@@ -178,22 +179,12 @@ def test_a_training_that_goes_on_counts_what_it_had(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the middle of a classifier: the count of the next call ends full."""
-    from diffusion_inversion.engine import state
-    from diffusion_inversion.train import training
-
     run = tmp_path / "run"
     options = [*small(bench)[:-6], "--train-steps", 6, "--train-batch-size", 4, "--seeds", "0,1"]
     monkeypatch.setattr(state, "EVERY", 0.0)
-    true_add = training.Losses.add
-
-    def stopping(self: training.Losses, step: int, loss: Any) -> Any:
-        if step == 5:
-            raise KeyboardInterrupt
-        return true_add(self, step, loss)
-
-    monkeypatch.setattr(training.Losses, "add", stopping)
+    monkeypatch.setattr(faults, "on_point", stop_once(lambda: list(run.glob("classifiers/state-*"))))
     assert dinv("run", bench.data, *options, "--out", run).exit_code == 130
-    assert list(run.glob("classifiers/*state*")), "a training was saved in its middle"
-    monkeypatch.setattr(training.Losses, "add", true_add)
+    assert list(run.glob("classifiers/state-*")), "a training was saved in its middle"
+    monkeypatch.setattr(faults, "on_point", None)
     again = dinv("run", bench.data, *options, "--out", run)
     assert any(line.startswith("train: 36/36 steps") and "done after" in line for line in again.stderr.splitlines())

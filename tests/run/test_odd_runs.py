@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuts import stop_once
 from harness import INVERT, STAGES, Bench, content, finish, write_images
 from toy import toy_images
 
 from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import InvertSettings
+from diffusion_inversion.engine import faults, state
 from diffusion_inversion.engine.lock import run_lock, same_jobs
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError, UsageError
-from diffusion_inversion.invert.embeddings import EmbeddingStore, read_embeddings
+from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.run import stages as pipeline
 from diffusion_inversion.run.forget import changed, finish_pending, forget
@@ -173,18 +175,13 @@ def test_no_stage_works_on_half_of_what_the_one_before_must_give(bench: Bench, t
 def test_a_state_is_not_taken_over_by_other_settings(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusion_inversion.engine import state
-
     monkeypatch.setattr(state, "EVERY", 0.0)
     images = open_splits(tmp_path / "data", pipeline.DataSettings(data=str(bench.data))).train
     other = INVERT.model_copy(update={"seed": 5, "steps": 6})
     whole = invert(images, bench.generator(), tmp_path / "whole", INVERT)
     run = tmp_path / "run"
 
-    def cut(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(EmbeddingStore, "commit", cut)
+    monkeypatch.setattr(faults, "on_point", stop_once(lambda: list(run.rglob("state-*"))))
     with pytest.raises(KeyboardInterrupt):
         invert(images, bench.generator(), run, other)
     monkeypatch.undo()
