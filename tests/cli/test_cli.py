@@ -143,17 +143,6 @@ def test_exit_codes(data: Path, toy: Path, tmp_path: Path) -> None:
         assert dinv("invert", data, "--steps", 1, *options).exit_code == 6
 
 
-def test_interrupt_says_how_to_go_on(data: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_inversion.invert import inversion
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(inversion, "invert_batch", stop)
-    done = dinv("invert", data, "--out", tmp_path / "run", *small(toy)[:4])
-    assert done.exit_code == 130 and "Go on with: dinv" in done.output
-
-
 def test_generators_prints_the_folder_of_mini() -> None:
     from diffusion_inversion.generator.checkpoints import MINI
 
