@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cuts import Cut
 from torch import Tensor
 from training_toys import batches_seen, toy
 
 from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.config.tuning import PAPER_FRACTIONS
 from diffusion_inversion.data.images import LabelledImages
+from diffusion_inversion.engine import state as unit_state
+from diffusion_inversion.engine.state import UnitState
 from diffusion_inversion.train import training
 from diffusion_inversion.train.classifiers import Classifier
 from diffusion_inversion.train.evaluation import evaluate
@@ -151,38 +155,45 @@ def test_copies_join_a_pool_from_the_next_epoch_on() -> None:
     assert [int(i) for i in images[labels > 6]] == [9, 9]
 
 
-def test_adversarial_copies_are_worse_for_the_network_and_come_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    added: list[tuple[float, float, int]] = []
-    original = Pool.add
+def test_adversarial_copies_are_worse_for_the_network_and_come_round_by_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what is saved of a training after a step: its network, and the copies that joined its images."""
+    monkeypatch.setattr(unit_state, "EVERY", 0.0)
+    ascent = {"me_ada_steps": 3, "me_ada_rate": 0.02, "me_ada_eta": 0.0}
+    settings = TrainSettings(**PLAIN, **ascent, me_ada_every=3, me_ada_share=0.25, steps=9, batch_size=8)
+    images = toy(20, 0)
+    for step, added in ((2, 0), (3, 5), (5, 5), (6, 10), (8, 10)):
+        state = UnitState(tmp_path, (str(step),), 0)
 
-    def look(pool: Pool, copies: Tensor, labels: Tensor, soft: None) -> None:
-        def loss(images: Tensor) -> float:
-            with torch.no_grad():
-                return torch.nn.functional.cross_entropy(classifiers[-1](images).float(), labels).item()
+        def cut(now: int, loss: float, last: int = step) -> None:
+            if now > last:
+                raise Cut
 
-        near = (copies[:, None].int() - pool.images[None, : pool.given].int()).abs().flatten(2).sum(2).argmin(1)
-        assert torch.equal(pool.labels[near], labels), "the label is that of the original"
-        assert not classifiers[-1].training
-        added.append((loss(pool.images[near]), loss(copies), len(labels)))
-        original(pool, copies, labels)
-
-    classifiers: list[Classifier] = []
-    build = Classifier.__init__
-
-    def remember(self: Classifier, *arguments: Any) -> None:
-        build(self, *arguments)
-        classifiers.append(self)
-
-    monkeypatch.setattr(Pool, "add", look)
-    monkeypatch.setattr(Classifier, "__init__", remember)
-    ada = {"me_ada_every": 3, "me_ada_share": 0.25, "me_ada_steps": 3, "me_ada_rate": 0.02, "me_ada_eta": 0.0}
-    settings = TrainSettings(**PLAIN, **ada, steps=9, batch_size=8)
-    seen = batches_seen(settings, toy(20, 0))
-    assert [count for _, _, count in added] == [5, 5], "after steps 3 and 6, none after the last"
-    assert all(moved > at_first for at_first, moved, _ in added)
-    assert len([batch for batch in seen if len(batch) == 8]) >= 9
-    without = train(toy(20, 0), settings=settings.model_copy(update={"me_ada_every": 0}), device="cpu")
-    again = train(toy(20, 0), settings=settings, device="cpu")
+        with pytest.raises(Cut):
+            train(images, settings=settings, device="cpu", on_step=cut, state=state)
+        saved = state.load()
+        assert saved is not None and saved["step"] == step
+        copies, labels = saved["pool.0.copies"], saved["pool.0.copy_labels"]
+        assert len(copies) == len(labels) == added
+        counted = {int(value) for name, value in saved.items() if name.endswith("num_batches_tracked")}
+        assert counted == {step}, "the network that is asked for copies is one in use: it learns no mean from them"
+        if step % 3:
+            continue
+        classifier = Classifier("resnet20", images.class_names, images.size).eval()
+        classifier.network.load_state_dict(
+            {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
+        )
+        copies, labels = copies[-5:], labels[-5:]  # of this step
+        near = (copies[:, None].int() - images.images[None].int()).abs().flatten(2).sum(2).argmin(1)
+        assert torch.equal(images.labels[near], labels), "the label is that of the original"
+        with torch.no_grad():
+            moved, at_first = (
+                torch.nn.functional.cross_entropy(classifier(one), labels) for one in (copies, images.images[near])
+            )
+        assert moved > at_first
+    without = train(images, settings=settings.model_copy(update={"me_ada_every": 0}), device="cpu")
+    again = train(images, settings=settings, device="cpu")
     assert not torch.equal(without.state_dict()["network.conv1.weight"], again.state_dict()["network.conv1.weight"])
 
 
