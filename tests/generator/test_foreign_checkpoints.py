@@ -11,7 +11,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
-from toy import WIDTH, build_checkpoint, toy_images
+from toy import WIDTH, toy_images
 
 from diffusion_inversion.config.sampling import SampleSettings
 from diffusion_inversion.config.settings import InvertSettings
@@ -22,16 +22,6 @@ from diffusion_inversion.invert.embeddings import Embeddings
 from diffusion_inversion.invert.inversion import invert
 from diffusion_inversion.sample.denoising import denoise
 from diffusion_inversion.sample.sampling import sample
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_checkpoint(tmp_path_factory.mktemp("toy") / "toy")
-
-
-@pytest.fixture(scope="module")
-def loaded(toy: Path) -> Generator:
-    return Generator.load(toy, device="cpu", dtype="float32")
 
 
 def said(error: pytest.ExceptionInfo[DinvError]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy import build_checkpoint, prompted, toy_images
+from toy import prompted, toy_images
 
 from diffusion_inversion.config.sampling import PromptSettings, SampleSettings
 from diffusion_inversion.config.settings import InvertSettings
@@ -52,11 +52,6 @@ def add_checker(folder: Path, threshold: float) -> Path:
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     CLIPImageProcessor(**size).save_pretrained(folder / "feature_extractor")
     return folder
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_checkpoint(tmp_path_factory.mktemp("toy") / "toy")
 
 
 @pytest.fixture(scope="module")

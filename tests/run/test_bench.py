@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy import build_checkpoint
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
@@ -21,16 +20,6 @@ from diffusion_inversion.run.bench.plain import load_plain, plain_inversion_step
 from diffusion_inversion.run.bench.real_size import AIMS, Plan, check, projection, ratios
 from diffusion_inversion.run.bench.sd14 import ARCHITECTURE, build_sd14, byte_tokenizer
 from diffusion_inversion.run.bench.timing import Timed, measure_in_turn
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_checkpoint(tmp_path_factory.mktemp("toy") / "toy")
-
-
-@pytest.fixture(scope="module")
-def loaded(toy: Path) -> Generator:
-    return Generator.load(toy, device="cpu", dtype="float32")
 
 
 def test_the_architecture_is_the_published_one_to_the_parameter() -> None:
