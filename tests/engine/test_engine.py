@@ -8,32 +8,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import python
 from safetensors.torch import load_file, save_file
 
-import diffusion_inversion
 from diffusion_inversion.engine.frozen_settings import freeze_settings
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.engine.store import PARTIAL_PREFIX, commit_bytes, commit_file, remove_partials, replaced_folder
 from diffusion_inversion.errors import ConfigMismatchError, DataError, DiskError, LockedError, UsageError
-
-SOURCE = str(Path(diffusion_inversion.__path__[0]).parent)
-
-
-def python(code: str, *arguments: object, **kwargs: object) -> subprocess.Popen[str]:
-    """Start a Python process that imports our package."""
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": SOURCE, "TERM": "xterm"}
-    return subprocess.Popen(command, env=environment, text=True, **kwargs)  # type: ignore[call-overload,no-any-return]
 
 
 @contextmanager

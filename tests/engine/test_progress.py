@@ -6,26 +6,14 @@ import os
 import pty
 import re
 import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from fresh import python
 
-import diffusion_inversion
 from diffusion_inversion.engine import lock, progress
 from diffusion_inversion.engine.lock import run_lock
-
-SOURCE = str(Path(diffusion_inversion.__path__[0]).parent)
-
-
-def python(code: str, *arguments: object, **kwargs: object) -> subprocess.Popen[str]:
-    """Start a Python process that imports our package."""
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": SOURCE, "TERM": "xterm"}
-    return subprocess.Popen(command, env=environment, text=True, **kwargs)  # type: ignore[call-overload,no-any-return]
-
 
 WORK = """
     from diffusion_inversion.engine.progress import track
