@@ -15,6 +15,7 @@ import pytest
 import torch
 from harness import Bench, assert_same, finish, forkserver, invert
 from toy import MINI_SCHEDULER, build_checkpoint
+from workers import UNITS, committed
 
 from diffusion_inversion.engine import faults, store
 from diffusion_inversion.engine.lock import CLAIMS, TakenOverError, claim, run_lock
@@ -23,8 +24,6 @@ from diffusion_inversion.errors import DinvError
 from diffusion_inversion.invert import inversion
 from diffusion_inversion.invert.embeddings import EmbeddingStore
 from diffusion_inversion.run.status import status
-
-UNITS = 6  # of 2 images each
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +51,6 @@ def started(bench: Bench, run: Path, log: Path, prepare: Callable[..., None] | N
     process = forkserver().Process(target=_worker, args=(bench, run, log, prepare, *given))
     process.start()
     return process
-
-
-def committed(run: Path) -> list[str]:
-    """Units in the order of their commit records, one that was committed twice twice."""
-    records = EmbeddingStore(run).manifest.records()
-    return [record["unit"] for record in records if record["event"] == "commit"]
 
 
 def _lose_the_claim(bench: Bench, run: Path, point: str, lost: Any) -> None:

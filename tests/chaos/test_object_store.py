@@ -15,7 +15,7 @@ import pytest
 import torch
 from harness import JOBS, Bench, assert_same, content, finish, forkserver, invert, lost_and_doubled, units, write_images
 from toy import MINI_SCHEDULER, build_checkpoint, toy_images
-from workers import run_command, wait_until
+from workers import UNITS, committed, run_command, wait_until
 
 from diffusion_inversion.engine import faults, object_store, store
 from diffusion_inversion.engine.lock import TakenOverError, run_lock
@@ -26,7 +26,6 @@ from diffusion_inversion.errors import ConfigMismatchError, DataError, DinvError
 from diffusion_inversion.invert.embeddings import EmbeddingStore
 from diffusion_inversion.run.verify import verify
 
-UNITS = 6  # of 2 images each, in stage 1
 EVERYTHING = ("invert", "sample", "train")
 
 
@@ -85,12 +84,6 @@ def said(run: Path) -> str:
 
 def published(*runs: Path) -> list[int]:
     return [int(said(run).rpartition("published ")[2]) for run in runs]
-
-
-def committed(run: Path) -> list[str]:
-    """Units in the order of their commit records, one that was committed twice twice."""
-    records = EmbeddingStore(run).manifest.records()
-    return [record["unit"] for record in records if record["event"] == "commit"]
 
 
 def _together(bench: Bench, run: Path, start: Any, first: Any) -> None:

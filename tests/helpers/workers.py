@@ -49,6 +49,12 @@ def done(run: Path) -> int:
     return len(EmbeddingStore(run).manifest.units())
 
 
+def committed(run: Path) -> list[str]:
+    """Units in the order of their commit records, one that was committed twice twice."""
+    records = EmbeddingStore(run).manifest.records()
+    return [record["unit"] for record in records if record["event"] == "commit"]
+
+
 def wait_until(true: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait until something is true; fail where it does not come."""
     until = time.monotonic() + seconds
