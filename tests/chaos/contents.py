@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.run.layout import STORES
 from diffusion_inversion.run.verify import verify
@@ -34,6 +36,12 @@ def content(run: Path) -> dict[str, str]:
             data = text.encode()
         found[name] = hashlib.sha256(data).hexdigest()
     return found
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """What is said of each synthetic image of a run."""
+    rows: list[dict[str, Any]] = pq.read_table(run / "synthetic" / "metadata.parquet").to_pylist()
+    return rows
 
 
 def units(run: Path) -> dict[str, Any]:

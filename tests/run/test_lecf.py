@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import dinv
-from harness import content
+from contents import content, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -61,11 +59,6 @@ def command(toys: dict[str, Path], out: Path, *more: object) -> list[object]:
         "--dtype", "float32", "--inference-steps", 2, "--sentences", 6, "--variants", 2, "--images-per-class", 5,
         "--root", out.parent / "root", *more,
     ]  # fmt: skip
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(run / "synthetic" / "metadata.parquet").to_pylist()
-    return rows
 
 
 def test_from_the_command_to_the_arms(toys: dict[str, Path], tmp_path: Path) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from coloured_images import COLOURS, SIDE, picture, write_data, write_pool
 from command_line import dinv
-from harness import content
+from contents import content, rows_of
 from image_files import save
 from PIL import Image
 
@@ -38,11 +36,6 @@ def pool(tmp_path: Path) -> Path:
 
 def command(data: Path, pool: Path, out: Path, *more: object) -> list[object]:
     return ["retrieve", data, "--pool", pool, "--out", out, "--block-size", 7, "--root", out.parent / "root", *more]
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(run / "synthetic" / "metadata.parquet").to_pylist()
-    return rows
 
 
 def expected(data: Path, pool: Path, k: int) -> dict[str, tuple[str, int]]:
