@@ -1,4 +1,4 @@
-"""Vectors that no image was learned for."""
+"""Vectors and features that come of no image."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def made_up(generator: Generator, vectors: Tensor, labels: list[int]) -> Embeddi
         resolution=RESOLUTION,
         image_size=RESOLUTION,
     )
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Features (N, D) float64, as little alike as a normal distribution has them."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from made_up import normal
 from torch import Tensor
 
 from diffusion_inversion.errors import DataError
@@ -17,10 +18,6 @@ from diffusion_inversion.measure.metrics.frechet import (
 )
 from diffusion_inversion.measure.metrics.kernel import cmmd, kid, unit_rows
 from diffusion_inversion.measure.metrics.manifold import ManifoldValues, manifold_values
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def means(values: ManifoldValues) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from made_up import normal
 from scipy import stats
 from torch import Tensor
 
@@ -76,10 +77,6 @@ def mean_difference(x: Tensor, y: Tensor, units: Units) -> float:
     """The jackknife's error of mean(x) - mean(y)."""
     sets = jackknife(units, seed=3)
     return sets.error((x @ sets.real) / sets.real.sum(dim=0) - (y @ sets.generated) / sets.generated.sum(dim=0))
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_the_jackknife_of_a_mean_is_its_textbook_error() -> None:
