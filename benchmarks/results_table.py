@@ -4,7 +4,7 @@ Command:  python benchmarks/results_table.py
           python benchmarks/results_table.py sweeps/xsdd/table3.json table3_xsdd   (takes the page of a sweep in first)
 Reads:    docs/results/today/<name>.csv, whose accuracies it averages, the claims of <name>.md beside it, with their
           errors from <name>.json where there is one; docs/results/paper.toml, which claim of the paper is asked where;
-          <name>.notes.md, where there is one: what people say of the page, after a first line "# ..." for its heading.
+          <name>.notes.txt, where there is one: what people say of the page, after a first line "# ..." for its heading.
 Writes:   what stands between the marks in both files (tests/test_published.py compares it with the pages),
           docs/results/claims.png, and the notes into their pages, after what `dinv sweep` wrote.
 Method:   All claims of all pages of today are judged together (`diffusion_inversion.sweep.claims`: Holm over both
@@ -63,8 +63,8 @@ class Answer:
 
 
 def pages_of(names: str = "*") -> list[Path]:
-    """The pages of such names, without the notes beside them."""
-    return sorted(page for page in PAGES.glob(f"{names}.md") if not page.name.endswith(".notes.md"))
+    """The pages of such names."""
+    return sorted(PAGES.glob(f"{names}.md"))
 
 
 def rows_of(page: Path) -> list[dict[str, str]]:
@@ -347,7 +347,7 @@ def with_notes(text: str, page: Path) -> str:
 
 
 def _notes(page: Path) -> Path:
-    return page.with_suffix(".notes.md")
+    return page.with_suffix(".notes.txt")
 
 
 def main(arguments: Sequence[str]) -> None:

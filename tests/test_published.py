@@ -54,7 +54,7 @@ def test_the_tables_are_those_of_the_files(copied: dict[str, Any]) -> None:
 @of_page
 def test_what_people_say_of_a_page_is_in_its_notes(page: Path) -> None:
     """So that it is kept when the sweep is taken in again; the mark of a sweep's page is one command in one line."""
-    text, notes = page.read_text(), page.with_suffix(".notes.md")
+    text, notes = page.read_text(), page.with_suffix(".notes.txt")
     made = TABLE["made"](text)
     assert text == (TABLE["with_notes"](made, page) if notes.is_file() else made)
     assert re.search(r"\n\n`dinv sweep experiments/\S+\.toml [^`\n]*`\n\nGenerator: [^\n]*\n\nTest ", made)
@@ -100,7 +100,7 @@ def test_prose_is_kept_when_a_sweep_is_taken_in_again(tmp_path: Path, copied: di
         "plan": {"name": "figure0"}, "claims": [{"says": "It helps"}],
     }  # fmt: skip
 
-    notes = copied["PAGES"] / "figure0.notes.md"
+    notes = copied["PAGES"] / "figure0.notes.txt"
     notes.write_text("# Figure 0: a question, 100 images\n\nIt does.\n\n| a | b |\n| --- | --- |\n\nHere.\n")
     for _ in range(2):
         TABLE["take_in"](sweep, "figure0")
@@ -123,7 +123,7 @@ def test_prose_is_kept_when_a_sweep_is_taken_in_again(tmp_path: Path, copied: di
 def test_notes_of_a_page_without_claims_have_no_place(tmp_path: Path, copied: dict[str, Any]) -> None:
     sweep = swept(tmp_path / "sweeps", SWEPT.partition("## Claims")[0])
     TABLE["take_in"](sweep, "figure0")
-    (copied["PAGES"] / "figure0.notes.md").write_text("It does.\n")
+    (copied["PAGES"] / "figure0.notes.txt").write_text("It does.\n")
     with pytest.raises(DataError, match=r"figure0\.notes\.md: figure0\.md has no claims"):
         TABLE["take_in"](sweep, "figure0")
 
@@ -268,7 +268,7 @@ def claimed_intervals() -> list[tuple[float, float, float]]:
 
 def test_the_intervals_that_prose_quotes_are_those_of_claims() -> None:
     readme = (ROOT / "README.md").read_text().partition("\n## Results\n")[2].partition("\n## ")[0]
-    prose = {"README.md": readme, **{p.name: p.read_text() for p in sorted(TABLE["PAGES"].glob("*.notes.md"))}}
+    prose = {"README.md": readme, **{p.name: p.read_text() for p in sorted(TABLE["PAGES"].glob("*.notes.txt"))}}
     claimed = claimed_intervals()
     quoted = [(name, found) for name, text in prose.items() for found in QUOTED.findall(text)]
     assert [(name, found) for name, found in quoted if not is_claimed(found, claimed)] == []
