@@ -115,7 +115,7 @@ def test_prose_is_kept_when_a_sweep_is_taken_in_again(tmp_path: Path, copied: di
     TABLE["take_in"](sweep, "figure0")
     assert page.read_text() == alone + "\nOther words.\n"
     notes.unlink()
-    with pytest.raises(DataError, match=r"figure0\.md: .* Move it to figure0\.notes\.md first"):
+    with pytest.raises(DataError, match=r"figure0\.md: .* Move it to figure0\.notes\.txt first"):
         TABLE["take_in"](sweep, "figure0")
     assert page.read_text() == alone + "\nOther words.\n"
 
@@ -124,7 +124,7 @@ def test_notes_of_a_page_without_claims_have_no_place(tmp_path: Path, copied: di
     sweep = swept(tmp_path / "sweeps", SWEPT.partition("## Claims")[0])
     TABLE["take_in"](sweep, "figure0")
     (copied["PAGES"] / "figure0.notes.txt").write_text("It does.\n")
-    with pytest.raises(DataError, match=r"figure0\.notes\.md: figure0\.md has no claims"):
+    with pytest.raises(DataError, match=r"figure0\.notes\.txt: figure0\.md has no claims"):
         TABLE["take_in"](sweep, "figure0")
 
 
