@@ -76,11 +76,14 @@ def at_one_rate(
     found = [parts[0]]
     for part in parts[1:]:
         sizes = Counter(labels[row] for row in part.training)
+        has = Counter(origins[row] for row in kept)
+        rest: dict[int, list[int]] = {label: [] for label in real}
+        for row in {*part.synthetic}.difference(kept):
+            rest[labels[origins[row]]].append(row)
         own = Counter(labels[origins[row]] for row in kept)
         for label in sorted(real):
-            rest = [row for row in sorted({*part.synthetic} - {*kept}) if labels[origins[row]] == label]
             wanted = round(made[label] * sizes[label] / real[label]) - own[label]
-            kept += _in_turn(rest, Counter(origins[row] for row in kept), origins, ids, wanted)
+            kept += _in_turn(rest[label], has, origins, ids, wanted)
         found.append(replace(part, synthetic=tuple(sorted(kept))))
     return found
 
