@@ -34,7 +34,8 @@ def growth_record(run: Path) -> GrowthRecord | None:
     kept = Ledger(run).read_json(GROWTH_FILE)
     if kept is None or kept["ended"] is None:
         return None
-    rounds, ended = kept["rounds"], kept["ended"]
+    rounds: list[RoundRecord] = kept["rounds"]
+    ended = kept["ended"]
     every = [one["wanted"] for one in rounds]
     found: GrowthRecord = {
         "reason": ended["reason"],
@@ -49,10 +50,9 @@ def growth_record(run: Path) -> GrowthRecord | None:
     }
     if rounds and "subgroups" in rounds[0]:
         found["attribute"] = rounds[0]["attribute"]
-        added = [sum(one["added"] for one in each) for each in zip(*(one["subgroups"] for one in rounds), strict=True)]
         found["subgroups"] = [
-            {"class_name": one["class_name"], "value": one["value"], "error": one["error"], "added": many}
-            for one, many in zip(rounds[0]["subgroups"], added, strict=True)
+            {**one, "added": sum(each["subgroups"][place]["added"] for each in rounds)}
+            for place, one in enumerate(rounds[0]["subgroups"])
         ]
     return found
 
