@@ -134,6 +134,33 @@ def test_class_mean_starts_every_image_of_a_class_alike(generator: Generator, tm
     assert not torch.equal(found[0], found[1])
 
 
+def test_class_means_stay_those_that_a_run_began_with(generator: Generator, tmp_path: Path) -> None:
+    """So a vector that is learned again has its bits though images were added; a later class has its own mean."""
+    settings = SETTINGS.model_copy(update={"steps": 0, "init": "class-mean", "batch_size": 2})
+    images, store = toy_images(8), EmbeddingStore(tmp_path)
+    first = invert(images.subset([0, 1, 2, 3]), generator, tmp_path, settings).at()
+    for record in list(store.manifest.units().values()):
+        store.manifest.append({"event": "drop", "unit": record["unit"]})
+    later = replace(images, labels=torch.tensor([0, 1, 0, 1, 0, 1, 2, 2]), class_names=(*images.class_names, "emu"))
+    found = invert(later, generator, tmp_path, settings).at()
+    assert torch.equal(found[:4], first) and torch.equal(found[4], first[0]) and torch.equal(found[5], first[1])
+    whole = invert(later, generator, tmp_path / "whole", settings).at()
+    assert not torch.equal(whole[0], first[0]), "here the images that were added are in the mean"
+    torch.testing.assert_close(found[6:], whole[6:])
+
+
+def test_class_means_forget(generator: Generator, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"steps": 0, "init": "class-mean"})
+    images, store = toy_images(6), EmbeddingStore(tmp_path)
+    invert(images, generator, tmp_path, settings)
+    store.remove({images.ids[0], images.ids[2]})
+    assert images.ids[2] not in store.manifest.path.read_text()
+    store.remove(set(images.ids))
+    rest = images.subset([1, 3, 4, 5])
+    again = invert(rest, generator, tmp_path, settings)
+    assert torch.equal(again.at(), invert(rest, generator, tmp_path / "alone", settings).at())
+
+
 def test_vectors_that_are_not_finite_are_named_and_never_stored(generator: Generator, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(PartialError, match="4 of 4 images gave vectors that are not finite"):

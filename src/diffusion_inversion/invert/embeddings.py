@@ -27,7 +27,7 @@ from ..errors import DataError, UsageError
 from ..randomness import shuffled
 from .packing import VectorDtype, pack, specs, unpack
 from .peers import Peers, nearest_classes, nearest_rows, peers_in_groups, peers_of
-from .records import Config, Header, LearnedUnit
+from .records import Config, Header, LearnedUnit, header_without
 
 FOLDER, CONFIG_FILE = "embeddings", settings_file("invert")
 SCHEMA = 2
@@ -245,7 +245,7 @@ class EmbeddingStore:
 
     def begin(self, header: dict[str, Any]) -> None:
         """Record what all shards share: class_names, steps, curve_steps, generator_hash, resolution, image_size;
-        vector_dtype where it is not float32.
+        vector_dtype where it is not float32; means_of where vectors start at class means.
         """
         record = {"event": "header", "schema": SCHEMA, **header}
         if self.manifest.last("header") != record:
@@ -333,7 +333,7 @@ class EmbeddingStore:
                 }
                 records.append({**record, **changed, **lists, **notes})
         if header := self.manifest.last("header"):
-            records.insert(0, header)
+            records.insert(0, header_without(header, ids))
         if complete:
             count = sum(record["count"] for record in records if record["event"] == "commit")
             records.append({"event": "complete", "count": count})

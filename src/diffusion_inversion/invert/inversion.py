@@ -61,6 +61,7 @@ def invert(
             raise UsageError(
                 f"{images.ids[gone[0]]}: {run} was told to forget it. Leave such images out ({len(gone)})."
             )
+        means_of = begun_with(images, store) if settings.init == "class-mean" else None
         store.begin(
             {
                 "class_names": list(images.class_names),
@@ -70,11 +71,15 @@ def invert(
                 "resolution": resolution,
                 "image_size": images.size,
                 **({"vector_dtype": settings.vector_dtype} if settings.vector_dtype != "float32" else {}),
+                **({} if means_of is None else {"means_of": means_of}),
             }
         )
         left = len(images) - len(tried)
         already("invert", len(tried), len(images), "vectors")
-        means = class_means(images, generator, settings, resolution) if left and settings.init == "class-mean" else None
+        means = None
+        if left and means_of is not None:
+            first_ones = images.subset([row_of[image_id] for image_id in means_of if image_id in row_of])
+            means = class_means(first_ones, generator, settings, resolution)
         room = most_at_once(settings)
         slots = Slots() if "draws" in described else None
         with (
@@ -235,6 +240,17 @@ def guesses(
     if generator.adapter is not None:
         return generator.image_tokens(pixels).cpu()
     return generator.text_tokens(list(images.class_names)).cpu()[images.labels, : settings.tokens]
+
+
+def begun_with(images: LabelledImages, store: EmbeddingStore) -> list[str]:
+    """Ids of the images whose class means vectors start at: those that the run began with, and all of later classes.
+
+    So a vector that is learned again starts where it did, whatever was added to its class since.
+    """
+    known = (store.manifest.last("header") or {}).get("means_of", [])
+    classes = {image_id: label for image_id, label in zip(images.ids, images.labels.tolist(), strict=True)}
+    has = {classes[image_id] for image_id in known if image_id in classes}
+    return [*known, *(image_id for image_id, label in classes.items() if label not in has)]
 
 
 def class_means(

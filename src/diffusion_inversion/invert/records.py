@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
-from ..engine.manifest import Unit
+from ..engine.manifest import Record, Unit
 from .packing import VectorDtype
 
 
@@ -32,9 +33,17 @@ class Header(TypedDict):
     resolution: int
     image_size: int
     vector_dtype: NotRequired[VectorDtype]  # float32 where it is not there
+    means_of: NotRequired[list[str]]  # ids of the images whose class means vectors start at
 
 
 class Config(TypedDict):
     """The settings of stage 1, as far as they matter here."""
 
     settings: dict[str, Any]
+
+
+def header_without(header: Record, ids: Collection[str]) -> Record:
+    """The header without a trace of these images; class means are then of the others."""
+    if "means_of" not in header:
+        return header
+    return {**header, "means_of": [image_id for image_id in header["means_of"] if image_id not in ids]}
