@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_inversion.engine.lock import run_lock
 from diffusion_inversion.errors import DataError
-from diffusion_inversion.sample import png
+from diffusion_inversion.sample import packed, png
 from diffusion_inversion.sample.columns import COLUMNS, EARLIER
+from diffusion_inversion.sample.drawing import draw_jobs
 from diffusion_inversion.sample.png import encode_png, read_pngs
-from diffusion_inversion.sample.synthetic import SyntheticStore, read_images
+from diffusion_inversion.sample.synthetic import SyntheticStore, job_name, read_images
 
 CLASSES = ("cat", "dog")
 VARIANTS = 3
@@ -213,3 +215,35 @@ def test_of_several_bad_files_the_first_is_named_and_no_thread_is_left(tmp_path:
     with pytest.raises(DataError, match=r"129\.png: listed in the manifest but missing"):
         read_pngs(tmp_path, names, hashes, "")
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
+@pytest.mark.parametrize(("room", "on_record"), [((4, 3), [4, 2, 2]), ((3, 3), 2), ((4, 4), None)])
+def test_batches_of_a_unit_are_drawn_again_as_each_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: tuple[int, int], on_record: int | list[int] | None
+) -> None:
+    """Memory falls short after the first batch of a Parquet unit, or before it. Images tell how many were one batch."""
+    jobs = [job_name(f"train/{source:02d}.png", variant) for source in range(4) for variant in range(3)]
+    store, done = SyntheticStore(tmp_path, CLASSES), 0
+    monkeypatch.setattr(packed, "BATCHES", 3)
+
+    def draw(items: list[tuple[int, int]]) -> Tensor:
+        nonlocal done
+        if len(items) > room[done >= 4]:
+            raise MemoryError
+        done += len(items)
+        return torch.full((len(items), 3, 8, 8), len(items) / 10)
+
+    def drawn() -> dict[str, Any]:
+        with run_lock(tmp_path):
+            draw_jobs(
+                store, jobs, 4, 8, None, storage="parquet", draw=draw, describe=lambda item: row(*item),
+                plan=lambda source, variant, attempt: (int(source[6:8]), variant),
+            )  # fmt: skip
+        (unit,) = store.manifest.units().values()
+        return dict(unit)
+
+    first = drawn()
+    assert first.get("at_once") == on_record
+    store.manifest.append({"event": "drop", "unit": first["unit"]})
+    room = (4, 4)
+    assert drawn() == first, "the bits are those on record, though there is room now"

@@ -84,7 +84,7 @@ class DrawnUnit(Unit):
     columns: NotRequired[Columns]
     blanked: NotRequired[int]  # drawings that a safety checker refused, of which none is here
     shared: NotRequired[dict[str, Any]]  # what all images of the unit have in common, by column
-    at_once: NotRequired[int]  # images computed at a time, where memory did not suffice for the unit
+    at_once: NotRequired[int | list[int]]  # images computed at a time where memory was short, of each drawing in turn
 
 
 class Complete(TypedDict):

@@ -88,39 +88,45 @@ def draw_jobs(
     with track("sample", len(left)) as advance:
 
         def draw_unit(unit: tuple[str, ...]) -> None:
-            # A unit that is drawn again is computed as it was, for the same bits.
+            nonlocal room
             before = store.manifest.dropped().get(unit_name(unit))
             side_by_side = batch_size if storage == "parquet" else len(unit)
-            at_once = min(room, side_by_side) if before is None else before.get("at_once", side_by_side)
+            # A unit that is drawn again is computed as it was, for the same bits: each of its drawings in turn.
+            once = room if before is None else before.get("at_once", side_by_side)
+            used: list[int] = []  # images at a time, of each drawing
+
+            def together(items: list[Item]) -> Drawn:
+                nonlocal room
+                most = once if isinstance(once, int) else once[min(len(used), len(once) - 1)]
+                most = min([most, *used[-1:]])
+                first = min(most, len(items))
+                drawn, taken = within_memory(partial(in_parts, draw, items), first)
+                if taken < first:
+                    most = room = taken  # for the units that follow too
+                used.append(most)
+                return drawn
+
             images, rows, blanked = [], [], 0
             for start in range(0, len(unit), side_by_side):
                 part = unit[start : start + side_by_side]
-                drawn, items, refused, at_once = draw_batch(part, at_once)
+                drawn, items, refused = draw_batch(part, together)
                 images.append(resize(to_uint8(drawn), image_size))
                 rows += [describe(item) for item in items]
                 blanked += refused
                 advance(len(items))
                 if asked_to_stop():  # what is left of the unit is cut at the same batches, hence has the same bits
                     break
-            short = at_once if at_once < side_by_side else None
+            short = None
+            if used[-1] < min(side_by_side, len(rows)):
+                short = used if used[0] > used[-1] else used[0]
             store.commit(torch.cat(images), rows, at_once=short, blanked=blanked, storage=storage)
 
-        def draw_batch(unit: tuple[str, ...], at_once: int) -> tuple[Drawn, list[Item], int, int]:
-            nonlocal room
+        def draw_batch(unit: tuple[str, ...], together: Callable[[list[Item]], Drawn]) -> tuple[Drawn, list[Item], int]:
             wanted = [parse_job(job) for job in unit]
-
-            def together(items: list[Item]) -> Drawn:
-                nonlocal at_once, room
-                first = min(at_once, len(items))
-                drawn, taken = within_memory(partial(in_parts, draw, items), first)
-                if taken < first:
-                    at_once = room = taken  # for the units that follow too
-                return drawn
-
             items, images, blanked = draw_safely(
                 lambda place, attempt: plan(*wanted[place], attempt), together, unit, checker
             )
-            return images, items, blanked, at_once
+            return images, items, blanked
 
         batches = batches_of(batch_size, image_size) if storage == "parquet" else 1
         each_unit(store.run, jobs, store.manifest, batches * batch_size, draw_unit)

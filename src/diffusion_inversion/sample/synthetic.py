@@ -108,7 +108,7 @@ class SyntheticStore:
         images: Tensor,
         rows: list[Row],
         *,
-        at_once: int | None = None,
+        at_once: int | list[int] | None = None,
         blanked: int = 0,
         storage: Storage = "png",
     ) -> None:
@@ -116,8 +116,8 @@ class SyntheticStore:
 
         Each PNG that a model drew says so (`xmp.packet`). With `storage` parquet they and their rows are one file.
 
-        `at_once` is how many of them were computed at a time, all of them by default; `blanked` how many drawings a
-        safety checker refused.
+        `at_once` is how many of them were computed at a time, or of each drawing in turn where that changed; None is
+        all of them. `blanked` is how many drawings a safety checker refused.
         """
         files = {
             file_name(
@@ -141,7 +141,7 @@ class SyntheticStore:
                 "ids": ids,
                 "files": {name: digests[self.folder / name] for name in held},
                 **columns,
-                **({"at_once": at_once} if at_once is not None and at_once < len(rows) else {}),
+                **({} if at_once is None else {"at_once": at_once}),
                 **({"blanked": blanked} if blanked else {}),
             }
         )
