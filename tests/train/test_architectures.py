@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -224,6 +225,15 @@ def test_images_that_shrink_to_nothing_in_a_network_are_refused_before_training(
     with pytest.raises(UsageError, match=f"architecture={name}: takes no images of {small} px .*--size"):
         check_settings(settings, ("a", "b"), small)
     check_settings(settings, ("a", "b"), large)
+
+
+def test_a_network_that_reads_numbers_is_not_judged_by_shapes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reads(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((1, 2, 3))[:, None] * torch.ones(2) * float(x.max() > 0)
+
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: Reads())
+    check_settings(TrainSettings(architecture="timm:resnet10t"), ("a", "b"), 17)
 
 
 def test_what_cannot_be_built_is_refused_with_the_remedy() -> None:

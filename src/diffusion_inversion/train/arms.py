@@ -300,9 +300,9 @@ def _check_network(architecture: str, class_names: tuple[str, ...], side: int) -
         classifier = Classifier(architecture, class_names, side)
         try:
             classifier(torch.zeros(2, 3, side, side, dtype=torch.uint8))
-        except NotImplementedError:  # it has a step that shapes alone cannot take: training will tell
-            return
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, NotImplementedError) or "meta" in str(error):
+                return  # it has a step that shapes alone cannot take: training will tell
             raise UsageError(
                 f"architecture={architecture}: takes no images of {side} px ({error}). Use another network, or load "
                 "the images at another --size."
