@@ -78,7 +78,7 @@ def invert(
         already("invert", len(tried), len(images), "vectors")
         means = None
         if left and means_of is not None:
-            first_ones = images.subset([row_of[image_id] for image_id in means_of if image_id in row_of])
+            first_ones = images.subset([images.row_of[one] for one in means_of if one in images.row_of])
             means = class_means(first_ones, generator, settings, resolution)
         room = most_at_once(settings)
         slots = Slots() if "draws" in described else None
