@@ -13,6 +13,7 @@ from ..config.sampling import SampleSettings
 from ..config.settings import InvertSettings
 from ..data.images import LabelledImages
 from ..engine.store import commit_bytes
+from ..errors import DataError
 from ..generator.generator import Generator
 from ..invert.embeddings import Embeddings
 from ..invert.inversion import invert
@@ -57,7 +58,9 @@ def domain_figures(
     resolution ("own") and at every common size, and `FeatureDistance` at the common sizes.
     """
     embeddings, sources = learned(generator, sources, steps, folder)
-    null = float(embeddings.null_losses.mean())
+    null = embeddings.null_loss
+    if null is None:
+        raise DataError(f"{generator.name}: no loss with the empty prompt is finite. Load it with --dtype float32.")
     losses = dict(zip(embeddings.curve_steps, embeddings.losses.mean(1).tolist(), strict=True))
     views = {AUTOENCODED: through_autoencoder(generator, sources.images)}
     views |= {str(step): drawn_at(embeddings, generator, step, 1.0) for step in embeddings.steps}
