@@ -32,8 +32,7 @@ def learned(
     """Vectors of `sources` at the guess and at all `steps`, and the sources in the order of the vectors."""
     settings = InvertSettings(steps=max(steps), keep_steps=(GUESS, *steps))
     embeddings = invert(sources, generator, folder, settings)
-    row_of = {image_id: row for row, image_id in enumerate(sources.ids)}
-    return embeddings, sources.subset([row_of[image_id] for image_id in embeddings.ids])
+    return embeddings, sources.subset([sources.row_of[image_id] for image_id in embeddings.ids])
 
 
 def drawn_at(embeddings: Embeddings, generator: Generator, step: int, guidance_scale: float) -> Tensor:

@@ -82,7 +82,6 @@ class Growth:
         self.side = check(self.embeddings, self.generator, self.sampling)
         self.strengths = strengths_for(self.run, self.embeddings, self.generator, self.sampling, self.real)
         self.scored = Manifest(self.run / GROWTH / MANIFEST, {"commit": ScoredUnit})
-        self.row_of = {image_id: row for row, image_id in enumerate(self.embeddings.ids)}
         fold = dict(zip(self.real.ids, self.folds.folds, strict=True))
         # What every fold trains on no classifier can judge unseen; the first does.
         numbers = self.folds.numbers
@@ -168,7 +167,9 @@ class Growth:
             for job in unit:
                 source, variant = parse_job(job)
                 own = of_source(few, self.strengths, source)
-                plans.append(plan_variant(self.embeddings, self.generator, own, self.row_of[source], variant))
+                plans.append(
+                    plan_variant(self.embeddings, self.generator, own, self.embeddings.row_of[source], variant)
+                )
             draw = partial(draw_images, self.embeddings, self.generator, settings=few)
             drawn = within_memory(partial(in_parts, draw, plans), len(plans))[0]
             images = resize(to_uint8(drawn), self.side)
@@ -179,12 +180,8 @@ class Growth:
                 rows = [row for row, source in enumerate(sources) if self.fold_of[source] == fold]
                 answers[rows] = _answers(self.classifier(made, fold), images[rows])
             doubt = entropy(answers).round(decimals=_DECIMALS)
-            self.scored.append(
-                {
-                    "event": "commit", "unit": unit_name(unit), "ids": list(unit), "count": len(unit), "files": {},
-                    "kept": (answers.argmax(1) == labels).tolist(), "doubt": doubt.tolist(), "by": by,
-                }
-            )  # fmt: skip
+            kept = (answers.argmax(1) == labels).tolist()
+            self.scored.commit(unit_name(unit), unit, kept=kept, doubt=doubt.tolist(), by=by)
             advance(len(unit))
 
         by = self.judged_by(made)
@@ -213,8 +210,8 @@ class Growth:
 
     def keep(self, ended: dict[str, Any] | None = None) -> None:
         """Write the rounds, and what came of them where they ended."""
-        text = json.dumps({"schema": SCHEMA, "rounds": self.rounds, "ended": ended}, allow_nan=False) + "\n"
-        Ledger(self.run).commit(GROWTH_FILE, text.encode(), note={"copy": text})
+        content = {"schema": SCHEMA, "rounds": self.rounds, "ended": ended}
+        Ledger(self.run).commit_json(GROWTH_FILE, content, copied=True, allow_nan=False)
 
 
 def draw_chosen(

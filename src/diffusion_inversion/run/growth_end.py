@@ -62,8 +62,7 @@ def real_sizes(folds: Folds, made: Material) -> list[list[Split]]:
         before = [[one.training for one in other] for other in found]
         if len(parts) == len(folds.numbers) and [one.training for one in parts] not in before:
             found.append(parts)
-    row_of = {image_id: row for row, image_id in enumerate(folds.real.ids)}
-    origins = [row_of[next(iter(sources))] for sources in made.sources]
+    origins = [folds.real.row_of[next(iter(sources))] for sources in made.sources]
     labels, ids = folds.real.labels.tolist(), made.synthetic.ids
     of_fold = [at_one_rate(parts, labels, origins, ids) for parts in zip(*found, strict=True)]
     return [list(parts) for parts in zip(*of_fold, strict=True)]

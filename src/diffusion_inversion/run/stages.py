@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,8 +74,7 @@ def invert_stage(run: Path, splits: Splits, generator: Generator, settings: Inve
     with timed(EmbeddingStore(run).manifest):
         found = invert(splits.train, generator, run, settings)
     source = {"name": generator.name, "source": generator.source, "revision": generator.revision, **generator.record}
-    text = json.dumps(source, indent=2) + "\n"
-    Ledger(run).commit(GENERATOR_FILE, text.encode(), note={"copy": text})
+    Ledger(run).commit_json(GENERATOR_FILE, source, copied=True, indent=2)
     return found
 
 

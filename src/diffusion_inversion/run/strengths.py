@@ -105,7 +105,7 @@ def strengths_for(
         return None
     with run_lock(run):
         manifest, jobs = _manifest(run), _jobs(embeddings)
-        done = {job for record in manifest.units().values() for job in record["ids"]}
+        done = manifest.jobs()
         begun = bool(done) or SyntheticStore(run, ()).count > 0
         checker = load_safety_checker(generator) if settings.safety_checker else None
         freeze_settings(run, "sample", made_from(embeddings, generator, settings, checker), begun=begun)

@@ -152,12 +152,7 @@ class _Pictures:
             return str(known["key"])
         clock = seconds_of(self.generator.device)
         key = self.material(settings).key
-        manifest.append(
-            {
-                "event": "commit", "unit": unit, "ids": [unit], "count": 1, "files": {}, "purpose": purpose, "key": key,
-                "seconds": round(clock(), 3),
-            }
-        )  # fmt: skip
+        manifest.commit(unit, [unit], purpose=purpose, key=key, seconds=round(clock(), 3))
         return key
 
     def seconds(self, settings: SampleSettings, purpose: str) -> float:
@@ -246,8 +241,7 @@ def _freeze_mixture(run: Path, settings: TrainSettings, device: str) -> None:
         return
     frozen["settings"] |= {one: described["settings"][one] for one in MIXTURE}
     if frozen == described:
-        text = json.dumps(described, indent=2) + "\n"
-        ledger.commit(name, text.encode(), note={"copy": text})
+        ledger.commit_json(name, described, copied=True, indent=2)
 
 
 def _mixed(run: Path) -> bool:

@@ -193,13 +193,15 @@ class Folds:
             classifier = self.learn(candidate, cell, part, state)
             held = self.real.subset(found.held_out)
             correct = predict(classifier, held)[0] == held.labels
-            self.manifest.append(
-                {
-                    "event": "commit", "unit": unit, "ids": [unit], "count": 1, "files": {}, "purpose": purpose,
-                    "seed": cell.seed, "fold": cell.fold, "correct": "".join(map(str, correct.int().tolist())),
-                    "seconds": round(clock(), 3),
-                }
-            )  # fmt: skip
+            self.manifest.commit(
+                unit,
+                [unit],
+                purpose=purpose,
+                seed=cell.seed,
+                fold=cell.fold,
+                correct="".join(map(str, correct.int().tolist())),
+                seconds=round(clock(), 3),
+            )
             state.clear()
             on_trained(classifier)
 
@@ -381,8 +383,7 @@ def _keep(
     for axis, one in zip(axes, found, strict=False):
         choices.append({"asked": _asked(axis, base, describe), "found": one})
         base = changed(base, axis, one["chosen"])
-    text = json.dumps({"choices": choices}, indent=1, allow_nan=False) + "\n"
-    Ledger(run).commit(file, text.encode(), note={"copy": text})
+    Ledger(run).commit_json(file, {"choices": choices}, copied=True, indent=1, allow_nan=False)
 
 
 def choices_of(run: Path) -> list[ChoiceRecord]:

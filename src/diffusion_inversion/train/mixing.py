@@ -209,13 +209,12 @@ def measure(real: LabelledImages, synthetic: LabelledImages, mixing: Mixing) -> 
             places.append(float(before[source]))
             before[source] += 1
         return torch.tensor(places)
-    row_of = {image_id: row for row, image_id in enumerate(real.ids)}
-    if lost := [source for source in synthetic.source_ids if source not in row_of]:
+    if lost := [source for source in synthetic.source_ids if source not in real.row_of]:
         raise DataError(
             f"mixing=curriculum: {synthetic.name}: {len(lost)} of {len(synthetic)} images have no source among the "
             f"real ones, as {lost[0]}. Give another mixing."
         )
-    pairs = zip(synthetic.images, (real.images[row_of[source]] for source in synthetic.source_ids), strict=True)
+    pairs = zip(synthetic.images, (real.images[real.row_of[source]] for source in synthetic.source_ids), strict=True)
     return torch.stack([(image.float() - source.float()).square().mean().sqrt() for image, source in pairs])
 
 

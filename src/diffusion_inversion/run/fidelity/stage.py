@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -257,7 +256,7 @@ def _judged(run: Path, judges: Judges, made: Material) -> Fidelity:
         "answers": found.answers[found.failed].tolist(),
         "seconds": round(time.monotonic() - start, 1),
     }
-    ledger.commit(FIDELITY_FILE, (json.dumps(content) + "\n").encode())
+    ledger.commit_json(FIDELITY_FILE, content)
     return Fidelity(**content)
 
 
@@ -307,8 +306,7 @@ def _redrawn(
         stale |= set(stale_files(embeddings, store) if rows else ())
         if stale:
             store.remove(stale)
-    done = {job for record in store.manifest.units().values() for job in record["ids"]}
-    if not done.issuperset(jobs):
+    if not store.manifest.jobs().issuperset(jobs):
         if judges is not None:
             real, device = judges.real, str(judges.device)
         else:
