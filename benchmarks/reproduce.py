@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "results"
 ELSEWHERE = (
     "helps_specialised", "helps_specialised_sgd", "helps_elpv", "table3", "table3_aerial", "figure5", "figure7b",
-    "figure7b_numbers", "balance_xsdd", "balance_cifar10", "defaults", "defaults_interpolation", "defaults_specialised",
-    "tuned", "tuned_specialised", "tuned_confirmed",
+    "figure7b_numbers", "balance_xsdd", "balance_cifar10", "defaults", "defaults_guidance", "defaults_interpolation",
+    "defaults_specialised", "tuned", "tuned_specialised", "tuned_confirmed",
 )  # fmt: skip
 TENTHS = ("data.limit", "invert.steps", "invert.keep_steps", "sample.kept_steps", "train.steps")
 TEST_IMAGES, LEAST_IMAGES, LEAST_STEPS = 500, 20, 50
