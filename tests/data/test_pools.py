@@ -99,6 +99,15 @@ def test_the_listing_depends_on_the_ids_alone(tmp_path: Path) -> None:
     assert len(listings) == 2
 
 
+def test_the_listing_of_a_table_tells_another_table_of_as_many_rows(tmp_path: Path) -> None:
+    listings = set()
+    for pictures in ([noise(8, 8, 3), noise(8, 8, 3)], [noise(8, 8, 3), noise(9, 8, 3)]):
+        for _ in range(2):
+            table(tmp_path / "pool.parquet", pictures)
+            listings.add(open_pool(tmp_path / "pool.parquet", tmp_path).listing)
+    assert len(listings) == 2, "the ids are numbers"
+
+
 def test_what_is_no_pool_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.parquet").write_text("no table")

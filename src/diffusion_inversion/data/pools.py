@@ -29,6 +29,7 @@ class Pool:
 
     source: Source  # labels, which it has none of, are all 0
     licence_of: Callable[[int], str]  # by row; "" where none is named
+    footers: tuple[str, ...] = ()  # of the parquet files that it is, whose ids are numbers
 
     def __len__(self) -> int:
         return len(self.source.ids)
@@ -39,8 +40,9 @@ class Pool:
 
     @cached_property
     def listing(self) -> str:
-        """sha256 hex of the ids in their order."""
-        return hashlib.sha256("\n".join(self.source.ids).encode("utf-8", "surrogatepass")).hexdigest()
+        """sha256 hex of the ids in their order, and of the footers."""
+        names = "\n".join([*self.source.ids, *self.footers])
+        return hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def open_pool(pool: str | Path, root: Path) -> Pool:
@@ -126,7 +128,11 @@ def _of_tables(name: str, tables: Mapping[str, Unlabelled]) -> Pool:
         table, own = of(row)
         return table.licence_of(own)
 
-    return Pool(Source(name, ids, (0,) * len(ids), ("pool",), open_row), licence_of)
+    return Pool(
+        Source(name, ids, (0,) * len(ids), ("pool",), open_row),
+        licence_of,
+        tuple(table.footer for table in every if table.footer),
+    )
 
 
 def _licences(folder: Path, names: Sequence[str]) -> list[str]:

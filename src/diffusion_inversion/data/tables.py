@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,7 +104,15 @@ def unlabelled_parquet(path: Path) -> Unlabelled:
         file, open_row, info = _open_parquet(path)
         column = next((name for name in LICENCE_COLUMNS if name in file.schema_arrow.names), None)
         values = file.read([column]).column(column).to_pylist() if column is not None else []
-    return Unlabelled(file.metadata.num_rows, open_row, tuple(values), str(info.get("license") or ""))
+        footer = _footer(path, file.metadata.serialized_size)
+    return Unlabelled(file.metadata.num_rows, open_row, tuple(values), str(info.get("license") or ""), footer)
+
+
+def _footer(path: Path, size: int) -> str:
+    """sha256 hex of the end of a parquet file: its metadata of `size` bytes, their length and the magic number."""
+    with path.open("rb") as file:
+        file.seek(-size - 8, os.SEEK_END)
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def class_of_rows(path: Path) -> tuple[str | None, ...]:
@@ -130,6 +140,7 @@ class Unlabelled:
     open: Callable[[int], Image.Image]
     licences: tuple[Any, ...]  # empty without such a column
     licence: str
+    footer: str = ""  # sha256 hex of a parquet file's, which says where and how large each part of it is
 
     def licence_of(self, row: int) -> str:
         """The licence of an image; "" where none is named."""

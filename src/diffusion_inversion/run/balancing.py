@@ -68,22 +68,21 @@ def require_attribute(sample: SampleSettings, attributes: str | None) -> None:
         )
 
 
-def check_balance(
-    data: DataSettings, images: LabelledImages, sample: SampleSettings, *others: SampleSettings
-) -> BalanceRecord | None:
+def check_balance(data: DataSettings, images: LabelledImages, sample: SampleSettings) -> BalanceRecord | None:
     """What stage 2 will make of the counts, and a note on stderr of what stays uneven; None: all sources have as many.
 
-    Raises as `values_to_balance`, and DataError where all images have one value; also for `others`, which may be chosen
-    in place of the settings.
+    Raises as `balance_of`.
     """
-    labels = dict(zip(images.ids, images.labels.tolist(), strict=True))
-    for balance, other in {one.balance: one for one in others}.items():
-        if balance != sample.balance:
-            counted(labels, images.class_names, other, values_to_balance(data, other))
-    found = counted(labels, images.class_names, sample, values_to_balance(data, sample))
+    found = balance_of(data, images, sample)
     if found is not None and found["uneven"] is not None:
         print(f"note: {found['uneven']}", file=sys.stderr, flush=True)
     return found
+
+
+def balance_of(data: DataSettings, images: LabelledImages, sample: SampleSettings) -> BalanceRecord | None:
+    """The same without a note. Raises as `values_to_balance`, and DataError where all images have one value."""
+    labels = dict(zip(images.ids, images.labels.tolist(), strict=True))
+    return counted(labels, images.class_names, sample, values_to_balance(data, sample))
 
 
 def counted(

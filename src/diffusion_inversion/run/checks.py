@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from ..config.fidelity import FilterSettings
 from ..config.sampling import SampleSettings
-from ..config.settings import InvertSettings
+from ..config.settings import DataSettings, InvertSettings
 from ..config.training import TrainSettings
 from ..config.tuning import Tuning
 from ..data.datasets import Splits
+from ..data.images import LabelledImages
 from ..engine.frozen_settings import require_unchanged
 from ..errors import UsageError
 from ..generator.generator import Generator
@@ -18,11 +21,16 @@ from ..sample.sampling import check_settings as check_sampling
 from ..sample.sampling import described as images_described
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import check_settings as check_training
+from ..train.choosing import Folds
 from ..train.mixing import refuse_unjudged
 from ..train.own_size import own_side
 from ..train.store import ClassifierStore
 from ..train.training import recipe
+from .balancing import balance_of
+from .fidelity.judging import Judges
+from .fidelity.stage import judges_for
 from .replicates import Replicate
+from .strengths import is_auto
 from .tune import plain
 
 
@@ -66,6 +74,29 @@ def check_run(
     if own is not None:
         check_training(train, images.class_names, own)
     return side, own
+
+
+def check_subset(
+    run: Path,
+    images: LabelledImages,
+    generator: Generator,
+    data: DataSettings,
+    sample: SampleSettings,
+    tuning: Tuning,
+    filtering: FilterSettings,
+) -> None:
+    """Raise DataError where the training images of a replicate are too few, or too alike, for what is asked of them.
+
+    That is to be balanced, also as what `tuning` tries would, to be split into folds, and to judge labels by.
+    """
+    for balance, one in {one.balance: one for one in (*tuning.candidates("sample", sample), sample)}.items():
+        if balance != "none":
+            balance_of(data, images, one)
+    if tuning.axes:
+        Folds(run, images, str(generator.device))
+    judges_for(run, images, filtering, generator.device)
+    if is_auto(sample):
+        Judges(images, generator.device)
 
 
 def require_as_begun(plans: Sequence[Replicate], splits: Splits, generator: Generator, tuning: Tuning) -> None:

@@ -21,7 +21,7 @@ from ..engine.frozen_settings import settings_file
 from ..engine.ledger import Ledger
 from ..engine.manifest import Manifest
 from ..invert.embeddings import Embeddings, EmbeddingStore, read_embeddings
-from ..sample.synthetic import SyntheticStore
+from ..sample.synthetic import NAMED, SyntheticStore
 from ..train.arms import ArmResults
 from ..train.choosing import choices_of
 from ..train.evaluation import OWN_SIZE
@@ -42,7 +42,7 @@ from .growth_record import growth_record
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
 from .materials import materials
 from .membership import read_membership, shown
-from .methods import INVERSION, method_of, with_arm_names
+from .methods import INVERSION, images_store, method_of, with_arm_names
 from .reconstructions import Likeness, read_likeness
 from .report import RunRecord, render_report
 from .report.record import CurveRecord, FoundRecord, GeneratorRecord, InvertRecord, ReplicateRecord
@@ -272,7 +272,8 @@ def _made_otherwise(run: Path) -> _Made:
             "licences": record["licences"],
             "similarity": record["similarity"],
         }
-    images = sum(len(unit["ids"]) for unit in units)
+    store = images_store(run, ())
+    images = len(store.asked_for(store.table(*NAMED)))
     clip = units[0]["shared"].get("clip")  # which CLIP filtered them is named wherever they are shown
     settings = {**config["settings"], **({"clip": clip, "threshold": config["threshold"]} if clip else {})}
     return _Made(images, {"sample": settings}, drawn_by, called=method_of(run).images, found=found)

@@ -41,10 +41,9 @@ from ..train.recipes import resolve
 from ..train.store import ClassifierStore
 from .attributes import attributes_of
 from .balancing import check_balance, counted, keep_counts, require_attribute, values_of_run
-from .checks import check_run, require_as_begun
+from .checks import check_run, check_subset, require_as_begun
 from .coarseness import coarseness
 from .fidelity.copies import copy_gate, keep_copies_setting, recorded_copies
-from .fidelity.judging import Judges
 from .fidelity.stage import JUDGED, filtered, judges_for
 from .foresight import forewarnings
 from .forget import follow
@@ -63,7 +62,7 @@ from .replicates import Replicate, open_replicate, replicate
 from .report import RunRecord
 from .reporting import replicated, report_stage
 from .room import SPARE_BYTES, classifier_bytes, png_bytes, vector_bytes
-from .strengths import is_auto, strengths_for
+from .strengths import strengths_for
 from .tune import prepared, tune_sampling, tune_training
 
 
@@ -300,22 +299,18 @@ def run_all(
         refuse_online(run, train, filtering, tuning, audit, one.balance)
     tested_by = attributes_of(run, splits, attributes)
     images = splits.train
-    check_balance(data, images, sample, *tuning.candidates("sample", sample))
+    check_balance(data, images, sample)
     side, own = check_run(
         splits, generator, invert, sample, train, own_size=own_size, tuning=tuning, judged=filtering.filter in JUDGED
     )
     if time_limit is None:  # which may lower what is asked for
         require_as_begun(plans, splits, generator, tuning)
         _require_all_room(plans, images, generator, side, own)
-    if tuning.axes:
-        Folds(run, images, str(generator.device))
-    judges_for(run, images, filtering, generator.device)
-    if is_auto(sample):
-        Judges(images, generator.device)
+    check_subset(run, images, generator, data, sample, tuning, filtering)
     for plan in plans[1:]:
         if read_record(plan.folder) is None:
-            with _replicate(run, plan):
-                pass
+            with _replicate(run, plan) as theirs:
+                check_subset(plan.folder, theirs.train, generator, data, sample, tuning, filtering)
     forewarn(splits, train, side, replicates=replicates, own_size=own_size)
     coarseness(run, images, generator, sample.resolution or invert.resolution or generator.resolution, side)
     if preview is not None:
