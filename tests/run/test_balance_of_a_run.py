@@ -14,7 +14,10 @@ from harness import Bench
 from image_files import class_folders
 
 from diffusion_inversion.config.commands import ExportSettings
+from diffusion_inversion.config.settings import DataSettings
 from diffusion_inversion.run.export.stage import export
+from diffusion_inversion.run.images import open_splits
+from diffusion_inversion.run.replicates import seed_of
 from diffusion_inversion.run.report.sections import shares_of_parts
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
@@ -166,3 +169,24 @@ def test_a_plan_has_the_counts_and_says_what_stays_uneven(bench: Bench, data: Pa
     )
     assert done.exit_code == 0, done.output
     assert "real + synthetic images: cat 5 + 5, dog 2 + 9" in done.output
+
+
+def test_a_replicate_that_cannot_be_balanced_is_refused_before_any_work(bench: Bench, tmp_path: Path) -> None:
+    """One image is of the other site, and in the subset of the run but not in that of replicate 1."""
+    class_folders(tmp_path / "data" / "train", {"cat": 8, "dog": 4})
+    class_folders(tmp_path / "data" / "test", {"cat": 4, "dog": 4})
+    first, second = (
+        {
+            *open_splits(
+                tmp_path / f"{n}", DataSettings(data=str(tmp_path / "data"), limit=6, seed=seed_of(0, n))
+            ).train.ids
+        }
+        for n in (0, 1)
+    )
+    rare, site = min(first - second), tmp_path / "site.csv"
+    every = [path.relative_to(tmp_path / "data").as_posix() for path in sorted((tmp_path / "data").rglob("*.png"))]
+    site.write_text("".join(f"{one},{'b' if one in (rare, 'test/cat/000.png') else 'a'}\n" for one in every))
+    done = dinv("run", tmp_path / "data", "--generator", bench.checkpoint, "--out", tmp_path / "run", *SETTINGS,
+                "--attributes", site, "--balance", site, "--limit", 6, "--replicates", 2)  # fmt: skip
+    assert done.exit_code == 4 and "all 6 training images have one value, a" in done.output, done.output
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
