@@ -221,6 +221,10 @@ def test_what_is_drawn_over_the_classes_of_a_run_can_be_trained_with(
     before = content(out)
     assert dinv("sample", out, "--prompts", file, "--classes-of", finished, *options).exit_code == 0
     assert dinv("repair", out).exit_code == 0 and content(out) == before
+    fewer = [*options[:4], "--variants", 1, *options[6:]]
+    assert dinv("sample", out, "--prompts", file, "--classes-of", finished, *fewer).exit_code == 0
+    assert dinv(*training).exit_code == 0
+    assert json.loads((out / "run.json").read_text())["stages"]["sample"]["images"] == 2, "of four that are there"
 
 
 def test_images_of_prompts_that_are_not_given_any_more_are_not_used(generator: Generator, tmp_path: Path) -> None:
