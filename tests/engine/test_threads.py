@@ -157,6 +157,7 @@ def test_a_containers_memory_is_what_it_may_use(tmp_path: Path, version: int) ->
 INTERRUPTED = """
 import os, signal
 from diffusion_inversion.engine import signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs behind it
 signals.install()
 try:
     with signals.finishing():

@@ -33,6 +33,7 @@ def test_what_is_read_packs_to_the_same_bits(numbers: list[float], dtype: Vector
 def test_int8_is_off_by_at_most_half_a_level_of_its_token(numbers: list[float]) -> None:
     vectors = torch.tensor(numbers).view(2, 3)
     off = (unpack(pack(vectors, "int8")) - vectors).abs().double()
+    off = (off - torch.finfo(torch.float32).tiny).clamp_min(0)  # below it scales have no digits
     assert bool((off <= vectors.abs().amax(-1, keepdim=True).double() / 127).all())
     assert bool((off <= pack(vectors, "int8")["scales"][:, None].double() / 2).all())
 

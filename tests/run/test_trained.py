@@ -50,15 +50,16 @@ def test_an_arm_that_was_not_trained_is_not_recommended() -> None:
 
 def train_on(folder: Path, seed: int, settings: TrainSettings = TINY, stop_after: int = 99) -> None:
     """Train on toys drawn by `seed`; stop as a killed process would after so many classifiers."""
-    left = [stop_after]
+    now: set[tuple[str, int]] = set()  # those that are trained now, not found in the folder
 
     def count(run: ArmRun) -> None:
-        left[0] -= not run.resumed
-        if left[0] < 0:
+        if (run.arm, run.seed) in now and len(now) > stop_after:
             raise KeyboardInterrupt
 
     arms = (toy(20, seed), toy(30, seed + 1, name="synthetic"), toy(12, seed + 2, name="test"))
-    train_arms(*arms, settings=settings, device="cpu", folder=folder, on_run=count)
+    train_arms(
+        *arms, settings=settings, device="cpu", folder=folder, on_run=count, on_step=lambda *step: now.add(step[:2])
+    )
 
 
 def test_of_images_that_changed_the_last_classifiers_count(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_what_cannot_be_chosen_is_refused_before_stage_1(bench: Bench, tmp_path:
             "choices are scored by real+synthetic",
         ),
         (("--tune", "balance=none,class+site"), "--balance class,site: site is balanced, but no --attributes is given"),
-        (("--online", "3", "--tune", "balance=none,class"), "--online --balance class"),
+        (("--online", "3", "--copies", "off", "--tune", "balance=none,class"), "--online --balance class"),
         (("--tune", "variants=1", "--mixing", "confidence", "--filter", "drop"), "images that no judge has looked at"),
     ):
         done = dinv(*options)

@@ -24,6 +24,7 @@ from diffusion_inversion.run.verify import discard, verify
 from diffusion_inversion.train.arms import train_arms
 from diffusion_inversion.train.evaluation import OWN_SIZE, evaluate
 from diffusion_inversion.train.own_size import OWN_SIZE_LIMIT, Sides, at_own_size, own_side
+from diffusion_inversion.train.store import ClassifierStore
 from diffusion_inversion.train.training import train
 
 WHOLE = TRAIN.model_copy(update={"seeds": (0, 1, 2)})
@@ -197,5 +198,6 @@ def test_own_size_images_are_those_of_the_splits(run: Path) -> None:
     pair = at_own_size(splits, 16)
     assert pair is not None and (pair[0].ids, pair[1].ids) == (splits.train.ids, splits.test.ids)
     assert at_own_size(splits, 40) is None
-    found = train_stage(run, splits, WHOLE, "cpu")
-    assert len(found.runs) == 12 and all(one.resumed for one in found.runs)
+    before = ClassifierStore(run).manifest.units()
+    assert len(train_stage(run, splits, WHOLE, "cpu").runs) == 12
+    assert ClassifierStore(run).manifest.units() == before, "none is trained again"
