@@ -83,6 +83,22 @@ def test_inspect_prints_a_table_and_writes_csv(bench: Bench, tmp_path: Path) -> 
     assert not summary["ok"] and not summary["usable"] and summary["exit_code"] == 4
 
 
+def test_inspect_replaces_its_own_table_and_no_other_file(tmp_path: Path) -> None:
+    """A list of labels is a CSV file too, and the nearest name to give."""
+    for number in range(6):
+        Image.new("L", (8, 8), 40 * number).save(tmp_path / f"{number}.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\n" + "".join(f"{number}.png,{number % 2}\n" for number in range(6)))
+    before = labels.read_bytes()
+    refused = dinv("inspect", labels, "--csv", labels)
+    assert refused.exit_code == 2 and f"--csv {labels}: exists already" in refused.stderr
+    assert labels.read_bytes() == before
+    assert dinv("inspect", labels, "--csv", tmp_path).exit_code == 2
+    for _ in range(2):
+        assert dinv("inspect", labels, "--csv", tmp_path / "found.csv").exit_code == 0
+    assert (tmp_path / "found.csv").read_text().startswith("split,file,severity")
+
+
 def test_doctor(tmp_path: Path) -> None:
     done = dinv("doctor", tmp_path, "--json")
     assert done.exit_code == 0, done.output

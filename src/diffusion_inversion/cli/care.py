@@ -31,8 +31,11 @@ def inspect(
 ) -> dict[str, Any]:
     """Look at DATA before anything is computed: every problem of every image, in a table."""
     from ..data.inspection import inspect as look
+    from ..data.inspection import require_own_csv
 
     settings = data_settings(source)
+    if csv is not None:
+        require_own_csv(csv)
     drop = settings.drop_test_duplicates
     found = look(**settings.model_dump(exclude={"drop_test_duplicates"}), drop_duplicates=drop)
     if csv is not None:

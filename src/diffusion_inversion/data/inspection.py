@@ -16,7 +16,7 @@ import torch
 from ..engine.memory import large_array, require_memory
 from ..engine.store import commit_bytes
 from ..engine.text import shown
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from .duplicates import Part, find_duplicates, shared_problems
 from .groups import suggested
 from .images import content_hash, square
@@ -37,6 +37,7 @@ from .selection import (
 )
 from .sources import default_root
 
+_COLUMNS = ("split", "file", "severity", "cause", "remedy")  # of the CSV file
 _SPLITS: dict[How, str] = {
     "own": "the data set's own",
     "given": "test images named apart",
@@ -112,7 +113,7 @@ class Inspection:
         """
         text = io.StringIO(newline="")
         writer = csv.writer(text)
-        writer.writerow(("split", "file", "severity", "cause", "remedy"))
+        writer.writerow(_COLUMNS)
         for split, problem in self._problems():
             _, severity, file, cause, remedy = _row(split, problem)
             writer.writerow([csv_cell(cell) for cell in (split, file, severity, cause, remedy)])
@@ -121,6 +122,20 @@ class Inspection:
     def record(self) -> dict[str, Any]:
         """The same as JSON data."""
         return {"usable": self.usable, **asdict(self)}
+
+
+def require_own_csv(path: Path) -> None:
+    """Raise UsageError for a file that `write_csv` would replace and did not write: labels are .csv files too."""
+    begins = ",".join(_COLUMNS).encode()
+    try:
+        with path.open("rb") as file:
+            if file.read(len(begins)) == begins:
+                return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"--csv {path}: cannot be read ({error.strerror}); give another name.") from error
+    raise UsageError(f"--csv {path}: exists already and is no table of problems; give another name.")
 
 
 def _row(split: str, problem: Problem) -> tuple[str, str, str, str, str]:
