@@ -145,6 +145,32 @@ def test_a_box_that_is_none_is_named(files: Path, annotation: dict[str, Any], ca
         load_images(coco(files, annotations=[whole | annotation]))
 
 
+@pytest.mark.parametrize("sides", [(30, 40), (80, 60)])
+def test_a_box_of_a_picture_that_was_turned_or_scaled_since_is_refused(files: Path, sides: tuple[int, int]) -> None:
+    """Its numbers are px of the picture as it was annotated; of this one they cut something else."""
+    images = [{"id": 7 + n, "file_name": f"photos/{n}.png"} for n in range(2)]
+    changed = images[0] | {"width": sides[0], "height": sides[1]}
+    found = rf"{sides[0]} x {sides[1]} px by the annotations, which has 40 x 30"
+    with pytest.raises(DataError, match=found):
+        load_images(coco(files, images=[changed, images[1]]))
+    assert len(load_images(coco(files, images=images))) == 4, "where no size is named, none is asked for"
+
+
+def test_ids_of_coco_that_occur_twice_are_refused(files: Path) -> None:
+    """The last of two would take the labels of the first."""
+    image = {"id": 7, "file_name": "photos/0.png"}
+    for changes, said in (
+        ({"images": [image, {"id": 7, "file_name": "photos/1.png"}]}, "two images of id 7"),
+        ({"categories": [{"id": 3, "name": "red"}, {"id": 3, "name": "green"}]}, "two categories of id 3"),
+        (
+            {"annotations": [{"id": 1, "image_id": 7, "category_id": c, "bbox": [2, 3, 10, 10]} for c in (3, 9)]},
+            "two annotations of id photos/0.png#1",
+        ),
+    ):
+        with pytest.raises(DataError, match=said):
+            open_data(coco(files, **changes), files)
+
+
 def test_a_crowd_is_left_out_and_said(files: Path) -> None:
     crowd = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [2, 3, 10, 10], "iscrowd": 1}
     source, _ = open_data(coco(files, annotations=[crowd]), files)
@@ -199,6 +225,27 @@ def test_a_line_of_yolo_that_is_no_box_is_named(files: Path, line: str) -> None:
     (files / "train" / "labels" / "0.txt").write_text(line)
     train, _ = open_data(path, files)
     assert train.ids == () and train.problems[0].fatal and line in train.problems[0].cause
+
+
+def test_pictures_in_subfolders_have_their_labels_in_the_same_ones(files: Path) -> None:
+    path = yolo(files)
+    inner = files / "train" / "images" / "monday"
+    inner.mkdir()
+    (files / "train" / "labels" / "monday").mkdir()
+    (files / "val" / "images" / "0.png").write_bytes((files / "train" / "images" / "0.png").read_bytes())
+    (files / "train" / "images" / "0.png").rename(inner / "0.png")
+    (files / "train" / "labels" / "0.txt").rename(files / "train" / "labels" / "monday" / "0.txt")
+    train, _ = open_data(path, files)
+    assert train.ids == ("train/images/monday/0.png#1", "train/images/monday/0.png#3") and train.problems == ()
+    with train.open(0) as crop:
+        assert crop.getcolors() == [(100, COLOURS["red"])]
+    (inner / "0.png").rename(inner / "0.heic")
+    (files / "train" / "labels" / "classes.txt").write_text("red\ngreen\n")
+    (files / "train" / "images" / "linked").symlink_to(files / "photos")
+    train, _ = open_data(path, files)
+    said = {one.file: (one.cause, one.fatal) for one in train.problems if "class without" not in one.cause}
+    assert said.pop("train/labels/monday/0.txt") == ("labels without an image, not used", False)
+    assert said.pop("train/images/linked")[1] and not said
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +20,7 @@ from ..errors import DataError
 from .decode import UnusableImageError, decode_rgb, open_image
 from .listed import Source, unused_classes
 from .problems import Problem
-from .scan import IMAGE_SUFFIXES
+from .scan import IMAGE_SUFFIXES, is_ignored
 
 MAX_BYTES = 1 << 30  # of a file of annotations; COCO 2017's has 450 MB
 SMALLEST = 4  # px: a side of a box that is still an image
@@ -29,6 +31,8 @@ _REMEDY = "draw the box again, or remove it"
 class _Image(BaseModel):
     id: int
     file_name: str
+    width: int | None = None
+    height: int | None = None
 
 
 class _Annotation(BaseModel):
@@ -61,13 +65,18 @@ class Box:
     label: int
     box: tuple[float, float, float, float]  # left, top, right, bottom
     relative: bool
+    drawn_on: tuple[int, int] | None = None  # px, width and height of the picture as it was annotated, where known
 
     def crop(self, pixels: NDArray[np.uint8]) -> Image.Image:
         """The object alone, of its whole upright picture (H, W, 3): no margin, what sticks out is left away.
 
-        Raises UnusableImageError where next to nothing is left.
+        Raises UnusableImageError where next to nothing is left, or the box was drawn on a picture of another size.
         """
         height, width, _ = pixels.shape
+        if self.drawn_on is not None and self.drawn_on != (width, height):
+            was = "{} x {}".format(*self.drawn_on)
+            cause = f"a box of a picture of {was} px by the annotations, which has {width} x {height}"
+            raise UnusableImageError(cause, "restore the picture that was annotated: turned or scaled, it is another")
         scale = (width, height, width, height) if self.relative else (1, 1, 1, 1)
         left, top, right, bottom = (max(round(value * side), 0) for value, side in zip(self.box, scale, strict=True))
         found = pixels[top:bottom, left:right]
@@ -80,6 +89,8 @@ class Box:
 def coco_file(path: Path) -> Source:
     """The objects of a COCO annotation file, groups of many (iscrowd) left out. Raises DataError."""
     found = _parsed(path)
+    _require_unique(path, "images", (image.id for image in found.images))
+    _require_unique(path, "categories", (category.id for category in found.categories))
     names, label_of = list[str](), dict[int, int]()
     for category in sorted(found.categories, key=lambda one: one.id):
         label_of[category.id] = len(names)
@@ -87,6 +98,7 @@ def coco_file(path: Path) -> Source:
     if len({*names}) < len(names):
         raise DataError(f"{path}: two categories of one name; rename one")
     file_of = {image.id: image.file_name for image in found.images}
+    side_of = {one.id: (one.width, one.height) for one in found.images if one.width and one.height}
     folder = _folder_of(path, [image.file_name for image in found.images])
     boxes, problems = [], []
     for one in found.annotations:
@@ -98,8 +110,17 @@ def coco_file(path: Path) -> Source:
             problems.append(Problem(id_, "its image or category is not in the file", _REMEDY, fatal=True))
         else:
             box = (left, top, left + width, top + height)
-            boxes.append(Box(id_, folder / file_of[one.image_id], label_of[one.category_id], box, relative=False))
+            file, drawn_on = folder / file_of[one.image_id], side_of.get(one.image_id)
+            boxes.append(Box(id_, file, label_of[one.category_id], box, relative=False, drawn_on=drawn_on))
+    _require_unique(path, "annotations", (box.id for box in boxes))
     return _source(path.stem, path.name, folder, boxes, names, problems)
+
+
+def _require_unique(path: Path, what: str, ids: Iterable[object]) -> None:
+    """Raise DataError for an id that is there twice: which of the two a label is of, nobody can tell."""
+    twice = next((id_ for id_, count in Counter(ids).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: two {what} of id {twice}; give each an id of its own")
 
 
 def _parsed(path: Path) -> _Coco:
@@ -160,12 +181,10 @@ def _yolo_split(path: Path, root: Path, split: str, names: Sequence[str]) -> Sou
         folder = (root / split.removeprefix("../")).resolve()
     if not folder.is_dir() or not folder.is_relative_to(base):
         raise DataError(f"{path}: {split} is no folder below {base}; put data.yaml above its images")
-    boxes, problems = [], []
-    for image in sorted(one for one in folder.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES):
-        parts = image.relative_to(base).parts
-        where = len(parts) - 1 - parts[::-1].index("images") if "images" in parts else None
-        labels = base.joinpath(*("labels" if place == where else part for place, part in enumerate(parts)))
-        text = labels.with_suffix(".txt")
+    boxes, problems = [], list[Problem]()
+    images = [one for one in _below(folder, base, problems) if one.suffix.lower() in IMAGE_SUFFIXES]
+    texts = [_labels_of(base, image).with_suffix(".txt") for image in images]
+    for image, text in zip(images, texts, strict=True):
         lines = text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else []
         for number, line in enumerate(lines):
             if not line.strip():
@@ -176,7 +195,47 @@ def _yolo_split(path: Path, root: Path, split: str, names: Sequence[str]) -> Sou
                 problems.append(Problem(id_, f"no box: {line[:60]}", _REMEDY, fatal=True))
             else:
                 boxes.append(Box(id_, image, *box, relative=True))
+    problems += _without_image(base, _labels_of(base, folder), {*texts})
     return _source(path.parent.name, split, base, boxes, names, problems)
+
+
+def _below(folder: Path, base: Path, problems: list[Problem]) -> list[Path]:
+    """The files at any depth below a folder, by name; a link to a folder is a problem. Raises OSError."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found = []
+    for above, folders, files in os.walk(folder, onerror=stop):
+        folders[:] = (name for name in folders if not is_ignored(name))
+        for link in (Path(above, name) for name in folders if Path(above, name).is_symlink()):
+            cause = "symbolic link to a folder, not followed: its images are lost"
+            name = link.relative_to(base).as_posix()
+            problems.append(Problem(name, cause, "put a copy of the folder in its place", fatal=True))
+        found += [Path(above, name) for name in files if not is_ignored(name)]
+    return sorted(found)
+
+
+def _labels_of(base: Path, place: Path) -> Path:
+    """Where the labels of a picture or a folder of them lie: the last images/ of its path is labels/ there."""
+    parts = place.relative_to(base).parts
+    where = len(parts) - 1 - parts[::-1].index("images") if "images" in parts else None
+    return base.joinpath(*("labels" if number == where else part for number, part in enumerate(parts)))
+
+
+def _without_image(base: Path, folder: Path, known: Collection[Path]) -> Iterator[Problem]:
+    """Label files below `folder` that hold a box and are of no image of the split."""
+    files = _below(folder, base, []) if folder.is_dir() else []
+    for file in files:
+        if file.suffix == ".txt" and file not in known and _begins_with_box(file):
+            remedy = "restore its image as JPEG, PNG or the like, or delete it"
+            yield Problem(file.relative_to(base).as_posix(), "labels without an image, not used", remedy, fatal=False)
+
+
+def _begins_with_box(file: Path) -> bool:
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    return _yolo_box(first, 1 << 31) is not None
 
 
 def _yolo_box(line: str, classes: int) -> tuple[int, tuple[float, float, float, float]] | None:
