@@ -249,7 +249,15 @@ def test_pictures_in_subfolders_have_their_labels_in_the_same_ones(files: Path) 
 
 
 @pytest.mark.parametrize(
-    "text", ["train: [", "names: [a]\n", "train: nowhere\nnames: [a, b]\n", "- a\n", "train: .\nnames: [a, a]\n"]
+    "text",
+    [
+        "train: [",
+        "made: 2024-13-45\ntrain: .\nnames: [a]\n",
+        "names: [a]\n",
+        "train: nowhere\nnames: [a, b]\n",
+        "- a\n",
+        "train: .\nnames: [a, a]\n",
+    ],
 )
 def test_a_yaml_that_is_no_data_set_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
@@ -288,6 +296,17 @@ def test_shards_give_the_images_beside_their_classes(files: Path, tmp_path: Path
         with Image.open(by_files[id_.rpartition("/")[2]]) as original:
             assert tuple(pixels[:, 0, 0].tolist()) == original.getpixel((0, 0))
     assert torch.equal(load_images(folder / "s-0.tar").images, images.images[:3])
+
+
+def test_classes_of_one_number_have_one_order(files: Path) -> None:
+    """Of a set alone their order would be another one with each process."""
+    members = [
+        (f"{number}{end}", content)
+        for number, label in enumerate(["1", "01", "2", "001", "10"])
+        for end, content in ((".cls", label.encode()), (".png", png(files, "red0")))
+    ]
+    source, _ = open_data(shard(files / "s.tar", members), files)
+    assert source.class_names == ("001", "01", "1", "2", "10")
 
 
 @pytest.mark.parametrize(

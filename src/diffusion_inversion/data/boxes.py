@@ -154,7 +154,7 @@ def yolo_file(path: Path) -> tuple[Source, Source | None]:
 
     try:
         found = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError: a date that there is none of
         raise DataError(
             f"{path}: no YAML that can be read ({' '.join(str(error).split())}); correct it there"
         ) from error

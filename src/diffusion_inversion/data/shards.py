@@ -28,9 +28,13 @@ class _Sample:
 
 
 def shards_of(folder: Path) -> tuple[Path, ...]:
-    """The tar files of a folder that holds shards alone and no class folders; () where it holds none."""
-    found = sorted(one for one in folder.iterdir() if one.suffix.lower() == ".tar" and one.is_file())
-    return () if any(one.is_dir() and not one.name.startswith(".") for one in folder.iterdir()) else tuple(found)
+    """The tar files of a folder that holds shards alone and no class folders; () where it holds none.
+
+    Raises OSError.
+    """
+    entries = list(folder.iterdir())
+    found = sorted(one for one in entries if one.suffix.lower() == ".tar" and one.is_file())
+    return () if any(one.is_dir() and not one.name.startswith(".") for one in entries) else tuple(found)
 
 
 def sharded(name: str, shards: Sequence[Path]) -> Source:
@@ -102,7 +106,8 @@ def _label(content: bytes, suffix: str) -> str:
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
     """Class names sorted, as numbers where all are: 2 before 10."""
-    return tuple(sorted(labels, key=int if all(label.isdecimal() for label in labels) else str))
+    numbers = all(label.isdecimal() for label in labels)  # 1 and 01 are two classes of one number
+    return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
 
 
 def _bytes(shard: Path, offset: int, size: int) -> bytes:

@@ -67,11 +67,18 @@ def open_data(data: str | Path, root: Path, role: Role = "train") -> Opened:
     if text.startswith("hf:"):
         return hub_data(text, root)
     path = at_home("DATA", text)
-    if path.is_dir():
-        return _folder(path.resolve())
-    if path.is_file() and (found := _file(path, role)) is not None:
-        return found
-    if path.exists():
+    try:
+        if path.is_dir():
+            return _folder(path.resolve())
+        if path.is_file() and (found := _file(path, role)) is not None:
+            return found
+        is_there = path.exists()
+    except OSError as error:  # a name that is too long, a folder or file that may not be read
+        place = "" if error.filename in (None, text) else f"{error.filename} "
+        raise DataError(
+            f"DATA {text}: {place}cannot be read ({error.strerror}); make it readable, or give other data"
+        ) from error
+    if is_there:
         raise UsageError(
             f"DATA {text}: no kind of file that is read; give a folder of class folders, .parquet, a list of files and "
             "labels (.csv, .tsv, .jsonl), COCO's .json, YOLO's data.yaml, or .tar shards"
@@ -120,26 +127,35 @@ def _folder(folder: Path) -> Opened:
     if units := sorted(folder.glob(UNIT_FILES)):
         return parquet_files(units), None
     # A class may be called "train" or "test": only folders that hold folders are splits.
-    train, tests = _split(folder, TRAIN), [name for names in TESTS if (name := _split(folder, names))]
+    train, test = _split(folder, TRAIN), next((name for names in TESTS if (name := _split(folder, names))), None)
     if train is None:
         return _from_scan(folder.name, folder), None
-    if not tests:
+    if test is None:
         raise DataError(
             f"{folder}: {train}/ holds class folders, but no test/, val/ or valid/ is beside it; give {folder / train} "
             "itself, of which a part is held out, or put the test images beside it"
         )
     source = _from_scan(folder.name, folder / train, folder)
-    beside = scan_beside(folder, (train, tests[0]))
-    tested = _from_scan(folder.name, folder / tests[0], folder)
+    beside = scan_beside(folder, (train, test))
+    tested = _from_scan(folder.name, folder / test, folder)
     return replace(source, problems=(*source.problems, *beside)), tested
 
 
 def _split(folder: Path, names: tuple[str, ...]) -> str | None:
-    """The folder of a split by the names that are in use for it, in whatever case. Raises DataError for two."""
+    """The folder of a split by the names that are in use for it, in whatever case. Raises DataError for two, or a link:
+    without it another part would be tested on in its place.
+    """
     try:
-        found = sorted(e.name for e in folder.iterdir() if e.name.lower() in names and _holds_folders(e))
+        named = [entry for entry in folder.iterdir() if entry.name.lower() in names]
+        found = sorted(entry.name for entry in named if _holds_folders(entry))
+        link = next((entry for entry in named if entry.is_symlink() and entry.is_dir()), None)
     except OSError:  # the scan says which folder cannot be listed
         return None
+    if link is not None:
+        raise DataError(
+            f"{link}: symbolic link to a folder, not followed; put a copy of the folder in its place, or give "
+            "DATA and --test by themselves"
+        )
     if len(found) > 1:
         raise DataError(f"{folder}: {' and '.join(found)} are one split by their names; keep one of them")
     return found[0] if found else None
@@ -305,4 +321,5 @@ def _package(module: str, data: str, extra: str) -> ModuleType:
 
 def absolute(data: str | None) -> str | None:
     """An existing path made absolute, so that a run goes on from any folder; other names as they are."""
-    return str(Path(data).resolve()) if data is not None and data not in BUILTINS and Path(data).exists() else data
+    there = data is not None and data not in BUILTINS and os.path.exists(data)  # False too where that is not known
+    return str(Path(data).resolve()) if data is not None and there else data
