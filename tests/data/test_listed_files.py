@@ -89,6 +89,41 @@ def test_a_line_that_cannot_be_used_is_named(files: Path, lines: list[dict[str, 
         load_images(write(files / "data.csv", lines))
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_columns_that_are_one_but_for_case_and_space_are_refused(files: Path, suffix: str) -> None:
+    """The last of them would be taken, whichever was meant."""
+    lines = [{"path": name, "Label": "old", " label": label} for name, label in rows(files)]
+    with pytest.raises(DataError, match="two columns of one name, label; rename one"):
+        load_images(write(files / f"data{suffix}", lines))
+
+
+def test_labels_of_json_lines_stay_as_they_are_written(files: Path) -> None:
+    labels = ["2019-01-01", "2019-01-01T00:00:00", 1, 1.0, True, " 1 "]
+    lines = [{"path": name, "label": label} for (name, _), label in zip(rows(files), labels, strict=True)]
+    lines[0]["note"] = "x" * 3_000_000  # one line of 3 MB
+    data = write(files / "data.jsonl", lines)
+    data.write_text("\ufeff" + data.read_text().replace("\n", "\n\n"), encoding="utf-8")
+    source, _ = open_data(data, files)
+    assert source.class_names == ("1", "2019-01-01", "2019-01-01T00:00:00", "True")
+    assert [source.class_names[label] for label in source.labels].count("1") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"path": "a", "label": "b"}\n{"path"', r"line 2: .*no valid JSON"),
+        ('{"path": "a", "label": "b", "label": "c"}', "line 1: no valid JSON .a key twice"),
+        ('["a", "b"]', "line 1: no object"),
+        ("\n\n", "no line; give one for each image"),
+        ('{"path": "a", "label": []}', "several labels"),
+    ],
+)
+def test_json_lines_that_are_none_are_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "data.jsonl").write_text(text)
+    with pytest.raises(DataError, match=said):
+        open_data(tmp_path / "data.jsonl", tmp_path)
+
+
 def test_several_labels_for_an_image_are_refused_by_name(files: Path) -> None:
     data = write(files / "data.jsonl", [{"path": "images/red0.png", "label": ["red", "round"]}])
     with pytest.raises(DataError, match="several labels for an image are not learned here"):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.data.images import LabelledImages
+from diffusion_inversion.data.tables import class_of_rows, parquet_file
 from diffusion_inversion.errors import DataError, UsageError
 from diffusion_inversion.sample.png import encode_png
 
@@ -79,6 +80,21 @@ def test_negative_integers_name_no_class(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train/000001 +label -1 names no class .*write the labels as text"):
         load_images(path)
     assert load_images(write(path, noise(2, 8, 8, 3), ["-1", "1"])).class_names == ("-1", "1")
+
+
+def test_texts_name_classes_as_in_lists_of_files(tmp_path: Path) -> None:
+    """The space around a label does not count, and an empty one names no class."""
+    path = write(tmp_path / "d.parquet", noise(4, 8, 8, 3), ["cat", " cat", "dog ", "dog"])
+    source = parquet_file(path, "train")
+    assert source.class_names == ("cat", "dog") and source.labels == (0, 0, 1, 1) and source.problems == ()
+    assert class_of_rows(path) == ("cat", "cat", "dog", "dog")
+    path = write(tmp_path / "d.parquet", noise(3, 8, 8, 3), ["cat", "", " "])
+    source = parquet_file(path, "train")
+    assert source.class_names == ("cat",) and source.ids == ("train/000000",)
+    assert [(one.file, one.cause, one.fatal) for one in source.problems] == [
+        (f"train/00000{row}", "label '' names no class", True) for row in (1, 2)
+    ]
+    assert class_of_rows(path) == ("cat", None, None)
 
 
 def test_cells_that_hold_no_image_say_what_they_hold(tmp_path: Path) -> None:

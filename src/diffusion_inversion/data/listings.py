@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..engine.untrusted import parse_json
 from ..errors import DataError
 from .decode import open_image
 from .listed import Source, reading, unused_classes
@@ -21,6 +23,7 @@ SPLIT_COLUMN = "split"
 # Names of splits that are in use (huggingface/datasets#4839), the wanted test split first.
 TRAIN = ("train", "training")
 TESTS = (("test", "testing"), ("val", "valid", "validation"))
+_EXAMPLE = '{"file_name": "a.png", "label": "cat"}'
 _TEST_NAMES = frozenset(name for names in TESTS for name in names)
 
 
@@ -55,36 +58,67 @@ def _unused(path: Path, splits: Sequence[str], used: Collection[str], *, fatal: 
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
-    """The columns of a list; every cell of CSV and TSV is text, so that 007 stays 007."""
+    """The columns of a list by their names in lower case. Raises DataError where two have one name."""
+    with reading(str(path), "give UTF-8 with one line for each image and, in CSV and TSV, a first line of names"):
+        columns = _of_json(path) if path.suffix.lower() == ".jsonl" else _of_csv(path)
+    found: dict[str, list[Any]] = {}
+    for name, cells in columns:
+        plain = name.strip().lower()
+        if plain in found:
+            raise DataError(f"{path}: two columns of one name, {plain}; rename one")
+        found[plain] = cells
+    return found
+
+
+def _of_csv(path: Path) -> list[tuple[str, list[Any]]]:
+    """Columns and their cells, every one of them text, so that 007 stays 007."""
     import pyarrow as pa
     import pyarrow.csv
-    import pyarrow.json
 
-    with reading(str(path), "give UTF-8 with one line for each image and, in CSV and TSV, a first line of names"):
-        if path.suffix.lower() == ".jsonl":
-            found = pyarrow.json.read_json(path)
-        else:
-            parsed = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            with pyarrow.csv.open_csv(path, parse_options=parsed) as stream:
-                names = stream.schema.names
-            kinds = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names})
-            found = pyarrow.csv.read_csv(path, parse_options=parsed, convert_options=kinds)
-        if len({*found.column_names}) < len(found.column_names):
-            raise DataError(f"{path}: two columns of one name; rename one")
-        return {name.strip().lower(): found.column(name).to_pylist() for name in found.column_names}
+    parsed = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    with pyarrow.csv.open_csv(path, parse_options=parsed) as stream:
+        names = stream.schema.names
+    kinds = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names})
+    found = pyarrow.csv.read_csv(path, parse_options=parsed, convert_options=kinds)
+    return [(name, found.column(place).to_pylist()) for place, name in enumerate(found.column_names)]
+
+
+def _of_json(path: Path) -> list[tuple[str, list[Any]]]:
+    """Keys of JSON lines and what each line has there, as it is written: no date is made of a text like one."""
+    records: list[dict[str, Any]] = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            text = line.removeprefix(codecs.BOM_UTF8).strip()
+            if not text:
+                continue
+            record = parse_json(text, f"{path}: line {number}")
+            if not isinstance(record, dict):
+                raise DataError(f"{path}: line {number}: no object; give one such as {_EXAMPLE}")
+            records.append(record)
+    if not records:
+        raise DataError(f"{path}: no line; give one for each image, such as {_EXAMPLE}")
+    names = dict.fromkeys(name for record in records for name in record)
+    return [(name, [record.get(name) for record in records]) for name in names]
 
 
 def _texts(path: Path, table: dict[str, list[Any]], wanted: Sequence[str]) -> list[str]:
     """The column of one of the wanted names, as text. Raises DataError where none is there, or one holds lists."""
     for name in wanted:
         if name in table:
-            if many := next((cell for cell in table[name] if isinstance(cell, (list, dict))), None):
+            many = next((cell for cell in table[name] if isinstance(cell, (list, dict))), None)
+            if many is not None:
                 raise DataError(
                     f"{path}: column {name} holds {many}: several labels for an image are not learned here; give each "
                     "image one class"
                 )
-            return ["" if cell is None else str(cell).strip() for cell in table[name]]
+            return [_text(cell) for cell in table[name]]
     raise DataError(f"{path}: no column {' or '.join(wanted)} among {', '.join(table)}; rename the one you want")
+
+
+def _text(cell: Any) -> str:
+    """A cell as text, the same for 1 and 1.0."""
+    whole = int(cell) if isinstance(cell, float) and cell.is_integer() else cell
+    return "" if whole is None else str(whole).strip()
 
 
 def _source(

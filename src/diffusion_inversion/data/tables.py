@@ -128,7 +128,7 @@ def class_of_rows(path: Path) -> tuple[str | None, ...]:
         values: list[Any] = file.read([column]).column(column).to_pylist()
         names = _class_names(path, column, info)
     if names is None:
-        return tuple(None if value is None else str(value) for value in values)
+        return tuple(None if value is None else str(value).strip() or None for value in values)
     return tuple(names[value] if value in range(len(names)) else None for value in values)
 
 
@@ -310,8 +310,10 @@ def _source(
 ) -> Source:
     """The rows that have a label. Without `names` the integers or texts of the column become sorted classes.
 
-    A negative integer names no class: data sets mark what is not labelled by -1 (huggingface/datasets#5624).
+    A negative integer names no class: data sets mark what is not labelled by -1 (huggingface/datasets#5624). Of texts
+    the space around them does not count, and an empty one names none: so it is in lists of files.
     """
+    values = [value.strip() if isinstance(value, str) else value for value in values]
     if names is not None:
         label_of: Mapping[Any, int] = {label: label for label in range(len(names))}
     else:
@@ -319,7 +321,9 @@ def _source(
         if not kinds <= {str, int, bool} or (str in kinds and len(kinds) > 1):
             found = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise DataError(f"{name}: column {column} holds {found}; give integers, text or a ClassLabel")
-        known = sorted({value for value in values if value is not None and (isinstance(value, str) or value >= 0)})
+        known = sorted(
+            {value for value in values if value is not None and (value if isinstance(value, str) else value >= 0)}
+        )
         names = tuple(str(value) for value in known)
         label_of = {value: label for label, value in enumerate(known)}
     ids = numbered(prefix, len(values))
@@ -327,7 +331,7 @@ def _source(
     labels = tuple(label_of[values[row]] for row in rows)
     remedy = "label the image, or remove its row; where it is a class, write the labels as text"
     unlabelled = tuple(
-        Problem(id_, f"label {value} names no class", remedy, fatal=True)
+        Problem(id_, f"label {value!r} names no class", remedy, fatal=True)
         for id_, value in zip(ids, values, strict=True)
         if value not in label_of
     )
