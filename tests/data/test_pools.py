@@ -38,7 +38,9 @@ def pixels_of(pool: Pool, row: int) -> Pixels:
         return decode_rgb(image)[0]
 
 
-def test_a_folder_is_listed_at_any_depth_without_links_and_hidden_files(tmp_path: Path) -> None:
+def test_a_folder_is_listed_at_any_depth_without_links_and_hidden_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = save(tmp_path / "pool" / "b" / "deep" / "1.png")
     save(tmp_path / "pool" / "a.png")
     save(tmp_path / "pool" / ".hidden" / "2.png")
@@ -48,6 +50,20 @@ def test_a_folder_is_listed_at_any_depth_without_links_and_hidden_files(tmp_path
     assert pool.source.ids == ("a.png", "b/deep/1.png") and len(pool) == 2 and pool.name == "pool"
     assert [pool.licence_of(row) for row in range(2)] == ["", ""]
     assert np.array_equal(pixels_of(pool, 1), np.asarray(Image.open(first)))
+    assert "note: pool: link.png: symbolic link, left out; put a copy" in capsys.readouterr().err
+    (tmp_path / "pool" / "b" / "folder").symlink_to(tmp_path)
+    for name in ("0001", "0002.5"):
+        (tmp_path / "pool" / name).write_bytes(first.read_bytes())
+    for source in (
+        open_pool(str(tmp_path / "pool"), tmp_path).source,
+        open_loose(str(tmp_path / "pool"), (), tmp_path),
+    ):
+        assert source.ids == ("a.png", "b/deep/1.png")
+        assert [(one.file, one.cause, one.fatal) for one in source.problems] == [
+            ("b/folder", "symbolic link, left out, and 1 more like it", False),
+            ("0001", "an image without a suffix that is known, left out, and 1 more like it", False),
+        ]
+        assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 @pytest.mark.parametrize("column", ["licence", "license"])

@@ -10,9 +10,8 @@ from ..errors import DataError, UsageError
 from .decode import open_image
 from .listed import Source, numbered
 from .naming import UNIT_FILES, class_folder
-from .pools import files_below
+from .pools import images_below
 from .problems import Problem
-from .scan import IMAGE_SUFFIXES
 from .sources import BUILTINS, at_home, open_data
 from .tables import class_of_rows, unlabelled_parquet
 
@@ -59,12 +58,12 @@ def open_loose(images: str, class_names: Sequence[str], root: Path) -> Source:
 
 def _folder(folder: Path, class_names: Sequence[str]) -> Source:
     problems: list[Problem] = []
-    found = sorted(files_below(folder, folder, problems))
-    names = tuple(name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    names = images_below(folder, problems)[0]
     if not names:
         raise DataError(f"IMAGES {folder}: no images by their suffix; give a folder that holds some, at any depth")
     label_of_folder = {class_folder(name): label for label, name in enumerate(class_names)}
     labels = tuple(label_of_folder.get(Path(name).parent.name, NO_LABEL) for name in names)
     return Source(
-        folder.name, names, labels, tuple(class_names), lambda row: open_image(folder / names[row]), tuple(problems)
-    )
+        folder.name, tuple(names), labels, tuple(class_names), lambda row: open_image(folder / names[row]),
+        tuple(problems),
+    )  # fmt: skip

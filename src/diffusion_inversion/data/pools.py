@@ -17,8 +17,8 @@ from ..errors import DataError, UsageError
 from .beside import TABLES_BESIDE, columns_beside
 from .decode import open_image
 from .listed import Source, numbered
-from .problems import Problem
-from .scan import IMAGE_SUFFIXES, is_ignored
+from .problems import Problem, say
+from .scan import IMAGE_SUFFIXES, is_ignored, is_image
 from .sources import BUILTINS, at_home, open_data
 from .tables import LICENCE_COLUMNS, Unlabelled, unlabelled_hub, unlabelled_parquet
 
@@ -70,9 +70,8 @@ def open_pool(pool: str | Path, root: Path) -> Pool:
         )
     folder = path.resolve()
     problems: list[Problem] = []
-    found = sorted(files_below(folder, folder, problems))
-    images = [name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    tables = [name for name in found if Path(name).suffix.lower() == ".parquet" and name not in TABLES_BESIDE]
+    images, others = images_below(folder, problems)
+    tables = [name for name in others if Path(name).suffix.lower() == ".parquet" and name not in TABLES_BESIDE]
     if not images and tables:
         return _of_tables(folder.name, {name: unlabelled_parquet(folder / name) for name in tables})
     if not images:
@@ -85,8 +84,34 @@ def open_pool(pool: str | Path, root: Path) -> Pool:
     return Pool(source, licences.__getitem__)
 
 
-def files_below(folder: Path, base: Path, problems: list[Problem]) -> Iterator[str]:
-    """Names, relative to `base`, of the files below `folder`; hidden ones, links and special files are left out."""
+def images_below(folder: Path, problems: list[Problem]) -> tuple[list[str], list[str]]:
+    """Names, relative to `folder` and sorted, of the images by suffix below it and of its other files.
+
+    Hidden files are left out. So are links, and images without a suffix: one problem for each of these kinds, which is
+    a note on stderr too.
+    """
+    links = list[str]()
+    found = sorted(_files_below(folder, folder, problems, links))
+    images = [name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    others = sorted({*found}.difference(images))
+    without = [name for name in others if is_image(folder / name)]
+    left = [
+        *_left_out(links, "symbolic link", "put a copy in its place"),
+        *_left_out(without, "an image without a suffix that is known", "give it one, such as .png"),
+    ]
+    problems += left
+    say(folder.name, left)
+    return images, others
+
+
+def _left_out(names: Sequence[str], what: str, remedy: str) -> Iterator[Problem]:
+    if names:
+        more = f", and {len(names) - 1} more like it" if len(names) > 1 else ""
+        yield Problem(min(names), f"{what}, left out{more}", remedy, fatal=False)
+
+
+def _files_below(folder: Path, base: Path, problems: list[Problem], links: list[str]) -> Iterator[str]:
+    """Names, relative to `base`, of the files below `folder` but hidden and special ones; those of links go apart."""
     try:
         with os.scandir(folder) as entries:
             listed = list(entries)
@@ -95,10 +120,14 @@ def files_below(folder: Path, base: Path, problems: list[Problem]) -> Iterator[s
         problems.append(Problem(name, f"cannot be listed: {error.strerror}", "make it readable", fatal=True))
         return
     for entry in listed:
-        if is_ignored(entry.name) or entry.is_symlink():
+        if is_ignored(entry.name):
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from files_below(Path(entry.path), base, problems)
+        if entry.is_symlink():
+            suffix = Path(entry.name).suffix.lower()
+            if suffix in IMAGE_SUFFIXES or suffix == ".parquet" or os.path.isdir(entry.path):
+                links.append(Path(entry.path).relative_to(base).as_posix())
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _files_below(Path(entry.path), base, problems, links)
         elif entry.is_file(follow_symlinks=False):
             name = Path(entry.path).relative_to(base).as_posix()
             try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..engine.text import shown
@@ -20,6 +21,12 @@ class Problem:
     cause: str
     remedy: str
     fatal: bool
+
+
+def say(what: str, problems: Iterable[Problem]) -> None:
+    """A note on stderr for each problem of `what`, where no command shows them otherwise."""
+    for one in problems:
+        print(f"note: {shown(what)}: {shown(one.file)}: {one.cause}; {one.remedy}", file=sys.stderr, flush=True)
 
 
 def csv_cell(text: str) -> str:

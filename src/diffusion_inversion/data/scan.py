@@ -140,7 +140,7 @@ class _Scan:
         for entry in self.usable(Path(class_folder)):
             if entry.is_dir(follow_symlinks=False):
                 self.too_deep(entry)
-            elif _is_image(entry):
+            elif is_image(Path(entry)):
                 images.append(Path(entry.path))
             else:
                 self.stray(entry, "")
@@ -165,7 +165,7 @@ class _Scan:
                 self.stray(entry, "image too deep: a class folder holds images, not folders")
 
     def stray(self, entry: os.DirEntry[str], cause_if_image: str) -> None:
-        if _is_image(entry):
+        if is_image(Path(entry)):
             remedy = "move it: <data>/<class>/<image>, or <data>/train/<class>/<image> beside test/"
             self.report(entry.path, cause_if_image, remedy, fatal=True)
         elif _begins_as_image(entry.path):
@@ -187,15 +187,14 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
+def is_image(file: Path) -> bool:
     """By its suffix; by its content where it has none (a number after a dot is none)."""
-    suffix = Path(entry.name).suffix
-    if suffix.lower() in IMAGE_SUFFIXES:
+    if file.suffix.lower() in IMAGE_SUFFIXES:
         return True
-    return not _SUFFIX.fullmatch(suffix) and _begins_as_image(entry.path)
+    return not _SUFFIX.fullmatch(file.suffix) and _begins_as_image(file)
 
 
-def _begins_as_image(path: str) -> bool:
+def _begins_as_image(path: str | Path) -> bool:
     try:
         with open(path, "rb") as file:
             start = file.read(12)
