@@ -353,6 +353,25 @@ def test_lock_excludes_another_process_names_it_and_is_freed_by_a_kill(tmp_path:
         assert json.loads((folder / ".lock").read_text())["pid"] == os.getpid()
 
 
+def test_the_lock_of_a_folder_clears_no_run_below_that_is_worked_in(tmp_path: Path) -> None:
+    """`dinv sweep --out runs` beside a `dinv run --out runs/photos`: what that writes just now is not left over."""
+    inner = tmp_path / "runs" / "photos"
+    holder = python(HOLD, inner, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        written = inner / "deep" / f"{PARTIAL_PREFIX}x.png"
+        for path in (written, left := tmp_path / "runs" / "other" / f"{PARTIAL_PREFIX}y.png"):
+            path.parent.mkdir()
+            path.touch()
+        with run_lock(tmp_path / "runs"):
+            assert written.exists() and not left.exists()
+    finally:
+        holder.kill()
+        holder.communicate()
+    with run_lock(tmp_path / "runs"):
+        assert not written.exists(), "nobody works there any more"
+
+
 def test_lock_is_free_after_the_block_and_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stage broke"), run_lock(tmp_path):
         raise RuntimeError("stage broke")

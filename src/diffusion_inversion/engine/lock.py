@@ -87,6 +87,12 @@ def holders(folder: Path) -> list[int] | None:
     return found
 
 
+def _is_worked_in(folder: Path) -> bool:
+    """Whether a folder is a run that a process holds, or may hold from another machine. No lock is tried: `holders`."""
+    record = record_of(folder)
+    return bool(record) and ("ended" not in record or bool(record.get("shared"))) and holders(folder) != []
+
+
 def _holder(folder: Path) -> str:
     """Describe who wrote the lock file; the file is empty for an instant after it is made."""
     record = record_of(folder)
@@ -130,7 +136,7 @@ def run_lock(folder: Path, shared: bool = False) -> Iterator[None]:
         with disk_errors(path):
             hold.write()
             if alone:
-                remove_partials(folder)
+                remove_partials(folder, _is_worked_in)
         if alone and shared:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         _held[key] = hold

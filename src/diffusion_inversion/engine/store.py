@@ -199,12 +199,14 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
-def remove_partials(folder: Path) -> None:
+def remove_partials(folder: Path, is_anothers: Callable[[Path], bool] = lambda below: False) -> None:
     """Delete files that killed writers left anywhere below `folder`; folders are `replaced_folder`'s own to clear.
 
-    Call it only while no other process writes there.
+    Call it only while no other process writes there, but in folders below of which `is_anothers` says so: these stay
+    as they are. Raises DiskError.
     """
-    for partial in folder.rglob(f"{PARTIAL_PREFIX}*"):
-        with disk_errors(partial):
-            if not partial.is_dir():
+    for above, folders, files in os.walk(folder):
+        folders[:] = (name for name in folders if not is_anothers(Path(above, name)))
+        for partial in (Path(above, name) for name in files if name.startswith(PARTIAL_PREFIX)):
+            with disk_errors(partial):
                 partial.unlink(missing_ok=True)
