@@ -212,6 +212,23 @@ def test_any_two_data_are_audited(folders: Path, tmp_path: Path) -> None:
     assert part["copies"]["n"] == 7
 
 
+def test_an_audit_replaces_no_record_of_a_run_and_leaves_no_older_picture(folders: Path, tmp_path: Path) -> None:
+    real, test, out = folders / "real", folders / "test", tmp_path / "out"
+    out.mkdir()
+    (out / "data.json").touch()
+    (out / "audit.json").write_text("mine")
+    for made in (test, tmp_path / "nowhere"):  # said before images are read
+        refused = dinv("audit", real, made, "--out", out, "--planted", 0, "--device", "cpu")
+        assert refused.exit_code == 2 and f"--out {out}: a run folder" in refused.output
+    assert (out / "audit.json").read_text() == "mine"
+    (out / "data.json").unlink()
+    (out / "audit.png").write_bytes(b"of the audit before")
+    one = ["--limit", 1, "--false-positives", 1e-9]
+    found = dinv("audit", real, test, "--planted", 0, "--out", out, "--device", "cpu", "--json", *one)
+    assert found.exit_code == 0 and json.loads(found.stdout)["pairs"] == [], found.output
+    assert not (out / "audit.png").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

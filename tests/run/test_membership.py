@@ -206,6 +206,9 @@ def test_bad_input_is_one_line(whole: Path, finished: Path, tmp_path: Path) -> N
     code, said = refused(finished)
     assert code == 4 and "12 training images; at least 20 are needed" in said
     assert refused(tmp_path)[0] == 2
+    for out in (whole, finished):
+        code, said = refused(whole, "--out", out)
+        assert code == 2 and f"--out {out}: a run folder" in said
     assert refused(whole, "--limit", 5)[0] == refused(whole, "--of", "weights")[0] == 2
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     shutil.rmtree(run / "classifiers")

@@ -20,7 +20,7 @@ from ..data.sources import default_root, open_data
 from ..engine.ledger import Ledger
 from ..engine.lock import briefly
 from ..engine.progress import track
-from ..engine.store import commit_bytes
+from ..engine.store import commit_bytes, disk_errors
 from ..errors import DataError, UsageError
 from ..generator.device import resolve_device
 from ..measure.copies.auditing import audit_images, images_to_search
@@ -34,7 +34,7 @@ from ..sample.png import encode_png
 from ..sample.synthetic import NAMED, SyntheticStore
 from .gathered import is_grown
 from .images import open_splits
-from .layout import AUDIT_FILE, AUDIT_PICTURE, GROWN
+from .layout import AUDIT_FILE, AUDIT_PICTURE, DATA_FILE, GROWN
 from .methods import images_made, images_store
 
 SHOWN_PAIRS, PAIRS_IN_A_ROW = 24, 8
@@ -141,11 +141,22 @@ def audit_data(
     return found, {**found.record(), "settings": settings.model_dump(mode="json", exclude={"copies", "device"})}
 
 
+def require_no_run(out: Path) -> None:
+    """Raise UsageError for a run folder: it has a record of its own by the name of what would be written there."""
+    if (out / DATA_FILE).is_file():
+        raise UsageError(f"--out {out}: a run folder, whose own record would be replaced; choose another folder.")
+
+
 def write_audit(folder: Path, found: CopyAudit, record: dict[str, Any]) -> None:
-    """Write audit.json, and audit.png where something is flagged, into a folder."""
+    """Write audit.json, and audit.png where something is flagged, into a folder; an older picture goes. Raises
+    DiskError.
+    """
     picture = worst_pairs(found)
     if picture is not None:
         commit_bytes(folder / AUDIT_PICTURE, picture)
+    else:
+        with disk_errors(folder / AUDIT_PICTURE):
+            (folder / AUDIT_PICTURE).unlink(missing_ok=True)
     commit_bytes(folder / AUDIT_FILE, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
