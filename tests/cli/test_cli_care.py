@@ -99,6 +99,13 @@ def test_inspect_replaces_its_own_table_and_no_other_file(tmp_path: Path) -> Non
     assert (tmp_path / "found.csv").read_text().startswith("split,file,severity")
 
 
+def test_options_of_inspect_that_would_mean_nothing_are_refused(bench: Bench) -> None:
+    refused = dinv("inspect", bench.data, "--dtype", "float16", "--device", "cpu")
+    assert refused.exit_code == 2 and "--device, --dtype: of a generator" in refused.stderr
+    refused = dinv("inspect", bench.data, "--balanced")
+    assert refused.exit_code == 2 and "--balanced: evens the subset of --limit; give that too" in refused.stderr
+
+
 def test_doctor(tmp_path: Path) -> None:
     done = dinv("doctor", tmp_path, "--json")
     assert done.exit_code == 0, done.output

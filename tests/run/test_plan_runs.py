@@ -192,6 +192,8 @@ def test_each_replicate_has_a_budget_of_its_own_to_choose_with(
             else:
                 with pytest.raises(UsageError):
                     asked(limit=process_age() + 8000)
+                nothing = replace(tuning, axes=())  # to choose: the seconds are not spent
+                assert asked(limit=process_age() + 8000, tuning=nothing) == view.asked
 
 
 def test_seeds_of_replicates_are_cut_too(bench: Bench, tmp_path: Path) -> None:

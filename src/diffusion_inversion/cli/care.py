@@ -34,6 +34,9 @@ def inspect(
     from ..data.inspection import require_own_csv
 
     settings = data_settings(source)
+    if where.values and "generator" not in where.values:
+        flags = ", ".join(where.flags().values())
+        raise UsageError(f"{flags}: of a generator, which inspect loads with --generator alone. Give it too.")
     if csv is not None:
         require_own_csv(csv)
     drop = settings.drop_test_duplicates

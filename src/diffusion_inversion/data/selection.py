@@ -68,6 +68,8 @@ def select(
     """
     chosen = chosen or Chosen()
     check_arguments(None, holdout, limit=limit, test_limit=test_limit, per_class=chosen.per_class)
+    if chosen.balanced and limit is None and not chosen.train:  # what was begun so goes on
+        raise UsageError("--balanced: evens the subset of --limit; give that too, or --per-class N")
     train, own_test = open_data(data, root)
     train = train if licence is None else with_licence(train, licence)
     if groups is not None:

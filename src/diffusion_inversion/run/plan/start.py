@@ -132,7 +132,9 @@ def begin(
     chosen = recorded(run, limit, asked, **also)
     if chosen is None:
         steps = outlook.time(asked, BUDGET)
-        gone = process_age() + len(plans) * (tuning.seconds or 0.0)  # each replicate chooses for itself
+        gone = process_age() + len(plans) * (
+            (tuning.seconds or 0.0) if tuning.axes else 0.0
+        )  # each replicate chooses for itself
         chosen = within(limit, asked, lambda amounts: outlook.forecast(steps, amounts).total, gone=gone)
         record(run, limit, asked, chosen, **also)
         also_done = outlook.untimed(steps, chosen, filtering, audit)
