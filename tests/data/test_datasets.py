@@ -289,6 +289,17 @@ def test_hold_out_parts_every_class(counts: list[int], share: float, seed: int) 
         assert held[label] == (0 if count == 1 else min(max(round(share * count), 1), count - 1))
 
 
+def test_a_hold_out_grows_with_its_data_and_moves_no_image() -> None:
+    before, after = source([10, 10]), source([50, 10])
+    parts = [frozenset(before.ids[row] for row in part) for part in selection.hold_out(before, 0.2, 0)]
+    train, test = (
+        {after.ids[row] for row in part} for part in selection.hold_out(after, 0.2, 0, selection.Chosen(*parts))
+    )
+    assert train >= parts[0] and test >= parts[1] and len(parts[1]) == 4
+    new = test - parts[1]
+    assert len(test) == 12 and not new & {*before.ids}, "a fifth of each class again, of images that came alone"
+
+
 def test_hold_out_of_a_folder(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 20, "b": 10})
     splits = load_splits(tmp_path, holdout=0.3, seed=3)

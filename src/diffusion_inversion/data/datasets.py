@@ -118,7 +118,8 @@ def load_splits(
         allow_near_duplicates: Keep test images that show a training image with other pixels (encoded, scaled,
             brightened or cropped anew), each with a problem. So it is too for the split of a published data set
             (built-in, or a hub data set's own), whose figures others report with them.
-        chosen: Ids that an earlier call trained and tested on: they keep their part where DATA grew since.
+        chosen: Ids that an earlier call trained and tested on: they keep their part where DATA grew since. A share of
+            what came is held out as before, so the test grows with DATA.
         groups: What says of which patient, part or scene an image is, as `groups.with_groups` reads it. A group is held
             out whole; limits then take images of either part, whole groups or not.
         licence: That of DATA, where it names none.

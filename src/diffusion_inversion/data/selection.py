@@ -24,7 +24,10 @@ How = Literal["own", "given", "holdout"]
 
 @dataclass(frozen=True)
 class Chosen:
-    """Ids that an earlier call trained and tested on, and the rule by which others join the training images.
+    """Ids that an earlier call trained and tested on, which keep their part, and the rule by which others join them.
+
+    Where a part of DATA is held out and DATA grew, so many of the images that came since are held out too that the
+    share of each class is tested on again; all others are to train on.
 
     balanced: a limit takes as many of every class, as far as they go; else classes keep their proportions.
     per_class: at most so many training images of each class.
@@ -187,7 +190,8 @@ def first_of_classes(
 def hold_out(source: Source, share: float, seed: int, chosen: Chosen | None = None) -> tuple[list[int], list[int]]:
     """Rows to train and to test on. Every class with two images or more is in both, one with one image in train.
 
-    Rows that were `chosen` before stay where they were. Groups are held out whole, and then every class of two groups
+    Rows that were `chosen` before stay where they were; where others came, so many of these are held out that the share
+    holds again, so the test grows too. Groups are held out whole, and then every class of two groups
     or more is in both. Raises DataError where no such hold-out is found.
     """
     chosen = chosen or Chosen()
