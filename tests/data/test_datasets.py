@@ -18,7 +18,7 @@ from PIL import Image
 
 from diffusion_inversion.data import selection, sources
 from diffusion_inversion.data.datasets import data_record, load_images, load_splits
-from diffusion_inversion.errors import DataError, DinvError, UsageError
+from diffusion_inversion.errors import DataError, UsageError
 
 # Folders
 
@@ -114,27 +114,6 @@ def test_test_goes_before_val(tmp_path: Path) -> None:
     splits = load_splits(tmp_path)
     assert splits.test.ids[0] == "test/a/000.png"
     assert [problem.file for problem in splits.train.problems] == ["val"]
-
-
-@pytest.mark.parametrize("linked", ["train", "test", "val"])
-def test_a_split_that_is_a_link_is_not_replaced_by_another(tmp_path: Path, linked: str) -> None:
-    for name in ("train", "test", "val"):
-        class_folders(tmp_path / name, {"a": 1, "b": 1})
-    (tmp_path / linked).rename(tmp_path / "elsewhere")
-    (tmp_path / linked).symlink_to(tmp_path / "elsewhere")
-    if linked == "val":  # test/ is there, so it would not be used either way
-        assert load_splits(tmp_path).test.ids[0] == "test/a/000.png"
-        return
-    with pytest.raises(DataError, match=rf"/{linked}: symbolic link to a folder, not followed; put a copy"):
-        load_splits(tmp_path)
-
-
-@pytest.mark.parametrize("entry", ["x" * 300, "x" * 300 + ".csv"])
-def test_a_name_that_no_file_can_have_is_said_in_one_line(tmp_path: Path, entry: str) -> None:
-    assert sources.absolute(str(tmp_path / entry)) == str(tmp_path / entry)
-    with pytest.raises(DinvError, match=r"^DATA ") as refused:  # newer Pythons say that there is none
-        sources.open_data(str(tmp_path / entry), tmp_path)
-    assert "\n" not in str(refused.value)
 
 
 def test_train_and_test_may_be_classes(tmp_path: Path) -> None:

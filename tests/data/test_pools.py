@@ -63,7 +63,7 @@ def test_a_folder_is_listed_at_any_depth_without_links_and_hidden_files(
             ("b/folder", "symbolic link, left out, and 1 more like it", False),
             ("0001", "an image without a suffix that is known, left out, and 1 more like it", False),
         ]
-        assert len(capsys.readouterr().err.splitlines()) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2 * 2
 
 
 @pytest.mark.parametrize("column", ["licence", "license"])
