@@ -222,6 +222,7 @@ def test_what_cannot_be_chosen_is_refused_before_stage_1(bench: Bench, tmp_path:
 
     for options, said in (
         (("--tune", "tokens=2,3"), "a setting of stage 1"),
+        (("--tune-seconds", "60"), "nothing is to be chosen"),
         (("--tune", "eta=0.5"), "dpm++ has no eta"),
         (("--tune", "kept_steps=7"), "vectors of these steps are not kept"),
         (("--tune", "real_fraction=0.25", "--real-fraction", "auto"), "leave out one of them"),

@@ -61,6 +61,8 @@ def prepared(tuning: Tuning | None, sample: SampleSettings | None, train: TrainS
         if any(axis.key == AUTO.key for axis in tuning.axes):
             raise UsageError(f"--tune {AUTO.name}: --real-fraction auto chooses it already; leave out one of them.")
         tuning = replace(tuning, axes=(*tuning.axes, AUTO))
+    if tuning.seconds is not None and not tuning.axes:
+        raise UsageError("--tune-seconds: nothing is to be chosen; give --tune or --real-fraction auto too.")
     if given.axes and "real+synthetic" not in train.arms and not scored_by_real(tuning, train):
         raise UsageError(
             f"--tune: arms={','.join(train.arms)}: choices are scored by real+synthetic; add that arm. By real alone, "
