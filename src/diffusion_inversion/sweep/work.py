@@ -20,27 +20,25 @@ from ..engine.lock import run_lock
 from ..errors import PartialError
 from ..generator.device import resolve_device
 from ..generator.generator import Generator
-from ..generator.sides import require_side
 from ..invert.embeddings import EmbeddingStore, read_embeddings
-from ..invert.inversion import check, invert
+from ..invert.inversion import invert
 from ..measure.extractors.catalog import open_extractor
 from ..measure.measuring import compare_images
 from ..run.methods import images_store, is_whole
 from ..run.tune import prepared, tune_training
 from ..sample.autoencoding import read_autoencoded, write_autoencoded
-from ..sample.sampling import check_settings
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import check_settings as check_training
 from ..train.arms import train_arms
 from ..train.choosing import Material
 from ..train.classifiers import Classifier, require_form
 from ..train.evaluation import OWN_SIZE, evaluate
-from ..train.mixing import refuse_unjudged
 from ..train.own_size import own_side
 from ..train.training import fingerprint
 from . import runs
+from .checks import check_cell
 from .drawn import counts, draw
-from .elsewhere import check_cell, depends_on, fill, place, weights_of
+from .elsewhere import depends_on, fill, place, weights_of
 from .jobs import Job, measured, of_classifier, result
 from .loaded import Loaded
 from .plan import Cell, SweepPlan
@@ -77,7 +75,7 @@ class Workshop:
     def add(self, cells: Sequence[Cell]) -> list[CellJobs]:
         """The jobs of every cell, in their order.
 
-        Raises UsageError for settings that the generator cannot do and for an extractor that cannot be had.
+        Raises what `check_cell` does, and UsageError for an extractor that cannot be had.
         """
         if self.plan.metrics is not None:
             device, wanted = resolve_device(self.device), self.plan.metrics
@@ -85,27 +83,15 @@ class Workshop:
         for cell in cells:
             images = self.images_folder(cell)
             self._most_variants[images] = max(self._most_variants.get(images, 0), cell.sample.variants)
+        self._check(cells)
         return [self._add(cell) for cell in cells]
 
+    def _check(self, cells: Sequence[Cell]) -> None:
+        for cell in sorted(cells, key=lambda one: json.dumps(one.data.described())):  # each data set is opened once
+            splits, home = self.splits(cell.data), self._run_name(cell) if cell.is_run else self.images_folder(cell)
+            check_cell(cell, self.plan, splits, self.folder / home, self.side(cell, splits.train), self.generator)
+
     def _add(self, cell: Cell) -> CellJobs:
-        learned_at = cell.invert.resolution or self.generator.resolution
-        if cell.is_run:
-            images, home = self.splits(cell.data), self.folder / self._run_name(cell)
-            runs.check_cell(cell, self.plan, home, images, self.side(cell, images.train), self.generator)
-        elif cell.learns:
-            check_settings(
-                self.generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
-                image_size=cell.data.size or learned_at, classes=2,
-            )  # fmt: skip
-            refuse_unjudged(cell.train)
-        else:
-            splits, home = self.splits(cell.data), self.folder / self.images_folder(cell)
-            check_cell(cell, splits, home, self.side(cell, splits.train), self.generator, self.device)
-        if cell.learns:
-            check(self.generator, cell.invert, learned_at)
-        for part, side in cell.autoencode.model_dump().items():
-            if side is not None:
-                require_side(self.generator, side, f"autoencode.{part}")
         arms: dict[str, tuple[str, ...]] = {
             arm: tuple(self._classifier(cell, arm, seed) for seed in cell.train.seeds) for arm in cell.train.arms
         }
