@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from command_line import dinv
 from harness import Bench
+from image_files import noise, save
 from sweeps import sweep, write_sweep
 
 from diffusion_inversion.sample.synthetic import SyntheticStore
@@ -52,6 +53,37 @@ def test_other_images_are_refused(bench: Bench, tmp_path: Path) -> None:
         assert f"the {part} images are not those" in refused.stderr
         image.write_bytes(content)
     assert sweep(file, tmp_path / "out").exit_code == 0
+
+
+def test_vectors_of_other_images_are_refused_whatever_they_are_tested_on(bench: Bench, tmp_path: Path) -> None:
+    """Which test images there are makes no difference to vectors, so these are those of the file before."""
+    train = Path(shutil.copytree(bench.data / "train", tmp_path / "train"))
+    file = write_sweep(tmp_path / "care.toml", bench, NOISE, data=train)
+    done = sweep(file, tmp_path / "out", "--test", bench.data / "test")
+    assert done.exit_code == 0, done.output
+    other = shutil.copytree(bench.data / "test", tmp_path / "other")
+    first, second, *_ = sorted(train.rglob("*.png"))
+    content = first.read_bytes()
+
+    def require_refused(count: int) -> None:
+        refused = sweep(file, tmp_path / "out", "--test", other)
+        assert refused.exit_code == 5, refused.output
+        said = f"{train}: {count} of the {len(list(train.rglob('*.png')))} training images are not those whose vectors"
+        assert said in refused.stderr and "Restore them, or give another --out." in refused.stderr
+        assert len(list((tmp_path / "out" / "results" / "splits").iterdir())) == 1, "before any job"
+
+    save(first, noise(16, 16, 3))
+    require_refused(1)
+    save(first.with_name("new.png"), noise(16, 16, 3))
+    require_refused(2)
+    first.write_bytes(content)
+    require_refused(1)
+    first.with_name("new.png").rename(second)
+    require_refused(1)
+    shutil.rmtree(train)
+    shutil.copytree(bench.data / "train", train)
+    again = sweep(file, tmp_path / "out", "--test", other)
+    assert again.exit_code == 0 and "vectors:" not in again.stderr and "images:" not in again.stderr, again.output
 
 
 def test_what_repair_took_back_is_made_again(bench: Bench, tmp_path: Path) -> None:

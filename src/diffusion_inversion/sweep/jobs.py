@@ -43,7 +43,10 @@ def run_jobs(folder: Path, jobs: Mapping[str, Job]) -> None:
     """
     ledger = Ledger(folder)
     total = len(jobs)
-    done = {name for name, job in jobs.items() if _is_done(ledger, job)}
+    done: set[str] = set()
+    for name, job in jobs.items():  # each after those it needs: whether it is whole may be told by what these make
+        if done.issuperset(job.needs) and _is_done(ledger, job):
+            done.add(name)
     say({"totals": {"jobs": total}, "jobs": len(done)})
     while len(done) < total:
         if not _do_first(folder, ledger, jobs, done):

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from ..config.settings import DataSettings
 from ..data.datasets import Splits
+from ..data.images import changed
 from ..engine.ledger import Ledger
 from ..errors import ConfigMismatchError
+from ..invert.embeddings import EmbeddingStore
 from ..run.images import load
 from ..train.training import fingerprint
 
 KEPT_BYTES = 1 << 29  # of images in memory, those of the last data set apart
+Contents = dict[str, tuple[str, int]]  # content hash and label of images, by id
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Loaded:
     """Images that are in memory, those of the last data sets."""
 
     _splits: dict[str, Splits] = field(default_factory=dict)
+    _trained_on: dict[str, Contents] = field(default_factory=dict)  # of data sets that have left memory too
 
     def splits(self, folder: Path, settings: DataSettings, begun_with: str) -> Splits:
         """The images of a data set. `begun_with`, below the sweep's folder, has their fingerprints if it was written.
@@ -40,4 +44,33 @@ class Loaded:
                         "or give another --out."
                     )
             self._splits[key] = found
+            self._trained_on[key] = found.train.contents
         return self._splits[key]
+
+    def trained_on(self, folder: Path, settings: DataSettings, begun_with: str) -> Contents:
+        """What the training images of a data set are; they are not loaded again for it. Raises as `splits`."""
+        key = json.dumps(settings.described())
+        if key not in self._trained_on:
+            self.splits(folder, settings, begun_with)
+        return self._trained_on[key]
+
+
+def is_learned(vectors: Path, images: Contents) -> bool:
+    """Whether stage 1 went through in this folder, and for these images."""
+    store = EmbeddingStore(vectors)
+    return store.is_complete() and store.images() == images
+
+
+def require_learned_from(vectors: Path, images: Contents, name: str, folder: Path) -> None:
+    """Raise ConfigMismatchError where vectors in the sweep's folder are of other images than these, called `name`.
+
+    Images that are new would have vectors too, but what was measured of those that are there speaks of fewer.
+    """
+    store = EmbeddingStore(vectors)
+    tried = store.images()
+    more = len(images) - len(tried) if store.is_complete() else 0  # else it was stopped, and goes on
+    if (differing := sum(1 for _ in changed(tried, images)) + max(more, 0)) > 0:
+        raise ConfigMismatchError(
+            f"{name}: {differing} of the {len(images)} training images are not those whose vectors {folder} has. "
+            "Restore them, or give another --out."
+        )

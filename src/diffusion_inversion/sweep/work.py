@@ -20,7 +20,7 @@ from ..engine.lock import run_lock
 from ..errors import PartialError
 from ..generator.device import resolve_device
 from ..generator.generator import Generator
-from ..invert.embeddings import EmbeddingStore, read_embeddings
+from ..invert.embeddings import read_embeddings
 from ..invert.inversion import invert
 from ..measure.extractors.catalog import open_extractor
 from ..measure.measuring import compare_images
@@ -40,7 +40,7 @@ from .checks import check_cell
 from .drawn import counts, draw
 from .elsewhere import depends_on, fill, place, weights_of
 from .jobs import Job, measured, of_classifier, result
-from .loaded import Loaded
+from .loaded import Contents, Loaded, is_learned, require_learned_from
 from .plan import Cell, SweepPlan
 from .ways import SECTIONS
 
@@ -135,9 +135,12 @@ class Workshop:
 
     def _vectors(self, cell: Cell) -> str:
         name = self._vectors_name(cell)
+        if name not in self.jobs:  # before any job is done
+            self._require_learned_from(cell)
 
         def do(home: Path) -> dict[str, Any]:
             with run_lock(home):
+                self._require_learned_from(cell)  # of processes that share the folder another may have begun it since
                 try:
                     found = invert(self.splits(cell.data).train, self.generator, home, cell.invert)
                 except PartialError as error:
@@ -147,9 +150,13 @@ class Workshop:
             return {"images": len(found), "loss_initial": curve[0], "loss_final": curve[-1]}
 
         def whole() -> bool:
-            return EmbeddingStore(self.folder / name).is_complete()
+            return is_learned(self.folder / name, self._trained(cell))
 
         return self._job(name, f"{cell.invert.steps} steps an image", [self._data(cell)], do, whole=whole)
+
+    def _require_learned_from(self, cell: Cell) -> None:
+        vectors = self.folder / self._vectors_name(cell)
+        require_learned_from(vectors, self._trained(cell), cell.data.data, self.folder)
 
     def _vectors_name(self, cell: Cell) -> str:
         # Which images test makes no difference to those that are learned, but whether DATA is parted does.
@@ -347,6 +354,9 @@ class Workshop:
     def splits(self, settings: DataSettings) -> Splits:
         """The images of a data set. Raises ConfigMismatchError where they are not those that this sweep began with."""
         return self._loaded.splits(self.folder, settings, f"results/{self._data_name(settings)}.json")
+
+    def _trained(self, cell: Cell) -> Contents:
+        return self._loaded.trained_on(self.folder, cell.data, f"results/{self._data_name(cell.data)}.json")
 
     def _part(self, cell: Cell, part: Role) -> LabelledImages:
         splits = self.splits(cell.data)
