@@ -8,8 +8,8 @@ from ..data.datasets import Splits
 from ..generator.generator import Generator
 from ..generator.sides import require_side
 from ..invert.inversion import check
-from ..sample.sampling import check_settings
-from ..train.mixing import refuse_unjudged
+from ..run.checks import check_run
+from ..train.arms import check_settings
 from . import elsewhere, runs
 from .plan import Cell, SweepPlan
 
@@ -19,19 +19,15 @@ def check_cell(cell: Cell, plan: SweepPlan, splits: Splits, home: Path, side: in
 
     home: the folder of its run, or else of its images; side: that of all arms, in px.
     """
-    learned_at = cell.invert.resolution or generator.resolution
     if cell.is_run:
         runs.check_cell(cell, plan, home, splits, side, generator)
     elif cell.learns:
-        check_settings(
-            generator, cell.sample, steps=cell.invert.checkpoints, resolution=learned_at,
-            image_size=cell.data.size or learned_at, classes=2,
-        )  # fmt: skip
-        refuse_unjudged(cell.train)
+        check_run(splits, generator, cell.invert, cell.sample, cell.train, own_size=False, tuning=cell.tuning)
     else:
         elsewhere.check_cell(cell, splits, home, side, generator, generator.device.type)
+        check_settings(cell.train, splits.train.class_names, side)
     if cell.learns:
-        check(generator, cell.invert, learned_at)
+        check(generator, cell.invert, cell.invert.resolution or generator.resolution)
     for part, through in cell.autoencode.model_dump().items():
         if through is not None:
             require_side(generator, through, f"autoencode.{part}")

@@ -1,0 +1,47 @@
+"""What a later cell's jobs would refuse is refused before the first job of an earlier one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Bench
+from sweeps import write_sweep
+
+from diffusion_inversion.errors import DinvError
+from diffusion_inversion.sweep import read_plan, run_sweep
+
+ARMS = ("real", "real+synthetic")
+
+
+def refused(bench: Bench, folder: Path, case: dict[str, Any], data: Path | None = None) -> str:
+    """What a sweep says whose first cell is sound and whose second is this; nothing was computed then."""
+    set_to = ", ".join(f'"{key}" = {json.dumps(value)}' for key, value in case.items())
+    cases = f'[[cases]]\nname = "sound"\nset = {{}}\n[[cases]]\nname = "other"\nset = {{ {set_to} }}\n'
+    plan = read_plan(write_sweep(folder / "early.toml", bench, cases, arms=ARMS, data=data))
+    with pytest.raises(DinvError) as error:
+        run_sweep(plan, folder / "out", bench.generator(), command="dinv sweep early.toml")
+    assert not (folder / "out").exists()
+    return str(error.value)
+
+
+PROMPTS = {"prompts.prompts": "a photo of a {class}", "prompts.inference_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ({"train.seeds": [0, 0]}, "a repeated seed"),
+        ({"train.seeds": [0, 0], **PROMPTS}, "a repeated seed"),
+        ({"train.architecture": "timm:densenet121"}, r"timm:densenet121: takes no images of 16 px"),
+        ({"train.architecture": "timm:densenet121", **PROMPTS}, r"timm:densenet121: takes no images of 16 px"),
+        ({"data.data": "nowhere"}, "nowhere"),
+    ],
+)
+def test_settings_of_training_and_data_are_looked_at(
+    bench: Bench, tmp_path: Path, case: dict[str, Any], said: str
+) -> None:
+    assert re.search(said, refused(bench, tmp_path, case))
