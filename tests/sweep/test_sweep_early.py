@@ -45,3 +45,8 @@ def test_settings_of_training_and_data_are_looked_at(
     bench: Bench, tmp_path: Path, case: dict[str, Any], said: str
 ) -> None:
     assert re.search(said, refused(bench, tmp_path, case))
+
+
+@pytest.mark.parametrize("case", [{"sample.balance": "sex"}, {"run.tune": ["balance=sex"]}])
+def test_what_is_to_be_evened_is_known(bench: Bench, tmp_path: Path, case: dict[str, Any]) -> None:
+    assert "sex" in refused(bench, tmp_path, case)

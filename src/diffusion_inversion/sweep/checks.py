@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.datasets import Splits
+from ..data.images import LabelledImages
 from ..generator.generator import Generator
 from ..generator.sides import require_side
 from ..invert.inversion import check
+from ..run.balancing import counted, values_to_balance
 from ..run.checks import check_run
 from ..train.arms import check_settings
 from . import elsewhere, runs
@@ -28,6 +30,16 @@ def check_cell(cell: Cell, plan: SweepPlan, splits: Splits, home: Path, side: in
         check_settings(cell.train, splits.train.class_names, side)
     if cell.learns:
         check(generator, cell.invert, cell.invert.resolution or generator.resolution)
+        if set(cell.train.arms) != {"real"} or plan.metrics is not None:
+            _check_balance(cell, splits.train)
     for part, through in cell.autoencode.model_dump().items():
         if through is not None:
             require_side(generator, through, f"autoencode.{part}")
+
+
+def _check_balance(cell: Cell, train: LabelledImages) -> None:
+    """Raise UsageError or DataError where what stage 2 evens, or may choose to, is not known of every image."""
+    labels = dict(zip(train.ids, train.labels.tolist(), strict=True))
+    settings = (cell.sample, *cell.tuning.candidates("sample", cell.sample))
+    for one in {each.balance: each for each in settings}.values():
+        counted(labels, train.class_names, one, values_to_balance(cell.data, one))
