@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from harness import Bench
+from image_files import class_folders
 from sweeps import write_sweep
 
 from diffusion_inversion.errors import DinvError
@@ -50,3 +51,10 @@ def test_settings_of_training_and_data_are_looked_at(
 @pytest.mark.parametrize("case", [{"sample.balance": "sex"}, {"run.tune": ["balance=sex"]}])
 def test_what_is_to_be_evened_is_known(bench: Bench, tmp_path: Path, case: dict[str, Any]) -> None:
     assert "sex" in refused(bench, tmp_path, case)
+
+
+def test_images_are_enough_to_choose_on(bench: Bench, tmp_path: Path) -> None:
+    for part, count in (("train", 1), ("test", 3)):
+        class_folders(tmp_path / "data" / part, {"cat": count, "dog": count})
+    said = refused(bench, tmp_path, {"train.real_fraction": "auto"}, tmp_path / "data")
+    assert "0 of 2 images to validate on" in said

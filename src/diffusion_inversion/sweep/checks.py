@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.datasets import Splits
@@ -12,29 +14,48 @@ from ..invert.inversion import check
 from ..run.balancing import counted, values_to_balance
 from ..run.checks import check_run
 from ..train.arms import check_settings
+from ..train.choosing import Folds
 from . import elsewhere, runs
 from .plan import Cell, SweepPlan
 
 
-def check_cell(cell: Cell, plan: SweepPlan, splits: Splits, home: Path, side: int, generator: Generator) -> None:
-    """Raise UsageError or DataError for what cannot be of a cell.
+@dataclass
+class Checks:
+    """Looks at cell after cell of one sweep."""
 
-    home: the folder of its run, or else of its images; side: that of all arms, in px.
-    """
-    if cell.is_run:
-        runs.check_cell(cell, plan, home, splits, side, generator)
-    elif cell.learns:
-        check_run(splits, generator, cell.invert, cell.sample, cell.train, own_size=False, tuning=cell.tuning)
-    else:
-        elsewhere.check_cell(cell, splits, home, side, generator, generator.device.type)
-        check_settings(cell.train, splits.train.class_names, side)
-    if cell.learns:
-        check(generator, cell.invert, cell.invert.resolution or generator.resolution)
-        if set(cell.train.arms) != {"real"} or plan.metrics is not None:
-            _check_balance(cell, splits.train)
-    for part, through in cell.autoencode.model_dump().items():
-        if through is not None:
-            require_side(generator, through, f"autoencode.{part}")
+    plan: SweepPlan
+    generator: Generator
+    _folded: set[tuple[str, int]] = field(default_factory=set)  # data sets and sides whose folds were looked at
+
+    def check(self, cell: Cell, splits: Splits, home: Path, side: int) -> None:
+        """Raise UsageError or DataError for what cannot be of a cell.
+
+        home: the folder of its run, or else of its images; side: that of all arms, in px.
+        """
+        generator, train = self.generator, splits.train
+        if cell.is_run:
+            runs.check_cell(cell, self.plan, home, splits, side, generator)
+        elif cell.learns:
+            check_run(splits, generator, cell.invert, cell.sample, cell.train, own_size=False, tuning=cell.tuning)
+        else:
+            elsewhere.check_cell(cell, splits, home, side, generator, generator.device.type)
+            check_settings(cell.train, train.class_names, side)
+        if cell.learns:
+            check(generator, cell.invert, cell.invert.resolution or generator.resolution)
+            if set(cell.train.arms) != {"real"} or self.plan.metrics is not None:
+                _check_balance(cell, train)
+        for part, through in cell.autoencode.model_dump().items():
+            if through is not None:
+                require_side(generator, through, f"autoencode.{part}")
+        if cell.chooses_fraction:
+            self._check_folds(cell, train, home, side)
+
+    def _check_folds(self, cell: Cell, train: LabelledImages, home: Path, side: int) -> None:
+        """Raise DataError where the real share of batches cannot be chosen on folds of these images."""
+        key = json.dumps(cell.data.described()), side
+        if key not in self._folded:
+            self._folded.add(key)
+            Folds(home, train.resized(side), str(self.generator.device))
 
 
 def _check_balance(cell: Cell, train: LabelledImages) -> None:

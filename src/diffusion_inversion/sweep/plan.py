@@ -178,6 +178,11 @@ class Cell:
         return self.train.real_fraction == "auto"
 
     @property
+    def chooses_fraction(self) -> bool:
+        """Whether that is done by a job of the sweep, not in a run folder."""
+        return self.is_auto and not self.is_run and "real+synthetic" in self.train.arms
+
+    @property
     def filtering(self) -> FilterSettings:
         """What becomes of images that show another class."""
         return FilterSettings(filter=self.run.filter)

@@ -36,7 +36,7 @@ from ..train.evaluation import OWN_SIZE, evaluate
 from ..train.own_size import own_side
 from ..train.training import fingerprint
 from . import runs
-from .checks import check_cell
+from .checks import Checks
 from .drawn import counts, draw
 from .elsewhere import depends_on, fill, place, weights_of
 from .jobs import Job, measured, of_classifier, result
@@ -75,7 +75,7 @@ class Workshop:
     def add(self, cells: Sequence[Cell]) -> list[CellJobs]:
         """The jobs of every cell, in their order.
 
-        Raises what `check_cell` does, and UsageError for an extractor that cannot be had.
+        Raises what `Checks` do, and UsageError for an extractor that cannot be had.
         """
         if self.plan.metrics is not None:
             device, wanted = resolve_device(self.device), self.plan.metrics
@@ -87,9 +87,10 @@ class Workshop:
         return [self._add(cell) for cell in cells]
 
     def _check(self, cells: Sequence[Cell]) -> None:
+        checks = Checks(self.plan, self.generator)
         for cell in sorted(cells, key=lambda one: json.dumps(one.data.described())):  # each data set is opened once
             splits, home = self.splits(cell.data), self._run_name(cell) if cell.is_run else self.images_folder(cell)
-            check_cell(cell, self.plan, splits, self.folder / home, self.side(cell, splits.train), self.generator)
+            checks.check(cell, splits, self.folder / home, self.side(cell, splits.train))
 
     def _add(self, cell: Cell) -> CellJobs:
         arms: dict[str, tuple[str, ...]] = {
@@ -101,7 +102,7 @@ class Workshop:
         if cell.is_run:
             return CellJobs(arms, None, None, None, own)
         drawn = set(cell.train.arms) != {"real"} or self.plan.metrics is not None
-        fraction = self._fraction(cell) if cell.is_auto and "real+synthetic" in cell.train.arms else None
+        fraction = self._fraction(cell) if cell.chooses_fraction else None
         metrics = self._metrics(cell) if self.plan.metrics is not None else None
         return CellJobs(arms, self._images(cell) if drawn else None, metrics, fraction, own)
 
