@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import Bench
 from image_files import class_folders
-from sweeps import write_sweep
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sweeps import sweep, write_sweep
 
 from diffusion_inversion.errors import DinvError
 from diffusion_inversion.sweep import read_plan, run_sweep
@@ -58,3 +61,27 @@ def test_images_are_enough_to_choose_on(bench: Bench, tmp_path: Path) -> None:
         class_folders(tmp_path / "data" / part, {"cat": count, "dog": count})
     said = refused(bench, tmp_path, {"train.real_fraction": "auto"}, tmp_path / "data")
     assert "0 of 2 images to validate on" in said
+
+
+def test_classifiers_of_an_earlier_version_are_refused_with_advice_that_works(bench: Bench, tmp_path: Path) -> None:
+    """Files of earlier versions have no form (train/architectures.py)."""
+    cases = '[[cases]]\nname = "old"\nset = { "autoencode.test" = 16, "train.architecture" = "shufflenetv2" }\n'
+    file, out = write_sweep(tmp_path / "early.toml", bench, cases), tmp_path / "out"
+    assert sweep(file, out).exit_code == 0
+    before = json.loads((out / "early.json").read_text())["rows"]
+    (path,) = out.glob("classifiers/*/classifiers/*.safetensors")
+    with safe_open(path, "pt") as opened:
+        header = json.loads(opened.metadata()["classifier"])
+    assert header.pop("form") == 2
+    save_file(load_file(path), path, metadata={"classifier": json.dumps(header)})
+    file.write_text(file.read_text() + ('[[cases]]\nname = "new"\nset = { "sample.noise_strength" = 0.3 }\n'))
+    refused = sweep(file, out)
+    assert refused.exit_code == 5, refused.output
+    assert "another form of shufflenetv2 at 16 px" in refused.stderr and "1 of" not in refused.stderr, "before any job"
+    (said,) = re.findall(r"Delete (.+) in .+, whose vectors and images stay, or give another --out\.", refused.stderr)
+    for name in said.split(" and "):
+        shutil.rmtree(out / name)
+    again = sweep(file, out)
+    assert again.exit_code == 0 and "vectors:" not in again.stderr, again.output
+    assert json.loads((out / "early.json").read_text())["rows"][0]["accuracies"] == before[0]["accuracies"]
+    assert len(list((out / "results" / "tests").iterdir())) == 1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.datasets import Splits
 from ..data.images import LabelledImages
+from ..engine.ledger import Ledger
+from ..errors import ConfigMismatchError
 from ..generator.generator import Generator
 from ..generator.sides import require_side
 from ..invert.inversion import check
@@ -15,8 +18,12 @@ from ..run.balancing import counted, values_to_balance
 from ..run.checks import check_run
 from ..train.arms import check_settings
 from ..train.choosing import Folds
+from ..train.classifiers import require_form
 from . import elsewhere, runs
+from .jobs import Job
 from .plan import Cell, SweepPlan
+
+MOST_NAMED = 3  # folders in a message
 
 
 @dataclass
@@ -64,3 +71,23 @@ def _check_balance(cell: Cell, train: LabelledImages) -> None:
     settings = (cell.sample, *cell.tuning.candidates("sample", cell.sample))
     for one in {each.balance: each for each in settings}.values():
         counted(labels, train.class_names, one, values_to_balance(cell.data, one))
+
+
+def require_forms(folder: Path, jobs: Mapping[str, Job]) -> None:
+    """Raise ConfigMismatchError where a result in the sweep's folder is of a network that this version builds anew."""
+    ledger = Ledger(folder)
+    earlier: dict[str, str] = {}  # the folder of a classifier's job => what is wrong with its file
+    for job in jobs.values():
+        if job.name.startswith("classifiers/") and ledger.holds(job.file):
+            try:
+                require_form(folder / ledger.read_json(job.file)["classifier"])
+            except ConfigMismatchError as error:
+                earlier[job.home] = str(error).rpartition(". Use ")[0]
+    if not earlier:
+        return
+    homes = list(earlier) if len(earlier) <= MOST_NAMED else list({one.partition("/")[0]: None for one in earlier})
+    results = [f"results/{kind}" for kind in ("classifiers", "tests") if any(one.startswith(kind) for one in jobs)]
+    raise ConfigMismatchError(
+        f"{next(iter(earlier.values()))} ({len(earlier)} in all). Delete {' and '.join([*homes, *results])} in "
+        f"{folder}, whose vectors and images stay, or give another --out."
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..engine.disk import require_room
 from ..engine.ledger import Ledger
 from ..generator.generator import Generator
+from .checks import require_forms
 from .figure import draw
 from .jobs import run_jobs
 from .outcome import SweepResult, gather, require_answerable
@@ -24,14 +25,15 @@ def run_sweep(plan: SweepPlan, folder: Path, generator: Generator, *, command: s
 
     Every stage is done once for all cells that share it, those of other experiment files in the folder too: work is
     named after all that it depends on. A file that has grown adds what is new; results that no file asks for any more
-    stay on disk unread. Call it inside `run_lock`. Raises what the stages raise, UsageError for settings or
-    claims that cannot be, before anything is computed.
+    stay on disk unread. Call it inside `run_lock`. Raises what the stages raise; before anything is computed
+    UsageError for settings or claims that cannot be, ConfigMismatchError for classifiers of another version's networks.
     """
     wanted = [replicates(plan, cell) for cell in cells(plan)]
     workshop = Workshop(plan, folder, generator, generator.device.type)
     added = iter(workshop.add([cell for drawn in wanted for cell in drawn]))
     jobs = [[next(added) for _ in drawn] for drawn in wanted]
     require_answerable(workshop, wanted, jobs)
+    require_forms(folder, workshop.jobs)
     require_room(folder, SPARE_BYTES, "the results of a sweep")
     run_jobs(folder, workshop.jobs)
     found = gather(workshop, wanted, jobs)

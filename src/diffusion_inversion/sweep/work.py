@@ -31,7 +31,7 @@ from ..sample.synthetic import SyntheticStore
 from ..train.arms import check_settings as check_training
 from ..train.arms import train_arms
 from ..train.choosing import Material
-from ..train.classifiers import Classifier, require_form
+from ..train.classifiers import Classifier
 from ..train.evaluation import OWN_SIZE, evaluate
 from ..train.own_size import own_side
 from ..train.training import fingerprint
@@ -107,11 +107,8 @@ class Workshop:
         return CellJobs(arms, self._images(cell) if drawn else None, metrics, fraction, own)
 
     def read(self, name: str) -> dict[str, Any]:
-        """The result of a job that is done. Raises ConfigMismatchError where it is of a network that is built anew."""
-        found = result(self.folder, self.jobs[name])
-        if "classifier" in found:
-            require_form(self.folder / found["classifier"])
-        return found
+        """The result of a job that is done."""
+        return result(self.folder, self.jobs[name])
 
     def _name(self, kind: str, *key: Any) -> str:
         """The name of a job, which is that of its folder too, from all that its result depends on."""
