@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sweeps import sweep, write_sweep
 
-from diffusion_inversion.errors import DinvError
-from diffusion_inversion.sweep import read_plan, run_sweep
+from diffusion_inversion.engine import disk
+from diffusion_inversion.errors import DinvError, DiskError
+from diffusion_inversion.run.room import png_bytes, vector_bytes
+from diffusion_inversion.sweep import jobs, read_plan, run_sweep
+from diffusion_inversion.sweep.plan import cells
 
 ARMS = ("real", "real+synthetic")
 
@@ -85,3 +89,28 @@ def test_classifiers_of_an_earlier_version_are_refused_with_advice_that_works(be
     assert again.exit_code == 0 and "vectors:" not in again.stderr, again.output
     assert json.loads((out / "early.json").read_text())["rows"][0]["accuracies"] == before[0]["accuracies"]
     assert len(list((out / "results" / "tests").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "images"), [('"sample.variants" = [1, 3]', 3 * 12), ('"sample.seed" = [0, 1]', 4 * 12)]
+)
+def test_room_for_all_vectors_and_images_is_there_before_the_first(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: str, images: int
+) -> None:
+    """The system's own call says how much is free. What is there already needs no room again."""
+    file, out = write_sweep(tmp_path / "early.toml", bench, f"[grid]\n{grid}\n"), tmp_path / "out"
+    (cell, _), spare = cells(read_plan(file)), jobs.SPARE_BYTES
+    needed = 12 * vector_bytes(bench.generator(), cell.invert) + images * png_bytes(16)
+
+    def free(size: int) -> None:
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+
+    free(spare + needed - 1)
+    refused = sweep(file, out)
+    assert refused.exit_code == DiskError.exit_code, refused.output
+    assert "the vectors, images and results of" in refused.stderr and not (out / "results").exists()
+    monkeypatch.undo()
+    assert sweep(file, out).exit_code == 0
+    shutil.rmtree(out / "results" / "classifiers")
+    free(spare)
+    assert sweep(file, out).exit_code == 0

@@ -1,4 +1,4 @@
-"""The images of cells that are drawn around vectors: how many of each source, drawn where others asked for some."""
+"""The images of cells that are drawn around vectors: how many, what is lacking, drawn where others asked for some."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ..config.sampling import SampleSettings
-from ..config.settings import DataSettings
+from ..config.settings import DataSettings, InvertSettings
 from ..data.datasets import Splits
 from ..generator.generator import Generator
 from ..invert.embeddings import EmbeddingStore, read_embeddings
 from ..run.balancing import values_to_balance
+from ..run.room import png_bytes, vector_bytes
 from ..run.strengths import is_auto, strengths_for
 from ..sample.balance import counts_of, uneven
 from ..sample.sampling import draw_variants, storage_of
 from ..sample.synthetic import SyntheticStore
+from .loaded import Trained
 
 
 def counts(vectors: Path, sample: SampleSettings, data: DataSettings) -> dict[str, int]:
@@ -53,3 +55,13 @@ def draw(
     strengths = strengths_for(home, embeddings, generator, sample, splits(data).train if is_auto(sample) else None)
     draw_variants(embeddings, generator, home, sample, value_of, strengths)
     return found
+
+
+def vectors_lacking(folder: Path, trained: Trained, generator: Generator, settings: InvertSettings) -> int:
+    """Bytes of the vectors that this folder lacks of the training images."""
+    return (len(trained.images) - len(EmbeddingStore(folder).images())) * vector_bytes(generator, settings)
+
+
+def images_lacking(folder: Path, count: int, side: int) -> int:
+    """Bytes of the images that this folder lacks, of `count` of `side` px."""
+    return max(count - SyntheticStore(folder, ()).count, 0) * png_bytes(side)

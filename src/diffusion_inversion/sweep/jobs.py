@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..engine.disk import require_room
 from ..engine.ledger import Ledger
 from ..engine.lock import TakenOverError, claim, is_shared, say
 from ..errors import DataError
 from ..train.arms import ArmRun
 from ..train.evaluation import Evaluation
 
+SPARE_BYTES = 64 << 20  # results, page and figures
 _POLL = 1.0  # seconds between two looks at jobs that other processes hold
 
 
@@ -29,6 +31,7 @@ class Job:
     do: Callable[[], dict[str, Any]]
     home: str  # the folder it writes to, below that of the sweep; one process at a time does
     whole: Callable[[], bool]  # whether that folder still has what the job made
+    size: Callable[[], int] = lambda: 0  # bytes of vectors or images that the folder lacks
 
     @property
     def file(self) -> str:
@@ -40,6 +43,7 @@ def run_jobs(folder: Path, jobs: Mapping[str, Job]) -> None:
     """Do every job that is left, after those it needs. In a shared folder, return when all are done.
 
     Call it inside `run_lock(folder)`. A job whose `do` raises ends the call; what was done before is kept.
+    Raises DiskError, before the first, unless there is room for the vectors and images of all that are left.
     """
     ledger = Ledger(folder)
     total = len(jobs)
@@ -47,10 +51,18 @@ def run_jobs(folder: Path, jobs: Mapping[str, Job]) -> None:
     for name, job in jobs.items():  # each after those it needs: whether it is whole may be told by what these make
         if done.issuperset(job.needs) and _is_done(ledger, job):
             done.add(name)
+    _require_room(folder, [job for name, job in jobs.items() if name not in done])
     say({"totals": {"jobs": total}, "jobs": len(done)})
     while len(done) < total:
         if not _do_first(folder, ledger, jobs, done):
             time.sleep(_POLL)
+
+
+def _require_room(folder: Path, left: Sequence[Job]) -> None:
+    sizes: dict[str, int] = {}
+    for job in left:  # of jobs that fill one folder the largest: what the others ask for is largely the same
+        sizes[job.home] = max(sizes.get(job.home, 0), job.size())
+    require_room(folder, SPARE_BYTES + sum(sizes.values()), f"the vectors, images and results of {len(left)} jobs")
 
 
 def _do_first(folder: Path, ledger: Ledger, jobs: Mapping[str, Job], done: set[str]) -> bool:

@@ -19,12 +19,20 @@ KEPT_BYTES = 1 << 29  # of images in memory, those of the last data set apart
 Contents = dict[str, tuple[str, int]]  # content hash and label of images, by id
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What is known of the training images of a data set without their pixels."""
+
+    images: Contents
+    size: int  # px
+
+
 @dataclass
 class Loaded:
     """Images that are in memory, those of the last data sets."""
 
     _splits: dict[str, Splits] = field(default_factory=dict)
-    _trained_on: dict[str, Contents] = field(default_factory=dict)  # of data sets that have left memory too
+    _trained_on: dict[str, Trained] = field(default_factory=dict)  # of data sets that have left memory too
 
     def splits(self, folder: Path, settings: DataSettings, begun_with: str) -> Splits:
         """The images of a data set. `begun_with`, below the sweep's folder, has their fingerprints if it was written.
@@ -44,10 +52,10 @@ class Loaded:
                         "or give another --out."
                     )
             self._splits[key] = found
-            self._trained_on[key] = found.train.contents
+            self._trained_on[key] = Trained(found.train.contents, found.train.size)
         return self._splits[key]
 
-    def trained_on(self, folder: Path, settings: DataSettings, begun_with: str) -> Contents:
+    def trained_on(self, folder: Path, settings: DataSettings, begun_with: str) -> Trained:
         """What the training images of a data set are; they are not loaded again for it. Raises as `splits`."""
         key = json.dumps(settings.described())
         if key not in self._trained_on:
@@ -55,18 +63,18 @@ class Loaded:
         return self._trained_on[key]
 
 
-def is_learned(vectors: Path, images: Contents) -> bool:
+def is_learned(vectors: Path, trained: Trained) -> bool:
     """Whether stage 1 went through in this folder, and for these images."""
     store = EmbeddingStore(vectors)
-    return store.is_complete() and store.images() == images
+    return store.is_complete() and store.images() == trained.images
 
 
-def require_learned_from(vectors: Path, images: Contents, name: str, folder: Path) -> None:
+def require_learned_from(vectors: Path, trained: Trained, name: str, folder: Path) -> None:
     """Raise ConfigMismatchError where vectors in the sweep's folder are of other images than these, called `name`.
 
     Images that are new would have vectors too, but what was measured of those that are there speaks of fewer.
     """
-    store = EmbeddingStore(vectors)
+    store, images = EmbeddingStore(vectors), trained.images
     tried = store.images()
     more = len(images) - len(tried) if store.is_complete() else 0  # else it was stopped, and goes on
     if (differing := sum(1 for _ in changed(tried, images)) + max(more, 0)) > 0:

@@ -48,7 +48,7 @@ def look(workshop: Workshop, wanted: Sequence[Sequence[Cell]], jobs: Sequence[Se
         return None
     first, side = next(iter(sets.values()))[0], max(sides)
     train = workshop.splits(first.data).train
-    real = real_of_classes(train, min(side, workshop.side(first, train)))
+    real = real_of_classes(train, min(side, workshop.side(first, train.size)))
     return _picture([("real images", real), *rows], side)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..engine.disk import require_room
 from ..engine.ledger import Ledger
 from ..generator.generator import Generator
 from .checks import require_forms
@@ -16,8 +15,6 @@ from .pictures import look
 from .plan import SweepPlan, cells, replicates
 from .table import as_csv, as_json, as_markdown
 from .work import Workshop
-
-SPARE_BYTES = 64 << 20
 
 
 def run_sweep(plan: SweepPlan, folder: Path, generator: Generator, *, command: str) -> SweepResult:
@@ -34,7 +31,6 @@ def run_sweep(plan: SweepPlan, folder: Path, generator: Generator, *, command: s
     jobs = [[next(added) for _ in drawn] for drawn in wanted]
     require_answerable(workshop, wanted, jobs)
     require_forms(folder, workshop.jobs)
-    require_room(folder, SPARE_BYTES, "the results of a sweep")
     run_jobs(folder, workshop.jobs)
     found = gather(workshop, wanted, jobs)
     figures = draw(found)

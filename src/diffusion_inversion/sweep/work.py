@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ from ..train.own_size import own_side
 from ..train.training import fingerprint
 from . import runs
 from .checks import Checks
-from .drawn import counts, draw
+from .drawn import counts, draw, images_lacking, vectors_lacking
 from .elsewhere import depends_on, fill, place, weights_of
 from .jobs import Job, measured, of_classifier, result
-from .loaded import Contents, Loaded, is_learned, require_learned_from
+from .loaded import Loaded, Trained, is_learned, require_learned_from
 from .plan import Cell, SweepPlan
 from .ways import SECTIONS
 
@@ -90,7 +91,7 @@ class Workshop:
         checks = Checks(self.plan, self.generator)
         for cell in sorted(cells, key=lambda one: json.dumps(one.data.described())):  # each data set is opened once
             splits, home = self.splits(cell.data), self._run_name(cell) if cell.is_run else self.images_folder(cell)
-            checks.check(cell, splits, self.folder / home, self.side(cell, splits.train))
+            checks.check(cell, splits, self.folder / home, self.side(cell, splits.train.size))
 
     def _add(self, cell: Cell) -> CellJobs:
         arms: dict[str, tuple[str, ...]] = {
@@ -123,18 +124,19 @@ class Workshop:
         do: Callable[[Path], dict[str, Any]],
         home: str | None = None,
         whole: Callable[[], bool] = lambda: True,
+        size: Callable[[], int] = lambda: 0,
     ) -> str:
         """Register a job, unless an equal one is there; `do` gets a folder, by default of its own name."""
         if name not in self.jobs:
             place = home or name
             says = f"{name.partition('/')[0]}: {says}"
-            self.jobs[name] = Job(name, says, tuple(needs), lambda: do(self.folder / place), place, whole)
+            self.jobs[name] = Job(name, says, tuple(needs), lambda: do(self.folder / place), place, whole, size)
         return name
 
     def _vectors(self, cell: Cell) -> str:
         name = self._vectors_name(cell)
-        if name not in self.jobs:  # before any job is done
-            self._require_learned_from(cell)
+        if name not in self.jobs:
+            self._require_learned_from(cell)  # before any job is done
 
         def do(home: Path) -> dict[str, Any]:
             with run_lock(home):
@@ -147,10 +149,9 @@ class Workshop:
             curve = found.losses.mean(1).tolist()
             return {"images": len(found), "loss_initial": curve[0], "loss_final": curve[-1]}
 
-        def whole() -> bool:
-            return is_learned(self.folder / name, self._trained(cell))
-
-        return self._job(name, f"{cell.invert.steps} steps an image", [self._data(cell)], do, whole=whole)
+        whole = partial(is_learned, self.folder / name, self._trained(cell))
+        size = partial(vectors_lacking, self.folder / name, self._trained(cell), self.generator, cell.invert)
+        return self._job(name, f"{cell.invert.steps} steps an image", [self._data(cell)], do, None, whole, size)
 
     def _require_learned_from(self, cell: Cell) -> None:
         vectors = self.folder / self._vectors_name(cell)
@@ -187,7 +188,10 @@ class Workshop:
         def whole() -> bool:
             return SyntheticStore(self.folder / folder, ()).holds(counts(self.folder / vectors, asked, cell.data))
 
-        return self._job(name, f"{asked.variants} an image, {cell.differs('sample')}", [vectors], do, folder, whole)
+        trained, says = self._trained(cell), f"{asked.variants} an image, {cell.differs('sample')}"
+        count = asked.variants * len(trained.images)
+        size = partial(images_lacking, self.folder / folder, count, self.side(cell, trained.size))
+        return self._job(name, says, [vectors], do, folder, whole, size)
 
     def _counts(self, cell: Cell) -> dict[str, int] | None:
         """How many variants of each source a cell uses; None: all that are there."""
@@ -200,7 +204,7 @@ class Workshop:
 
         def do(home: Path) -> dict[str, Any]:
             splits = self.splits(cell.data)
-            return fill(home, cell, splits, self.side(cell, splits.train), self.generator, self.device)
+            return fill(home, cell, splits, self.side(cell, splits.train.size), self.generator, self.device)
 
         return self._job(name, says, [self._data(cell)], do, home, whole=lambda: is_whole(self.folder / name))
 
@@ -297,7 +301,7 @@ class Workshop:
         """The side of the real images without a generator, where it is above that of all arms; it takes the images."""
         self._data(cell)
         train = self.splits(cell.data).train
-        own = own_side(train, self.side(cell, train))
+        own = own_side(train, self.side(cell, train.size))
         if own is not None:
             check_training(cell.train, train.class_names, own)
         return own
@@ -353,7 +357,7 @@ class Workshop:
         """The images of a data set. Raises ConfigMismatchError where they are not those that this sweep began with."""
         return self._loaded.splits(self.folder, settings, f"results/{self._data_name(settings)}.json")
 
-    def _trained(self, cell: Cell) -> Contents:
+    def _trained(self, cell: Cell) -> Trained:
         return self._loaded.trained_on(self.folder, cell.data, f"results/{self._data_name(cell.data)}.json")
 
     def _part(self, cell: Cell, part: Role) -> LabelledImages:
@@ -373,16 +377,16 @@ class Workshop:
         splits = self.splits(cell.data)
         through = None if arm == "synthetic" else cell.autoencode.train
         train = splits.train if through is None else self._read_autoencoded(cell, "train", through)
-        side = self.side(cell, train)
+        side = self.side(cell, train.size)
         return train.resized(side), splits.test.resized(side)
 
-    def side(self, cell: Cell, train: LabelledImages) -> int:
-        """The side in px of a cell's images, and so of every arm but that of the images' own size.
+    def side(self, cell: Cell, size: int) -> int:
+        """The side in px of a cell's images, and so of every arm but that of the training images' own `size`.
 
         What is found has that of what is made, unless it was given its own.
         """
         drawn_at = cell.sample.resolution or cell.invert.resolution or self.generator.resolution
-        return self._found_at(cell) or cell.sample.image_size or min(train.size, drawn_at)
+        return self._found_at(cell) or cell.sample.image_size or min(size, drawn_at)
 
     def _found_at(self, cell: Cell) -> int | None:
         return cell.way.image_size if isinstance(cell.way, RetrieveSettings) else None
