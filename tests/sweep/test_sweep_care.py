@@ -13,7 +13,11 @@ from harness import Bench
 from image_files import noise, save
 from sweeps import sweep, write_sweep
 
+from diffusion_inversion.errors import UsageError
 from diffusion_inversion.sample.synthetic import SyntheticStore
+from diffusion_inversion.sweep import read_plan
+from diffusion_inversion.sweep.plan import cells
+from diffusion_inversion.sweep.work import Workshop
 
 NOISE = '[grid]\n"sample.noise_strength" = [0.1, 0.2]\n'
 
@@ -148,3 +152,34 @@ def test_a_path_in_the_file_is_the_same_from_any_folder(
     count = len(list((tmp_path / "out" / "results").rglob("*.json")))
     assert sweep(file, tmp_path / "out").exit_code == 0
     assert len(list((tmp_path / "out" / "results").rglob("*.json"))) == count
+
+
+def test_paths_that_vary_are_the_same_from_any_folder_too(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a file may name its data there alone: in the grid, or in every case."""
+    file = tmp_path / "care.toml"
+    texts = [
+        '[grid]\n"data.data" = [{}]\n"data.test" = [{}]\n',
+        '[[cases]]\nname = "one"\nset = {{ "data.data" = {}, "data.test" = {} }}\n',
+    ]
+    monkeypatch.chdir(bench.data.parent)
+    found = []
+    for text in texts:
+        for folder in (bench.data, Path(bench.data.name)):
+            given = [json.dumps(str(folder / part)) for part in ("train", "test")]
+            alone = write_sweep(file, bench, text.format(*given)).read_text().replace(f'data = "{bench.data}"\n', "")
+            file.write_text(alone)
+            plan = read_plan(file)
+            workshop = Workshop(plan, tmp_path / "out", bench.generator(), "cpu")
+            workshop.add(cells(plan))
+            found.append([*workshop.jobs])
+    assert found[0] and all(names == found[0] for names in found)
+    (tmp_path / "link").symlink_to(bench.data)
+    link = str(tmp_path / "link" / "train")
+    write_sweep(file, bench, f'[grid]\n"data.data" = ["{link}"]\n')
+    assert cells(read_plan(file))[0].data.data == link, "jobs of absolute paths keep the names that they had"
+    text = texts[1].format('"data"', '"data"') + '[[cases]]\nname = "two"\nset = {}\n'
+    file.write_text(write_sweep(file, bench, text).read_text().replace(f'data = "{bench.data}"\n', ""))
+    with pytest.raises(UsageError, match="names no data"):
+        read_plan(file)

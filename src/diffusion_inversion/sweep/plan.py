@@ -242,7 +242,8 @@ def read_plan(path: Path, data: str | None = None, test: str | None = None, repl
         plan = SweepPlan.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path}: " + problems(error)) from error
-    if not plan.data.get("data"):
+    varied = "data.data" in plan.grid or (plan.cases and all("data.data" in case.set for case in plan.cases))
+    if not plan.data.get("data") and not varied:
         raise UsageError(f"{path}: names no data. Give it by --data, or as data under [data].")
     return plan
 
@@ -303,7 +304,7 @@ def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
             tuning = prepared(tuning, sample, train)
         return Cell(
             at,
-            DataSettings.model_validate(sections["data"]),
+            DataSettings.model_validate(_from_anywhere(sections["data"])),
             InvertSettings.model_validate(sections["invert"]),
             sample,
             train,
@@ -314,6 +315,12 @@ def _cell(plan: SweepPlan, at: Mapping[str, Any]) -> Cell:
         )
     except ValidationError as error:
         raise UsageError(f"{plan.title}, at {dict(at)}: " + problems(error)) from error
+
+
+def _from_anywhere(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of data whose relative paths are made absolute, since jobs are named after them; others as they are."""
+    paths = {key: data[key] for key in ("data", "test") if isinstance(data.get(key), str)}
+    return {**data, **{key: absolute(path) for key, path in paths.items() if not Path(path).is_absolute()}}
 
 
 def problems(error: ValidationError) -> str:
