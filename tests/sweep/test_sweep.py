@@ -7,7 +7,6 @@ import json
 import shutil
 import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import dinv
@@ -353,23 +352,3 @@ def test_a_metric_that_is_not_defined_is_said_to_be() -> None:
     with pytest.raises(DataError, match=r"cmmd: a claim is about it.*take the claim out"):
         outcome._difference([{"cmmd": undefined}], [{"cmmd": undefined}], "cmmd", 1)
     assert outcome._over_replicates("cmmd", [undefined])["value"] is None
-
-
-def test_spreads_between_seeds_are_told_where_a_replicate_has_several() -> None:
-    from types import SimpleNamespace
-
-    from diffusion_inversion.sweep import table
-    from diffusion_inversion.train.replicated import components
-
-    def found(replicates: int, *of_seeds: tuple[float, ...]) -> Any:
-        row = SimpleNamespace(at={}, arm="real", spread=components(of_seeds))
-        return SimpleNamespace(plan=SimpleNamespace(replicates=replicates), rows=[row])
-
-    one_seed, alone = found(3, (0.3,), (0.4,), (0.5,)), found(1, (0.3, 0.4))
-    assert table.spread_table(one_seed) is None and table.spread_table(alone) is None
-    assert "One classifier seed each" in table.scope(one_seed)
-    several = found(2, (0.3, 0.5), (0.7, 0.9))
-    told = table.spread_table(several)
-    # within^2 = .02; the means' variance is .08, of which half of that is due to the seeds.
-    assert told is not None and told[1] == [["all", "real", "26.5", "14.1"]]
-    assert "One classifier seed each" not in table.scope(several)

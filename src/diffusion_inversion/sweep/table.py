@@ -9,8 +9,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..config.sampling import RetrieveSettings
 from .claims import in_words
 from .outcome import Checked, MetricsRow, Row, SweepResult
+from .plan import Cell
 from .worst import WORST
 
 
@@ -177,19 +179,42 @@ def _chosen(row: Row) -> str:
 
 
 def scope(found: SweepResult) -> str:
-    """What the spread and the intervals speak of, in a sentence."""
+    """What the spread and the intervals speak of, in a sentence or two."""
+    with_images = [cell for cell in found.cells if set(cell.train.arms) != {"real"} or found.plan.metrics is not None]
+    drawn = [cell for cell in with_images if not isinstance(cell.way, RetrieveSettings)]
+    limited = any(cell.data.limit is not None or cell.data.per_class is not None for cell in found.cells)
     if found.plan.replicates == 1:
-        return (
-            "Of one subset of the training images and one draw of the synthetic ones: what another would give is not "
-            "in this (--replicates 5)."
-        )
-    alone = (
-        "" if spread_table(found) else " One classifier seed each: the spread between seeds is in that between them."
-    )
-    return (
-        "Each replicate has its own subset or hold-out where there is one, its own vectors, synthetic images and "
-        f"classifiers.{alone}"
-    )
+        return _of_one(limited, bool(drawn))
+    parted = limited or any(cell.data.test is None for cell in found.cells)
+    learned = [cell for cell in drawn if cell.learns]
+    made = [_where(learned, with_images, "vectors", "they are learned")]
+    made += [_where(drawn, with_images, "synthetic images", "they are drawn")]
+    parts = [*filter(None, made), "classifiers"]
+    first = f"its own subset or hold-out where there is one, {'' if parts[1:] else 'and '}" if parted else ""
+    text = f"Each replicate has {first}its own {_listed(parts)}."
+    if len(drawn) < len(with_images):
+        text += f" Images of a pool are {'found for its training images' if parted else 'the same in all'}."
+    if spread_table(found):
+        return text
+    return f"{text} One classifier seed each: the spread between seeds is in that between them."
+
+
+def _of_one(limited: bool, drawn: bool) -> str:
+    """The same without replicates: whether training images are limited, and synthetic ones drawn."""
+    subset = "one subset of the training images"
+    if not limited and not drawn:
+        return "All is of the same images: the spread is that of the classifiers alone."
+    of = f"{subset} and one draw of the synthetic ones" if limited and drawn else subset
+    of = of if limited else "one draw of the synthetic images"
+    return f"Of {of}: what another would give is not in this (--replicates 5)."
+
+
+def _where(some: Sequence[Cell], every: Sequence[Cell], what: str, where: str) -> str:
+    return "" if not some else what if len(some) == len(every) else f"{what} where {where}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def spread_table(found: SweepResult) -> tuple[list[str], list[list[str]]] | None:
