@@ -70,7 +70,7 @@ def report_stage(
     it has what the arms do on subgroups of the test images.
     """
     replicates = [replicated(run, splits, results), *others]
-    made = _made_from_vectors(run, replicates) if method_of(run) == INVERSION else _made_otherwise(run)
+    made = _made_from_vectors(run, replicates) if method_of(run) == INVERSION else _made_otherwise(run, splits)
     trained = read_config(run, "train")["settings"]  # with what was chosen
     ledger = Ledger(run)
     problems = (*splits.train.problems, *splits.test.problems)
@@ -245,7 +245,7 @@ def _made_from_vectors(run: Path, replicates: Sequence[Replicated]) -> _Made:
     return _Made(variants * len(embeddings), settings, drawn_by, vectors)
 
 
-def _made_otherwise(run: Path) -> _Made:
+def _made_otherwise(run: Path, splits: Splits) -> _Made:
     config = read_config(run, "sample")
     units = list(SyntheticStore(run, ()).manifest.units().values())
     drawn_by: GeneratorRecord | None = None
@@ -272,7 +272,7 @@ def _made_otherwise(run: Path) -> _Made:
             "licences": record["licences"],
             "similarity": record["similarity"],
         }
-    store = images_store(run, ())
+    store = images_store(run, splits.train.class_names)
     images = len(store.asked_for(store.table(*NAMED)))
     clip = units[0]["shared"].get("clip")  # which CLIP filtered them is named wherever they are shown
     settings = {**config["settings"], **({"clip": clip, "threshold": config["threshold"]} if clip else {})}
