@@ -182,6 +182,7 @@ def test_a_training_that_goes_on_counts_what_it_had(
     run = tmp_path / "run"
     options = [*small(bench)[:-6], "--train-steps", 6, "--train-batch-size", 4, "--seeds", "0,1"]
     monkeypatch.setattr(state, "EVERY", 0.0)
+    # The seam of faults: Ctrl-C at a point where the state of a training is on disk.
     monkeypatch.setattr(faults, "on_point", stop_once(lambda: list(run.glob("classifiers/state-*"))))
     assert dinv("run", bench.data, *options, "--out", run).exit_code == 130
     assert list(run.glob("classifiers/state-*")), "a training was saved in its middle"

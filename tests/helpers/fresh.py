@@ -17,4 +17,5 @@ def python(code: str, *arguments: object, **kwargs: object) -> subprocess.Popen[
     """Start a Python process that imports our package."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": SOURCE, "TERM": "xterm"}
+    # Its overloads ask for each keyword by name.
     return subprocess.Popen(command, env=environment, text=True, **kwargs)  # type: ignore[call-overload,no-any-return]

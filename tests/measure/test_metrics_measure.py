@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -154,12 +155,12 @@ def test_variants_are_resampled_by_the_source_that_the_run_recorded(tmp_path: Pa
             save(tmp_path / "fake" / "cat" / f"{row}-v{variant}.png", (look + noise).clip(0, 255).astype(np.uint8))
     rows = [{"file_name": f"cat/{r}-v{v}.png", "source_id": f"cat/{r}.png"} for r in range(12) for v in range(4)]
     recorded = [{**row, "partner_id": row["source_id"], "class_name": "cat"} for row in rows]
-    options = {"k": 2, "cache": tmp_path / "cache"}
-    alone = measure(tmp_path / "real", tmp_path / "fake", **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"k": 2, "cache": tmp_path / "cache"}
+    alone = measure(tmp_path / "real", tmp_path / "fake", **options)
     assert (alone.units_real, alone.units_generated) == (12, 48)
 
     pq.write_table(pa.Table.from_pylist(recorded), tmp_path / "fake" / "metadata.parquet")
-    found = measure(tmp_path / "real", tmp_path / "fake", **options)  # type: ignore[arg-type]
+    found = measure(tmp_path / "real", tmp_path / "fake", **options)
     assert (found.units_real, found.units_generated) == (12, 12)
     assert "12 groups of 48 generated images" in found.table() and "12 of them on both sides at once" in found.table()
     for name in ("fid_lite0", "kid_lite0", "cmmd_lite0"):
@@ -168,19 +169,19 @@ def test_variants_are_resampled_by_the_source_that_the_run_recorded(tmp_path: Pa
 
     (tmp_path / "fake" / "metadata.parquet").unlink()
     (tmp_path / "groups").write_text("".join(f"{row['file_name']}\t{row['source_id']}\n" for row in rows[::-1]))
-    again = measure(tmp_path / "real", tmp_path / "fake", generated_groups=tmp_path / "groups", **options)  # type: ignore[arg-type]
+    again = measure(tmp_path / "real", tmp_path / "fake", generated_groups=tmp_path / "groups", **options)
     assert again.metrics == found.metrics
 
     prompted = [{**row, "source_id": "cat: a cat", "partner_id": "cat: a cat", "class_name": "cat"} for row in rows]
     pq.write_table(pa.Table.from_pylist(prompted), tmp_path / "fake" / "metadata.parquet")
-    assert measure(tmp_path / "real", tmp_path / "fake", **options).metrics == alone.metrics  # type: ignore[arg-type]
+    assert measure(tmp_path / "real", tmp_path / "fake", **options).metrics == alone.metrics
     # Those that began at a real image go with it, whatever the prompt was.
     guided = [
         {**row, "source_id": "cat: a cat", "partner_id": old["source_id"]}
         for row, old in zip(prompted, rows, strict=True)
     ]
     pq.write_table(pa.Table.from_pylist(guided), tmp_path / "fake" / "metadata.parquet")
-    assert measure(tmp_path / "real", tmp_path / "fake", **options).metrics == found.metrics  # type: ignore[arg-type]
+    assert measure(tmp_path / "real", tmp_path / "fake", **options).metrics == found.metrics
 
 
 def test_a_test_image_of_a_source_s_name_does_not_go_with_its_variants(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,7 @@ ROUNDED = 1e-4  # of a loss, relative: what float16 weights, and a log of five d
 def test_the_losses_of_what_is_shipped_are_those_of_the_last_record(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "Amounts", partial(figures.Amounts, samples=2, autoencoded=2))
-    monkeypatch.setattr(quality, "INFERENCE_STEPS", 1)
+    monkeypatch.setattr(quality, "INFERENCE_STEPS", 1)  # a constant: two samples are looked at by nobody here
     for name in ("LR", "LR_VECTORS"):
         monkeypatch.setattr(unet, name, 1.0)  # so that the average of the weights is soon another than the last ones
     rows, toy = corpus.labels.new_tensor(range(16)), setting(tmp_path)
@@ -32,7 +30,7 @@ def test_the_losses_of_what_is_shipped_are_those_of_the_last_record(
     recipe.run_vae(train, held_out, toy, Budget(samples=4))
     recipe.run_unet(train, held_out, toy, Budget(samples=24))
     recipe.export(NAMES, toy)
-    recipe.run_figures(NAMES, held_out, toy, figures.Measured())
+    recipe.run_figures(NAMES, held_out, toy, figures.Measured(amounts=figures.Amounts(samples=2, autoencoded=2)))
 
     found = json.loads((tmp_path / recipe.HELD_OUT_LOSSES).read_text())
     assert json.loads((tmp_path / "mini" / recipe.HELD_OUT_LOSSES).read_text()) == found

@@ -181,6 +181,7 @@ def test_a_state_is_not_taken_over_by_other_settings(
     whole = invert(images, bench.generator(), tmp_path / "whole", INVERT)
     run = tmp_path / "run"
 
+    # The seam of faults: a stop at a point where a state is on disk.
     monkeypatch.setattr(faults, "on_point", stop_once(lambda: list(run.rglob("state-*"))))
     with pytest.raises(KeyboardInterrupt):
         invert(images, bench.generator(), run, other)

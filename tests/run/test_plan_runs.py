@@ -173,7 +173,7 @@ def test_who_decides_and_what_has_no_end(bench: Bench, tmp_path: Path) -> None:
     view = outlook(bench, run)
     with run_lock(run, shared=True), pytest.raises(UsageError, match="--time-limit --join"):
         begin(view.plans, view.splits, view.generator, side=16, own=None, limit=9.0, tuning=Tuning())
-    axes = Tuning(axes=("any",))  # type: ignore[arg-type]
+    axes = Tuning(axes=("any",))  # type: ignore[arg-type]  # that there is one is all that is read
     with pytest.raises(UsageError, match="give --tune-seconds too"):
         begin(view.plans, view.splits, view.generator, side=16, own=None, limit=9.0, tuning=axes)
 
@@ -182,7 +182,7 @@ def test_each_replicate_has_a_budget_of_its_own_to_choose_with(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(start, "BUDGET", 0.1)  # a shorter look at the steps
-    tuning = Tuning(axes=("any",), seconds=3000.0)  # type: ignore[arg-type]
+    tuning = Tuning(axes=("any",), seconds=3000.0)  # type: ignore[arg-type]  # that there is one is all that is read
     for replicates in (1, 3):
         view = outlook(bench, tmp_path / str(replicates), replicates=replicates)
         with run_lock(view.plans[0].folder):

@@ -224,7 +224,7 @@ def test_batches_of_a_unit_are_drawn_again_as_each_was(
     """Memory falls short after the first batch of a Parquet unit, or before it. Images tell how many were one batch."""
     jobs = [job_name(f"train/{source:02d}.png", variant) for source in range(4) for variant in range(3)]
     store, done = SyntheticStore(tmp_path, CLASSES), 0
-    monkeypatch.setattr(packed, "BATCHES", 3)
+    monkeypatch.setattr(packed, "BATCHES", 3)  # a file that few images fill
 
     def draw(items: list[tuple[int, int]]) -> Tensor:
         nonlocal done

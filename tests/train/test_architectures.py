@@ -232,6 +232,7 @@ def test_a_network_that_reads_numbers_is_not_judged_by_shapes_alone(monkeypatch:
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((1, 2, 3))[:, None] * torch.ones(2) * float(x.max() > 0)
 
+    # In place of a network of timm's, one that branches on the values of its input.
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: Reads())
     check_settings(TrainSettings(architecture="timm:resnet10t"), ("a", "b"), 17)
 

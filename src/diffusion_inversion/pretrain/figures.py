@@ -62,6 +62,7 @@ class Measured:
     domains: Mapping[str, str] = field(default_factory=dict)  # name => DATA
     tests: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)  # label => another generator
+    amounts: Amounts = field(default_factory=Amounts)
 
 
 def measure(

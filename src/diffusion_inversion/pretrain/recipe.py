@@ -341,6 +341,7 @@ def run_figures(names: tuple[str, ...], held_out: Corpus, setting: Setting, meas
         judge=measured.judge,
         domains=measured.domains,
         tests=measured.tests,
+        amounts=measured.amounts,
     )
     for name in (FIGURES, HELD_OUT_LOSSES):
         commit_bytes(folder / "mini" / name, (folder / name).read_bytes())

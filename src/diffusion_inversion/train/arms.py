@@ -302,7 +302,9 @@ def _check_network(architecture: str, class_names: tuple[str, ...], side: int) -
             classifier(torch.zeros(2, 3, side, side, dtype=torch.uint8))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, NotImplementedError) or "meta" in str(error):
-                return  # it has a step that shapes alone cannot take: training will tell
+                # A step that shapes alone cannot take: no kernel for it, or "... on meta tensors", for which torch has
+                # no class of its own. Training will tell.
+                return
             raise UsageError(
                 f"architecture={architecture}: takes no images of {side} px ({error}). Use another network, or load "
                 "the images at another --size."
