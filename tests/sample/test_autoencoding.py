@@ -22,7 +22,13 @@ from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.errors import ConfigMismatchError, DataError, UsageError
 from diffusion_inversion.generator.generator import Generator
 from diffusion_inversion.randomness import generator_for
-from diffusion_inversion.sample.autoencoding import autoencode, autoencoded, mean_psnr, write_autoencoded
+from diffusion_inversion.sample.autoencoding import (
+    autoencode,
+    autoencoded,
+    mean_psnr,
+    read_autoencoded,
+    write_autoencoded,
+)
 
 
 class Killed(BaseException):
@@ -236,6 +242,15 @@ def test_other_images_sizes_and_classes_are_refused(toy: Generator, tmp_path: Pa
     refused(replace(images, labels=1 - images.labels), "another class")
     refused(images.resized(12), "size: was 16, now 12")
     refused(replace(images, class_names=("cat", "cow")), "class_names")
+
+
+def test_what_was_made_of_another_image_of_the_same_name_is_not_read(toy: Generator, tmp_path: Path) -> None:
+    images = toy_images(4)
+    write_autoencoded(images, toy, tmp_path, resolution=16)
+    assert len(read_autoencoded(images.subset([3, 1]), tmp_path)) == 2
+    edited = replace(images, hashes=("0" * 64, "f" * 64, *images.hashes[2:]))
+    with pytest.raises(ConfigMismatchError, match=r"1 of its 3 images .*\n.*toy/001\.png: other pixels"):
+        read_autoencoded(edited.subset([0, 1, 2]), tmp_path)
 
 
 def test_settings_may_change_until_something_is_committed(

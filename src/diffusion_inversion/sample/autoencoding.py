@@ -98,11 +98,15 @@ def autoencode(
 
 
 def read_autoencoded(images: LabelledImages, out: str | Path, part: Role = "train") -> LabelledImages:
-    """What `write_autoencoded` wrote of these images, in their order. Raises DataError where one is not there."""
+    """What `write_autoencoded` wrote of these images, in their order.
+
+    Raises DataError where one is not there, ConfigMismatchError where one was made from another image of its name.
+    """
     store = _Store(Path(out), part, images.class_names)
     entries = store.entries()
     if missing := [image_id for image_id in images.ids if image_id not in entries]:
         raise DataError(f"{store.folder}: {len(missing)} images are not there (first: {missing[0]}); autoencode first.")
+    _require_same(Path(out), images, {image_id: entries[image_id] for image_id in images.ids})
     ordered = [entries[image_id] for image_id in images.ids]
     files = ([getattr(entry, key) for entry in ordered] for key in ("file", "sha256", "label"))
     found = read_images(store.folder, images.class_names, *files)
