@@ -3,7 +3,7 @@
 # units, and a task that is requeued goes on where it was. RUN must lie on a file system that all nodes see and whose
 # flock reaches across them: `dinv doctor RUN` says so. Not tried on a cluster: two processes on one machine were.
 #
-#   sbatch --array=0-3 examples/slurm.sh photos /shared/runs/photos --generator models/sd --resolution 256
+#   sbatch --array=0-3 examples/slurm.sh photos /shared/runs/photos --generator models/sd --resolution 256 --guidance-scales 3
 #SBATCH --job-name=dinv
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=32G

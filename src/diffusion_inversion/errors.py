@@ -53,3 +53,8 @@ class DiskError(DinvError):
     """The disk is full or not writable."""
 
     exit_code = 7
+
+
+def how_to_install(extras: str) -> str:
+    """The command that installs extras of this package, for the end of a message. It is on no package index yet."""
+    return f"in a clone: pip install '.[{extras}]'"

@@ -347,7 +347,7 @@ def test_a_store_that_cannot_be_used_is_refused_in_one_line_without_secrets(
 
 @pytest.mark.slow
 def test_the_command_shares_a_run_through_s3(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs", reason="not installed: pip install 'diffusion-inversion[s3]'")
+    pytest.importorskip("s3fs", reason="not installed: pip install '.[s3]'")
     moto = pytest.importorskip("moto.server", reason="not installed: pip install 'moto[server]'")
     import s3fs
 

@@ -110,8 +110,8 @@ def test_a_run_is_no_folder_of_images(bench: Bench, tmp_path: Path, option: str)
     (run / "synthetic").mkdir(parents=True)
     (run / "data.json").write_text("{}")
     data = [run] if option == "DATA" else [bench.data, "--test", run]
-    for command in (["run"], ["inspect"]):
-        done = dinv(*command, *data)
+    for command in (["run"], ["run", "--out", tmp_path / "new"], ["inspect"]):
+        done = dinv(command[0], *data, *command[1:])
         assert done.exit_code == 2, done.output
         assert f"{run}: a run folder, no images; give {run / 'synthetic'} for those that it drew" in done.stderr
 
@@ -128,7 +128,7 @@ def test_a_test_folder_without_images_is_named(bench: Bench, tmp_path: Path) -> 
         (["--generator", "my-sd/"], "generator 'my-sd/': no such folder, and not a hub id"),
         (["--device", "gpu"], "--device gpu: no such device; give auto, cpu or cuda"),
         (["--store", "bucket/mine"], "--store bucket/mine: no URL; give s3://BUCKET/PREFIX"),
-        (["--store", "nosuch://mine"], "for s3:// pip install 'diffusion-inversion[s3]'"),
+        (["--store", "nosuch://mine"], "for s3:// in a clone: pip install '.[s3]'"),
     ],
 )
 def test_an_option_of_a_run_that_cannot_be_used(bench: Bench, tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -163,6 +163,13 @@ def test_the_run_of_another_data_set_is_refused_in_one_line(bench: Bench, tmp_pa
     refused = dinv("invert", third, *small(bench)[:8], "--out", run)
     assert refused.exit_code == 5 and len(refused.stderr.strip().splitlines()) == 1
     assert f"{run}: this folder belongs to another data set, {other}" in refused.stderr
+
+
+def test_a_run_that_had_test_images_of_its_own_asks_for_them_again(bench: Bench, tmp_path: Path) -> None:
+    train, test, run = bench.data / "train", bench.data / "test", tmp_path / "run"
+    assert dinv("invert", train, "--test", test, *small(bench)[:8], "--out", run).exit_code == 0
+    again = dinv("invert", train, *small(bench)[:8], "--out", run)
+    assert again.exit_code == 5 and f"{run}: was begun with --test {test}; give it again" in again.stderr
 
 
 def test_a_command_that_goes_on_says_what_was_there(bench: Bench, tmp_path: Path) -> None:

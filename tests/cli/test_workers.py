@@ -53,7 +53,7 @@ def test_an_executor_that_is_not_installed_names_its_extra(
         pytest.skip(f"{module} is installed")
     monkeypatch.chdir(tmp_path)
     found = dinv("run", "digits", "--out", "run", "--workers", 2, "--executor", executor)
-    assert found.exit_code == 2 and f"pip install 'diffusion-inversion[{executor}]'" in found.output
+    assert found.exit_code == 2 and f"pip install '.[{executor}]'" in found.output
     assert list(tmp_path.iterdir()) == []
 
 

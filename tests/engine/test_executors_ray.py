@@ -23,7 +23,7 @@ from diffusion_inversion.engine.executors.ray import Ray
 from diffusion_inversion.engine.lock import CLAIMS
 from diffusion_inversion.invert.embeddings import FOLDER, EmbeddingStore
 
-ray = pytest.importorskip("ray", reason="not installed: pip install 'diffusion-inversion[ray]'")
+ray = pytest.importorskip("ray", reason="not installed: pip install '.[ray]'")
 
 KEPT = UNITS // 2  # units that nobody gets before the harm is done
 PATIENCE = 400.0  # seconds for one step; a machine with ten busy neighbours needs a tenth of it

@@ -20,7 +20,7 @@ from diffusion_inversion.engine.executors import watch
 from diffusion_inversion.engine.executors.slurm import Slurm
 from diffusion_inversion.errors import UsageError
 
-submitit = pytest.importorskip("submitit", reason="not installed: pip install 'diffusion-inversion[slurm]'")
+submitit = pytest.importorskip("submitit", reason="not installed: pip install '.[slurm]'")
 
 
 def test_a_task_that_is_killed_and_one_that_is_queued_again(bench: Bench, whole: Path, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_certificate_without_its_key_and_a_missing_extra(
     with pytest.raises(UsageError, match="--c2pa-key: of images; leave it out with --to safetensors"):
         export(finished, ExportSettings(to="safetensors", out=tmp_path / "out", **keys))
     monkeypatch.setitem(sys.modules, "c2pa", None)
-    with pytest.raises(UsageError, match=r"c2pa-python is missing. Install it with pip install .*\[c2pa\]"):
+    with pytest.raises(UsageError, match=r"c2pa-python is missing; in a clone: pip install .*\[c2pa\]"):
         export(finished, ExportSettings(to="parquet", out=tmp_path / "out", **keys))
 
 

@@ -136,7 +136,7 @@ def test_a_program_that_is_not_installed_is_named_before_any_work(
     done = CliRunner().invoke(
         app, ["run", str(bench.data), "--out", str(tmp_path / "run"), "--log-to", "wandb,trackio"]
     )
-    assert done.exit_code == 2 and "pip install 'diffusion-inversion[wandb,trackio]'" in done.stderr
+    assert done.exit_code == 2 and "pip install '.[wandb,trackio]'" in done.stderr
     assert not (tmp_path / "run").exists()
     monkeypatch.undo()
     joined = CliRunner().invoke(app, ["run", "digits", "--log-to", "tensorboard", "--join"])

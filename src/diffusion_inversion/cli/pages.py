@@ -37,7 +37,7 @@ EXAMPLES = {
         "dinv run photos --test photos-test --per-class 20 --replicates 5",
         "dinv run scans --groups patient --attributes sex",
         "dinv run photos --tune interpolation=0.1,0.4 --tune-seconds 3600",
-        "dinv run hf:user/name --preset paper --generator models/stable-diffusion --device cuda",
+        "dinv run hf:user/name --preset paper --generator models/stable-diffusion --resolution 256 --device cuda",
     ),
     "invert": ("dinv invert photos --out runs/photos", "dinv invert photos --out runs/photos --workers 4"),
     "sample": (
@@ -84,8 +84,8 @@ EXAMPLES = {
     "lecf": ("dinv lecf photos --clip models/clip --out runs/lecf",),
     "sweep": ("dinv sweep experiments/figure6.toml --data cifar10-train.parquet --out sweeps/figure6",),
     "metrics": (
-        "dinv metrics photos runs/photos",
-        "dinv metrics photos runs/photos --extractor inception --weights models/inception",
+        "dinv metrics photos runs/photos/synthetic",
+        "dinv metrics photos runs/photos/synthetic --extractor inception --weights models/inception",
     ),
     "few-shot": ("dinv few-shot photos --clip models/clip --shots 1,2,4,8,16",),
 }

@@ -133,11 +133,14 @@ def refuse_shared(train: str, test: str, part: Part, shared: Sequence[Shared], *
         text += _listed(train, test, part, exact, "=")
     if near:
         what = "a training image encoded, scaled, brightened or cropped anew"
-        text.append(f"{len(near)} test image(s) are near-duplicates, which is {what}:")
+        text.append(f"{len(near)} test image(s) are near-duplicates, as of {what}:")
         text += _listed(train, test, part, near, "~")
     if text:
         remedy = "Remove one of each pair, or leave the test images out with --drop-test-duplicates"
-        keep = ", or keep the near-duplicates with --allow-near-duplicates (the test then measures memory too)"
+        keep = (
+            ", or give --groups where they show one part or scene (a hold-out keeps these on one side), or keep the "
+            "near-duplicates with --allow-near-duplicates (the test then measures memory too)"
+        )
         raise DataError("\n".join([*text, f"{remedy}{keep if near else ''}."]))
 
 

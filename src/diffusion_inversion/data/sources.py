@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, how_to_install
 from .beside import columns_beside
 from .boxes import coco_file, yolo_file
 from .decode import open_image
@@ -116,8 +116,13 @@ def _file(path: Path, role: Role) -> Opened | None:
 # Folders
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, which is no DATA."""
+    return (folder / DATA_FILE).is_file() and any((folder / name).is_dir() for name in ("embeddings", "synthetic"))
+
+
 def _folder(folder: Path) -> Opened:
-    if (folder / DATA_FILE).is_file() and any((folder / name).is_dir() for name in ("embeddings", "synthetic")):
+    if is_run(folder):
         raise UsageError(
             f"DATA {folder}: a run folder, no images; give {folder / 'synthetic'} for those that it drew, or the DATA "
             "that it was made from"
@@ -315,7 +320,7 @@ def _package(module: str, data: str, extra: str) -> ModuleType:
     except ImportError as error:
         package = module.partition(".")[0]
         raise UsageError(
-            f"DATA {data}: package {package} cannot be imported ({error}); pip install 'diffusion-inversion[{extra}]'"
+            f"DATA {data}: package {package} cannot be imported ({error}); {how_to_install(extra)}"
         ) from error
 
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigMismatchError, DataError, DiskError, UsageError
+from ..errors import ConfigMismatchError, DataError, DiskError, UsageError, how_to_install
 from .lock import TakenOverError, briefly
 from .manifest import Manifest, Record, line_of, parse_line
 from .redaction import redact
@@ -53,8 +53,8 @@ class ObjectStore:
             self._files, root = url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise UsageError(
-                f"--store {self.url}: cannot be opened ({_cause(error)}); for s3:// pip install "
-                "'diffusion-inversion[s3]', for gs:// gcsfs, for az:// adlfs"
+                f"--store {self.url}: cannot be opened ({_cause(error)}); for s3:// "
+                f"{how_to_install('s3')}, for gs:// pip install gcsfs, for az:// adlfs"
             ) from error
         self._root = root.rstrip("/")
         self._seen: dict[str, dict[str, Record]] = {}  # folder => unit => its record, which never changes

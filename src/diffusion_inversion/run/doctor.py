@@ -18,7 +18,7 @@ from ..data.problems import aligned
 from ..data.sources import default_root
 from ..engine import threads
 from ..engine.memory import memory
-from ..errors import DinvError
+from ..errors import DinvError, how_to_install
 from ..generator.checkpoints import MINI, available, check_parts, hash_weights
 from ..generator.device import bfloat16_is_fast, resolve_device
 from ..train.few_shot.clip_files import MINI_CLIP, WEIGHTS, hash_files
@@ -87,7 +87,7 @@ def _versions() -> Iterator[Check]:
     for extra, packages in _EXTRAS.items():
         missing = [package for package in packages if _installed(package) is None]
         value = f"not installed: {', '.join(missing)}" if missing else "installed"
-        yield Check(f"extra {extra}", None if missing else True, value, f"pip install 'diffusion-inversion[{extra}]'")
+        yield Check(f"extra {extra}", None if missing else True, value, how_to_install(extra))
 
 
 def _device() -> Iterator[Check]:

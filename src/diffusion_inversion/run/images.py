@@ -48,6 +48,9 @@ def open_splits(run: Path, settings: DataSettings | None = None, classes: Sequen
     if begun and recorded is not None and (settings.groups is None) != ("groups" not in recorded["train"]):
         was = recorded_settings(recorded["source"]).groups
         raise _other_images(run, [f"groups: was {was}, now {settings.groups}"])
+    test = recorded["source"].get("test") if begun and recorded is not None else None
+    if test is not None and settings.test is None:
+        raise ConfigMismatchError(f"{run}: was begun with --test {test}; give it again, or choose another run folder.")
     splits = load(run, settings, recorded if begun else None, classes)
     record = {"source": settings.model_dump(mode="json"), **data_record(splits)}
     if begun and recorded is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.hub_names import PREFIX, read_hub_name
+from ..data.sources import is_run
 from ..errors import UsageError
 from .layout import STORES, identify
 
@@ -27,7 +28,12 @@ def require_place(run: Path, *data: str | None) -> None:
     """
     place = run.resolve()
     for one in data:
-        if one is not None and Path(one).is_dir() and place.is_relative_to(Path(one).resolve()):
+        if (
+            one is not None
+            and Path(one).is_dir()
+            and not is_run(Path(one))
+            and place.is_relative_to(Path(one).resolve())
+        ):
             raise UsageError(
                 f"--out {run}: lies inside the images of {one}, which would be read with what is written there. "
                 "Choose a folder outside."

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config.planning import TRACKERS
-from ..errors import UsageError
+from ..errors import UsageError, how_to_install
 
 PROJECT = "diffusion-inversion"
 SETTINGS = "settings/"  # what the tag of a stage's settings begins with
@@ -137,7 +137,7 @@ def require_trackers(names: tuple[str, ...]) -> None:
     """Raise UsageError for a program that is not installed, with the extra that installs it."""
     if missing := [name for name in names if find_spec(name) is None]:
         extras = ",".join(missing)
-        raise UsageError(f"--log-to {extras}: not installed. pip install 'diffusion-inversion[{extras}]'.")
+        raise UsageError(f"--log-to {extras}: not installed; {how_to_install(extras)}")
 
 
 def open_tracker(name: str, folder: Path, run: str) -> Tracker:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from ...errors import DiskError, UsageError
+from ...errors import DiskError, UsageError, how_to_install
 from .worker import LOST, Command, Worker
 
 
@@ -60,7 +60,7 @@ class Ray:
 
     def __post_init__(self) -> None:
         if find_spec("ray") is None:
-            raise UsageError("--executor ray: not installed. pip install 'diffusion-inversion[ray]'.")
+            raise UsageError(f"--executor ray: not installed; {how_to_install('ray')}")
 
     def start(self, numbers: Sequence[int]) -> list[Worker]:
         """Start the workers of these numbers. Raises UsageError where the cluster is not reached."""

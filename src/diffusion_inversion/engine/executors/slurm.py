@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from ...errors import DiskError, UsageError
+from ...errors import DiskError, UsageError, how_to_install
 from .worker import LOST, Command, Worker
 
 MINUTES = 60  # that a task asks for at a time; it is queued again until the work is done
@@ -101,7 +101,7 @@ class Slurm:
 
     def __post_init__(self) -> None:
         if find_spec("submitit") is None:
-            raise UsageError("--executor slurm: not installed. pip install 'diffusion-inversion[slurm]'.")
+            raise UsageError(f"--executor slurm: not installed; {how_to_install('slurm')}")
         if self.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
             raise UsageError("--executor slurm: no sbatch on this machine. Give the command on a node of the cluster.")
 

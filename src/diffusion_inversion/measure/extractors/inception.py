@@ -12,7 +12,7 @@ from torch import Tensor
 from ...data.sources import default_root
 from ...engine.hashing import sha256_of
 from ...engine.store import commit_file
-from ...errors import UsageError
+from ...errors import UsageError, how_to_install
 from .extractor import Extractor
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -32,9 +32,7 @@ def open_inception(
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        raise UsageError(
-            "--extractor inception needs torch-fidelity. Install the extra: diffusion-inversion[metrics]."
-        ) from error
+        raise UsageError(f"--extractor inception: torch-fidelity is missing; {how_to_install('metrics')}") from error
 
     path = _downloaded() if weights is None else Path(weights)
     if not path.is_file():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...errors import UsageError
+from ...errors import UsageError, how_to_install
 from ...sample.png import encode_png
 from ...sample.xmp import GENERATED
 
@@ -29,10 +29,7 @@ def signer(certificate: Path, key: Path) -> Callable[[bytes], bytes]:
     try:
         import c2pa
     except ImportError as error:
-        raise UsageError(
-            "--c2pa-certificate: the package c2pa-python is missing. Install it with pip install "
-            "'diffusion-inversion[c2pa]'."
-        ) from error
+        raise UsageError(f"--c2pa-certificate: the package c2pa-python is missing; {how_to_install('c2pa')}") from error
     chain, private, algorithm = _read(certificate, key)
     context = c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}})
     manifest = json.dumps(

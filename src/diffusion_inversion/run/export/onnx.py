@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...errors import UsageError
+from ...errors import UsageError, how_to_install
 from ...train.classifiers import Classifier
 from ..trained import Trained
 from .safetensors import described
@@ -36,9 +36,7 @@ def require() -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise UsageError(
-                f"--to onnx: the package {name} is missing. Install it with pip install 'diffusion-inversion[onnx]'."
-            ) from error
+            raise UsageError(f"--to onnx: the package {name} is missing; {how_to_install('onnx')}") from error
 
 
 def write(found: Trained, loaded_at: int, folder: Path, advance: Callable[[int], None]) -> None:

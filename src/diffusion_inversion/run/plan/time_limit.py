@@ -98,7 +98,8 @@ def within(limit: float, asked: Amounts, seconds: Callable[[Amounts], float], *,
     raise UsageError(
         f"--time-limit {duration(limit)}: even with {', '.join(now.cut_from(asked)) or 'what is asked for'} it takes "
         f"about {duration(least)}, and a fifth of the limit is kept free. Give at least "
-        f"{duration(least / (1 - MARGIN) + 1)}, or fewer images (--limit)."
+        f"{duration(least / (1 - MARGIN) + 1)}, or cheaper classifiers "
+        "(--recipe fast, --no-own-size, fewer --arms), or fewer images (--limit)."
     )
 
 
