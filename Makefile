@@ -44,7 +44,7 @@ docs: $(STAMP)
 	$(BIN)/zensical build --clean --strict > site.log 2>&1 || { cat site.log; exit 1; }
 	@! grep -vE '^(Build started|Build finished|No issues found|$$)' site.log
 
-# The published tables in small: `make reproduce TRAIN=cifar10-train.parquet TEST=cifar10-test.parquet`, under an hour.
+# The published tables in small: `make reproduce TRAIN=cifar10-train.parquet TEST=cifar10-test.parquet`, planned for an hour.
 reproduce: $(STAMP)
 	$(BIN)/python benchmarks/reproduce.py $(TRAIN) $(TEST)
 

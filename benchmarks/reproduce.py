@@ -7,7 +7,7 @@ fewer variants and 500 test images, one replicate of three seeds. Compared with 
 that vary, the arms, and how many rows there are. A claim that its page says holds must not come out as "does not hold";
 most are too noisy to say at this size, and the table says in which direction they lie. Ends with 1 where either fails.
 A killed call goes on. Left out: files whose data sets, pools, CLIPs or GANs are others, and choices that test on
-training images. Cost: under an hour on two cores.
+training images. Cost: planned for an hour of two cores; not measured.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class SampleSettings(Settings):
     )
     guidance_scales: tuple[GuidanceScale, ...] = setting(
         (1.0,),
-        "to mix, e.g. 1.5,2,3; 1 = off, the text's w + 1",
+        "one or more guidance scales, e.g. 1.5,2,3, as diffusers has them: 1 = off, the paper's w plus 1",
         "ours; text: w = 2, or 2, 3 and 4 mixed",
         min_length=1,
     )
@@ -51,7 +51,7 @@ class SampleSettings(Settings):
     )
     interpolation: float = setting(
         0.1,
-        "alpha, weight of a partner's vector; below 0 leads away; `--tune interpolation=0,0.1,0.25,0.4` chooses one",
+        "alpha, weight of the vector of another image of the class; below 0 leads away; `--tune interpolation=0,0.1,0.25,0.4` chooses one",
         "text; below 0: ours",
         ge=-1,
         le=1,
@@ -246,7 +246,7 @@ class RetrieveSettings(Settings):
         (10,), "neighbours of each training image, a set for each number", "ours; text: 10, 25 and 50", min_length=1
     )
     extractor: str = setting(
-        "lite0", "says what is near; as of `dinv metrics`, such as clip", "ours; text: CLIP, by clip-retrieval"
+        "lite0", "features that decide what is near, as of `dinv metrics`, such as clip", "ours; text: CLIP, by clip-retrieval"
     )
     weights: str | None = setting(None, "local file or folder of the extractor's weights")
     image_size: int | None = setting(
