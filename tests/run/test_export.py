@@ -106,7 +106,7 @@ def test_imagefolder_is_torchvisions_and_that_of_datasets(finished: Path, made: 
     found = ImageFolder(str(tmp_path / "out"))
     assert tuple(found.classes) == made.class_names and found.targets == made.labels.tolist()
     assert all(torch.equal(pixels(image), ours) for (image, _), ours in zip(found, made.images, strict=True))
-    rows = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    rows = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
     by_source = {(row["source_id"], row["variant"]): row for row in rows}
     assert len(by_source) == 24 and tuple(rows.features["label"].names) == made.class_names
     for row in rows:

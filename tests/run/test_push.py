@@ -204,7 +204,7 @@ def test_figures_of_other_images_are_called_so(finished: Path, folder: Path) -> 
     more = {**record["stages"], "sample": {**record["stages"]["sample"], "images": 2 * images.asked}}
     origin = origin_of(finished, None, "plain")
     plain, other = (
-        card(images, one, origin, grid=False, parquet=False) for one in (record, {**record, "stages": more})
+        card(images, one, origin, "imagefolder", grid=False) for one in (record, {**record, "stages": more})
     )
     said = "These figures were measured with another number of images of stage 2."
     assert said in other and said not in plain

@@ -41,7 +41,7 @@ def describe(images: SyntheticImages, folder: Path, to: ImageFormat, origin: Ori
         text = croissant.croissant(images, folder, to, origin, address)
         (folder / croissant.FILE).write_text(text, encoding="utf-8")
     record = Ledger(images.run).read_json(RUN_FILE)
-    text = card(images, record, origin, grid=with_grid, parquet=to == "parquet")
+    text = card(images, record, origin, to, grid=with_grid)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
