@@ -49,6 +49,14 @@ class FakeHub(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: FakeHub
 
+    def do_GET(self) -> None:
+        if self.path != f"/api/datasets/{ID}":
+            return self.answer(404, {"error": self.path})
+        private = self.server.created[ID].get("visibility") == "private"
+        return self.answer(
+            200, {"id": ID, "private": private, "siblings": [{"rfilename": n} for n in self.server.files]}
+        )
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if not self.server.allowed:
@@ -78,6 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del self.server.files[line["value"]["path"]]
                 if line["key"] == "lfsFile":
                     self.server.files[line["value"]["path"]] = self.server.large[line["value"]["oid"]]
             url = f"{self.server.address}/datasets/{ID}/commit/1"
@@ -234,10 +244,31 @@ def test_what_would_upload_it_later_keeps_it_private(folder: Path) -> None:
 
 def test_large_files_go_the_way_of_git_lfs_and_only_once(
     run: Path, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+def test_an_update_leaves_no_image_of_the_upload_before(folder: Path, hub: FakeHub) -> None:
+    """The card reads data/train-*.parquet, and the number of files is part of their names."""
+    upload(asked(folder), hub.address)
+    there, own = dict(hub.files), {"mine/notes.txt": b"mine", "data/mine.csv": b"mine"}
+    hub.files |= {f"data/train-0000{number}-of-00002.parquet": b"before" for number in range(2)} | own
+    upload(asked(folder, update=True), hub.address)
+    assert hub.files == there | own
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_an_update_changes_nobodys_sight_of_a_data_set(folder: Path, hub: FakeHub, public: bool) -> None:
+    upload(asked(folder, public=public), hub.address)
+    hub.files.clear()
+    found, remedy = ("public", "give --public") if public else ("private", "leave --public out")
+    with pytest.raises(UsageError, match=rf"^{ID}: is {found} already, .* or {remedy}\. .* is whole\.$"):
+        upload(asked(folder, public=not public, update=True), hub.address)
+    assert hub.files == {}
+
+
 ) -> None:
     """Several files, as of a large set, each sent beside the commit; an upload that was cut short goes on."""
     monkeypatch.setattr("diffusion_inversion.run.export.parquet._IN_A_FILE", 5_000)
     monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)  # what answers it is no HTTP
+    again = str(_refused(asked(folder, update=True), OSError("no network")))
+    assert f"{folder} . --delete 'data/train-*.parquet' --repo-type" in again
     hub.lfs = True
     write_publication(run, asked(tmp_path / "out"))
     parts = sorted((tmp_path / "out" / "data").iterdir())
