@@ -166,6 +166,16 @@ def test_names_of_others_are_text_in_the_card(run: Path, tmp_path: Path) -> None
     assert r"CC-BY-NC-4.0 (attribution, non-commercial)" in body and "<img" not in json.dumps(body)
 
 
+def test_no_path_of_data_is_published(run: Path, tmp_path: Path) -> None:
+    record, data = json.loads((run / "data.json").read_text()), "hf:/home/me/clinic/cells"
+    record |= {"name": data, "source": record["source"] | {"data": data}}
+    Ledger(run).commit("data.json", json.dumps(record).encode(), note={"source": record["source"]})
+    write_publication(run, asked(tmp_path / "out"))
+    for name in ("README.md", "croissant.json"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "cells" in text and "clinic" not in text
+
+
 def test_the_card_says_what_an_audit_and_a_filter_found(run: Path, tmp_path: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     record["copies"] = {"copies": {"count": 6, "n": 24, "low": 0.1, "high": 0.5}, "rate": 0.01}
