@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...config.commands import SourceIds
+from ...errors import UsageError
 from ...sample.columns import COLUMNS
 from ...sample.synthetic import SyntheticStore
 from ...sample.xmp import is_generated, packet, with_xmp
@@ -65,7 +66,8 @@ class SyntheticImages:
     ) -> SyntheticImages:
         """Those of a run folder, grown ones too; where copies were drawn again without these (`without_copies`).
 
-        Raises UsageError where stage 2 has not finished, or nobody looked for copies in what was drawn since.
+        Raises UsageError where stage 2 has not finished, nobody looked for copies in what was drawn since, or no image
+        is left.
         """
         import pyarrow as pa
 
@@ -77,6 +79,11 @@ class SyntheticImages:
         if more is not None:
             table = pa.concat_tables([table, more], promote_options="permissive").sort_by("file_name")
         table, again = without_copies(run, store, table, grown)
+        if not len(table):
+            raise UsageError(
+                f"{run}: nothing to export: no synthetic image is left that does not copy a training image. Draw "
+                "farther from the vectors (--noise-strength, --interpolation), or accept copies (--copies report)."
+            )
         known = [name for name in table.column_names if table[name].null_count < len(table)]
         named = named_as(table.select(known), run, source_ids)
         return cls(run, store.folder, store.class_names, named, again, grown, asked, rights, sign)
