@@ -73,6 +73,7 @@ def test_parquet_is_a_data_set_whose_labels_have_names(finished: Path, made: Lab
     assert rows["label"][:] == made.labels.tolist() and rows["source_id"][:] == source_of(made, finished)
     assert all(torch.equal(pixels(row["image"]), image) for row, image in zip(rows, made.images, strict=True))
     assert {"generator_hash", "guidance_scale", "seed", "variant", "method"} <= set(rows.column_names)
+    assert not {"pool_id", "licence", "generator_licence", "clip", "clip_hash", "answers"} & set(rows.column_names)
     file = tmp_path / "out" / "data" / "train-00000-of-00001.parquet"
     again = load_images(file)  # it is DATA too
     assert torch.equal(again.images, made.images) and torch.equal(again.labels, made.labels)
@@ -226,7 +227,6 @@ def test_a_folder_that_holds_something_is_left_alone(finished: Path, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_image_that_changed_stops_the_export_and_nothing_is_left(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("out", [".", "link", "nowhere"])
 def test_what_no_folder_can_take_the_place_of_is_refused_first(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
@@ -262,6 +262,7 @@ def test_where_every_image_copies_there_is_nothing_to_export(finished: Path, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_an_image_that_changed_stops_the_export_and_nothing_is_left(run: Path, tmp_path: Path) -> None:
     last = sorted((run / "synthetic").rglob("*.png"))[-1]
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "PNG")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...config.commands import SourceIds
 from ...errors import UsageError
-from ...sample.columns import COLUMNS
+from ...sample.columns import COLUMNS, EARLIER
 from ...sample.synthetic import SyntheticStore
 from ...sample.xmp import is_generated, packet, with_xmp
 from ..fidelity.copies_record import without_copies
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _AT_ONCE = 64  # images in memory
+_OFTEN_EMPTY = {name for name, value in EARLIER.items() if value == ""}  # columns of what most images have not
 Signer = Callable[[bytes], bytes]  # a PNG => the same one, signed
 
 
@@ -84,8 +85,8 @@ class SyntheticImages:
                 f"{run}: nothing to export: no synthetic image is left that does not copy a training image. Draw "
                 "farther from the vectors (--noise-strength, --interpolation), or accept copies (--copies report)."
             )
-        known = [name for name in table.column_names if table[name].null_count < len(table)]
-        named = named_as(table.select(known), run, source_ids)
+        known = table.select([name for name in table.column_names if _holds_anything(table, name)])
+        named = named_as(known, run, source_ids)
         return cls(run, store.folder, store.class_names, named, again, grown, asked, rights, sign)
 
     @property
@@ -148,6 +149,12 @@ class SyntheticImages:
             sources=list(dict.fromkeys(one for one in made_from if one)),
             rights=self.rights if is_generated(row["method"]) else row.get("licence", ""),
         )
+
+
+def _holds_anything(table: pa.Table, name: str) -> bool:
+    if name in _OFTEN_EMPTY:
+        return any(table[name].unique().to_pylist())
+    return bool(table[name].null_count < len(table))
 
 
 def _placed(store: SyntheticStore, own: Sequence[tuple[int, str, str]]) -> Iterator[tuple[int, bytes]]:
