@@ -244,16 +244,6 @@ def test_what_is_uploaded_is_the_folder(folder: Path, hub: FakeHub) -> None:
     assert hub.files == there
 
 
-def test_what_would_upload_it_later_keeps_it_private(folder: Path) -> None:
-    """`hf upload` makes a data set that everybody sees unless it is told otherwise."""
-    for public, said in ((False, "--repo-type dataset --private`"), (True, "--repo-type dataset`")):
-        assert said in str(_refused(asked(folder, public=public), OSError("no network")))
-    spaced = asked(folder).model_copy(update={"out": Path("my data")})
-    assert f"hf upload {ID} 'my data' " in str(_refused(spaced, OSError("no network")))
-
-
-def test_large_files_go_the_way_of_git_lfs_and_only_once(
-    run: Path, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 def test_an_update_leaves_no_image_of_the_upload_before(folder: Path, hub: FakeHub) -> None:
     """The card reads data/train-*.parquet, and the number of files is part of their names."""
     upload(asked(folder), hub.address)
@@ -273,12 +263,22 @@ def test_an_update_changes_nobodys_sight_of_a_data_set(folder: Path, hub: FakeHu
     assert hub.files == {}
 
 
+def test_what_would_upload_it_later_keeps_it_private(folder: Path) -> None:
+    """`hf upload` makes a data set that everybody sees unless it is told otherwise."""
+    for public, said in ((False, "--repo-type dataset --private`"), (True, "--repo-type dataset`")):
+        assert said in str(_refused(asked(folder, public=public), OSError("no network")))
+    again = str(_refused(asked(folder, update=True), OSError("no network")))
+    assert f"{folder} . --delete 'data/train-*.parquet' --repo-type" in again
+    spaced = asked(folder).model_copy(update={"out": Path("my data")})
+    assert f"hf upload {ID} 'my data' " in str(_refused(spaced, OSError("no network")))
+
+
+def test_large_files_go_the_way_of_git_lfs_and_only_once(
+    run: Path, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several files, as of a large set, each sent beside the commit; an upload that was cut short goes on."""
     monkeypatch.setattr("diffusion_inversion.run.export.parquet._IN_A_FILE", 5_000)
     monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)  # what answers it is no HTTP
-    again = str(_refused(asked(folder, update=True), OSError("no network")))
-    assert f"{folder} . --delete 'data/train-*.parquet' --repo-type" in again
     hub.lfs = True
     write_publication(run, asked(tmp_path / "out"))
     parts = sorted((tmp_path / "out" / "data").iterdir())
@@ -317,3 +317,12 @@ def test_a_dry_run_makes_the_folder_and_uploads_nothing(finished: Path, tmp_path
     assert (
         wrong.exit_code == 2 and "HUB_ID cells: give <owner>/<name>" in wrong.stderr and not (tmp_path / "b").exists()
     )
+
+
+@pytest.mark.parametrize("hub_id", ["someone/a--b", "owner/photos.git", f"owner/{'x' * 100}", "owner/-x"])
+def test_a_name_that_the_hub_does_not_take_is_refused_before_anything_is_written(
+    finished: Path, tmp_path: Path, hub_id: str
+) -> None:
+    refused = CliRunner().invoke(app, ["push", str(finished), hub_id, "--out", str(tmp_path / "out"), "--dry-run"])
+    assert refused.exit_code == 2 and f"HUB_ID {hub_id}: the hub takes no such name" in refused.stderr
+    assert not (tmp_path / "out").exists()
