@@ -15,23 +15,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from drawn import drawn
 from PIL import Image
 from typer.testing import CliRunner
 from vectors_in_files import files_with_vectors
 
 from diffusion_inversion.cli import app
-from diffusion_inversion.config.commands import ExportSettings, PredictSettings, PushSettings
+from diffusion_inversion.config.commands import AuditSettings, ExportSettings, PredictSettings, PushSettings
 from diffusion_inversion.data.datasets import load_images
 from diffusion_inversion.data.images import LabelledImages
 from diffusion_inversion.engine import disk
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import DataError, DiskError, UsageError
 from diffusion_inversion.invert.embeddings import read_embeddings
+from diffusion_inversion.run.copies import images_digest, settings_of_audit
 from diffusion_inversion.run.export.publish import write_publication
-from diffusion_inversion.run.export.stage import OF_CLASSIFIERS, OF_IMAGES, Exported, export
+from diffusion_inversion.run.export.stage import OF_CLASSIFIERS, OF_IMAGES, Exported, export, new_folder
+from diffusion_inversion.run.fidelity.copies import keep_copies_setting
 from diffusion_inversion.run.images import read_record
 from diffusion_inversion.run.methods import images_made
 from diffusion_inversion.run.predict import predict_images
 from diffusion_inversion.run.trained import trained
+from diffusion_inversion.sample.synthetic import SyntheticStore
 from diffusion_inversion.train.architectures import build_network
 
 
@@ -68,6 +73,7 @@ def test_parquet_is_a_data_set_whose_labels_have_names(finished: Path, made: Lab
     assert rows["label"][:] == made.labels.tolist() and rows["source_id"][:] == source_of(made, finished)
     assert all(torch.equal(pixels(row["image"]), image) for row, image in zip(rows, made.images, strict=True))
     assert {"generator_hash", "guidance_scale", "seed", "variant", "method"} <= set(rows.column_names)
+    assert not {"pool_id", "licence", "generator_licence", "clip", "clip_hash", "answers"} & set(rows.column_names)
     file = tmp_path / "out" / "data" / "train-00000-of-00001.parquet"
     again = load_images(file)  # it is DATA too
     assert torch.equal(again.images, made.images) and torch.equal(again.labels, made.labels)
@@ -106,7 +112,7 @@ def test_imagefolder_is_torchvisions_and_that_of_datasets(finished: Path, made: 
     found = ImageFolder(str(tmp_path / "out"))
     assert tuple(found.classes) == made.class_names and found.targets == made.labels.tolist()
     assert all(torch.equal(pixels(image), ours) for (image, _), ours in zip(found, made.images, strict=True))
-    rows = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    rows = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
     by_source = {(row["source_id"], row["variant"]): row for row in rows}
     assert len(by_source) == 24 and tuple(rows.features["label"].names) == made.class_names
     for row in rows:
@@ -219,6 +225,41 @@ def test_a_folder_that_holds_something_is_left_alone(finished: Path, tmp_path: P
     with pytest.raises(UsageError, match="holds something already"):
         write(finished, to, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("out", [".", "link", "nowhere"])
+def test_what_no_folder_can_take_the_place_of_is_refused_first(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "within").mkdir()
+    monkeypatch.chdir(tmp_path / "empty" / "within")
+    Path("../../link").symlink_to(tmp_path / "empty" / "within")
+    Path("../../nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match=r"a link, a mount point or the working folder, .* name a folder below it\.$"):
+        write(finished, "coco-classification", Path(".") if out == "." else tmp_path / out)
+    assert list(Path(".").iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_deleted_by_the_next_one(tmp_path: Path) -> None:
+    killed = new_folder(tmp_path / "out")
+    (killed.__enter__() / "half.png").touch()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "whole.png").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["out", "out/whole.png"]
+
+
+@pytest.mark.parametrize("to", OF_IMAGES)
+def test_where_every_image_copies_there_is_nothing_to_export(finished: Path, tmp_path: Path, to: str) -> None:
+    run = drawn(tmp_path / "run", finished, [("cat", "cat/0.png", {}), ("dog", "dog/0.png", {})])
+    asked, names = AuditSettings(), SyntheticStore(run, ("cat", "dog")).table("file_name")["file_name"].to_pylist()
+    keep_copies_setting(run, asked)
+    audit = {"made_from": {"synthetic": images_digest(run, ("cat", "dog"))}, "settings": settings_of_audit(asked)}
+    found = {"copies": {"n": len(names)}, "pairs": [{"file": name} for name in names]}
+    Ledger(run).commit_json("audit.json", {**audit, **found})
+    with pytest.raises(UsageError, match="nothing to export: no synthetic image is left that does not copy"):
+        write(run, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_that_changed_stops_the_export_and_nothing_is_left(run: Path, tmp_path: Path) -> None:

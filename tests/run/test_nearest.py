@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffusion_inversion.data.images import LabelledImages
+from diffusion_inversion.run.images import data_name
 from diffusion_inversion.run.nearest import MOST_SEARCHED, nearest_real
-from diffusion_inversion.run.reporting import data_name
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,9 @@ def test_a_folder_that_is_called_as_a_split_is_named_after_its_parent() -> None:
     assert data_name("train", "/data/birds/train") == "birds"
     assert data_name("Validation", "/data/birds/Validation/") == "birds"
     assert data_name("birds", "/data/birds") == "birds" and data_name("digits", "digits") == "digits"
+
+
+@pytest.mark.parametrize("given", ["hf:/home/me/clinic/x", "hf:~/x@main?config=small", "hf:/home/me/x/train"])
+def test_a_local_folder_that_is_given_as_of_the_hub_is_named_without_its_path(given: str) -> None:
+    assert data_name(given, given) == "x"
+    assert data_name("hf:owner/x", "hf:owner/x") == "hf:owner/x"

@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import dinv
+from drawn import drawn
 from PIL import Image
 
 from diffusion_inversion.config.commands import ExportSettings, PushSettings
+from diffusion_inversion.engine.frozen_settings import freeze_settings
 from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import DataError
 from diffusion_inversion.run.export.images import SyntheticImages
@@ -152,6 +154,18 @@ def test_without_ids_nothing_says_which_images_have_a_source_in_common(run: Path
     assert [said(png, DC, "source") for png in pngs] == [[]] * 24
     sizes = [Image.open(io.BytesIO(png)).size for png in pngs]
     assert sizes == [(16, 16)] * 24 and all(said(png, IPTC, "DigitalSourceType") == [GENERATED] for png in pngs)
+
+
+@pytest.mark.parametrize("how", ["hashed", "none", "plain"])
+def test_the_noise_that_is_a_sources_own_is_as_good_as_its_name(finished: Path, tmp_path: Path, how: Any) -> None:
+    """`--noise-strength auto` gives each source a number to six digits, in proportion to its vector's norm."""
+    own = {"cat/0.png": 0.312871, "cat/1.png": 0.298443, "dog/0.png": 0.305129}
+    run = drawn(tmp_path / "run", finished, [(one[:3], one, {"noise_strength": own[one]}) for one in own])
+    for asked, kept in (("auto", how == "plain"), (0.3, True)):
+        freeze_settings(run, "sample", {"settings": {"noise_strength": asked}}, begun=False)
+        export(run, ExportSettings(to="imagefolder", out=tmp_path / str(asked), source_ids=how))
+        columns = pq.read_table(tmp_path / str(asked) / "metadata.parquet").column_names
+        assert ("noise_strength" in columns) == kept and ("source_id" in columns) == (how != "none")
 
 
 def test_images_of_a_pool_are_no_models_work(run: Path, tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ class FakeHub(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: FakeHub
 
+    def do_GET(self) -> None:
+        if self.path != f"/api/datasets/{ID}":
+            return self.answer(404, {"error": self.path})
+        private = self.server.created[ID].get("visibility") == "private"
+        return self.answer(
+            200, {"id": ID, "private": private, "siblings": [{"rfilename": n} for n in self.server.files]}
+        )
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if not self.server.allowed:
@@ -78,6 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del self.server.files[line["value"]["path"]]
                 if line["key"] == "lfsFile":
                     self.server.files[line["value"]["path"]] = self.server.large[line["value"]["oid"]]
             url = f"{self.server.address}/datasets/{ID}/commit/1"
@@ -156,6 +166,16 @@ def test_names_of_others_are_text_in_the_card(run: Path, tmp_path: Path) -> None
     assert r"CC-BY-NC-4.0 (attribution, non-commercial)" in body and "<img" not in json.dumps(body)
 
 
+def test_no_path_of_data_is_published(run: Path, tmp_path: Path) -> None:
+    record, data = json.loads((run / "data.json").read_text()), "hf:/home/me/clinic/cells"
+    record |= {"name": data, "source": record["source"] | {"data": data}}
+    Ledger(run).commit("data.json", json.dumps(record).encode(), note={"source": record["source"]})
+    write_publication(run, asked(tmp_path / "out"))
+    for name in ("README.md", "croissant.json"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "cells" in text and "clinic" not in text
+
+
 def test_the_card_says_what_an_audit_and_a_filter_found(run: Path, tmp_path: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     record["copies"] = {"copies": {"count": 6, "n": 24, "low": 0.1, "high": 0.5}, "rate": 0.01}
@@ -204,7 +224,7 @@ def test_figures_of_other_images_are_called_so(finished: Path, folder: Path) -> 
     more = {**record["stages"], "sample": {**record["stages"]["sample"], "images": 2 * images.asked}}
     origin = origin_of(finished, None, "plain")
     plain, other = (
-        card(images, one, origin, grid=False, parquet=False) for one in (record, {**record, "stages": more})
+        card(images, one, origin, "imagefolder", grid=False) for one in (record, {**record, "stages": more})
     )
     said = "These figures were measured with another number of images of stage 2."
     assert said in other and said not in plain
@@ -224,10 +244,31 @@ def test_what_is_uploaded_is_the_folder(folder: Path, hub: FakeHub) -> None:
     assert hub.files == there
 
 
+def test_an_update_leaves_no_image_of_the_upload_before(folder: Path, hub: FakeHub) -> None:
+    """The card reads data/train-*.parquet, and the number of files is part of their names."""
+    upload(asked(folder), hub.address)
+    there, own = dict(hub.files), {"mine/notes.txt": b"mine", "data/mine.csv": b"mine"}
+    hub.files |= {f"data/train-0000{number}-of-00002.parquet": b"before" for number in range(2)} | own
+    upload(asked(folder, update=True), hub.address)
+    assert hub.files == there | own
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_an_update_changes_nobodys_sight_of_a_data_set(folder: Path, hub: FakeHub, public: bool) -> None:
+    upload(asked(folder, public=public), hub.address)
+    hub.files.clear()
+    found, remedy = ("public", "give --public") if public else ("private", "leave --public out")
+    with pytest.raises(UsageError, match=rf"^{ID}: is {found} already, .* or {remedy}\. .* is whole\.$"):
+        upload(asked(folder, public=not public, update=True), hub.address)
+    assert hub.files == {}
+
+
 def test_what_would_upload_it_later_keeps_it_private(folder: Path) -> None:
     """`hf upload` makes a data set that everybody sees unless it is told otherwise."""
     for public, said in ((False, "--repo-type dataset --private`"), (True, "--repo-type dataset`")):
         assert said in str(_refused(asked(folder, public=public), OSError("no network")))
+    again = str(_refused(asked(folder, update=True), OSError("no network")))
+    assert f"{folder} . --delete 'data/train-*.parquet' --repo-type" in again
     spaced = asked(folder).model_copy(update={"out": Path("my data")})
     assert f"hf upload {ID} 'my data' " in str(_refused(spaced, OSError("no network")))
 
@@ -276,3 +317,12 @@ def test_a_dry_run_makes_the_folder_and_uploads_nothing(finished: Path, tmp_path
     assert (
         wrong.exit_code == 2 and "HUB_ID cells: give <owner>/<name>" in wrong.stderr and not (tmp_path / "b").exists()
     )
+
+
+@pytest.mark.parametrize("hub_id", ["someone/a--b", "owner/photos.git", f"owner/{'x' * 100}", "owner/-x"])
+def test_a_name_that_the_hub_does_not_take_is_refused_before_anything_is_written(
+    finished: Path, tmp_path: Path, hub_id: str
+) -> None:
+    refused = CliRunner().invoke(app, ["push", str(finished), hub_id, "--out", str(tmp_path / "out"), "--dry-run"])
+    assert refused.exit_code == 2 and f"HUB_ID {hub_id}: the hub takes no such name" in refused.stderr
+    assert not (tmp_path / "out").exists()

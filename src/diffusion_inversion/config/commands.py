@@ -131,9 +131,16 @@ class PushSettings(CredentialSettings):
 
     @field_validator("hub_id")
     @classmethod
-    def _hub_id_has_an_owner(cls, hub_id: str) -> str:
+    def _hub_id_is_one_of_the_hub(cls, hub_id: str) -> str:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
             raise ValueError("give <owner>/<name>, both of letters, digits, dots, dashes and underscores")
+        try:
+            validate_repo_id(hub_id)
+        except HFValidationError as error:
+            raise ValueError(f"the hub takes no such name; give another one ({error})") from error
         return hub_id
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from ..config.settings import DataSettings
 from ..data.datasets import Splits, data_record, load_splits
 from ..data.forgotten import forgotten_rows, without_mention
+from ..data.hub_names import PREFIX, read_hub_name
 from ..data.images import LabelledImages, changed, contents
 from ..data.selection import Chosen
 from ..data.sources import Role
@@ -21,6 +23,7 @@ from ..invert.embeddings import EmbeddingStore
 from ..sample.synthetic import SyntheticStore
 from .layout import DATA_FILE
 
+SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
 _DECIDE = ("holdout", "seed", "balanced")  # settings that must stay as they were; limits may grow
 
 _CONTENT = ("ids", "hashes", "labels", "groups")  # of a part of data.json, wherever DATA lies
@@ -121,6 +124,24 @@ def read_record(run: Path) -> dict[str, Any] | None:
     """What data.json holds; None where the run has none. Raises DataError where it was damaged."""
     record: dict[str, Any] | None = Ledger(run).read_json(DATA_FILE)
     return record
+
+
+def data_name(name: str, data: str) -> str:
+    """What pages and cards call a data set: its `name`, or the folder above it where that is the name of a split alone.
+
+    A local folder that `data` gives as hf: has the name of the folder, without its path.
+    """
+    path = Path(data)
+    if data.startswith(PREFIX):
+        asked = read_hub_name(data)
+        if not asked.is_local:
+            return name
+        path = Path(asked.name)
+    folder = Path(os.path.abspath(path.expanduser()))
+    if data.startswith(PREFIX):
+        name = folder.name
+    above = folder.parent.name
+    return above if above and name.lower() in SPLIT_NAMES else name
 
 
 def write_record(run: Path, record: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ from .foresight import too_few, visible_gain
 from .gallery import images_of_classes, images_of_vectors
 from .gathered import grown_rows
 from .growth_record import growth_record
+from .images import data_name
 from .layout import DATA_FILE, GENERATOR_FILE, REPORT_FILE, RETRIEVAL_FILE, RUN_FILE, TIME_LIMIT_FILE
 from .materials import materials
 from .membership import read_membership, shown
@@ -51,7 +52,6 @@ from .strips import read_strips
 from .verdict_record import arms_of, verdict_of
 
 MOST_CONFUSION_CLASSES = 200  # above it the matrices would swell run.json
-SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
 PACKAGES = ("diffusion-inversion", "torch", "torchvision", "diffusers", "transformers", "datasets", "timm")
 
 
@@ -277,12 +277,6 @@ def _made_otherwise(run: Path, splits: Splits) -> _Made:
     clip = units[0]["shared"].get("clip")  # which CLIP filtered them is named wherever they are shown
     settings = {**config["settings"], **({"clip": clip, "threshold": config["threshold"]} if clip else {})}
     return _Made(images, {"sample": settings}, drawn_by, called=method_of(run).images, found=found)
-
-
-def data_name(name: str, data: str) -> str:
-    """What a page calls a data set: its `name`, or the folder above it where that is the name of a split alone."""
-    above = Path(data).expanduser().absolute().parent.name
-    return above if above and name.lower() in SPLIT_NAMES else name
 
 
 def replicated(run: Path, splits: Splits, results: ArmResults) -> Replicated:

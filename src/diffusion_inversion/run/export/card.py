@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...config.commands import SourceIds
+from ...config.commands import ImageFormat, SourceIds
 from ...data.licences import Finding, Material, read_licence
+from ...data.naming import METADATA
 from ...engine.text import shown
 from ...measure.copies.said import sentence
 from ...sample.xmp import GENERATED
@@ -20,6 +21,14 @@ from .parquet import PATTERN
 from .vectors import WRITTEN
 
 GRID = "samples.png"
+# What `load_dataset(folder)` reads: by itself it guesses splits from words in paths and takes every file for data.
+_READ: dict[ImageFormat, list[str]] = {
+    "imagefolder": ["*/*.png", METADATA],
+    "parquet": [PATTERN],
+    "webdataset": ["*.tar"],
+    "fiftyone": ["data/*.png"],
+    "coco-classification": ["images/*.png"],
+}
 # Names that the hub has for sizes: the first bound that the number of images stays below.
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -50,19 +59,18 @@ class Origin:
         return self.licence or (f"Drawn from images under {', '.join(sources)}" if sources else "")
 
 
-def card(images: SyntheticImages, record: RunRecord | None, origin: Origin, *, grid: bool, parquet: bool) -> str:
-    """README.md of the data set.
+def card(images: SyntheticImages, record: RunRecord | None, origin: Origin, to: ImageFormat, *, grid: bool) -> str:
+    """README.md of the data set, which makes all images of every format one split, train, of `load_dataset(folder)`.
 
     record: the run's, where it was trained and tested.
-    grid, parquet: whether samples.png and parquet files lie beside it.
+    grid: whether samples.png lies beside it.
     """
     from huggingface_hub import DatasetCardData
 
-    about: dict[str, Any] = _licence_of(origin)
-    if parquet:
-        about["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": PATTERN}]}]
+    files = {"split": "train", "path": _READ[to]}
     header = DatasetCardData(
-        **about,
+        **_licence_of(origin),
+        configs=[{"config_name": "default", "data_files": [files]}],
         task_categories=["image-classification"],
         size_categories=next((name for bound, name in _SIZES if len(images) < bound), "n>1M"),
         tags=[*(["synthetic"] if images.drawn else []), "diffusion-inversion"],

@@ -18,7 +18,8 @@ from .parquet import FOLDER
 FILE = "croissant.json"
 Layout = Literal["parquet", "imagefolder"]
 _CR = "http://mlcommons.org/croissant/"
-# The context that the specification asks for word by word (docs.mlcommons.org/croissant/docs/croissant-spec-1.0.html).
+# The specification's context (docs.mlcommons.org/croissant/docs/croissant-spec-1.0.html); as in mlcroissant's own
+# files, equivalentProperty and samplingRate are there too.
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",

@@ -9,7 +9,7 @@ from ...config.commands import ImageFormat, SourceIds
 from ...data.licences import findings
 from ...engine.ledger import Ledger
 from ...sample.xmp import packet, with_xmp
-from ..images import read_record
+from ..images import data_name, read_record
 from ..layout import RUN_FILE
 from ..materials import materials
 from ..methods import GAN, RETRIEVAL, method_of
@@ -25,7 +25,7 @@ def origin_of(run: Path, licence: str | None, source_ids: SourceIds) -> Origin:
     """What is said of the images of a run, under the licence that is asked for."""
     recorded, made_of = read_record(run), materials(run)
     without = "a GAN" if method_of(run).name == GAN else "images drawn from prompts"
-    name = without if recorded is None else recorded["name"]
+    name = without if recorded is None else data_name(recorded["name"], recorded["source"]["data"])
     return Origin(name, made_of, licence or "", findings(made_of, licence), source_ids)
 
 
@@ -41,7 +41,7 @@ def describe(images: SyntheticImages, folder: Path, to: ImageFormat, origin: Ori
         text = croissant.croissant(images, folder, to, origin, address)
         (folder / croissant.FILE).write_text(text, encoding="utf-8")
     record = Ledger(images.run).read_json(RUN_FILE)
-    text = card(images, record, origin, grid=with_grid, parquet=to == "parquet")
+    text = card(images, record, origin, to, grid=with_grid)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

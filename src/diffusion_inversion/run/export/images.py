@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...config.commands import SourceIds
-from ...sample.columns import COLUMNS
+from ...errors import UsageError
+from ...sample.columns import COLUMNS, EARLIER
 from ...sample.synthetic import SyntheticStore
 from ...sample.xmp import is_generated, packet, with_xmp
 from ..fidelity.copies_record import without_copies
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _AT_ONCE = 64  # images in memory
+_OFTEN_EMPTY = {name for name, value in EARLIER.items() if value == ""}  # columns of what most images have not
 Signer = Callable[[bytes], bytes]  # a PNG => the same one, signed
 
 
@@ -65,7 +67,8 @@ class SyntheticImages:
     ) -> SyntheticImages:
         """Those of a run folder, grown ones too; where copies were drawn again without these (`without_copies`).
 
-        Raises UsageError where stage 2 has not finished, or nobody looked for copies in what was drawn since.
+        Raises UsageError where stage 2 has not finished, nobody looked for copies in what was drawn since, or no image
+        is left.
         """
         import pyarrow as pa
 
@@ -77,8 +80,13 @@ class SyntheticImages:
         if more is not None:
             table = pa.concat_tables([table, more], promote_options="permissive").sort_by("file_name")
         table, again = without_copies(run, store, table, grown)
-        known = [name for name in table.column_names if table[name].null_count < len(table)]
-        named = named_as(table.select(known), run, source_ids)
+        if not len(table):
+            raise UsageError(
+                f"{run}: nothing to export: no synthetic image is left that does not copy a training image. Draw "
+                "farther from the vectors (--noise-strength, --interpolation), or accept copies (--copies report)."
+            )
+        known = table.select([name for name in table.column_names if _holds_anything(table, name)])
+        named = named_as(known, run, source_ids)
         return cls(run, store.folder, store.class_names, named, again, grown, asked, rights, sign)
 
     @property
@@ -141,6 +149,12 @@ class SyntheticImages:
             sources=list(dict.fromkeys(one for one in made_from if one)),
             rights=self.rights if is_generated(row["method"]) else row.get("licence", ""),
         )
+
+
+def _holds_anything(table: pa.Table, name: str) -> bool:
+    if name in _OFTEN_EMPTY:
+        return any(table[name].unique().to_pylist())
+    return bool(table[name].null_count < len(table))
 
 
 def _placed(store: SyntheticStore, own: Sequence[tuple[int, str, str]]) -> Iterator[tuple[int, bytes]]:

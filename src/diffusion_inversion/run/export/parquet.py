@@ -11,7 +11,7 @@ from ...data.tables import class_label_metadata
 from .images import SyntheticImages
 
 FOLDER = "data"
-PATTERN = f"{FOLDER}/train-*.parquet"  # where `load_dataset(folder)` looks for the split train
+PATTERN = f"{FOLDER}/train-*.parquet"
 _ROWS = 100  # of a row group: what a reader holds at once
 _IN_A_FILE = 500_000_000  # bytes of images, as `datasets` parts them
 

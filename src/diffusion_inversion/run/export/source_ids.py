@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict
 
 from ...config.commands import SourceIds
+from ...engine.frozen_settings import settings_file
 from ...engine.ledger import Ledger
 from ...engine.untrusted import check_record
 from ...sample.columns import PARENT_VERSIONS, PARENTS
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # Columns that name images of others: ids, and hashes of pixels or vectors, which whoever has the pixels can confirm.
 NAMING = (*PARENTS, "pool_id", *PARENT_VERSIONS)
+_OWN_NOISE = "noise_strength"  # by `--noise-strength auto` in proportion to the norm of the source's vector
 _DIGITS = 32  # of a hash, hexadecimal
 _OF_PROMPTS = (PROMPTS, LECF)  # methods whose source is a sentence, which names no image
 
@@ -35,7 +37,9 @@ class Salt(TypedDict):
 
 
 def named_as(table: pa.Table, run: Path, how: SourceIds) -> pa.Table:
-    """The table of a run's images, without the ids of images that they were made from unless `how` is plain.
+    """The table of a run's images, without what tells the images that they were made from unless `how` is plain.
+
+    That is ids, and the strength of the noise where each source has one of its own.
 
     Column `path` has the name that an image has in the run, `file_name` the one that it has outside: a name of the run
     has the name of its source. Hashes are HMAC-SHA256 by the run's salt: the same id is the same hash in each export of
@@ -46,7 +50,9 @@ def named_as(table: pa.Table, run: Path, how: SourceIds) -> pa.Table:
         return table
     naming = [name for name in NAMING if name in table.column_names]
     hide, rows = _hidden(_salt(run)), table.select(["path", "variant", "method", *naming]).to_pylist()
-    columns = {name: table[name] for name in table.column_names if name not in NAMING}
+    own_noise = (Ledger(run).read_json(settings_file("sample")) or {}).get("settings", {}).get(_OWN_NOISE) == "auto"
+    telling = (*NAMING, _OWN_NOISE) if own_noise else NAMING
+    columns = {name: table[name] for name in table.column_names if name not in telling}
     columns["file_name"] = [_file_name(row, hide, how) for row in rows]
     if how == "hashed":
         for name in naming:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,19 +111,28 @@ def signer_of(run: Path, settings: CredentialSettings) -> Signer | None:
 
 
 def require_empty(out: Path, run: Path) -> None:
-    """Raise UsageError for a folder that holds anything or lies in the run, or a file of that name."""
+    """Raise UsageError for a folder that holds anything, lies in the run or cannot be renamed over, or a file."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: holds something already, which is left alone; name a new folder, or empty it.")
+    if out.is_symlink() or out.is_mount() or (out.exists() and out.samefile(".")):
+        raise UsageError(
+            f"--out {out}: a link, a mount point or the working folder, which a new folder cannot take the place of; "
+            "name a folder below it."
+        )
     if out.resolve().is_relative_to(run.resolve()):
         raise UsageError(f"--out {out}: lies inside the run {run}; name a folder outside")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all is written and on the disk; an error leaves nothing."""
+    """A folder beside `out` that takes its place when all is written and on the disk; an error leaves nothing.
+
+    What a killed call left there is deleted first.
+    """
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.parent / f"{PARTIAL_PREFIX}{secrets.token_hex(6)}"
+        partial = out.with_name(f"{PARTIAL_PREFIX}new-{out.name}")
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
             yield partial
