@@ -179,6 +179,7 @@ def test_a_command_that_goes_on_says_what_was_there(bench: Bench, tmp_path: Path
     lines = again.stderr.splitlines()
     assert "invert: 12 of 12 vectors were there" in lines and "sample: 24 of 24 images were there" in lines
     assert "train: 6 of 6 classifiers were there" in lines and not [line for line in lines if "0/0" in line]
+    assert again.stdout.splitlines()[-2].endswith(f": dinv export {run} --to imagefolder --out run-images")
     assert any(line.startswith("train: 18/18 steps") and "done after" in line for line in lines)
 
 

@@ -56,6 +56,8 @@ def summarise(folder: Path, record: RunRecord, data: str | None = None, test: st
     lines += [verdict["too_few"]] if "too_few" in verdict else []
     summary["notes"] = len(record["data"]["problems"])
     lines += notes_on(summary["notes"], data, test) if data is not None else []
+    if record["arms"].keys() != {"real"}:
+        lines.append(f"the images for other programs: dinv export {folder} --to imagefolder --out {folder.name}-images")
     return summary | {"text": "\n".join([shown(line) for line in lines] + [f"report: {report}"])}
 
 
