@@ -51,7 +51,7 @@ class SampleSettings(Settings):
     )
     interpolation: float = setting(
         0.1,
-        "alpha, weight of the vector of another image of the class; below 0 leads away; `--tune interpolation=0,0.1,0.25,0.4` chooses one",
+        "alpha, weight of another image of the class; below 0 leads away; `--tune interpolation=0,0.1,0.25` chooses one",
         "text; below 0: ours",
         ge=-1,
         le=1,
@@ -246,7 +246,7 @@ class RetrieveSettings(Settings):
         (10,), "neighbours of each training image, a set for each number", "ours; text: 10, 25 and 50", min_length=1
     )
     extractor: str = setting(
-        "lite0", "features that decide what is near, as of `dinv metrics`, such as clip", "ours; text: CLIP, by clip-retrieval"
+        "lite0", "features that decide what is near; as of `dinv metrics`", "ours; text: CLIP, by clip-retrieval"
     )
     weights: str | None = setting(None, "local file or folder of the extractor's weights")
     image_size: int | None = setting(
