@@ -51,8 +51,48 @@ RUN: RunRecord = {
 }
 
 
+def _share(count: int, n: int) -> dict[str, Any]:
+    return {"count": count, "n": n, "low": 0.0, "high": 1.0}
+
+
+def subgroups() -> dict[str, Any]:
+    """What is recognised of two subgroups by three arms."""
+    rate = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    accuracy = dict.fromkeys(("real", "synthetic", "real+synthetic"), rate)
+    one = {"images": 5, "accuracy": accuracy, "ece": {"real": rate}, "comparisons": []}
+    parts = [{**one, "value": value} for value in ("f", "m")]
+    return {"attribute": "sex", "baseline": "real", "worst": "m", "lowered_by": [], "parts": parts}
+
+
+def copies(classes: int) -> dict[str, Any]:
+    """An audit: each class has an image that was drawn again, of the last one in vain; 21 sources are copied."""
+    names = [f"class {number:02d}" for number in range(classes)]
+    pair = {"file": "a/0.png", "nearest": "a/1.png", "source": None, "view": "pixels", "score": 0.1}
+    again = {
+        "file": "a/0.png", "again": "redrawn/a/0.png", "passed": True, "try": 1, "noise_strength": 0.1,
+        "interpolation": 0.2,
+    }  # fmt: skip
+    return {
+        "copies": _share(classes, 10 * classes), "rate": 0.01, "exceeds_chance": True, "neighbours": 5, "views": {},
+        "null": {"images": 9, "kind": "test"}, "pairs": [pair], "notes": [],
+        "by_source": {
+            "sources": _share(21, 100), "of_their_own_source": 1,
+            "flagged": {f"source {number:02d}": 1 for number in range(21)},
+        },
+        "by_class": {name: _share(1, 10) for name in names},
+        "recall": {"pixels": {"exact": _share(4, 4)}},
+        "redrawn": {
+            "flagged": classes, "passed": classes - 1, "left": 1, "tries": [classes - 1], "examples": [again],
+            "classes": [
+                {"class_name": name, "flagged": 1, "passed": int(name != names[-1]), "left": int(name == names[-1])}
+                for name in names
+            ],
+        },
+    }  # fmt: skip
+
+
 class Page(HTMLParser):
-    """Parse a page; check that tags close in order; keep text, tags and addresses."""
+    """Parse a page; check that tags close in order and no head is empty; keep text, tags and addresses."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -73,9 +113,12 @@ class Page(HTMLParser):
         self.addresses += [value or "" for name, value in attributes if name in {"src", "href", "srcset", "action"}]
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "th":
+            self._head = len(self.text)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        assert tag != "th" or self.text[self._head :].strip(), "a head of a table is empty"
         self.text += " " * (tag in {"td", "th", "text"})
 
     def handle_data(self, data: str) -> None:

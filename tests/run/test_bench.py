@@ -121,11 +121,24 @@ def test_the_steps_learn_vectors_and_nothing_else(toy: Path, loaded: Generator) 
         assert forwards == [(2, 5), (4, 16 if unet is pipeline.unet else 5)]
 
 
-def test_sizes_that_cannot_be_are_named(loaded: Generator) -> None:
-    with pytest.raises(UsageError, match=r"sizes=\[18\]: not multiples of 4"):
-        check(loaded, Plan(sizes=(16, 18)))
+def test_sizes_that_cannot_be_are_named_before_anything_is_made(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sizes, wrong in (((16, 18), 18), ((0, 16), 0), ((-16, 16), -16)):
+        with pytest.raises(UsageError, match=rf"sizes=\[{wrong}\]: not positive multiples of 4"):
+            check(toy, Plan(sizes=sizes))
+    check(toy, Plan(sizes=(16, 20)))
     with pytest.raises(UsageError, match="ascending"):
-        check(loaded, Plan(sizes=(32, 16)))
+        check(toy, Plan(sizes=(32, 16)))
+    monkeypatch.setenv("HOME", str(tmp_path))  # below which a checkpoint of 4.3 GB would be made
+    refused = CliRunner().invoke(app, ["bench", "real-size", "--sizes", "100,128"])
+    assert refused.exit_code == 2 and "sizes=[100]: not positive multiples of 64" in refused.output
+    assert list(tmp_path.iterdir()) == []
+    config = tmp_path / "vae" / "config.json"
+    config.parent.mkdir()
+    config.write_text("{}")
+    with pytest.raises(UsageError, match=r"vae/config\.json: has no list of block_out_channels"):
+        check(tmp_path, Plan())
 
 
 @pytest.mark.slow

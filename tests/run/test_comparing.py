@@ -159,6 +159,22 @@ def test_the_page_shows_what_the_table_says(pair: tuple[Path, Path], tmp_path: P
     assert dinv("compare", *pair, "--out", page, "--overwrite").exit_code == 0
 
 
+def test_a_long_name_of_a_run_leaves_room_for_its_arms(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """In the charts, which are read aloud with whole names; the ends of names are what tells runs apart."""
+    names = [f"cifar10-subset-200-noise-0.1-interp-0.{last}" for last in (2, 4)]
+    runs = [Path(shutil.copytree(one, tmp_path / name)) for one, name in zip(pair, names, strict=True)]
+    page = render_comparison(compare_runs(runs), "dinv compare")
+    arms = json.loads((pair[0] / "run.json").read_text())["arms"]
+    _, *charts = page.split('<svg class="chart"')
+    assert len(charts) == 3
+    for chart in charts:
+        aloud = re.findall('aria-label="([^"]*)"', chart)[0]
+        shown = re.findall('<text class="name"[^>]*>([^<]*)', chart)
+        assert len({*shown}) == len(shown) and max(map(len, shown)) <= 36, shown
+        assert {label.rpartition(": ")[2] for label in shown} <= {*arms} and shown
+        assert sum(aloud.count(f"{name}: ") for name in names) == len(shown)
+
+
 def test_names_are_text_never_markup(pair: tuple[Path, Path], tmp_path: Path) -> None:
     evil = Path(shutil.copytree(pair[1], tmp_path / "<b>x&amp;"))
     page = Page(render_comparison(compare_runs([pair[0], evil]), "dinv <i>"))

@@ -41,6 +41,7 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
         "forgotten.json",
         "grow.config.json",
         "growth.json",  # test_grow.py
+        "log.json",  # test_logs.py
         "membership.json",  # test_membership.py
         "retrieval.json",
         "strips.png",  # test_strips.py

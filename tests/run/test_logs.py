@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -143,6 +144,66 @@ def test_a_program_that_is_not_installed_is_named_before_any_work(
     assert joined.exit_code == 2 and "--log-to --join" in joined.stderr
     with pytest.raises(UsageError, match="tensorbord"):
         trackers.require_trackers(("tensorbord",))
+
+
+def logged_by(folder: Path, value: float) -> None:
+    """A run with a number of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with logging_of(folder, LogSettings(log_to=("tensorboard",), log_dir=folder.parents[1] / "logs"), {}) as log:
+        log.scalar("test/accuracy real", value, 0)
+
+
+def test_another_run_of_the_same_name_has_a_log_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run is not its name: it was deleted and begun anew, or two share a folder of logs; each goes on in its own."""
+    logs = tmp_path / "logs"
+
+    def values(name: str) -> list[float]:
+        return [value for _, value in scalars(events(logs / name))["test/accuracy real"]]
+
+    logged_by(tmp_path / "a" / "photos", 0.25)
+    logged_by(tmp_path / "b" / "photos", 0.5)
+    shutil.rmtree(tmp_path / "a" / "photos")
+    assert capsys.readouterr().err.count("photos is the log of another run; this one is photos-2\n") == 1
+    logged_by(tmp_path / "a" / "photos", 0.75)
+    logged_by(tmp_path / "b" / "photos", 0.5)
+    logged_by(tmp_path / "a" / "photos", 0.75)
+    assert [values(name) for name in ("photos", "photos-2", "photos-3")] == [[0.25], [0.5], [0.75]]
+    assert not verify(tmp_path / "a" / "photos").foreign
+
+
+def test_a_log_of_an_earlier_version_goes_on_with_the_run_that_has_work_of_it(tmp_path: Path) -> None:
+    """It has no id: a folder that was begun anew under its name has nothing yet, and is another run."""
+    made = tmp_path / "a" / "photos"
+    logged_by(made, 0.25)
+    (tmp_path / "logs" / "photos.run").unlink()
+    shutil.rmtree(made)
+    logged_by(made, 0.5)
+    shutil.rmtree(made)
+    (made / "embeddings").mkdir(parents=True)
+    (made / "embeddings" / "manifest.jsonl").touch()
+    logged_by(made, 0.75)
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
+        "photos", "photos-2", "photos-2.run", "photos.run"
+    ]  # fmt: skip
+    logged = scalars(events(tmp_path / "logs" / "photos"))["test/accuracy real"]
+    assert logged == [(0, 0.25)], "gone on with: that step is there"
+
+
+def test_a_tracker_that_cannot_be_opened_is_left_out(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "run").touch()  # where TensorBoard would have its folder
+    for folder, named in ((tmp_path / "file" / "logs", tmp_path / "file" / "logs"), (tmp_path / "logs", "tensorboard")):
+        with logging_of(tmp_path / "run", LogSettings(log_to=("tensorboard",), log_dir=folder), {}) as log:
+            log.scalar("a", 1.0, 0)
+        assert f"warning: {named}: nothing is logged there: " in capsys.readouterr().err
+    refused = dinv(
+        "run", bench.data, "--out", tmp_path / "new", "--log-to", "tensorboard", "--log-dir", tmp_path / "file"
+    )
+    assert refused.exit_code == 2 and "--log-dir" in refused.stderr and "is a file" in refused.stderr
+    assert not (tmp_path / "new").exists()
 
 
 class Kept:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from jinja2 import UndefinedError
 from PIL import Image
-from report_pages import RUN, Page, page, words
+from report_pages import RUN, Page, copies, page, subgroups, words
 
 import diffusion_inversion.run.report
 from diffusion_inversion.config.settings import InvertSettings
@@ -25,6 +25,7 @@ from diffusion_inversion.config.training import TrainSettings
 from diffusion_inversion.run.report import ReportImages, render_report
 from diffusion_inversion.run.report.cards import cards
 from diffusion_inversion.run.report.changed_settings import changed
+from diffusion_inversion.run.report.copies import copies_section
 from diffusion_inversion.run.report.formats import accuracy, duration, points
 from diffusion_inversion.run.report.pictures import LARGEST_PNG, Nearest, picture_uri
 from diffusion_inversion.run.report.problem_groups import MOST_PROBLEMS, grouped
@@ -228,14 +229,43 @@ def test_settings_that_differ_from_the_defaults_come_apart() -> None:
     }, "the numbers that a recipe stands for are no changes of their own"
 
 
-def test_headings_are_in_order_and_what_is_read_aloud_is_there(clean: Page) -> None:
-    levels = [int(tag[1]) for tag in clean.tags if re.fullmatch("h[1-6]", tag)]
-    assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in pairwise(levels))
-    for tag, needed in (("img", "alt="), ("th", "scope="), ('svg class="chart"', "aria-label=")):
-        found = re.findall(f"<{tag}[ >][^>]*", clean.source)
-        assert found and all(needed in one for one in found), tag
-    assert not re.search(r'alt=""', clean.source)
+def test_headings_are_in_order_and_what_is_read_aloud_is_there(
+    clean: Page, images: ReportImages, tmp_path: Path
+) -> None:
+    more: Any = {**RUN, "subgroups": subgroups(), "copies": copies(3)}
+    for shown in (clean, page(more, images, tmp_path)):
+        levels = [int(tag[1]) for tag in shown.tags if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+        for tag, needed in (("img", "alt="), ("th", "scope="), ('svg class="chart"', "aria-label=")):
+            found = re.findall(f"<{tag}[ >][^>]*", shown.source)
+            assert found and all(needed in one for one in found), tag
+        assert not re.search(r'alt=""', shown.source)
+        rows = [row for row in re.findall("<tr>(.*?)</tr>", shown.source, re.DOTALL) if "<td" in row]
+        assert rows and all('<th scope="row"' in row for row in rows)
+
+
+def test_a_subgroup_is_named_once_for_all_its_arms(images: ReportImages, tmp_path: Path) -> None:
+    shown = page({**RUN, "subgroups": subgroups()}, images, tmp_path)
+    assert re.findall(r'<th scope="row" rowspan="3">([^<]*)</th>\s*<td rowspan="3">(\d)', shown.source) == [
+        ("f", "5"),
+        ("m, the worst", "5"),
+    ]
+
+
+def test_of_a_long_table_of_copies_the_classes_that_lost_images_are_seen() -> None:
+    section = copies_section({"copies": copies(30)}, b"png")
+    tables = dict(re.findall("<details><summary>([^<]*)</summary>(.*?)</details>", section, re.DOTALL))
+    first, more = {}, {}
+    for title, table in tables.items():
+        first[title] = re.findall('<th scope="row">([^<]*)', table)
+        more[title] = re.findall(r"(\d+) more are in the run's <code>run.json", table)
+    assert first["Drawn again, by class"][:2] == ["class 29", "class 00"]
+    assert {title: len(names) for title, names in first.items() if more[title]} == {
+        "Drawn again, by class": 20, "By source: those with most": 20, "By class": 20
+    }  # fmt: skip
+    assert [*more["Drawn again, by class"], *more["By source: those with most"], *more["By class"]] == ["10", "1", "10"]
+    assert "more are" not in copies_section({"copies": copies(3) | {"by_source": None}}, None)
 
 
 def test_the_policy_lets_the_page_s_own_script_run_and_no_other(clean: Page) -> None:

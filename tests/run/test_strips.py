@@ -9,6 +9,7 @@ import torch
 from harness import SAMPLE, Bench
 
 from diffusion_inversion.config.commands import StripsSettings
+from diffusion_inversion.engine.ledger import Ledger
 from diffusion_inversion.errors import UsageError
 from diffusion_inversion.invert.embeddings import read_embeddings
 from diffusion_inversion.run.drawn_with import sampling_of
@@ -58,3 +59,31 @@ def test_the_picture_is_kept_and_goes_with_what_is_forgotten(run: Path, bench: B
         draw_strips(run, embeddings, bench.generator(), images.subset([5]), ASKED)
     forget(run, [embeddings.ids[0]])
     assert not (run / STRIPS_PICTURE).exists()
+
+
+def test_a_picture_of_other_settings_is_drawn_again_and_not_shown(
+    run: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Strips may come before stage 2: what it is asked for then is what they are to show."""
+    embeddings, images, ledger = read_embeddings(run), open_splits(run).train, Ledger(run)
+    sampled = ledger.read_json("sample.config.json")
+
+    def drawn() -> bytes:
+        return draw_strips(run, embeddings, bench.generator(), images, ASKED)
+
+    ledger.drop("sample.config.json")
+    before = drawn()
+    assert read_strips(run, embeddings) == before, "the defaults"
+    sampled["settings"] |= {"guidance_scales": [4.0], "batch_size": 2, "image_size": 8, "noise_strength": 0.3}
+    ledger.commit_json("sample.config.json", sampled, copied=True)
+    capsys.readouterr()
+    assert read_strips(run, embeddings) is None
+    assert f"`dinv strips {run}` draws it again" in capsys.readouterr().err
+    after = drawn()
+    assert after != before and read_strips(run, embeddings) == after == drawn()
+    note = ledger.note(STRIPS_PICTURE)
+    assert note is not None and note["settings"]["guidance_scales"] == [4.0]
+    del note["settings"]  # as earlier versions had it
+    ledger.drop(STRIPS_PICTURE)
+    ledger.commit(STRIPS_PICTURE, before, note)
+    assert read_strips(run, embeddings) is None and drawn() == after

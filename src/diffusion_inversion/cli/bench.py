@@ -32,14 +32,15 @@ def real_size(
     below ~/.cache/diffusion-inversion. Ratios are of CPU seconds, on a GPU of seconds on the clock. On a busy
     machine set OMP_NUM_THREADS=1: threads that wait for one another count as CPU seconds.
     """
-    from ..run.bench.real_size import Plan, table
+    from ..run.bench.real_size import Plan, check, table
     from ..run.bench.real_size import real_size as measure
-    from ..run.bench.sd14 import build_sd14, default_folder
+    from ..run.bench.sd14 import ARCHITECTURE, build_sd14, default_folder
 
     if checkpoint is not None and not checkpoint.is_dir():
         raise UsageError(f"--checkpoint {checkpoint}: no such folder. `dinv bench build-sd14 {checkpoint}` makes one.")
     chosen = where.settings()
     plan = Plan(_sides(sizes), batch_size, repeats, chosen.dtype, chosen.device)
+    check(checkpoint or ARCHITECTURE, plan)
     folder = checkpoint or build_sd14(default_folder())
     result = measure(folder, plan)
     return {**result, "checkpoint": str(folder), "text": table(result)}

@@ -275,6 +275,8 @@ def _logs(logging: Given[LogSettings], join: bool, store: str | None, working: G
 
     logs = logging.settings()
     require_trackers(logs.log_to)
+    if logs.log_to and logs.log_dir is not None and logs.log_dir.exists() and not logs.log_dir.is_dir():
+        raise UsageError(f"--log-dir {logs.log_dir}: is a file. Name a folder, which need not be there yet.")
     if logs.log_to and (join or store is not None or working.values):
         raise UsageError(
             "--log-to --join, --store or --workers: several processes would write one log. Leave one of them out."

@@ -51,7 +51,7 @@ class SampleSettings(Settings):
     )
     interpolation: float = setting(
         0.1,
-        "alpha, weight of another image of the class; below 0 leads away; `--tune interpolation=0,0.1,0.25` chooses one",
+        "alpha, weight of another image of the class; below 0: away from it; `--tune interpolation=0,0.1,0.4` chooses",
         "text; below 0: ours",
         ge=-1,
         le=1,

@@ -36,6 +36,12 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def cut_inside(text: str, most: int) -> str:
+    """As `cut`, with the ellipsis in the middle: names that differ at their end still do."""
+    end = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+
+
 def visible(text: str) -> str:
     """For a page: line breaks, tabs and joiners of letters stay. Longer than 2,000 characters ends in an ellipsis."""
     return escaped(cut(text, LONGEST), keep=f"\n\t{_JOINERS}")

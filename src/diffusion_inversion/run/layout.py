@@ -35,6 +35,7 @@ TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of i
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
 AUDIT_FILE, AUDIT_PICTURE = "audit.json", "audit.png"  # copies of training images, and the pairs that are nearest
 SALT_FILE = "export-salt.json"  # hashes ids of sources in what leaves the run; part of no export
+LOG_FILE = "log.json"  # the id that the run's logs have too (run/logs.py)
 MEMBERSHIP_FILE = "membership.json"  # how well the images that a run was made from are told from others
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 METADATA_FILE = f"{SYNTHETIC}/{METADATA}"
@@ -104,6 +105,7 @@ LEDGER = (
     File(FORGOTTEN_FILE, "forget", "settings"),
     File(TIME_LIMIT_FILE, "images", "settings"),
     File(SALT_FILE, "images", "settings"),
+    File(LOG_FILE, "images", "settings"),
     File(COARSENESS_FILE, "invert", "derived"),
     File(GENERATOR_FILE, "invert", "settings"),
     File(settings_file("invert"), "invert", "settings"),

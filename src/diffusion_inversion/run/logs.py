@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import TypedDict
+
 from ..config.planning import LogSettings
+from ..engine.ledger import Ledger
+from ..engine.untrusted import check_record
 from ..invert.embeddings import Embeddings
 from ..train.arms import ArmRun
-from .layout import Stage, stages_from
-from .trackers import SETTINGS, Tracker, open_tracker
+from .layout import LOG_FILE, STORES, Stage, stages_from
+from .trackers import SETTINGS, Tracker, name_of_log, open_tracker
 
 POINTS = 200  # of a training curve
 _TAGS: dict[Stage, tuple[str, ...]] = {"invert": ("invert/",), "sample": ("images",), "train": ("train/", "test/")}
@@ -61,7 +66,7 @@ class Log:
         try:
             made = png()
         except Exception as error:
-            print(f"warning: {whole}: not logged: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
+            _warn(f"{whole}: not logged", error)
             return
         self._new(tag, step, lambda tracker, tag: tracker.picture(tag, made, step))
 
@@ -107,8 +112,7 @@ class Log:
             do(self._trackers[name])
         except Exception as error:  # a log is no reason to lose a run
             del self._trackers[name]
-            cause = str(error).partition("\n")[0] or type(error).__name__
-            print(f"warning: {name}: no more is logged there: {cause}", file=sys.stderr, flush=True)
+            _warn(f"{name}: no more is logged there", error)
 
 
 def tags_from(stage: Stage | None) -> tuple[str, ...]:
@@ -117,8 +121,43 @@ def tags_from(stage: Stage | None) -> tuple[str, ...]:
     return tuple(tag for one in later for tag in (*_TAGS.get(one, ()), f"{SETTINGS}{one}"))
 
 
+def _warn(what: str, error: Exception) -> None:
+    cause = str(error).partition("\n")[0] or type(error).__name__
+    print(f"warning: {what}: {cause}", file=sys.stderr, flush=True)
+
+
 def _log_settings(values: Mapping[str, Any], tracker: Tracker, tag: str) -> None:
     tracker.settings(tag, values)
+
+
+class LogId(TypedDict):
+    """Content of the file that says which logs are of this run: they have the same id."""
+
+    id: str
+
+
+def _opened(run: Path, settings: LogSettings) -> dict[str, Tracker]:
+    """The trackers of a run; one that cannot be opened is left out with a warning."""
+    run, trackers = run.resolve(), dict[str, Tracker]()
+    folder = settings.log_dir or run.parent / "logs"
+    kept = Ledger(run).read_json(LOG_FILE)
+    # A run of an earlier version has work and no id, as its log has none.
+    begun = kept is not None or any((run / store.manifest).exists() for store in STORES)
+    own = secrets.token_hex(16) if kept is None else check_record(kept, LogId, run / LOG_FILE)["id"]
+    Ledger(run).commit_json(LOG_FILE, {"id": own}, copied=True)
+    try:
+        name = name_of_log(folder, run.name, own, begun=begun)
+    except OSError as error:
+        _warn(f"{folder}: nothing is logged there", error)
+        return trackers
+    if name != run.name:
+        print(f"note: {folder}: {run.name} is the log of another run; this one is {name}", file=sys.stderr, flush=True)
+    for program in settings.log_to:
+        try:
+            trackers[program] = open_tracker(program, folder, name)
+        except Exception as error:  # as in Log
+            _warn(f"{program}: nothing is logged there", error)
+    return trackers
 
 
 SILENT = Log({})
@@ -135,13 +174,10 @@ def logging_of(
 
     anew: a stage that begins anew, so that it and those after it are logged again.
     """
-    names: Sequence[str] = () if settings is None else settings.log_to
-    if settings is None or not names:
+    if settings is None or not settings.log_to:
         yield SILENT
         return
-    whole = run.resolve()
-    folder = settings.log_dir or whole.parent / "logs"
-    log = Log({name: open_tracker(name, folder, whole.name) for name in names}, anew=tags_from(anew))
+    log = Log(_opened(run, settings), anew=tags_from(anew))
     log.settings(described)
     try:
         yield log

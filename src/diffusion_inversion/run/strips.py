@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,11 @@ from .reconstructions import spread_over_classes
 from .report.figures import png, short, without_tex
 
 _CELL = 0.72  # inches
+# Settings that make no other strip: its own strengths, how many images there are, how they are kept and drawn.
+_INDIFFERENT = {
+    *("interpolation", "noise_strength", "mixture_size", "variants", "balance"),
+    *("image_size", "storage", "strict", "batch_size", "safety_checker"),
+}
 
 
 def draw_strips(
@@ -41,15 +47,17 @@ def draw_strips(
     at alpha = 0. What is there already is not drawn again. Raises what `sample` raises, and UsageError where DATA has
     not the images any more that have vectors.
     """
-    settings = (recorded_sampling(run) or SampleSettings()).model_copy(update={"shared_noise": 0.0})
-    if settings.interpolation_kind == "dirichlet":  # it has no strength that leads from one vector to another
-        settings = settings.model_copy(update={"interpolation_kind": "lerp"})
+    settings = _sampling(run)
     check(embeddings, generator, settings)
     rows = spread_over_classes(embeddings.labels.tolist(), asked.images)
     if lacking := [embeddings.ids[row] for row in rows if embeddings.ids[row] not in images.row_of]:
         raise UsageError(f"{run}: DATA does not hold {lacking[0]} any more; `dinv forget` takes it out of the run.")
     versions = [embeddings.versions[row] for row in rows]
-    note = {"asked": asked.model_dump(mode="json", exclude={"device"}), "versions": versions}
+    note = {
+        "asked": asked.model_dump(mode="json", exclude={"device"}),
+        "versions": versions,
+        "settings": _described(settings),
+    }
     with briefly(run, "strips"):
         ledger = Ledger(run)
         if ledger.note(STRIPS_PICTURE) == note and (kept := ledger.read(STRIPS_PICTURE)) is not None:
@@ -70,10 +78,33 @@ def draw_strips(
 
 
 def read_strips(run: Path, embeddings: Embeddings) -> bytes | None:
-    """The picture that `draw_strips` kept; None where there is none of the vectors that are there now."""
+    """The picture that `draw_strips` kept; None where there is none of the vectors that are there now.
+
+    And, with a note on stderr, where it was drawn with other settings than the images. A note of an earlier version
+    names none: it is taken for one of the defaults.
+    """
     ledger = Ledger(run)
     note = ledger.note(STRIPS_PICTURE)
-    return ledger.read(STRIPS_PICTURE) if note is not None and {*note["versions"]} <= {*embeddings.versions} else None
+    if note is None or not {*note["versions"]} <= {*embeddings.versions}:
+        return None
+    if note.get("settings", {}) != _described(_sampling(run)):
+        cause = "drawn with other settings than the images are now, or by an earlier version"
+        print(f"note: {run / STRIPS_PICTURE}: {cause}; `dinv strips {run}` draws it again", file=sys.stderr, flush=True)
+        return None
+    return ledger.read(STRIPS_PICTURE)
+
+
+def _sampling(run: Path) -> SampleSettings:
+    """The settings of stage 2, the defaults before it, as far as strips can have them."""
+    settings = (recorded_sampling(run) or SampleSettings()).model_copy(update={"shared_noise": 0.0})
+    if settings.interpolation_kind == "dirichlet":  # it has no strength that leads from one vector to another
+        settings = settings.model_copy(update={"interpolation_kind": "lerp"})
+    return settings
+
+
+def _described(settings: SampleSettings) -> dict[str, Any]:
+    """What a strip depends on and is not the default, as JSON data."""
+    return settings.model_dump(mode="json", exclude_defaults=True, exclude=_INDIFFERENT)
 
 
 def _planned(

@@ -11,9 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
+from glob import escape
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,7 @@ from ..config.planning import TRACKERS
 from ..errors import UsageError, how_to_install
 
 PROJECT = "diffusion-inversion"
+_LOGS = ("/events.*", ".trackio.json", ".wandb.json")  # what follows the name of a run where it was logged
 SETTINGS = "settings/"  # what the tag of a stage's settings begins with
 
 
@@ -138,6 +141,24 @@ def require_trackers(names: tuple[str, ...]) -> None:
     if missing := [name for name in names if find_spec(name) is None]:
         extras = ",".join(missing)
         raise UsageError(f"--log-to {extras}: not installed; {how_to_install(extras)}")
+
+
+def name_of_log(folder: Path, run: str, own: str, *, begun: bool) -> str:
+    """The name below a folder of the log whose id is `own`: that of the run, or `<run>-2` where another run has it.
+
+    A log without an id, of an earlier version, is taken for that of a run that was `begun`. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        name = run if number == 1 else f"{run}-{number}"
+        kept = folder / f"{name}.run"
+        if not begun and not kept.exists() and any(any(folder.glob(escape(name) + end)) for end in _LOGS):
+            continue
+        with suppress(FileExistsError), kept.open("x") as file:  # also where two runs begin at once
+            file.write(own)
+        if kept.read_bytes() == own.encode():
+            return name
+    raise AssertionError  # there is always another number
 
 
 def open_tracker(name: str, folder: Path, run: str) -> Tracker:

@@ -12,6 +12,7 @@ import torch
 
 from ...engine.graphs import WARM_CALLS
 from ...errors import UsageError
+from ...generator.checkpoints import read_config
 from ...generator.device import describe
 from ...generator.generator import Generator
 from .memory import peak_rss_gb
@@ -48,11 +49,11 @@ def real_size(checkpoint: Path, plan: Plan) -> dict[str, Any]:
     seconds, on a GPU of seconds on the clock.
 
     The first of `sizes` is the one at which the two paths are compared, the last is text-prompted Stable Diffusion's
-    own. Raises UsageError for sizes that the VAE cannot divide.
+    own. Raises what `check` raises.
     """
+    check(checkpoint, plan)
     torch.manual_seed(0)
     generator = Generator.load(checkpoint, device=plan.device, dtype=plan.dtype)
-    check(generator, plan)
     on_gpu = generator.device.type == "cuda"
     name = "peak_gpu_gb" if on_gpu else "peak_rss_gb"
     peak = peak_gpu_gb(generator, plan) if on_gpu else peak_rss_gb(checkpoint, plan.sizes[0], plan.batch, plan.dtype)
@@ -83,14 +84,23 @@ def peak_gpu_gb(generator: Generator, plan: Plan) -> float:
     return torch.cuda.max_memory_allocated(generator.device) / 1e9
 
 
-def check(generator: Generator, plan: Plan) -> None:
-    """Raise UsageError for sizes that are too few, not ascending, or not divisible by the VAE."""
+def check(checkpoint: Path, plan: Plan) -> None:
+    """Raise UsageError for sizes that are too few, not ascending, or that VAE and UNet cannot divide, by their configs.
+
+    checkpoint: a diffusers folder, whose weights need not be there.
+    """
     if len(plan.sizes) < 2 or list(plan.sizes) != sorted(set(plan.sizes)):
         raise UsageError(f"sizes={plan.sizes}: give at least two, ascending, such as 128,256,512.")
-    cells = generator.vae_factor * 2 ** (len(generator.unet.config.block_out_channels) - 1)
-    wrong = [size for size in plan.sizes if size % cells]
+    cells = 1
+    for part in ("vae", "unet"):
+        path = checkpoint / part / "config.json"
+        blocks = read_config(path).get("block_out_channels")
+        if not isinstance(blocks, list) or not blocks:
+            raise UsageError(f"{path}: has no list of block_out_channels. Use the config of the original checkpoint.")
+        cells *= 2 ** (len(blocks) - 1)
+    wrong = [size for size in plan.sizes if size <= 0 or size % cells]
     if wrong:
-        raise UsageError(f"sizes={wrong}: not multiples of {cells}, which VAE and UNet need.")
+        raise UsageError(f"sizes={wrong}: not positive multiples of {cells}, which VAE and UNet need.")
 
 
 def make_tasks(generator: Generator, pipeline: Any, plan: Plan) -> dict[str, Timed]:

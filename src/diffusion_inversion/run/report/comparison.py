@@ -9,7 +9,7 @@ from ...engine.text import visible_values
 from ...measure.copies.said import share_of
 from .formats import accuracy, duration, points, setting
 from .html import page
-from .plots import accuracy_chart, accuracy_row, differences, scored
+from .plots import accuracy_chart, accuracy_row, difference_chart, difference_row, scored
 from .svg import COLOURS
 from .templates import fill
 
@@ -47,9 +47,7 @@ def render_comparison(record: Mapping[str, Any], command: str) -> str:
     """The page of a comparison: one self-contained HTML file without a script; all in `record` is text."""
     shown = visible_values(record)
     runs, colours = shown["runs"], {run["name"]: place % COLOURS for place, run in enumerate(shown["runs"])}
-    rows = [
-        accuracy_row(run, arm, f"{run['name']}: {arm}", colours[run["name"]]) for run in runs for arm in run["arms"]
-    ]
+    rows = [accuracy_row(run, arm, colours[run["name"]], run["name"]) for run in runs for arm in run["arms"]]
     to_real = [(run["name"], one) for run in runs for one in run["verdict"]["comparisons"]]
     to_first = [(one["run"], compared) for one in shown["against"] for compared in one["comparisons"]]
     content = fill(
@@ -68,8 +66,7 @@ def render_comparison(record: Mapping[str, Any], command: str) -> str:
 
 def _forest(colours: Mapping[str, int], found: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
     """The differences of all runs in one chart, each run in its colour; None without any."""
-    named = [(name, {**one, "arm": f"{name}: {one['arm']}"}) for name, one in found]
-    return differences({one["arm"]: colours[name] for name, one in named}, [one for _, one in named])
+    return difference_chart([difference_row(one, colours[name], name) for name, one in found])
 
 
 def _measure(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -27,7 +27,8 @@ def copies_section(run: Mapping[str, Any], picture: bytes | None, redrawn: bytes
     found = run.get("copies")
     if found is None:
         return ""
-    said = sentence(found)
+    said, again = sentence(found), found.get("redrawn")
+    lost = [] if again is None else sorted(again["classes"], key=lambda one: (-one["left"], -one["flagged"]))
     return fill(
         "parts/copies.html",
         run=run,
@@ -35,7 +36,8 @@ def copies_section(run: Mapping[str, Any], picture: bytes | None, redrawn: bytes
         said=said[0].upper() + said[1:],
         plots=[_plot(name, view) for name, view in found["views"].items()],
         pairs=picture,
-        again=found.get("redrawn"),
+        again=again,
+        again_classes=lost,
         redrawn=redrawn,
         classes=sorted(found["by_class"].items(), key=lambda one: -one[1]["count"] / one[1]["n"]),
         most=_MOST,

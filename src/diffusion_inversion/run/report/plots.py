@@ -7,11 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ...engine.text import cut
 from .formats import accuracy
 from .svg import COLOURS, Row, axis, chart, curve
-
-_LONGEST = 34  # characters of a name beside its numbers
 
 
 def arm_colours(run: Mapping[str, Any]) -> dict[str, int]:
@@ -21,23 +18,29 @@ def arm_colours(run: Mapping[str, Any]) -> dict[str, int]:
 
 def differences(colours: Mapping[str, int], comparisons: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Each arm's difference to its baseline in points with its interval, and a line at zero; None without any."""
-    if not comparisons:
+    return difference_chart([difference_row(one, colours.get(one["arm"], 0)) for one in comparisons])
+
+
+def difference_row(compared: Mapping[str, Any], colour: int, run: str = "") -> Row:
+    """The difference of an arm as a row of `difference_chart`, with its run's name where there are several."""
+    ends = _in_percent(compared["low"], compared["high"])
+    numbers = f"{100 * compared['difference']:+.1f}"
+    if ends is not None:
+        numbers = f"{numbers} ({ends[0]:+.1f} to {ends[1]:+.1f})"
+    return Row(
+        name=compared["arm"],
+        numbers=numbers,
+        colour=colour,
+        mean=100 * compared["difference"],
+        interval=ends,
+        run=run,
+    )
+
+
+def difference_chart(rows: Sequence[Row]) -> Markup | None:
+    """The rows on one axis with a line at zero; None without any."""
+    if not rows:
         return None
-    rows = []
-    for compared in comparisons:
-        ends = _in_percent(compared["low"], compared["high"])
-        numbers = f"{100 * compared['difference']:+.1f}"
-        if ends is not None:
-            numbers = f"{numbers} ({ends[0]:+.1f} to {ends[1]:+.1f})"
-        rows.append(
-            Row(
-                name=cut(compared["arm"], _LONGEST),
-                numbers=numbers,
-                colour=colours.get(compared["arm"], 0),
-                mean=100 * compared["difference"],
-                interval=ends,
-            )
-        )
     along = axis([0.0, *(row.mean for row in rows), *(end for row in rows for end in row.interval or ())])
     return chart(rows, along, f"Difference in points: {_spoken(rows)}", level=0.0)
 
@@ -57,21 +60,22 @@ def accuracies(run: Mapping[str, Any]) -> Markup:
     In the verdict's measure: accuracy, or balanced accuracy.
     """
     colours = arm_colours(run)
-    rows = [accuracy_row(run, arm, arm, colours[arm]) for arm in run["arms"]]
+    rows = [accuracy_row(run, arm, colours[arm]) for arm in run["arms"]]
     return accuracy_chart(rows, run["verdict"].get("measure", "accuracy"))
 
 
-def accuracy_row(run: Mapping[str, Any], arm: str, name: str, colour: int) -> Row:
-    """An arm of a run as a row of `accuracy_chart`."""
+def accuracy_row(run: Mapping[str, Any], arm: str, colour: int, name: str = "") -> Row:
+    """An arm of a run as a row of `accuracy_chart`, with the run's name where there are several."""
     found = scored(run, arm)
     mean, std = 100 * found["mean"], found["std"]
     return Row(
-        name=cut(name, _LONGEST),
+        name=arm,
         numbers=accuracy(found["mean"], std, run["arms"][arm]["n"]),
         colour=colour,
         mean=mean,
         dots=tuple(100 * value for value in found["values"]),
         interval=None if std is None else (max(mean - 100 * std, 0.0), min(mean + 100 * std, 100.0)),
+        run=name,
     )
 
 
@@ -98,4 +102,4 @@ def _in_percent(low: float | None, high: float | None) -> tuple[float, float] | 
 
 
 def _spoken(rows: Sequence[Row]) -> str:
-    return "; ".join(f"{row.name} {row.numbers}" for row in rows)
+    return "; ".join(row.spoken for row in rows)

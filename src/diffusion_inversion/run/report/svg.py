@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from ...engine.text import cut, cut_inside
+
 COLOURS = 6  # classes c0 to c5
 _MOST_STEPS = 5  # between two ends of an axis
 _SAME = 1e-9  # of the larger value, or of 1: two values that are nearer than that are one
 # Heights in px: a row's name, its dots, its mean with the interval, the space under a row, the axis with its numbers.
 _NAME, _DOTS, _MEAN, _SPACE, _AXIS = 20, 14, 14, 10, 26
 _CURVE = 200
+_LONGEST, _LEAST = 34, 10  # characters of a name beside its numbers, and those of it that a run's name has at least
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,26 @@ def axis(values: Iterable[float], within: tuple[float, float] = (-math.inf, math
 class Row:
     """What a chart shows of one thing, in the axis' unit."""
 
-    name: str
+    name: str  # whole; what is drawn is `label`
     numbers: str  # the same as text, at the right end
     colour: int  # which of the colours
     mean: float
     dots: tuple[float, ...] = ()  # single measurements, above the mean
     interval: tuple[float, float] | None = None  # around the mean
+    run: str = ""  # whose it is, where a chart has several runs
+
+    @property
+    def spoken(self) -> str:
+        """What a reader without the picture hears, whole."""
+        return f"{self.run}: {self.name} {self.numbers}" if self.run else f"{self.name} {self.numbers}"
+
+    @property
+    def label(self) -> str:
+        """The name beside its numbers. Of one that is too long it is the run's that is shortened, in its middle."""
+        if not self.run:
+            return cut(self.name, _LONGEST)
+        name = cut(self.name, _LONGEST - _LEAST)
+        return f"{cut_inside(self.run, _LONGEST - len(name))}: {name}"
 
 
 def chart(rows: Sequence[Row], along: Axis, title: str, level: float | None = None, unit: str = "") -> Markup:
@@ -77,7 +94,7 @@ def chart(rows: Sequence[Row], along: Axis, title: str, level: float | None = No
     top = 0
     for row in rows:
         shade = f"c{row.colour % COLOURS}"
-        parts.append(_text(0, top + 14, row.name, "start", "name") + _text(100, top + 14, row.numbers, "end"))
+        parts.append(_text(0, top + 14, row.label, "start", "name") + _text(100, top + 14, row.numbers, "end"))
         top += _NAME
         if row.dots:
             middle = top + _DOTS / 2
