@@ -342,6 +342,24 @@ def test_what_choosing_on_test_images_adds_is_that_of_its_file() -> None:
     assert table(results / "few-shot-optimism.csv") in (results / "figure7a.md").read_text()
 
 
+def test_every_drawing_of_lecf_names_its_guidance_scale() -> None:
+    """Experiments draw with `mini`; the default of `dinv lecf` is Stable Diffusion's."""
+    found = 0
+    for script in (ROOT / "experiments").glob("*.sh"):
+        for line in script.read_text().replace("\\\n", " ").splitlines():
+            if re.match(r"\s*dinv lecf ", line):
+                found += 1
+                assert " --guidance-scales 2 " in line, script.name
+    for file in (ROOT / "experiments").glob("*.toml"):
+        content = read_toml(file)
+        shared = {*content.get("grid", {}), *(f"lecf.{name}" for name in content.get("lecf", {}))}
+        for case in content.get("cases", [{"set": {}}]):
+            if "lecf.clip" in (named := shared | {*case["set"]}):
+                found += 1
+                assert "lecf.guidance_scales" in named, f"{file.name}: {case}"
+    assert found > 8
+
+
 def test_what_is_reproduced_in_small_is_of_cifar10() -> None:
     # It is run with a training and a test file of CIFAR-10, 20 images at least.
     elsewhere = runpy.run_path(str(ROOT / "benchmarks" / "reproduce.py"))["ELSEWHERE"]

@@ -246,6 +246,21 @@ def test_what_inversion_cannot_use_gets_one_line(data: Path, tmp_path: Path) -> 
     refused(PartialError, "not finite from any start", lambda: invert_gan(weights, splits.train, extractor, out, SHORT))
 
 
+def test_a_restart_that_is_refused_deletes_nothing(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    invert_data(random_gan(), DataSettings(data=str(data)), out, SHORT)
+    before = content(out)
+    for gan, message in (
+        (random_gan(("dog", "wolf")), "class 'cat' .1 in all. is none of those"),
+        (replace(random_gan(), generator=GanGenerator(2, 64, 2, 4)), "images of 32 px, smaller than the 64 px"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            invert_data(gan, DataSettings(data=str(data)), out, SHORT, anew=True)
+        assert content(out) == before
+    invert_data(random_gan(), DataSettings(data=str(data)), out, SHORT.model_copy(update={"seed": 1}), anew=True)
+    assert content(out) != before
+
+
 def test_images_that_changed_are_refused(data: Path, tmp_path: Path) -> None:
     gan, images = random_gan(), open_splits(tmp_path / "run", DataSettings(data=str(data))).train
     invert_gan(gan, images.subset(range(4)), small_extractor(), tmp_path / "out", SHORT)

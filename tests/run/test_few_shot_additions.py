@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from coloured_images import write_data, write_pool
+from coloured_images import COLOURS, write_data, write_pool
+from contents import rows_of
+from image_files import save
 from typer.testing import CliRunner
 
 from diffusion_inversion.cli import app
@@ -37,6 +41,24 @@ def test_retrieved_images_are_searched_for_test_images(tmp_path: Path) -> None:
     refuse_test_images(extra, splits.test, allow_near=False)
     with pytest.raises(DataError, match="holds 1 test image"):
         refuse_test_images(extra, extra.read().subset([0]), allow_near=False)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_retrieved_image_with_the_pixels_of_a_test_image_is_never_allowed(flat: bool, tmp_path: Path) -> None:
+    """Its store has hashes of PNG files, DATA those of pixels of another size; flat images are never near ones."""
+    data, pool = write_data(tmp_path / "data"), write_pool(tmp_path / "pool")
+    if flat:
+        shutil.rmtree(pool)
+        for row, colour in enumerate(COLOURS.values()):
+            save(pool / f"{row}.png", np.full((32, 32, 3), colour, np.uint8))
+    options = ["--pool", str(pool), "--k", "1", "--out", str(tmp_path / "out"), "--root", str(tmp_path / "root")]
+    done = CliRunner().invoke(app, ["retrieve", str(data), *options])
+    assert done.exit_code == 0, done.output
+    run = tmp_path / "out" / "k1"
+    shutil.copy(pool / rows_of(run)[0]["pool_id"], data / "test" / "red" / "same.png")
+    test = load_splits(data).test
+    with pytest.raises(DataError, match=r"holds 1 test image.* is exactly test/red/same\.png; take them out\.$"):
+        refuse_test_images(open_extra(str(run), test.class_names, None), test, allow_near=True)
 
 
 def test_prompted_images_have_the_classes_of_their_own_order(tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ from diffusion_inversion.data.selection import Chosen
 from diffusion_inversion.engine.manifest import Manifest
 from diffusion_inversion.run.few_shot.additions import Extra
 from diffusion_inversion.run.few_shot.jobs import shots_of
-from diffusion_inversion.run.few_shot.outcome import Row, Training, differences_of
+from diffusion_inversion.run.few_shot.outcome import FewShotResult, Row, Training, differences_of, record
+from diffusion_inversion.run.few_shot.pages import as_markdown, figure
 from diffusion_inversion.run.images import read_record
-from diffusion_inversion.train.evaluation import compare
+from diffusion_inversion.train.evaluation import compare, score
+from diffusion_inversion.train.verdict import verdict
 
 QUICK = [
     "--coop-tokens",
@@ -228,11 +230,13 @@ def test_a_killed_call_goes_on_where_it_was(colours: Path, clip: Path, tmp_path:
     assert (out / "few-shot.csv").read_bytes() == (whole / "few-shot.csv").read_bytes()
 
 
-def row(method: str, addition: str, right: list[list[int]]) -> Row:
-    """A row of which `right` says, by seed, which of the test images were recognised."""
+def row(method: str, addition: str, right: list[list[int]], labels: tuple[int, ...] = (0, 1, 0, 1, 0, 1)) -> Row:
+    """A row of which `right` says, by seed, which of the test images, of these classes, were recognised."""
+    classes = torch.tensor(labels)
     trainings = [
-        Training(method, 0 if method == "zero-shot" else 2, seed, addition, 0, statistics.fmean(hits), 0.0,
-                 torch.tensor(hits, dtype=torch.bool), None)
+        Training(method, 0 if method == "zero-shot" else 2, seed, addition, 0, statistics.fmean(hits),
+                 score(classes, torch.where(torch.tensor(hits) == 1, classes, 1 - classes), 2).balanced_accuracy,
+                 torch.tensor(hits, dtype=torch.bool), classes, None)
         for seed, hits in enumerate(right)
     ]  # fmt: skip
     return Row(method, addition, trainings[0].shots, tuple(trainings))
@@ -250,3 +254,28 @@ def test_differences_are_paired_over_seeds() -> None:
     accuracies = {name: [statistics.fmean(seed) for seed in seeds] for name, seeds in (("a", better), ("b", plain))}
     expected = compare("a", accuracies, correct=hits, baseline="b")
     assert added.interval == pytest.approx(expected.interval)
+
+
+def test_uneven_classes_are_judged_by_balanced_accuracy_as_a_verdict_judges_them() -> None:
+    """The addition finds more of the frequent class and none of the rare one: accuracy says helps, balance harms."""
+    labels = (0,) * 900 + (1,) * 100
+    plain = [[1] * (600 + seed) + [0] * (300 - seed) + [1] * 60 + [0] * 40 for seed in range(5)]
+    more = [[1] * (850 + seed) + [0] * (50 - seed) + [0] * 100 for seed in range(5)]
+    rows = [row("coop", "none", plain, labels), row("coop", "ours", more, labels)]
+    assert [r.measure for r in rows] == ["balanced accuracy"] * 2
+    assert rows[0].mean == pytest.approx((602 / 900 + 6 / 10) / 2)
+    (found,) = differences_of(rows)
+    correct = {"real": rows[0].correct, "real+synthetic": rows[1].correct}
+    accuracies = {"real": rows[0].accuracies, "real+synthetic": rows[1].accuracies}
+    expected = verdict(accuracies, correct=correct, labels=torch.tensor(labels), class_names=("frequent", "rare"))
+    assert (found.comparison.outcome(), expected.outcome) == ("harms", "harms")
+    assert found.comparison.difference == pytest.approx((250 / 900 - 6 / 10) / 2)
+    assert found.comparison.interval == pytest.approx(expected.comparisons[0].interval)
+    result = FewShotResult("DATA", "a CLIP", 1000, ("frequent", "rare"), tuple(range(5)), tuple(rows), (found,), ())
+    page, drawn = as_markdown(result, "dinv few-shot"), figure(result)
+    assert "Test balanced accuracy in %" in page and "The test classes are uneven" in page and "-16.11 points" in page
+    assert drawn.axes[0].get_ylabel() == "test balanced accuracy in %"
+    assert record(result)["measure"] == "balanced accuracy" and record(result)["rows"][0]["mean"] == rows[0].mean
+    even = [row("coop", "none", [[1, 0]] * 3, (0, 1))]
+    result = FewShotResult("DATA", "a CLIP", 2, ("a", "b"), (0, 1, 2), tuple(even), (), ())
+    assert "Test accuracy in %" in as_markdown(result, "dinv few-shot") and "measure" not in record(result)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from harness import SAMPLE, TRAIN, Bench, Kill, content, invert, kill_during
 from safetensors.torch import load_file
+from training_toys import pair
 
 from diffusion_inversion.config.fidelity import FilterSettings
 from diffusion_inversion.config.tuning import read_tuning
@@ -22,6 +23,7 @@ from diffusion_inversion.run.online import ahead_of, refuse_online
 from diffusion_inversion.run.resume import resume
 from diffusion_inversion.run.verify import verify
 from diffusion_inversion.sample.synthetic import SyntheticStore
+from diffusion_inversion.train.mixing import Pool, make_pools, measure, queue
 
 QUEUED = TRAIN.model_copy(update={"steps": 12, "mixing": "queue", "arms": ("real+synthetic", "real"), "seeds": (0, 1)})
 ONLINE = QUEUED.model_copy(update={"online": 3})
@@ -83,6 +85,28 @@ def test_it_is_what_a_queue_drawn_beforehand_gives(bench: Bench, learned: Path, 
     there = {name: digest for unit in drawn for name, digest in unit["files"].items()}
     assert len(files) == 24 and files.items() <= there.items() and same(kept, run)
     assert verify(kept).findings == () and all(identify(name) is not None for name in content(kept))
+
+
+def test_the_arm_synthetic_has_a_queue_where_images_are_drawn_ahead_alone() -> None:
+    """Drawn beforehand it draws from all variants from the first step on; real+synthetic has the same queue twice."""
+    real, synthetic = pair()
+    row_of = {image.numpy().tobytes(): row for row, image in enumerate(synthetic.images)}
+    generations = measure(real, synthetic, "queue")
+    assert generations is not None
+    window = queue(generations.argsort(stable=True), 12)
+
+    def rows(pool: Pool) -> list[int]:
+        return [row_of[image.numpy().tobytes()] for image in pool.draw(12, 1, 36)[0]]
+
+    alone = make_pools(synthetic, None, QUEUED, 0), make_pools(synthetic, None, ONLINE, 0, None, window)
+    before, ahead = (rows(pools[-1]) for pools in alone)
+    assert {generations[row].item() for row in ahead} == {0} and len({generations[row].item() for row in before}) == 3
+    both = (
+        make_pools(real, synthetic, QUEUED, 0, generations),
+        make_pools(real, synthetic, ONLINE, 0, None, window),
+    )
+    before, ahead = (rows(pools[-1]) for pools in both)
+    assert before == ahead
 
 
 def test_nothing_of_it_stays_on_the_disk(bench: Bench, learned: Path, online: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,32 @@ def test_bad_input_is_one_line_before_any_compute(data: Path, pool: Path, tmp_pa
     few = dinv(*command(data, tmp_path / "one", tmp_path / "few", "--k", 1))
     assert few.exit_code == 4 and "pool one: no image is left for green" in few.stderr.splitlines()[-1]
     assert not list((tmp_path / "few").rglob("*.png"))
+
+
+def test_a_restart_that_is_refused_deletes_nothing(data: Path, pool: Path, tmp_path: Path) -> None:
+    """Each refusal that comes after the pool was opened, the last of them after the search."""
+    filled = command(data, pool, tmp_path / "out", "--k", 1)
+    assert dinv(*filled).exit_code == 0
+    run = tmp_path / "out" / "k1"
+    assert dinv("train", run, "--architecture", "resnet20", "--train-steps", 1).exit_code == 0
+    before = content(run)
+    for name in ("leaking", "broken", "copies", "one"):
+        save(tmp_path / name / "red.png", picture(COLOURS["red"], 7000))
+    save(tmp_path / "leaking" / "test.png", np.asarray(Image.open(data / "test" / "red" / "0.png")))
+    (tmp_path / "broken" / "b.png").write_bytes(b"no image")
+    shutil.copy(tmp_path / "copies" / "red.png", tmp_path / "copies" / "twin.png")
+    for options, message in (
+        (("--image-size", 32), "larger than the 16 px"),
+        (("--pool", tmp_path / "leaking"), "1 of its images are test images"),
+        (("--pool", tmp_path / "broken"), "b.png"),
+        (("--pool", tmp_path / "copies", "--k", "1,2"), "copies has 1 images once"),
+        (("--pool", tmp_path / "one"), "no image is left for green"),
+    ):
+        done = dinv(*filled, *options, "--restart")
+        assert done.exit_code in (2, 4) and message in done.output, done.output
+        assert content(run) == before, message
+    assert dinv(*filled, "--batch-size", 5, "--restart").exit_code == 0
+    assert not (run / "run.json").exists(), "classifiers of other images are gone"
 
 
 def test_help_states_the_real_defaults() -> None:

@@ -61,7 +61,8 @@ def test_one_size_says_nothing_of_more_images() -> None:
     assert gain is not None and gain.gain > 0
     unknown = "what more real images would bring is not known: too few to leave some out"
     assert sentence(None, None, 2) == unknown
-    assert sentence(None, gain, 2).startswith("2 times as many synthetic ones +") and unknown in sentence(None, gain, 2)
+    alone = sentence(None, gain, 2)
+    assert alone.startswith("2 times as many synthetic images would bring +") and unknown in alone
     assert sentence(gain, gain, 2).startswith("2 times as many real images would bring +")
 
 

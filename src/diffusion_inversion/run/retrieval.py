@@ -69,8 +69,7 @@ def retrieve_sets(
 ) -> dict[int, dict[str, Any]]:
     """`retrieve` into a run folder for each k of the settings, OUT/k<k>, which `dinv train` takes; by k what it found.
 
-    The pool is read once for all that have the same images. `anew` deletes what a folder holds, once the pool and the
-    extractor are known to be usable.
+    The pool is read once for all that have the same images. `anew`: as `retrieve`.
     """
     folders = {k: out / f"k{k}" for k in settings.k}
     root = default_root(data.root)
@@ -81,14 +80,11 @@ def retrieve_sets(
     for k, folder in folders.items():
         splits = open_splits(folder, data)
         alike.setdefault((splits.train.digest, splits.test.digest), (splits, {}))[1][k] = folder
-    if anew:
-        for splits, of_these in alike.values():
-            make_way({folder: k * len(splits.train) for k, folder in of_these.items()}, splits.train.size, anew=True)
     found: dict[int, dict[str, Any]] = {}
     for splits, of_these in alike.values():
         found |= retrieve(
             of_these, splits, pool, extractor, settings, cache=root / "features",
-            drop_test_images=data.drop_test_duplicates,
+            drop_test_images=data.drop_test_duplicates, anew=anew,
         )  # fmt: skip
     return {k: found[k] for k in folders}
 
@@ -102,12 +98,14 @@ def retrieve(
     *,
     cache: Path | None,
     drop_test_images: bool = False,
+    anew: bool = False,
 ) -> dict[int, dict[str, Any]]:
     """Fill a folder for each k: the k nearest of every training image, those of a class together, each image once.
 
     An image that is near enough to several training images goes to the nearest of them, and has its class. Images of
     the pool that are test images, exactly or nearly, are refused, or left out with `drop_test_images`; those that are
-    training images, and copies of others in the pool, are left out. What is there already is not done again.
+    training images, and copies of others in the pool, are left out. What is there already is not done again; `anew`
+    deletes it, once all that takes its place was found.
 
     `cache` keeps features by content, so that no image goes through the network twice. Returns by k what
     retrieval.json holds. Raises UsageError (fewer images than k, a side that is too large, a folder of vectors),
@@ -120,7 +118,7 @@ def retrieve(
         raise UsageError(f"image_size={side}: larger than the {splits.train.size} px of the training images.")
     compared = {"listing": pool.listing, "train": splits.train.digest, "test": splits.test.digest}
     made_from = {k: _described(pool, extractor, settings, k, side) | compared for k in folders}
-    kept = {k: _kept(folder, k, made_from[k]) for k, folder in folders.items()}
+    kept = {} if anew else {k: _kept(folder, k, made_from[k]) for k, folder in folders.items()}
     found: dict[int, dict[str, Any]] = {k: record for k, record in kept.items() if record is not None}
     left = {k: folder for k, folder in folders.items() if k not in found}
     if not left:
@@ -135,15 +133,16 @@ def retrieve(
             "pool."
         )
     described = {k: _described(pool, extractor, settings, k, side, survey.digest) for k in left}
-    for k, folder in left.items():
-        with run_lock(folder):
-            store = SyntheticStore(folder, splits.train.class_names)
-            freeze_settings(folder, "sample", described[k], begun=bool(store.manifest.units()))
+    if not anew:
+        _freeze(left, described)
     train = splits.train.resized(side)
     near = search(pool, survey, train, extractor, settings, max(left), cache)
     taken = {k: nearest_queries(near, k) for k in left}
     for k in left:
         _require_classes(taken[k], train, pool)
+    if anew:
+        make_way({folder: len(taken[k]) for k, folder in left.items()}, side, anew=True)
+        _freeze(left, described)
     for k, folder in left.items():
         store = SyntheticStore(folder, train.class_names)
         with run_lock(folder), timed(store.manifest):
@@ -340,6 +339,13 @@ def _described(
             "weights_sha256": extractor.weights_sha256,
         },
     }
+
+
+def _freeze(folders: Mapping[int, Path], described: Mapping[int, dict[str, Any]]) -> None:
+    """Raise ConfigMismatchError where a folder was filled otherwise; note for the others how they are filled."""
+    for k, folder in folders.items():
+        with run_lock(folder):
+            freeze_settings(folder, "sample", described[k], begun=bool(SyntheticStore(folder, ()).manifest.units()))
 
 
 def _kept(folder: Path, k: int, made_from: dict[str, Any]) -> dict[str, Any] | None:

@@ -113,7 +113,8 @@ def sentence(real: Gain | None, synthetic: Gain | None, factor: float) -> str:
     if real is not None:
         parts.append(f"{factor:g} times as many real images would bring {shown(real)}")
     if synthetic is not None:
-        parts.append(f"{factor:g} times as many synthetic ones {shown(synthetic)}")
+        images = "synthetic ones" if parts else "synthetic images would bring"
+        parts.append(f"{factor:g} times as many {images} {shown(synthetic)}")
     if parts:
         parts.append("by a power law fitted to what classifiers recognise of held-out training images")
     unknown = "what more real images would bring is not known: too few to leave some out"

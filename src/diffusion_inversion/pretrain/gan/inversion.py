@@ -112,13 +112,16 @@ def _progress(step: int, latents: Tensor, optimizer: torch.optim.Optimizer) -> d
 def invert_data(gan: Gan, data: DataSettings, out: Path, settings: GanInvertSettings, *, anew: bool = False) -> float:
     """`invert_gan` over the training images of DATA, which `out` records; the same results.
 
-    `anew` deletes first what is there, once there is room. Raises DataError where the GAN was trained on a test image.
+    `anew` deletes first what is there, once the images are found to fit and there is room. Raises as `invert_gan`, and
+    DataError where the GAN was trained on a test image.
     """
     check_folder(out)
     splits = open_splits(out, data)
     gan.refuse_tested(splits.test.ids, splits.test.hashes)
+    _class_numbers(gan, splits.train)
+    extractor = open_lite0(gan.device)
     make_way({out: len(splits.train)}, gan.size, anew=anew)
-    return invert_gan(gan, splits.train, open_lite0(gan.device), out, settings)
+    return invert_gan(gan, splits.train, extractor, out, settings)
 
 
 def invert_gan(gan: Gan, images: LabelledImages, extractor: Extractor, out: Path, settings: GanInvertSettings) -> float:
@@ -130,12 +133,7 @@ def invert_gan(gan: Gan, images: LabelledImages, extractor: Extractor, out: Path
     that are not finite), LockedError, DiskError.
     """
     check_folder(out)
-    numbers = gan.labels_of([images.class_names[label] for label in images.labels.unique()], images.name)
-    if images.size < gan.size:
-        raise UsageError(
-            f"{images.name}: images of {images.size} px, smaller than the {gan.size} px of {gan.name}. Load them at "
-            f"--size {gan.size}, or train a GAN of their side."
-        )
+    numbers = _class_numbers(gan, images)
     seen = images.resized(gan.size)
     row_of = {image_id: row for row, image_id in enumerate(images.ids)}
     store = SyntheticStore(out, images.class_names)
@@ -176,6 +174,17 @@ def invert_gan(gan: Gan, images: LabelledImages, extractor: Extractor, out: Path
         made, sources = store.read(), store.sources()
     real = seen.images[[row_of[source] for source, *_ in sources]]
     return psnr(made.images, real)
+
+
+def _class_numbers(gan: Gan, images: LabelledImages) -> dict[str, int]:
+    """The GAN's numbers of the images' classes. Raises UsageError for one that it does not know, and smaller images."""
+    numbers = gan.labels_of([images.class_names[label] for label in images.labels.unique()], images.name)
+    if images.size < gan.size:
+        raise UsageError(
+            f"{images.name}: images of {images.size} px, smaller than the {gan.size} px of {gan.name}. Load them at "
+            f"--size {gan.size}, or train a GAN of their side."
+        )
+    return numbers
 
 
 def starts(gan: Gan, ids: tuple[str, ...], settings: GanInvertSettings) -> Float[Tensor, "batch starts latent"]:

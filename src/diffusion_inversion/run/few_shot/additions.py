@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...data.datasets import load_images
 from ...data.duplicates import Part, find_duplicates
-from ...data.images import LabelledImages
+from ...data.images import LabelledImages, content_hash
 from ...data.naming import class_folder
 from ...data.near_duplicates import thumbnail
 from ...data.soft_labels import SoftLabels
@@ -181,9 +181,14 @@ def refuse_test_images(extra: Extra, test: LabelledImages, *, allow_near: bool) 
     """Raise DataError where images of unknown origin, or of a pool, hold a test image, if need be nearly."""
     if extra.made_from is not None and not extra.found:
         return
+    images = extra.read()
+    hashes = [images.hashes, test.hashes]
+    if extra.basis:  # of a run: its hashes are those of PNG files
+        side = min(images.size, test.size)
+        hashes = [_pixel_hashes(part.resized(side)) for part in (images, test)]
     given, tested = (
-        Part(images.ids, images.hashes, [0] * len(images), torch.cat([thumbnail(p) for p in images.images.split(256)]))
-        for images in (extra.read(), test)
+        Part(part.ids, of_part, [0] * len(part), torch.cat([thumbnail(p) for p in part.images.split(256)]))
+        for part, of_part in zip((images, test), hashes, strict=True)
     )
     found = find_duplicates(given, tested, ("image",)).shared
     shared = [one for one in found if not (one.near and allow_near)]
@@ -194,3 +199,8 @@ def refuse_test_images(extra: Extra, test: LabelledImages, *, allow_near: bool) 
             f"--with {shown(extra.source)}: holds {len(shared)} test image(s): {shown(one.twin)} is {how} "
             f"{shown(test.ids[one.row])}; take them out{keep}."
         )
+
+
+def _pixel_hashes(images: LabelledImages) -> tuple[str, ...]:
+    """Hashes of the pixels as they are in memory."""
+    return tuple(content_hash(image.permute(1, 2, 0).numpy()) for image in images.images)

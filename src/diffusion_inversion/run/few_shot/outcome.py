@@ -1,10 +1,14 @@
-"""What learners scored: accuracies by method, addition and shots, and paired differences with their intervals."""
+"""What learners scored: accuracies by method, addition and shots, and paired differences with their intervals.
+
+As for a verdict, balanced accuracy counts where the test classes are uneven.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from ...train.evaluation import Comparison, compare
 from ...train.few_shot.tip_adapter import Choice
+from ...train.verdict import is_uneven, measured
 from .additions import NONE
 
 ZERO_SHOT = "zero-shot"
@@ -29,6 +34,7 @@ class Training:
     accuracy: float  # in [0, 1]
     balanced_accuracy: float
     correct: Tensor  # (n_test,) bool
+    labels: Tensor  # (n_test,) int64: true classes
     choice: Choice | None
 
 
@@ -45,6 +51,16 @@ class Row:
     def accuracies(self) -> tuple[float, ...]:
         return tuple(training.accuracy for training in self.trainings)
 
+    @cached_property
+    def measure(self) -> str:
+        """What mean, spread and differences are of."""
+        return "balanced accuracy" if is_uneven(self.trainings[0].labels) else "accuracy"
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """In the row's measure, one for each training."""
+        return tuple(t.accuracy if self.measure == "accuracy" else t.balanced_accuracy for t in self.trainings)
+
     @property
     def correct(self) -> Tensor:
         """(seeds, n_test) bool."""
@@ -52,11 +68,11 @@ class Row:
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.accuracies)
+        return statistics.fmean(self.values)
 
     @property
     def std(self) -> float | None:
-        return statistics.stdev(self.accuracies) if len(self.trainings) > 1 else None
+        return statistics.stdev(self.values) if len(self.trainings) > 1 else None
 
     @property
     def label(self) -> str:
@@ -83,6 +99,11 @@ class FewShotResult:
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
     unknown: tuple[str, ...]
+
+    @property
+    def measure(self) -> str:
+        """`Row.measure`: all rows have the same test images."""
+        return self.rows[0].measure
 
 
 def rows_of(trainings: Sequence[Training]) -> tuple[Row, ...]:
@@ -114,25 +135,25 @@ def differences_of(rows: Sequence[Row]) -> tuple[Difference, ...]:
     for pairs in (added, learned):
         for row, other in pairs:
             times = len(row.trainings) // len(other.trainings)
+            correct = {row.label: row.correct, other.label: other.correct.repeat(times, 1)}
+            accuracies = {row.label: row.accuracies, other.label: other.accuracies * times}
+            _, classes, values = measured(accuracies, correct, row.trainings[0].labels)
             compared = compare(
-                row.label,
-                {row.label: row.accuracies, other.label: other.accuracies * times},
-                correct={row.label: row.correct, other.label: other.correct.repeat(times, 1)},
-                baseline=other.label,
-                comparisons=len(pairs),
+                row.label, values, correct=correct, labels=classes, baseline=other.label, comparisons=len(pairs)
             )
             found.append(Difference(row.shots, compared))
     return tuple(found)
 
 
 def record(found: FewShotResult) -> dict[str, Any]:
-    """All of it as JSON data."""
+    """All of it as JSON data; `measure` is there where it is not accuracy."""
     return {
         "data": found.data,
         "clip": found.clip,
         "n_test": found.n_test,
         "class_names": list(found.class_names),
         "seeds": list(found.seeds),
+        **({} if found.measure == "accuracy" else {"measure": found.measure}),
         "rows": [
             {
                 "method": row.method, "with": row.addition, "shots": row.shots, "accuracies": row.accuracies,

@@ -61,7 +61,7 @@ def accuracy_table(found: FewShotResult) -> tuple[list[str], list[list[str]]]:
         for place in shots or [0] if row.method == ZERO_SHOT else [row.shots]:
             body.setdefault(row.label, {})[place] = _percent(row)
     columns = shots or [0]
-    head = ["", *(f"{n} shot{'s' * (n > 1)}" if n else "accuracy" for n in columns)]
+    head = ["", *(f"{n} shot{'s' * (n > 1)}" if n else found.measure for n in columns)]
     return head, [[name, *(cells.get(n, "") for n in columns)] for name, cells in body.items()]
 
 
@@ -96,7 +96,13 @@ def difference_lines(found: FewShotResult) -> list[str]:
 
 def notes(found: FewShotResult) -> list[str]:
     """What a reader of the table must know."""
-    lines = [
+    lines = []
+    if found.measure != "accuracy":
+        lines.append(
+            f"The test classes are uneven: all is of {found.measure}, the mean over classes of the share of each that "
+            "was recognised."
+        )
+    lines += [
         "Learners end with their last epoch; alpha and beta of Tip-Adapter were chosen on folds of the shots, with one "
         "shot they are the values to begin with. No test image was used to choose anything."
     ]
@@ -111,7 +117,7 @@ def as_markdown(found: FewShotResult, command: str) -> str:
     """Tables, differences and figure."""
     lines = [f"# Few-shot learners on {visible(found.data)}", "", f"`{visible(command)}`", ""]
     lines += [f"CLIP: {visible(found.clip)}. {found.n_test:,} test images, {len(found.class_names)} classes.", ""]
-    lines += ["Test accuracy in %, mean ± standard deviation over n seeds, each with shots of its own.", ""]
+    lines += [f"Test {found.measure} in %, mean ± standard deviation over n seeds, each with shots of its own.", ""]
     lines += [*_markdown(*accuracy_table(found)), ""]
     head, body = images_table(found)
     if body:
@@ -121,7 +127,7 @@ def as_markdown(found: FewShotResult, command: str) -> str:
         lines += [*(f"- {visible(line)}" for line in difference_lines(found)), ""]
     lines += [
         *(line for note in notes(found) for line in (visible(note), "")),
-        f"![accuracy against shots]({NAME}.png)",
+        f"![{found.measure} against shots]({NAME}.png)",
     ]
     return "\n".join([*lines, ""])
 
@@ -133,7 +139,7 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 @without_tex
 def figure(found: FewShotResult) -> Figure:
-    """One panel a learner: accuracy in % against shots, a line an addition, bars of one standard deviation.
+    """One panel a learner: the measure in % against shots, a line an addition, bars of one standard deviation.
 
     The dashed line is zero-shot classification.
     """
@@ -168,6 +174,6 @@ def figure(found: FewShotResult) -> Figure:
         axes.set_xlabel("images of each class")
         axes.spines[["top", "right"]].set_visible(False)
     if first is not None:
-        first.set_ylabel("test accuracy in %")
+        first.set_ylabel(f"test {found.measure} in %")
     legend(drawn, list(handles.values()), ["no addition" if name == "none" else name for name in handles])
     return drawn

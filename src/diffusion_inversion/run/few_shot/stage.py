@@ -120,5 +120,6 @@ def _training(store: TrainingStore, job: Job, test: LabelledImages) -> Training:
         accuracy=found.accuracy,
         balanced_accuracy=found.balanced_accuracy,
         correct=predictions == test.labels,
+        labels=test.labels,
         choice=None if alpha is None or beta is None else Choice(alpha, beta, answers["fold_accuracy"]),
     )
