@@ -207,8 +207,6 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     # What was judged, trained and chosen by what was learned from the images.
     for folder in (CLASSIFIERS, GROWN, GROWTH, ONLINE, REDRAWN, STRENGTHS, TUNING):
         shutil.rmtree(run / folder, ignore_errors=True)
-    if (record := read_record(run)) is not None:
-        write_record(run, _without(record, gone))
     if doomed.drawn:
         images_store(run, doomed.class_names).remove(doomed.files)
     if doomed.inverted:
@@ -216,6 +214,8 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     _sweep(run)
     return doomed.counts(len(gone))
 
+    if (record := read_record(run)) is not None:  # last: it says what classes the images are of, also after a kill
+        write_record(run, _without(record, gone))
 
 def _without_attributes(run: Path, gone: set[str]) -> None:
     """Keep what attributes say of the other images alone: the file that they were given as may be gone."""
@@ -232,30 +232,33 @@ class _Doomed:
     inverted: bool  # whether there are vectors at all
     drawn: bool  # whether there can be images
     class_names: tuple[str, ...]
-    learned: set[str]  # ids of vectors
+    learned: set[str]  # ids of images that were learned, or that vectors began with
+    vectors: int
     files: set[str]  # names of synthetic images
     averaged: int
     trained: int  # classifiers
 
     def counts(self, images: int) -> Forgotten:
-        return Forgotten(images, len(self.learned), len(self.files), self.trained, self.averaged)
+        return Forgotten(images, self.vectors, len(self.files), self.trained, self.averaged)
 
 
 def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
     """What goes with the images whose ids `gone` marks; nothing is deleted."""
     record = read_record(run)
     vectors = EmbeddingStore(run)
-    images = vectors.images()
-    # Dropped units name their images too.
-    tried = {i for entry in vectors.manifest.records() if entry["event"] == "commit" for i in entry["ids"]}
-    learned = {image_id for image_id in tried if is_marked(gone, "train", image_id)}
-    if learned and not keep_averages and begun_at_means(run):
-        labels = {images[image_id][1] for image_id in learned & set(images)}
-        learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
     header = vectors.manifest.last("header")
     class_names = tuple((header or record or {"class_names": ()})["class_names"])
     drawn = header is not None or (record is not None and method_of(run).again is not None)
     files: set[str] = set()
+    labels = dict(zip(record["train"]["ids"], record["train"]["labels"], strict=True)) if record is not None else {}
+    # Dropped units name their images too, and the header those that vectors of others began with.
+    commits = [entry for entry in vectors.manifest.records() if entry["event"] == "commit"]
+    tried = {i: label for entry in commits for i, label in zip(entry["ids"], entry["labels"], strict=True)}
+    labels.update(tried)
+    learned = {i for i in {*tried, *(header or {}).get("means_of", ())} if is_marked(gone, "train", i)}
+    if learned and not keep_averages and begun_at_means(run):
+        classes = {labels.get(image_id) for image_id in learned}  # None of an image that no record has any more
+        learned |= {image_id for image_id, label in labels.items() if None in classes or label in classes}
     averaged = 0
     if drawn:
         table = images_store(run, class_names).table("file_name", *PARENTS, *AVERAGING)
@@ -268,7 +271,8 @@ def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
         descended = {name for name, ids in made.items() if not taken.isdisjoint(ids)}
         files = descended | averages if learned and not keep_averages else descended
     trained = len(ClassifierStore(run).manifest.units())
-    return _Doomed(header is not None, drawn, class_names, learned, files, averaged, trained)
+    held = len(learned & vectors.images().keys())
+    return _Doomed(header is not None, drawn, class_names, learned, held, files, averaged, trained)
 
 
 def is_averaged(scale: float, unconditional: str, rival_weight: float, kind: str, partner: str) -> bool:
