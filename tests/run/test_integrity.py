@@ -301,6 +301,11 @@ def test_changed_and_missing_images_are_named_and_can_be_forgotten(bench: Bench,
     assert set(ids) == {str(gone.relative_to(data)), str(repainted.relative_to(data))}
     forget(run, ids, never_again=False)
     assert changed(run) == []
+    Ledger(run).commit_json("membership.json", {})
+    before = content(run)
+    for dry_run in (True, False):
+        assert forget(run, [], never_again=False, dry_run=dry_run) == Forgotten(0, 0, 0, 0, 0)
+    assert content(run) == before
     finish(other, run, "invert")
     assert len(read_embeddings(run)) == 11
 

@@ -106,19 +106,21 @@ def forget(
         never = {*_marks(records[run], kept), *(hashed(content[image]) for image in wanted)}
     own = {folder: _marks(record, wanted & _content(record).keys()) for folder, record in records.items()}
     if dry_run:
-        return _sum(len(wanted), [_doomed(folder, own[folder], keep_averages).counts(0) for folder in folders])
+        touched = [folder for folder in folders if own[folder]]
+        return _sum(len(wanted), [_doomed(folder, own[folder], keep_averages).counts(0) for folder in touched])
     with ExitStack() as held:
         for folder in folders:
             held.enter_context(run_lock(folder))
             for store in STORES:  # damaged records are mended first: then nothing below can stop half way
                 Manifest(folder / store.manifest).records()
-        # The run has attributes, and rates of members, of its replicates' images too.
-        _without_attributes(run, set[str]().union(*own.values()))
-        Ledger(run).drop(MEMBERSHIP_FILE)
-        for folder, gone in own.items():  # the run first: what a kill leaves to its replicates, they follow
-            _mark(folder, never, gone, keep_averages)
-        for name in ledger_files(stage="report"):
-            Ledger(run).drop(name)
+        if wanted:
+            # The run has attributes, and rates of members, of its replicates' images too.
+            _without_attributes(run, set[str]().union(*own.values()))
+            Ledger(run).drop(MEMBERSHIP_FILE)
+            for folder, gone in own.items():  # the run first: what a kill leaves to its replicates, they follow
+                _mark(folder, never, gone, keep_averages)
+            for name in ledger_files(stage="report"):
+                Ledger(run).drop(name)
         done = [finish_pending(folder) for folder in folders]
     return _sum(len(wanted), done)
 
