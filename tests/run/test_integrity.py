@@ -125,6 +125,26 @@ def test_verify_says_unfinished_where_nothing_is_lost(run: Path) -> None:
     assert not found.lost
 
 
+@pytest.mark.parametrize("name", ["audit.json", "sample.tuning.json"])
+def test_a_deletion_that_was_cut_short_is_unfinished_and_is_ended(run: Path, name: str) -> None:
+    Ledger(run).commit_json(name, {"accuracy": 1})
+    before = len(Ledger(run).manifest.records())
+    faults.on_point = stop_once(lambda: len(Ledger(run).manifest.records()) > before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Ledger(run).drop(name)
+    finally:
+        faults.on_point = None
+    found = verify(run)
+    assert [(one.file, one.kind) for one in found.findings] == [(name, "unfinished")] and not found.lost
+    (run / name).write_bytes(b'{"accuracy": 2}\n')
+    assert verify(run).lost, "nobody wrote this"
+    (run / name).write_bytes(b'{"accuracy": 1}\n')
+    with run_lock(run):
+        discard(run, verify(run))
+    assert not (run / name).exists() and verify(run).findings == ()
+
+
 def test_verify_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run"):
         verify(tmp_path)
