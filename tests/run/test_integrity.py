@@ -198,6 +198,20 @@ def test_forget_can_keep_what_holds_only_a_mean(run: Path) -> None:
     assert all((run / "synthetic" / name).is_file() for name in left)
 
 
+def test_a_killed_forget_is_not_weakened_by_a_later_one(run: Path) -> None:
+    first, second = read_embeddings(run).ids[:2]
+    faults.on_point = stop_once(lambda: (run / "forgotten.json").exists() and read_marks(run)["pending"])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            forget(run, [first])
+    finally:
+        faults.on_point = None
+    store = SyntheticStore(run, read_embeddings(run).class_names)
+    assert {row["guidance_scale"] for row in store.table().to_pylist()} == {1.0, 2.0}
+    forget(run, [second], keep_averages=True)
+    assert {row["guidance_scale"] for row in store.table().to_pylist()} == {1.0}
+
+
 @pytest.fixture
 def half(bench: Bench, tmp_path: Path) -> Path:
     """A run whose vectors start at class means, stopped after those of all cats and one dog."""

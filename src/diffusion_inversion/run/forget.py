@@ -136,7 +136,8 @@ def _mark(run: Path, never: set[str], gone: Collection[str], keep_averages: bool
     marks = read_marks(run)
     pending = sorted({*marks["pending"], *gone})
     again = sorted({*marks["never_again"], *never})
-    write_marks(run, Marks(never_again=again, pending=pending, keep_averages=keep_averages))
+    keep = keep_averages and (marks["keep_averages"] or not marks["pending"])
+    write_marks(run, Marks(never_again=again, pending=pending, keep_averages=keep))
 
 
 def follow(run: Path, folder: Path) -> None:
