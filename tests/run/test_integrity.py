@@ -192,10 +192,13 @@ def test_forget_can_keep_what_holds_only_a_mean(run: Path) -> None:
     direct = [row for row in rows if victim in (row["source_id"], row["partner_id"])]
     guided = [row for row in rows if row["guidance_scale"] != 1]
     done = forget(run, [victim], keep_averages=True)
-    assert done.synthetic == len(direct) < len(rows) and done.kept_by_average == len(guided)
+    assert done.synthetic == len(direct) < len(rows)
+    assert done.kept_by_average == len([row for row in guided if row not in direct]) < len(guided)
     left = {row["file_name"]: row for row in store.table().to_pylist()}
     assert left == {row["file_name"]: row for row in rows if row not in direct}
     assert all((run / "synthetic" / name).is_file() for name in left)
+    tested = open_splits(run).test.ids[0]
+    assert forget(run, [tested], keep_averages=True, dry_run=True).kept_by_average == 0, "it is in no mean"
 
 
 def test_a_killed_forget_is_not_weakened_by_a_later_one(run: Path) -> None:

@@ -57,7 +57,7 @@ class Forgotten:
     vectors: int
     synthetic: int
     classifiers: int
-    kept_by_average: int  # images that a mean over all vectors went into, left because `keep_averages` was given
+    kept_by_average: int  # images that owe it a mean of vectors alone, left because `keep_averages` was given
 
 
 def forget(
@@ -214,11 +214,11 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
         images_store(run, doomed.class_names).remove(doomed.files)
     if doomed.inverted:
         EmbeddingStore(run).remove(doomed.learned)
+    if (record := read_record(run)) is not None:  # last: it says what classes the images are of, also after a kill
+        write_record(run, _without(record, gone))
     _sweep(run)
     return doomed.counts(len(gone))
 
-    if (record := read_record(run)) is not None:  # last: it says what classes the images are of, also after a kill
-        write_record(run, _without(record, gone))
 
 def _without_attributes(run: Path, gone: set[str]) -> None:
     """Keep what attributes say of the other images alone: the file that they were given as may be gone."""
@@ -250,9 +250,6 @@ def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
     record = read_record(run)
     vectors = EmbeddingStore(run)
     header = vectors.manifest.last("header")
-    class_names = tuple((header or record or {"class_names": ()})["class_names"])
-    drawn = header is not None or (record is not None and method_of(run).again is not None)
-    files: set[str] = set()
     labels = dict(zip(record["train"]["ids"], record["train"]["labels"], strict=True)) if record is not None else {}
     # Dropped units name their images too, and the header those that vectors of others began with.
     commits = [entry for entry in vectors.manifest.records() if entry["event"] == "commit"]
@@ -262,6 +259,9 @@ def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
     if learned and not keep_averages and begun_at_means(run):
         classes = {labels.get(image_id) for image_id in learned}  # None of an image that no record has any more
         learned |= {image_id for image_id, label in labels.items() if None in classes or label in classes}
+    class_names = tuple((header or record or {"class_names": ()})["class_names"])
+    drawn = header is not None or (record is not None and method_of(run).again is not None)
+    files: set[str] = set()
     averaged = 0
     if drawn:
         table = images_store(run, class_names).table("file_name", *PARENTS, *AVERAGING)
@@ -270,9 +270,9 @@ def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
         taken = learned | {image_id for ids in made.values() for image_id in ids if is_marked(gone, "train", image_id)}
         how = zip(names, *columns[len(PARENTS) :], strict=True)
         averages = {name for name, *settings in how if is_averaged(*settings)}
-        averaged = len(averages) if keep_averages else 0
         descended = {name for name, ids in made.items() if not taken.isdisjoint(ids)}
         files = descended | averages if learned and not keep_averages else descended
+        averaged = len(averages - files) if learned else 0
     trained = len(ClassifierStore(run).manifest.units())
     held = len(learned & vectors.images().keys())
     return _Doomed(header is not None, drawn, class_names, learned, held, files, averaged, trained)
