@@ -235,7 +235,9 @@ def test_forgetting_reaches_every_replicate_and_those_to_come(bench: Bench, whol
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     names = [set(json.loads((f / "data.json").read_text())["train"]["ids"]) for f in replicate_folders(run)]
     gone = sorted((names[1] | names[2]) - names[0])[0]  # the run itself never saw it
-    assert dinv("forget", run, "--source", gone).exit_code == 0
+    tried = json.loads(dinv("forget", run, "--source", gone, "--dry-run", "--json").stdout)
+    done = json.loads(dinv("forget", run, "--source", gone, "--json").stdout)
+    assert tried == done | {"dry_run": True}, "what was said is what was done"
     assert not (run / "run.json").exists(), "it spoke of classifiers that saw the image"
     for folder, own in zip(replicate_folders(run), names, strict=True):
         assert (folder / "classifiers").exists() == (gone not in own)

@@ -57,7 +57,7 @@ class Forgotten:
     vectors: int
     synthetic: int
     classifiers: int
-    kept_by_average: int  # images that a mean over all vectors went into, left because `keep_averages` was given
+    kept_by_average: int  # images that owe it a mean of vectors alone, left because `keep_averages` was given
 
 
 def forget(
@@ -106,19 +106,21 @@ def forget(
         never = {*_marks(records[run], kept), *(hashed(content[image]) for image in wanted)}
     own = {folder: _marks(record, wanted & _content(record).keys()) for folder, record in records.items()}
     if dry_run:
-        return _sum(len(wanted), [_doomed(folder, own[folder], keep_averages).counts(0) for folder in folders])
+        touched = [folder for folder in folders if own[folder]]
+        return _sum(len(wanted), [_doomed(folder, own[folder], keep_averages).counts(0) for folder in touched])
     with ExitStack() as held:
         for folder in folders:
             held.enter_context(run_lock(folder))
             for store in STORES:  # damaged records are mended first: then nothing below can stop half way
                 Manifest(folder / store.manifest).records()
-        # The run has attributes, and rates of members, of its replicates' images too.
-        _without_attributes(run, set[str]().union(*own.values()))
-        Ledger(run).drop(MEMBERSHIP_FILE)
-        for folder, gone in own.items():  # the run first: what a kill leaves to its replicates, they follow
-            _mark(folder, never, gone, keep_averages)
-        for name in ledger_files(stage="report"):
-            Ledger(run).drop(name)
+        if wanted:
+            # The run has attributes, and rates of members, of its replicates' images too.
+            _without_attributes(run, set[str]().union(*own.values()))
+            Ledger(run).drop(MEMBERSHIP_FILE)
+            for folder, gone in own.items():  # the run first: what a kill leaves to its replicates, they follow
+                _mark(folder, never, gone, keep_averages)
+            for name in ledger_files(stage="report"):
+                Ledger(run).drop(name)
         done = [finish_pending(folder) for folder in folders]
     return _sum(len(wanted), done)
 
@@ -134,7 +136,8 @@ def _mark(run: Path, never: set[str], gone: Collection[str], keep_averages: bool
     marks = read_marks(run)
     pending = sorted({*marks["pending"], *gone})
     again = sorted({*marks["never_again"], *never})
-    write_marks(run, Marks(never_again=again, pending=pending, keep_averages=keep_averages))
+    keep = keep_averages and (marks["keep_averages"] or not marks["pending"])
+    write_marks(run, Marks(never_again=again, pending=pending, keep_averages=keep))
 
 
 def follow(run: Path, folder: Path) -> None:
@@ -207,12 +210,12 @@ def _delete(run: Path, gone: set[str], keep_averages: bool) -> Forgotten:
     # What was judged, trained and chosen by what was learned from the images.
     for folder in (CLASSIFIERS, GROWN, GROWTH, ONLINE, REDRAWN, STRENGTHS, TUNING):
         shutil.rmtree(run / folder, ignore_errors=True)
-    if (record := read_record(run)) is not None:
-        write_record(run, _without(record, gone))
     if doomed.drawn:
         images_store(run, doomed.class_names).remove(doomed.files)
     if doomed.inverted:
         EmbeddingStore(run).remove(doomed.learned)
+    if (record := read_record(run)) is not None:  # last: it says what classes the images are of, also after a kill
+        write_record(run, _without(record, gone))
     _sweep(run)
     return doomed.counts(len(gone))
 
@@ -232,27 +235,30 @@ class _Doomed:
     inverted: bool  # whether there are vectors at all
     drawn: bool  # whether there can be images
     class_names: tuple[str, ...]
-    learned: set[str]  # ids of vectors
+    learned: set[str]  # ids of images that were learned, or that vectors began with
+    vectors: int
     files: set[str]  # names of synthetic images
     averaged: int
     trained: int  # classifiers
 
     def counts(self, images: int) -> Forgotten:
-        return Forgotten(images, len(self.learned), len(self.files), self.trained, self.averaged)
+        return Forgotten(images, self.vectors, len(self.files), self.trained, self.averaged)
 
 
 def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
     """What goes with the images whose ids `gone` marks; nothing is deleted."""
     record = read_record(run)
     vectors = EmbeddingStore(run)
-    images = vectors.images()
-    # Dropped units name their images too.
-    tried = {i for entry in vectors.manifest.records() if entry["event"] == "commit" for i in entry["ids"]}
-    learned = {image_id for image_id in tried if is_marked(gone, "train", image_id)}
-    if learned and not keep_averages and begun_at_means(run):
-        labels = {images[image_id][1] for image_id in learned & set(images)}
-        learned |= {image_id for image_id, (_, label) in images.items() if label in labels}
     header = vectors.manifest.last("header")
+    labels = dict(zip(record["train"]["ids"], record["train"]["labels"], strict=True)) if record is not None else {}
+    # Dropped units name their images too, and the header those that vectors of others began with.
+    commits = [entry for entry in vectors.manifest.records() if entry["event"] == "commit"]
+    tried = {i: label for entry in commits for i, label in zip(entry["ids"], entry["labels"], strict=True)}
+    labels.update(tried)
+    learned = {i for i in {*tried, *(header or {}).get("means_of", ())} if is_marked(gone, "train", i)}
+    if learned and not keep_averages and begun_at_means(run):
+        classes = {labels.get(image_id) for image_id in learned}  # None of an image that no record has any more
+        learned |= {image_id for image_id, label in labels.items() if None in classes or label in classes}
     class_names = tuple((header or record or {"class_names": ()})["class_names"])
     drawn = header is not None or (record is not None and method_of(run).again is not None)
     files: set[str] = set()
@@ -264,11 +270,12 @@ def _doomed(run: Path, gone: set[str], keep_averages: bool) -> _Doomed:
         taken = learned | {image_id for ids in made.values() for image_id in ids if is_marked(gone, "train", image_id)}
         how = zip(names, *columns[len(PARENTS) :], strict=True)
         averages = {name for name, *settings in how if is_averaged(*settings)}
-        averaged = len(averages) if keep_averages else 0
         descended = {name for name, ids in made.items() if not taken.isdisjoint(ids)}
         files = descended | averages if learned and not keep_averages else descended
+        averaged = len(averages - files) if learned else 0
     trained = len(ClassifierStore(run).manifest.units())
-    return _Doomed(header is not None, drawn, class_names, learned, files, averaged, trained)
+    held = len(learned & vectors.images().keys())
+    return _Doomed(header is not None, drawn, class_names, learned, held, files, averaged, trained)
 
 
 def is_averaged(scale: float, unconditional: str, rival_weight: float, kind: str, partner: str) -> bool:

@@ -27,7 +27,7 @@ class Finding:
     """One thing that is not as it was written. `file` is relative to the run folder; `line` is of a manifest.
 
     damaged, missing: what was written is lost. unlisted: no record names the file, which a kill or lost records
-    explain. unfinished: a kill cut the write short; nothing that was committed is lost.
+    explain. unfinished: a kill cut the write or the deletion short; nothing that was committed is lost.
     images: those of a damaged Parquet file that are not as they were written, where they can still be read.
     """
 
@@ -202,14 +202,16 @@ def _discard(run: Path, findings: list[Finding]) -> None:
 def _restore(ledger: Ledger, finding: Finding, file: File) -> None:
     """Put a file of the ledger right: keep it, write it from the copy in its record, or drop it to be made again."""
     name = finding.file
-    note = ledger.note(name)
-    if note is not None and "copy" in note and finding.kind != "unfinished":
+    path, note, intended = ledger.run / name, ledger.note(name), ledger.intended(name)
+    if note is not None and "copy" in note and (finding.kind != "unfinished" or not intended):
         ledger.drop(name, lost=True)
         ledger.commit(name, note["copy"].encode(), note)
-    elif file.kind != "derived" and not finding.lost and _is_json(ledger.run / name):
-        ledger.adopt(name)
-    else:
+    elif file.kind == "derived" or finding.lost or not _is_json(path):
         ledger.drop(name, lost=True)
+    elif finding.kind == "unlisted" or sha256_of(path) in intended:
+        ledger.adopt(name)
+    else:  # a kill left it when it was dropped
+        ledger.drop(name)
 
 
 def _ledger_findings(name: str, records: list[dict[str, object]], digest: str | None) -> Iterator[Finding]:
@@ -218,7 +220,7 @@ def _ledger_findings(name: str, records: list[dict[str, object]], digest: str | 
     for record in records:
         files = record.get("files")
         if record["event"] == "drop":
-            committed, intended = None, []
+            committed = None  # a kill may leave the file itself
         elif isinstance(files, dict):
             intended.append(files[name])
             if record["event"] == "commit":
