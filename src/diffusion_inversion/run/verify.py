@@ -204,7 +204,6 @@ def _restore(ledger: Ledger, finding: Finding, file: File) -> None:
     name = finding.file
     path, note, intended = ledger.run / name, ledger.note(name), ledger.intended(name)
     if note is not None and "copy" in note and (finding.kind != "unfinished" or not intended):
-        ledger.drop(name, lost=True)
         ledger.commit(name, note["copy"].encode(), note)
     elif file.kind == "derived" or finding.lost or not _is_json(path):
         ledger.drop(name, lost=True)
