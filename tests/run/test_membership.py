@@ -264,6 +264,9 @@ def test_bad_input_is_one_line(whole: Path, finished: Path, tmp_path: Path) -> N
     for out in (whole, finished):
         code, said = refused(whole, "--out", out)
         assert code == 2 and f"--out {out}: a run folder" in said
+    (tmp_path / "membership.json").write_text("of the club")
+    code, said = refused(whole, "--out", tmp_path)
+    assert code == 2 and "its membership.json is no such record" in said
     assert refused(whole, "--limit", 5)[0] == refused(whole, "--of", "weights")[0] == 2
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     shutil.rmtree(run / "classifiers")

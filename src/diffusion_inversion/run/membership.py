@@ -34,7 +34,7 @@ from ..measure.membership import FEWEST, calibrated, log_odds, told
 from ..randomness import generator_for
 from ..sample.sampling import check, reconstruct
 from ..train.store import ClassifierStore
-from .copies import made_from, require_no_run
+from .copies import made_from, require_own_out
 from .drawn_with import generator_of
 from .fidelity.copies import recorded_copies
 from .fidelity.stage import recorded_filter, trained_on
@@ -66,11 +66,11 @@ class Tried:
 def membership_run(run: Path, settings: MembershipSettings, splits: Splits | None = None) -> dict[str, Any]:
     """Measure what a run gives away of its training images, and keep it; what is there already is not done again.
 
-    Returns the record. Raises UsageError where a stage is not finished or `settings.out` is a run folder, DataError
-    where there are too few images.
+    Returns the record. Raises UsageError where a stage is not finished or `settings.out` is a run folder or has
+    another's file of that name, DataError where there are too few images.
     """
     if settings.out is not None:
-        require_no_run(settings.out)
+        require_own_out(settings.out, MEMBERSHIP_FILE)
     splits = splits or open_splits(run)
     with briefly(run, "membership"):
         ledger, asked = Ledger(run), settings.model_dump(mode="json", exclude={"out", "device"})
