@@ -45,8 +45,8 @@ Constant: a metric that varied by less than 0.002."""
 SAYS = """
 A variant says less than an image of its own: errors that count it as one are too small; where the real images are the
 sources they are too wide, for what both sides have in common is counted twice. By source:
-- FID, KID, CMMD and density: within 0.85 to 1.2 of the truth where features have ordinary tails. `fid_infinity` has
-  the error of FID and varies a little more: 0.82 to 1.08.
+- FID, KID and CMMD: within 0.85 to 1.2 of the truth where features have ordinary tails, density 0.92 to 1.32.
+  `fid_infinity` has the error of FID and varies a little more: 0.82 to 1.08.
 - Precision and recall: right, or on the wide side where a side has few units (up to 1.6): there pairs of sources count
   for much, of which not all can be told apart, and an error is not below that of one unit. So is coverage near 1. They
   are left wide knowingly, and `dinv metrics` says so below 100 units. Coverage among few sources far away: 0.83.

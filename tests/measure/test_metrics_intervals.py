@@ -122,6 +122,31 @@ def test_groups_are_dealt_evenly_and_by_unit() -> None:
     assert groups == 20
     assert real.bincount().tolist() == [5] * 20 and generated.bincount().tolist() == [10] * 20
     assert all(len(set(generated[5 * n : 5 * n + 5].tolist()) | {int(real[n])}) == 1 for n in range(20))
+    for shared, alone in ((10, 10), (4, 6), (19, 1), (2, 1), (1, 2)):
+        units = named_units(range(shared + alone), [*range(shared), *range(-alone, 0)])
+        real, generated, groups = deal(units, seed=0)
+        for side in (real, generated):
+            filled = side.bincount(minlength=groups)
+            assert filled.max() - filled.min() <= 1 and torch.equal(side[:shared], real[:shared])
+
+
+def test_sides_that_share_some_of_few_units_have_errors() -> None:
+    """As `--real-groups` and `--generated-groups` may say: two of three patients on both sides."""
+    units = named_units([n for n in "abc" for _ in range(5)], [n for n in "abd" for _ in range(5)])
+    x, y = normal(15, 4), normal(15, 4, seed=1)
+    errors = manifold_errors(x, y, k=1, seed=0, units=units)
+    assert all(error is not None and error > 0 for error in errors.values())
+
+
+def test_an_interval_where_sides_share_some_units_holds_as_often_as_it_says() -> None:
+    """Of a difference of means, whose truth is 0, with two units on both sides and one on either alone."""
+    units = named_units("abc", "abd")
+    held = 0
+    for seed in range(400):
+        x, y = normal(3, seed=seed), normal(3, seed=seed + 10_000)
+        found = estimate(float(x.mean() - y.mean()), mean_difference(x, y, units), 0.95, freedom=units.groups - 1)
+        held += found.low is not None and found.high is not None and found.low <= 0 <= found.high
+    assert 0.92 < held / 400 < 0.98
 
 
 def sourced(seed: int, sources: int = 40, variants: int = 5) -> tuple[Tensor, Tensor, Units]:

@@ -183,6 +183,21 @@ def test_variants_are_resampled_by_the_source_that_the_run_recorded(tmp_path: Pa
     pq.write_table(pa.Table.from_pylist(guided), tmp_path / "fake" / "metadata.parquet")
     assert measure(tmp_path / "real", tmp_path / "fake", **options).metrics == found.metrics
 
+    # Real images that are named by a group of their own take what was made from them along.
+    pq.write_table(pa.Table.from_pylist(recorded), tmp_path / "fake" / "metadata.parquet")
+    (tmp_path / "patients").write_text("".join(f"cat/{row}.png\tpatient {row // 2}\n" for row in range(12)))
+    grouped = measure(tmp_path / "real", tmp_path / "fake", real_groups=tmp_path / "patients", **options)
+    assert (grouped.units_real, grouped.units_generated) == (6, 6)
+    assert "6 of them on both sides at once" in grouped.resampled
+    # A run knows its sources by their pixels: REAL may be the folder above.
+    (tmp_path / "fake").rename(tmp_path / "synthetic")
+    real = load_images(tmp_path / "real")
+    record = {"train": {"ids": [f"train/{image_id}" for image_id in real.ids], "hashes": real.hashes}}
+    Ledger(tmp_path).commit("data.json", json.dumps(record).encode())
+    above = [{**row, "source_id": f"train/{row['source_id']}"} for row in recorded]
+    pq.write_table(pa.Table.from_pylist(above), tmp_path / "synthetic" / "metadata.parquet")
+    assert measure(tmp_path / "real", tmp_path / "synthetic", **options).metrics == found.metrics
+
 
 def test_a_test_image_of_a_source_s_name_does_not_go_with_its_variants(tmp_path: Path) -> None:
     class_folders(tmp_path / "real", {"cat": 12})
@@ -219,6 +234,9 @@ def test_a_file_of_groups_that_does_not_fit(tmp_path: Path) -> None:
     groups.write_text("a\nb\n")
     with pytest.raises(DataError, match="2 groups for 20 images"):
         measure(good, good, generated_groups=groups)
+    marked = tmp_path / "marked"
+    marked.write_bytes(b"\xef\xbb\xbf" + "\n".join("aabb" * 5).encode())
+    assert measure(good, good, generated_groups=marked, k=1).units_generated == 2
     groups.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="UTF-8"):
         measure(good, good, generated_groups=groups)

@@ -152,6 +152,30 @@ def test_equal_and_nearly_equal_images_share_a_fold() -> None:
     assert max(np.bincount(fold)) <= 14
 
 
+def test_folds_need_groups_of_every_class() -> None:
+    images = toy(50, 0, size=16)
+    labels = torch.arange(50) % 2
+    few = replace(images, labels=labels, groups=tuple(f"video {row // 2 % 4}" for row in range(50)))
+    with pytest.raises(DataError, match=r"of 4 group\(s\).* it takes 5"):
+        folds(few)
+    one = tuple("one" if label else f"other {row // 10}" for row, label in enumerate(labels.tolist()))
+    with pytest.raises(DataError, match="without one fold a single class is left"):
+        folds(replace(images, labels=labels, groups=one))
+
+
+def test_inspect_says_that_groups_are_too_few(bench: Bench, tmp_path: Path) -> None:
+    """Each class is of one patient."""
+    write_images(tmp_path / "train", toy(60, 0, size=16), range(60))
+    write_images(tmp_path / "test", toy(12, 1, size=16), range(12))
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png"))
+    patients = tmp_path / "patients.csv"
+    patients.write_text("".join(f"{file.as_posix()},{'-'.join(file.parts[:2])}\n" for file in files))
+    device = ("--device", "cpu", "--dtype", "float32")
+    looked = dinv("inspect", tmp_path, "--groups", patients, "--generator", bench.checkpoint, *device)
+    assert looked.exit_code == 0, looked.output
+    assert "keeps of these images is not known: the images are of 3 group(s)" in looked.output
+
+
 def test_a_large_autoencoder_on_a_cpu_is_not_waited_for(bench: Bench) -> None:
     assert affordable(bench.generator(), 16) == 400
     with pytest.raises(DataError, match="on a CPU the autoencoder of toy takes too long at 65536 px"):

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import dinv
@@ -212,6 +214,43 @@ def test_any_two_data_are_audited(folders: Path, tmp_path: Path) -> None:
     assert part["copies"]["n"] == 7
 
 
+def test_sources_that_are_named_otherwise_are_not_looked_for(folders: Path, tmp_path: Path) -> None:
+    """REAL is the training folder itself, the run's DATA the folder above: its ids have `train/` before them."""
+    made = Path(shutil.copytree(folders / "made", tmp_path / "made"))
+    files = sorted(path.relative_to(made) for path in made.rglob("*.png"))
+    for prefix, own in (("train/", None), ("", 5)):
+        rows = [{"file_name": str(file), "source_id": f"{prefix}{file}", "class_name": file.parts[0]} for file in files]
+        table = pa.Table.from_pylist([row | {"partner_id": row["source_id"]} for row in rows])
+        pq.write_table(table, made / "metadata.parquet")
+        asked = ["audit", folders / "real", made, "--test", folders / "test", "--planted", 0, "--device", "cpu"]
+        record = json.loads(dinv(*asked, "--json").stdout)
+        assert record["copies"]["count"] == 5 and record["by_source"]["sources"]["n"] == 20
+        assert record["by_source"]["of_their_own_source"] == own
+        assert ("5 of the 5 images are nearest to their own" in dinv(*asked).output) == (own == 5)
+
+
+def test_an_audit_replaces_no_file_of_another(folders: Path, tmp_path: Path) -> None:
+    """Said before images are read: GENERATED is not there."""
+
+    def refused(out: Path) -> str:
+        found = dinv("audit", folders / "real", tmp_path / "nowhere", "--out", out, "--device", "cpu")
+        assert found.exit_code == (7 if out.is_file() else 2), found.output
+        return str(found.output)
+
+    out = tmp_path / "out"
+    out.mkdir()
+    for content in ("mine", "[]", "3", '{"title": "audit of 2024"}'):
+        (out / "audit.json").write_text(content)
+        assert "its audit.json is no such record" in refused(out)
+        assert (out / "audit.json").read_text() == content
+    (out / "audit.json").unlink()
+    (out / "audit.png").write_bytes(b"mine")
+    assert "its audit.png has no audit.json beside it" in refused(out)
+    file = tmp_path / "afile"
+    file.touch()
+    assert f"{file}: cannot be written" in refused(file)
+
+
 def test_an_audit_replaces_no_record_of_a_run_and_leaves_no_older_picture(folders: Path, tmp_path: Path) -> None:
     real, test, out = folders / "real", folders / "test", tmp_path / "out"
     out.mkdir()
@@ -222,6 +261,7 @@ def test_an_audit_replaces_no_record_of_a_run_and_leaves_no_older_picture(folder
         assert refused.exit_code == 2 and f"--out {out}: a run folder" in refused.output
     assert (out / "audit.json").read_text() == "mine"
     (out / "data.json").unlink()
+    (out / "audit.json").write_text('{"schema": 1, "false_positives": 0.01}')
     (out / "audit.png").write_bytes(b"of the audit before")
     one = ["--limit", 1, "--false-positives", 1e-9]
     found = dinv("audit", real, test, "--planted", 0, "--out", out, "--device", "cpu", "--json", *one)

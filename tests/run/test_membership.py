@@ -14,8 +14,10 @@ from command_line import dinv
 from harness import SAMPLE, Bench, write_images
 from planted_copies import plant_copies
 from smooth_pictures import pictures
+from torch import Tensor
 from toy import toy_images
 
+from diffusion_inversion.cli.membership import table
 from diffusion_inversion.config.commands import AuditSettings, MembershipSettings
 from diffusion_inversion.config.settings import DataSettings, InvertSettings
 from diffusion_inversion.config.training import TrainSettings
@@ -109,6 +111,47 @@ def test_held_out_images_may_be_called_as_training_images_are(whole: Path) -> No
     assert torch.equal(membership._known(whole, tried.images.ids), tried.members)
 
 
+def edited(images: Tensor) -> Tensor:
+    """The same pictures, uint8, with other pixels."""
+    noise = 2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    return (0.97 * images + 3 + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def held_out(images: Tensor, groups: tuple[str, ...] = ()) -> Splits:
+    """Training images, and others."""
+    ids, hashes = ([f"{kind}{place}" for place in range(len(images))] for kind in ("test", "hash"))
+    test = replace(toy_images(len(images), images.shape[-1]), ids=tuple(ids), hashes=tuple(hashes), images=images)
+    return Splits(drawn(24, 32), replace(test, groups=groups), "given")
+
+
+def places(found: Tensor, images: Tensor) -> list[int]:
+    """The row of each of the found images."""
+    return [next(row for row, image in enumerate(images) if torch.equal(image, one)) for one in found]
+
+
+def test_others_are_not_known_by_images_that_look_like_them() -> None:
+    """Two of each picture: where one is a reference, the other would look as if the run did not know it."""
+    pictures_of = drawn(120, 32).images[40:]
+    images = torch.cat([pictures_of, edited(pictures_of)])
+    tried = tried_images(Path(), held_out(images), None, 32, ASKED)
+    references = {row % 80 for row in places(tried.references, images)}
+    others = {row % 80 for row in places(tried.images.images[~tried.members], images)}
+    assert not references & others and len(tried.references) == 80
+    assert len(others) + tried.near_duplicates >= 60 and tried.near_duplicates > 20
+
+
+def test_no_group_is_parted_between_references_and_others() -> None:
+    images = drawn(140, 32).images[40:]
+    groups = tuple(f"patient {row // 10}" for row in range(100))
+    tried = tried_images(Path(), held_out(images, groups), None, 32, ASKED)
+    references, others = places(tried.references, images), places(tried.images.images[~tried.members], images)
+    assert len(references) == len(others) == 50
+    assert not {groups[row] for row in references} & {groups[row] for row in others}
+    with pytest.raises(DataError, match=r"15 held-out images to calibrate by, and 85 others .* at least 20 of either"):
+        large = ("a",) * 85 + ("b",) * 15
+        tried_images(Path(), held_out(images, large), None, 32, ASKED)
+
+
 def test_copies_give_their_sources_away(whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     with run_lock(run):
@@ -143,6 +186,13 @@ def test_what_was_measured_is_kept_and_not_measured_again(measured: Path, tmp_pa
     (measured / "membership.json").write_text("{}")
     assert dinv("repair", measured).exit_code == 0
     assert (measured / "membership.json").read_bytes() == kept
+
+
+def test_each_row_of_the_table_has_the_rate_that_it_holds(once: Path) -> None:
+    record = json.loads((once / "membership.json").read_text())
+    record["figures"][1]["false_positives"] = 0.021
+    rates = [line.rpartition("] at ")[2] for line in table(record).splitlines() if "] at " in line]
+    assert rates == ["4 %", "4 %", "2.1 %", "4 %", "4 %"]
 
 
 def test_the_report_has_a_section_of_it(measured: Path) -> None:
@@ -183,8 +233,9 @@ def test_replicates_that_do_not_know_an_image_calibrate_it(whole: Path, tmp_path
     assert {one["auc"] for one in other.values()} == {0.5}
 
 
-def test_vectors_of_images_are_told_by_the_loss(tmp_path: Path) -> None:
+def test_vectors_of_images_are_told_by_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapter's own guesses as vectors: of other images they denoise worse than the guess of the image itself."""
+    monkeypatch.setattr(membership, "_AT_ONCE", 16)
     images = drawn(40, 64)
     generator = Generator.load("mini", device="cpu")
     none = InvertSettings(steps=0, eval_draws=1)
@@ -192,7 +243,11 @@ def test_vectors_of_images_are_told_by_the_loss(tmp_path: Path) -> None:
     tried = membership.Tried(images, torch.arange(40) < 20, images.images[:1], 0)
     cpu = torch.device("cpu")
     search = membership._Search([pixel_view(cpu), part_view(cpu)], images.images)
+    adapter, seen = generator.adapter, list[int]()
+    assert adapter is not None
+    adapter.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     loss, distance = membership._of_vectors(vectors, generator, tried, search, 64, ASKED)
+    assert seen == [16, 16, 8]  # of many images not all at once
     assert loss[:20].tolist() == pytest.approx([0] * 20, abs=1e-3)
     assert told(loss[:20], loss[20:], 0.01).auc > 0.9 and told(distance[:20], distance[20:], 0.01).auc > 0.9
 
@@ -209,12 +264,19 @@ def test_bad_input_is_one_line(whole: Path, finished: Path, tmp_path: Path) -> N
     for out in (whole, finished):
         code, said = refused(whole, "--out", out)
         assert code == 2 and f"--out {out}: a run folder" in said
+    (tmp_path / "membership.json").write_text("of the club")
+    code, said = refused(whole, "--out", tmp_path)
+    assert code == 2 and "its membership.json is no such record" in said
     assert refused(whole, "--limit", 5)[0] == refused(whole, "--of", "weights")[0] == 2
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     shutil.rmtree(run / "classifiers")
     code, said = refused(run)
     assert code == 2 and "no classifiers, or not all of them. Run `dinv train" in said
     assert dinv("membership", run, "--of", "synthetic", "--device", "cpu").exit_code == 0
+    run = Path(shutil.copytree(whole, tmp_path / "damaged"))
+    next((run / "classifiers").glob("*.safetensors")).write_bytes(b"not what it was")
+    code, said = refused(run)
+    assert code == 4 and ".safetensors" in said and "compare" not in said  # before anything else is done
     splits = open_splits(whole)
     few = Splits(splits.train, splits.test.subset(range(39)), splits.how)
     with pytest.raises(DataError, match=r"39 held-out images .* at least 40 are needed") as caught:

@@ -41,14 +41,14 @@ def audit(
     """Find synthetic images that copy training images, and say how many such copies would be found."""
     from ..data.sources import at_home
     from ..measure.copies.said import table
-    from ..run.copies import audit_data, audit_run, require_no_run, write_audit
-    from ..run.layout import AUDIT_FILE, DATA_FILE
+    from ..run.copies import audit_data, audit_run, require_own_out, write_audit
+    from ..run.layout import AUDIT_FILE, AUDIT_PICTURE, DATA_FILE
     from ..run.reporting import report_command
 
     settings = auditing.settings()
     if generated is not None:
         if out is not None:
-            require_no_run(out)
+            require_own_out(out, AUDIT_FILE, AUDIT_PICTURE)
         found, record = audit_data(real, generated, test, settings)
         if out is not None:
             write_audit(out, found, record)

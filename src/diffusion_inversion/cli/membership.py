@@ -35,10 +35,11 @@ def table(record: Mapping[str, Any]) -> str:
     width = max(map(len, names))
     lines = [
         f"{record['members']} training images against {record['held_out']} held-out ones. AUC: 0.5 is chance.",
-        f"{'an adversary has':{width}}  {'AUC':18}  true positives at {100 * rows[0]['false_positives']:.2g} %",
+        f"{'an adversary has':{width}}  {'AUC':18}  true positives, at a rate of false ones",
     ]
     for name, one in zip(names, rows, strict=True):
         area = f"{one['auc']:.2f} [{one['auc_low']:.2f}, {one['auc_high']:.2f}]"
         share = [f"{100 * one[key]:.1f}" for key in ("true_positives", "true_low", "true_high")]
-        lines.append(f"{name:{width}}  {area:18}  {share[0]} % [{share[1]}, {share[2]}]")
+        rate = f"{100 * one['false_positives']:.2g}"
+        lines.append(f"{name:{width}}  {area:18}  {share[0]} % [{share[1]}, {share[2]}] at {rate} %")
     return "\n".join([*lines, *(f"Note: {note}" for note in record["notes"])])

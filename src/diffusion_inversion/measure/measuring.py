@@ -36,10 +36,11 @@ from .metrics.kernel import (
     kid,
     random_subsets,
     unit_rows,
+    without_direction,
 )
 from .metrics.manifold import manifold_values
 from .metrics.units import Units, by_content, jackknife, named_units
-from .variant_groups import read_groups, recorded_sources, told_apart
+from .variant_groups import named_as_real, read_groups, recorded_sources
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 _HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
@@ -160,11 +161,12 @@ def measure(
     - `seed`: of `limit` and of the intervals. `confidence`: of the intervals, in (0, 1).
     - `real_groups`, `generated_groups`: text files that name the group of each image (`variant_groups.read_groups`),
       such as its source or its patient. Images of one group are resampled together. A folder that stage 2 wrote knows
-      the sources of its images; where the real images are among these, each goes with what was made from it: by its
-      id, and in a run folder by its pixels too.
+      the sources of its images; where the real images are among these, each goes, or its group, with what was made
+      from it: by its id, and in a run folder by its pixels, whatever its id.
     - `cache`: folder for features of DATA; default `features` below `root`, or the data folder.
 
-    Raises UsageError (arguments, extractor, files that are not there) before images are decoded, and DataError.
+    Raises UsageError for arguments, features and the extractor before images are decoded, for other files that are not
+    there as each side is read; and DataError.
     """
     _check(k, confidence, batch_size)
     where = resolve_device(device)
@@ -189,7 +191,8 @@ def measure(
     real_side = side(real, real_split, real_groups)
     generated_side = side(generated, generated_split, generated_groups)
     if generated_groups is None and generated_side.groups and real_side.images:
-        groups = told_apart(generated_side.groups, real_side.images, generated)
+        given_groups = None if real_groups is None else real_side.groups
+        groups = named_as_real(generated_side.groups, real_side.images, given_groups, generated)
         generated_side = replace(generated_side, groups=groups)
     check_sizes(real_side.shape(network), generated_side.shape(network), least=max(k + 1, 4))
     sides = [_extracted(found, network, folder, batch_size) for found in (real_side, generated_side)]
@@ -355,14 +358,8 @@ def _compare(
             "size": size,
         },
         per_class=_per_class(real, generated, x, y),
-        warnings=(*_warnings(real, generated, network, dim, units), *_without_direction(zeros)),
+        warnings=(*_warnings(real, generated, network, dim, units), *without_direction(zeros)),
     )
-
-
-def _without_direction(zeros: Sequence[int]) -> tuple[str, ...]:
-    if not any(zeros):
-        return ()
-    return (f"CMMD is not defined: {zeros[0]} real and {zeros[1]} generated rows are zero and have no direction",)
 
 
 def _per_class(real: _Side, generated: _Side, x: Tensor, y: Tensor) -> dict[str, ClassDistance]:

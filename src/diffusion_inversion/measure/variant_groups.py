@@ -55,16 +55,30 @@ def _source(source: str, partner: str, class_name: str) -> str | None:
     return None if partner == source else partner
 
 
-def told_apart(sources: Sequence[str], real: LabelledImages, data: str | Path) -> list[str]:
-    """Sources of the images in `data`, those renamed whose ids real images have that are other pictures.
+def named_as_real(
+    sources: Sequence[str], real: LabelledImages, groups: Sequence[str] | None, data: str | Path
+) -> list[str]:
+    """Sources of the images in `data`, those that are real images by their ids there, or their `groups`, where given.
 
-    So it is where `data` lies in a run folder, which knows the pixels of what it learned from; elsewhere ids are
+    Where `data` lies in a run folder, which knows the pixels of what it learned from, a source is the real image of its
+    pixels, whatever its id; one whose id a real image has that is another picture is renamed. Elsewhere ids are
     believed. Raises DataError where the run's record of them was damaged.
     """
     record = Ledger(Path(data).parent).read_json(DATA_FILE) or {"train": {"ids": (), "hashes": ()}}
     learned = dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
-    others = {i for i, pixels in zip(real.ids, real.hashes, strict=True) if learned.get(i, pixels) != pixels}
-    return [f"source {source}" if source in others else source for source in sources]
+    pixels_of = dict(zip(real.ids, real.hashes, strict=True))
+    shows = {pixels: image_id for image_id, pixels in reversed(pixels_of.items())}
+    group_of = dict(zip(real.ids, real.ids if groups is None else groups, strict=True))
+
+    def named(source: str) -> str:
+        if source in pixels_of and learned.get(source, pixels_of[source]) == pixels_of[source]:
+            return group_of[source]
+        if (image_id := shows.get(learned.get(source, ""))) is not None:
+            return group_of[image_id]
+        return f"source {source}" if source in pixels_of else source
+
+    name_of = {source: named(source) for source in {*sources}}
+    return [name_of[source] for source in sources]
 
 
 def read_groups(path: str | Path, ids: Sequence[str] | None, count: int) -> list[str]:
@@ -77,7 +91,7 @@ def read_groups(path: str | Path, ids: Sequence[str] | None, count: int) -> list
     if Path(path).stat().st_size > MOST_BYTES:
         raise DataError(f"{path}: larger than {MOST_BYTES >> 20} MB; give a text file of groups")
     try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error}); give one group a line, or id, tab and group") from error
     if ids is not None and lines and all("\t" in line for line in lines):

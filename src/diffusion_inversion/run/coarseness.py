@@ -143,10 +143,11 @@ def measure(
     they are compared with is at their own side, at most 96 px. Near-duplicates share a fold. The interval is that of
     paired differences over the images, each tested once (`evaluation.compare`); benchmarks/coarseness.py has
     its coverage. At most 400 images are drawn, fewer where the autoencoder is slow on this device. Raises DataError
-    where there are too few.
+    where there are too few, or too few groups of them.
     """
     start = time.monotonic()
     part = drawn(images, affordable(generator, resolution))
+    fold = folds(part)
     own, lite0 = min(part.size, OWN_SIZE_LIMIT), load_lite0().to(generator.device)
     real, seen, through = [], [], []
     for batch in part.images.split(BATCH):
@@ -156,7 +157,6 @@ def measure(
         through.append(_profiles(lite0, _at(decoded, used), generator.device))
         advance(len(batch))
     labels = part.labels.unique(return_inverse=True)[1]
-    fold = folds(part)
     plain, after, within = (
         cross_validated(torch.cat(learned), torch.cat(tested), labels, fold)
         for learned, tested in ((real, real), (through, seen), (through, through))
@@ -180,7 +180,10 @@ def affordable(generator: Generator, resolution: int) -> int:
 
 
 def folds(images: LabelledImages) -> NDArray[np.int64]:
-    """The fold of each image (N,), classes spread evenly; images of a group or of nearly equal pixels share one."""
+    """The fold of each image (N,), classes spread evenly; images of a group or of nearly equal pixels share one.
+
+    Raises DataError below 5 such groups, and where all other folds than one have images of one class alone.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     group = np.arange(len(images))
@@ -190,11 +193,15 @@ def folds(images: LabelledImages) -> NDArray[np.int64]:
     alike += near_pairs(thumbnail(images.images))
     for one, other in alike:
         group[group == group[other]] = group[one]
+    if (count := len(np.unique(group))) < FOLDS:
+        raise DataError(f"the images are of {count} group(s), near-duplicates of one; it takes {FOLDS}")
     fold = np.empty(len(images), np.int64)
     labels = images.labels.numpy()
     parts = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels, group)
     for number, (_, tested) in enumerate(parts):
         fold[tested] = number
+    if any(len(np.unique(labels[fold != number])) < 2 for number in range(FOLDS)):
+        raise DataError(f"of {count} groups of images too few have each class: without one fold a single class is left")
     return fold
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +142,27 @@ def audit_data(
     return found, {**found.record(), "settings": settings.model_dump(mode="json", exclude={"copies", "device"})}
 
 
-def require_no_run(out: Path) -> None:
-    """Raise UsageError for a run folder: it has a record of its own by the name of what would be written there."""
+def require_own_out(out: Path, name: str, picture: str | None = None) -> None:
+    """Raise UsageError for a folder `out` where a record `name`, or its picture, would replace what is not of an
+    earlier call: a run's own, or another's file. DiskError where nothing can be written there.
+    """
     if (out / DATA_FILE).is_file():
         raise UsageError(f"--out {out}: a run folder, whose own record would be replaced; choose another folder.")
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    if (out / name).exists():
+        try:
+            ours = "false_positives" in json.loads((out / name).read_bytes())
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise UsageError(f"--out {out}: its {name} is no such record and would be replaced; choose another folder.")
+    elif picture is not None and (out / picture).exists():
+        raise UsageError(
+            f"--out {out}: its {picture} has no {name} beside it and would be replaced; choose another folder."
+        )
 
 
 def write_audit(folder: Path, found: CopyAudit, record: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from ..measure.membership import FEWEST, calibrated, log_odds, told
 from ..randomness import generator_for
 from ..sample.sampling import check, reconstruct
 from ..train.store import ClassifierStore
-from .copies import made_from, require_no_run
+from .copies import made_from, require_own_out
 from .drawn_with import generator_of
 from .fidelity.copies import recorded_copies
 from .fidelity.stage import recorded_filter, trained_on
@@ -49,7 +49,7 @@ MOST_REFERENCES = 500  # held-out images that distances are calibrated by
 MOST_VECTORS = 2000  # that an image is looked for among: those of the images that are tried, and others
 _LEAST = 1e-3  # of a distance whose logarithm is taken
 _KNOWN = 2000  # images whose descriptions are in memory at a time
-_AT_ONCE = 50  # images whose denoising loss is in memory at a time
+_AT_ONCE = 50  # images whose starting vectors, latents or denoising losses are computed at a time
 _DRAWN_WITH = SampleSettings(variants=1, guidance_scales=(1.0,), inference_steps=8, safety_checker=False)
 
 
@@ -60,17 +60,17 @@ class Tried:
     images: LabelledImages  # members first
     members: Tensor  # bool (M,)
     references: Tensor  # uint8 (R, 3, S, S): images of the same kind that an adversary has
-    near_duplicates: int  # held-out images that were left out
+    near_duplicates: int  # held-out images that were left out: they show a training image, or a reference
 
 
 def membership_run(run: Path, settings: MembershipSettings, splits: Splits | None = None) -> dict[str, Any]:
     """Measure what a run gives away of its training images, and keep it; what is there already is not done again.
 
-    Returns the record. Raises UsageError where a stage is not finished or `settings.out` is a run folder, DataError
-    where there are too few images.
+    Returns the record. Raises UsageError where a stage is not finished or `settings.out` is a run folder or has
+    another's file of that name, DataError where there are too few images.
     """
     if settings.out is not None:
-        require_no_run(settings.out)
+        require_own_out(settings.out, MEMBERSHIP_FILE)
     splits = splits or open_splits(run)
     with briefly(run, "membership"):
         ledger, asked = Ledger(run), settings.model_dump(mode="json", exclude={"out", "device"})
@@ -126,9 +126,12 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
     made = trained_on(run, splits.train.class_names, lambda: splits, settings.device).synthetic
     side = min(made.size, splits.train.size)
     tried = tried_images(run, splits, None if embeddings is None else embeddings.ids, side, settings)
+    others = [folder for folder in replicate_folders(run)[1:] if _finished(folder)]
+    knowing = {arm: [run, *(folder for folder in others if arm in arms_trained(folder))] for arm in arms}
+    # Before what takes long, so that a damaged classifier is found before it.
+    odds = {arm: [_odds(trained(folder, arm), tried.images) for folder in folders] for arm, folders in knowing.items()}
     device = resolve_device(settings.device)
     search = _Search([pixel_view(device), part_view(device)], tried.images.resized(side).images)
-    others = [folder for folder in replicate_folders(run)[1:] if _finished(folder)]
     known = [_known(folder, tried.images.ids) for folder in others]
     apart = search.nearness(tried.references)[None]
     found: list[dict[str, Any]] = []
@@ -166,10 +169,8 @@ def _measured(run: Path, settings: MembershipSettings, splits: Splits) -> dict[s
         theirs = [search.nearness(_images_of(one, made.class_names, settings).resized(side).images) for one in others]
         add_calibrated(f"{method.images} images", "distance to the nearest", nearness, theirs, apart)
     for arm in arms:
-        odds = _odds(trained(run, arm), tried.images)
-        shared = [folder for folder in others if arm in arms_trained(folder)]
-        theirs = [_odds(trained(folder, arm), tried.images) for folder in shared]
-        add_calibrated(f"classifier {arm}", "loss", odds, theirs if len(shared) == len(others) else [], None)
+        own, *theirs = odds[arm]
+        add_calibrated(f"classifier {arm}", "loss", own, theirs if len(theirs) == len(others) else [], None)
     return {
         "members": int(tried.members.sum()),
         "held_out": int((~tried.members).sum()),
@@ -208,7 +209,8 @@ def tried_images(
 ) -> Tried:
     """Members, and of the test images half as references and at most as many others, all at random.
 
-    Test images that show a training image too are left out. Raises DataError where too few are left.
+    No group is parted between references and others. Test images that show a training image too are left out, of the
+    others those that show a reference. Raises DataError where too few are left.
     """
     wanted = None if learned is None else {*learned}
     own = [row for row, image_id in enumerate(splits.train.ids) if wanted is None or image_id in wanted]
@@ -226,7 +228,17 @@ def tried_images(
     stream = generator_for(settings.seed, "membership")
     chosen = [own[place] for place in torch.randperm(len(own), generator=stream)[: settings.limit].tolist()]
     order = [apart[place] for place in torch.randperm(len(apart), generator=stream).tolist()]
-    references, rest = order[: min(len(order) // 2, MOST_REFERENCES)], order[len(order) // 2 :][: settings.limit]
+    half, rest = _parted(order, splits.test.groups)
+    references = splits.test.subset(sorted(half[:MOST_REFERENCES]))
+    seen_there = {rest[place] for place in shown_in(splits.test.subset(rest), references)} if half and rest else set()
+    rest = [row for row in rest if row not in seen_there]
+    if min(len(references), len(rest)) < FEWEST:
+        raise DataError(
+            f"{run}: {len(references)} held-out images to calibrate by, and {len(rest)} others that are of other "
+            f"groups and show none of them; at least {FEWEST} of either are needed. Give more with --test, or a larger "
+            "--holdout"
+        )
+    rest = rest[: settings.limit]
     members, others = splits.train.subset(sorted(chosen)), splits.test.subset(sorted(rest))
     called = "test: " if splits.how == "given" else ""  # both may hold a cat/001.png
     images = LabelledImages(
@@ -239,7 +251,19 @@ def tried_images(
         native_size=members.native_size,
     )
     told_apart = torch.arange(len(images)) < len(members)
-    return Tried(images, told_apart, splits.test.subset(sorted(references)).resized(side).images, len(doubles))
+    return Tried(images, told_apart, references.resized(side).images, len(doubles) + len(seen_there))
+
+
+def _parted(order: Sequence[int], groups: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Rows in two parts, by whole groups: as many of the first groups as half of the rows hold, and the others."""
+    together: dict[int | str, list[int]] = {}
+    for row in order:
+        together.setdefault(groups[row] if groups else row, []).append(row)
+    first: list[int] = []
+    second: list[int] = []
+    for rows in together.values():
+        (first if len(first) + len(rows) <= len(order) // 2 else second).extend(rows)
+    return first, second
 
 
 class _Search:
@@ -289,8 +313,11 @@ def _of_vectors(
     vectors = embeddings.at()[rows]
     asked = InvertSettings(tokens=vectors.shape[1], eval_draws=settings.draws, seed=settings.seed)
     pixels = to_model_range(tried.images.resized(embeddings.resolution).images)
+    parts = torch.arange(len(pixels)).split(_AT_ONCE)
     with torch.no_grad():
-        start = guesses(tried.images, pixels, generator, asked)
+        start = torch.cat(
+            [guesses(tried.images.subset(part.tolist()), pixels[part], generator, asked) for part in parts]
+        )
         bank = EvaluationBank.draw(generator, encode(generator, pixels, _AT_ONCE), tried.images.ids, asked)
     with track("membership", (1 + len(places)) * len(pixels), "losses") as advance:
         losses = []

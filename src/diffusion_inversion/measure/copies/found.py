@@ -164,7 +164,10 @@ class CopyAudit:
         }
 
     def _by_source(self) -> dict[str, Any] | None:
-        """How many sources have a flagged image, how many flagged images show their own, and the sources with most."""
+        """How many sources have a flagged image, how many flagged images show their own, and the sources with most.
+
+        None for how many show their own where no source is named as a real image is.
+        """
         if self.sources is None:
             return None
         rows = self.flagged.nonzero()[:, 0].tolist()
@@ -175,7 +178,7 @@ class CopyAudit:
         own = sum(self.real.ids[self.nearest_row(row)] == self.sources[row] for row in rows)
         return {
             "sources": asdict(share(torch.tensor([name in counts for name in named]))),
-            "of_their_own_source": own,
+            "of_their_own_source": None if {*named}.isdisjoint(self.real.ids) else own,
             "flagged": dict(sorted(counts.items(), key=lambda one: (-one[1], one[0]))),
         }
 

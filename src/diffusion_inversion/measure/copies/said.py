@@ -38,10 +38,9 @@ def table(record: Mapping[str, Any]) -> str:
     width = max(map(len, [*views, "view"]))
     lines = [f"{record['generated']['name']} beside {record['real']['name']}: {sentence(record)}."]
     if (sources := record["by_source"]) is not None:
-        lines.append(
-            f"Sources with such an image: {share_of(sources['sources'])}; {sources['of_their_own_source']:,} of the "
-            f"{record['copies']['count']:,} images are nearest to their own source."
-        )
+        own, count = sources["of_their_own_source"], record["copies"]["count"]
+        of_own = "" if own is None else f"; {own:,} of the {count:,} images are nearest to their own source"
+        lines.append(f"Sources with such an image: {share_of(sources['sources'])}{of_own}.")
     lines.append(f"By chance, with 95 % confidence: at most {as_percent(record['rate_at_most'])}.")
     lines.append(f"{'view':{width}}  threshold  flagged")
     for name, seen in views.items():

@@ -16,8 +16,8 @@ from .extractor import Extractor, Preprocessing, weights_digest
 def open_timm(name: str, device: torch.device, weights: str | Path | None = None) -> Extractor:
     """Pooled features before the classifier, at the size, interpolation, mean and std of the model's own config.
 
-    name: as timm.list_models(). weights: a .safetensors or PyTorch state dict (weights only) of that model; its
-    classifier is left out. Raises UsageError: unknown model, weights that cannot be had or do not fit.
+    name: as timm.list_models(). weights: a .safetensors of that model; its classifier is left out. Raises UsageError:
+    unknown model, weights that cannot be had or do not fit.
     """
     import timm
 
@@ -75,7 +75,7 @@ def _fill(model: torch.nn.Module, config: dict[str, Any], name: str, path: Path)
         state = load_file(path)
         missing, left_over = model.load_state_dict(state, strict=False)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise UsageError(f"--weights {path}: not a state dict of timm's {name} ({error}).") from error
+        raise UsageError(f"--weights {path}: not a state dict of timm's {name} as .safetensors ({error}).") from error
     classifiers = config.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     left_over = [key for key in left_over if not key.startswith(tuple(f"{c}." for c in classifiers))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,3 +138,10 @@ def cmmd(real_features: Tensor, generated_features: Tensor, *, chunk: int = _CHU
     none = (real.new_zeros(len(real), 0), generated.new_zeros(len(generated), 0))
     found = discrepancy(gaussian_kernel, unit_rows(real), unit_rows(generated), *none, chunk=chunk)
     return CMMD_SCALE * found.biased
+
+
+def without_direction(zeros: Sequence[int]) -> tuple[str, ...]:
+    """Say that CMMD is not defined where so many real and generated rows are zero; nothing where none is."""
+    if not any(zeros):
+        return ()
+    return (f"CMMD is not defined: {zeros[0]} real and {zeros[1]} generated rows are zero and have no direction",)

@@ -78,13 +78,15 @@ def by_content(units: Units, real_features: Tensor, generated_features: Tensor) 
 def deal(units: Units, seed: int) -> tuple[Int64[Tensor, " real"], Int64[Tensor, " generated"], int]:
     """Deal the units at random among groups of equal size: the group of every image, and how many groups there are.
 
-    At most GROUPS of them, and no more than a side has units.
+    At most GROUPS of them, and no more than a side has units, so each has units of either side: those of one side alone
+    are dealt on from where those of both sides ended.
     """
     stream = torch.Generator().manual_seed(seed)
     groups = units.groups
     real, generated = torch.empty_like(units.real), torch.empty_like(units.generated)
-    for members in units.strata():
-        group = torch.randperm(len(members), generator=stream) % groups
+    strata = units.strata()
+    for members, first in zip(strata, (0, len(strata[0]), len(strata[0])), strict=True):
+        group = (torch.randperm(len(members), generator=stream) + first) % groups
         for side, found in ((units.real, real), (units.generated, generated)):
             mine = torch.isin(side, members)
             found[mine] = group[torch.searchsorted(members, side[mine])]
