@@ -96,8 +96,11 @@ def test_arms_are_those_of_the_same_images_in_the_stages_themselves(
     assert verify(run).findings == () and verify(run).foreign == ()
     assert status(run).parts == [Part("images", 12, 12), Part("classifiers", 6, 6)]
     assert status(run).state == "finished"
-    against = compare_runs([finished, run])["against"]
-    assert {tuple(row["arms"]) for row in against[0]["arms"]} >= {("synthetic", "adopted")}
+    beside = compare_runs([finished, run])["against"][0]
+    assert beside["why"] is None
+    assert [one["arm"] for one in beside["comparisons"]] == [
+        "real", "adopted - synthetic", "real+adopted - real+synthetic",
+    ]  # fmt: skip
 
 
 def test_rows_say_what_is_known_and_nothing_else(data: Path, others: Path, tmp_path: Path) -> None:
@@ -314,6 +317,9 @@ def test_nobody_knows_what_they_were_made_of(data: Path, others: Path, tmp_path:
     plain = tmp_path / "plain"
     export(run, ExportSettings(to="imagefolder", out=plain, source_ids="plain"))
     assert {row["pool_id"] for row in pq.read_table(plain / "metadata.parquet").to_pylist()} == known
+    signed = {"c2pa_certificate": tmp_path / "a.pem", "c2pa_key": tmp_path / "b.pem"}
+    with pytest.raises(UsageError, match="nobody knows what made adopted images"):
+        export(run, ExportSettings(to="imagefolder", out=tmp_path / "signed", **signed))
     with pytest.raises(UsageError, match="publish them from there"):
         write_publication(run, PushSettings(hub_id="a/b", out=tmp_path / "published"))
 

@@ -24,7 +24,10 @@ def adopt(
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     restart: Restart = False,
 ) -> dict[str, Any]:
-    """Put images that another method made into a run folder of DATA: `dinv train OUT` judges them as ours."""
+    """Put images that another method made into a run folder of DATA: `dinv train OUT` judges them as ours.
+
+    Test images among IMAGES are refused, or left out with --drop-test-duplicates.
+    """
     from ..data.sources import absolute
     from ..run.adoption import adopt as adopt_images
     from ..run.place import require_place

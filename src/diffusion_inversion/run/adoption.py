@@ -67,8 +67,8 @@ def adopt(out: Path, data: DataSettings, settings: AdoptSettings, *, anew: bool 
     make_way({out: len(rows)}, images.size, anew=anew)
     store = SyntheticStore(out, images.class_names)
     with run_lock(out), timed(store.manifest):
-        described = {"schema": SCHEMA, "kind": ADOPTED, "settings": {"image_size": images.size}}
-        freeze_settings(out, "sample", described, begun=bool(store.manifest.units()))
+        made_from = {"schema": SCHEMA, "kind": ADOPTED, "settings": {"image_size": images.size}}
+        freeze_settings(out, "sample", made_from, begun=bool(store.manifest.units()))
         require_same(images, store, "pool_id", "adopted")
         _fill(store, images, {row: _metadata_row(images, row, copied.get(row)) for row in rows})
         counts = Counter(images.labels[rows].tolist())
@@ -89,13 +89,13 @@ def adopt(out: Path, data: DataSettings, settings: AdoptSettings, *, anew: bool 
 def _load(settings: AdoptSettings, train: LabelledImages, root: str | None) -> LabelledImages:
     """The images at the side of all arms: that asked for, else the smaller of DATA's and that of their smallest."""
     asked = settings.image_size
+    if asked is not None and asked > train.size:
+        raise UsageError(f"--image-size {asked}: larger than the {train.size} px of the training images.")
     images = load_images(settings.images, size=asked or train.size, root=root)
-    if asked is not None and asked > (most := min(train.size, images.native_size)):
-        of = "the training images" if most == train.size else images.name
-        raise UsageError(f"--image-size {asked}: larger than the {most} px of {of}. Give a smaller one.")
-    if images.native_size >= images.size:
-        return images
-    return load_images(settings.images, size=images.native_size, root=root)
+    if asked is not None and asked > (least := images.native_size):
+        raise UsageError(f"--image-size {asked}: larger than the {least} px of {images.name}. Give a smaller one.")
+    smaller = images.native_size < images.size
+    return load_images(settings.images, size=images.native_size, root=root) if smaller else images
 
 
 def _as_in(train: LabelledImages, images: LabelledImages) -> LabelledImages:
