@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +70,7 @@ def adopt(out: Path, data: DataSettings, settings: AdoptSettings, *, anew: bool 
         freeze_settings(out, "sample", made_from, begun=bool(store.manifest.units()))
         require_same(images, store, "pool_id", "adopted")
         _fill(store, images, {row: _metadata_row(images, row, copied.get(row)) for row in rows})
-        counts = Counter(images.labels[rows].tolist())
+        labels = images.labels[rows]
         record = {
             "made_from": {"train": splits.train.digest, "test": splits.test.digest},
             "name": images.name,
@@ -79,7 +78,7 @@ def adopt(out: Path, data: DataSettings, settings: AdoptSettings, *, anew: bool 
             "side": images.size,
             "copies": sum(row in copied for row in rows),
             "left_out": {"test images": len(tested), "forgotten": len(gone - tested)},
-            "classes": {name: counts[label] for label, name in enumerate(images.class_names)},
+            "classes": {name: int((labels == label).sum()) for label, name in enumerate(images.class_names)},
             "licence": images.licence,
         }
         Ledger(out).commit_json(ADOPTION_FILE, record, indent=1)
@@ -94,8 +93,8 @@ def _load(settings: AdoptSettings, train: LabelledImages, root: str | None) -> L
     images = load_images(settings.images, size=asked or train.size, root=root)
     if asked is not None and asked > (least := images.native_size):
         raise UsageError(f"--image-size {asked}: larger than the {least} px of {images.name}. Give a smaller one.")
-    smaller = images.native_size < images.size
-    return load_images(settings.images, size=images.native_size, root=root) if smaller else images
+    fits = images.native_size >= images.size
+    return images if fits else load_images(settings.images, size=images.native_size, root=root)
 
 
 def _as_in(train: LabelledImages, images: LabelledImages) -> LabelledImages:
@@ -142,7 +141,6 @@ def _metadata_row(images: LabelledImages, row: int, copied: str | None) -> Row:
         "partner_label": label,
         "partner_id": source if copied is None else copied,
         "generator": images.name,
-        "generator_hash": "",
         "source_version": version,
         "partner_version": version,
         "resolution": images.size,

@@ -43,7 +43,7 @@ EARLIER: dict[str, Any] = {
 # What images have in them that were taken as they are: nothing here drew them.
 TAKEN = EARLIER | {
     "variant": 0, "interpolation": 0.0, "noise_strength": 0.0, "guidance_scale": 1.0, "inversion_step": 0,
-    "scheduler": "none", "inference_steps": 0, "seed": 0,
+    "scheduler": "none", "inference_steps": 0, "seed": 0, "generator_hash": "",
 }  # fmt: skip
 
 
