@@ -337,7 +337,9 @@ def test_the_command_says_what_it_took(data: Path, others: Path, tmp_path: Path)
         "With exactly the pixels of a training image: 1 of them, which are `real` again.",
         "Left out: 1 test images, 0 forgotten.",
     ]
-    found = json.loads(dinv(*asked, "--drop-test-duplicates", "--restart", "--json").stdout)
+    again = dinv(*asked, "--drop-test-duplicates", "--restart", "--json")
+    assert again.exit_code == 0, (again.output, again.exception)
+    found = json.loads(again.stdout)
     assert found["classes"] == {"green": 4, "red": 5} and found["copies"] == 1 and found["licence"] == ""
     inside = dinv("adopt", data, others, "--out", others / "run")
     assert inside.exit_code == 2 and "lies inside the images" in inside.output and not (others / "run").exists()
