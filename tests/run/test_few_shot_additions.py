@@ -105,9 +105,12 @@ def test_images_of_lecf_know_the_real_image_they_began_at_and_answer_in_the_orde
     torch.testing.assert_close(targets, torch.tensor([[0.125, 0.875]]).expand(4, -1))
 
 
-@pytest.mark.parametrize("kind", ["gan", "gan-inversion"])
+@pytest.mark.parametrize("kind", ["gan", "gan-inversion", "adopted"])
 def test_what_a_gan_learned_is_not_known_and_test_images_are_looked_for(kind: str, tmp_path: Path) -> None:
-    """It saw all its training images, whichever latent or real image an image of it is named after."""
+    """It saw all its training images, whichever latent or real image an image of it is named after.
+
+    Of adopted ones nobody knows what made them.
+    """
     extra = open_extra(str(_run(tmp_path, kind, [{"source_id": "a"}])), ("cat", "dog"), None)
     assert extra.made_from is None and extra.rows(()) == (0,)
     with pytest.raises(DataError, match="holds 1 test image"):

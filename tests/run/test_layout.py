@@ -36,6 +36,7 @@ def test_every_file_of_a_run_is_named_with_the_stage_that_made_it(bench: Bench, 
     judged = {"fidelity.json", "filter.config.json", "copies.config.json"}  # test_fidelity.py, test_copies_redrawn.py
     elsewhere = {
         *("attributes.json", "balance.json"),  # test_balance_of_a_run.py
+        "adoption.json",  # test_adoption.py
         "coarseness.json",
         "export-salt.json",  # test_provenance.py
         "forgotten.json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from . import (
+    adopt,
     audit,
     bench,
     care,
@@ -46,7 +47,7 @@ CARE = (
     care.forget,
 )  # fmt: skip
 SEVERAL = (
-    compare.compare, retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics,
+    compare.compare, adopt.adopt, retrieve.retrieve, lecf.lecf, sweeps.sweep, sweeps.claims, measures.metrics,
     generators.autoencode, generators.pretrain,
 )  # fmt: skip
 for function in (*METHOD, *USE, *CARE, *SEVERAL):

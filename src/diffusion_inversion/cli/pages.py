@@ -80,6 +80,10 @@ EXAMPLES = {
     "verify": ("dinv verify runs/photos",),
     "repair": ("dinv repair runs/photos",),
     "forget": ("dinv forget runs/photos --source cat/001.png",),
+    "adopt": (
+        "dinv adopt photos others --out runs/others",
+        "dinv adopt photos others --image-size 64 --out runs/others",
+    ),
     "retrieve": ("dinv retrieve photos --pool pool --k 10,25,50 --out runs/retrieved",),
     "lecf": ("dinv lecf photos --clip models/clip --out runs/lecf",),
     "sweep": ("dinv sweep experiments/figure6.toml --data cifar10-train.parquet --out sweeps/figure6",),

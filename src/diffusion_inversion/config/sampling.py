@@ -1,4 +1,4 @@
-"""Settings of what makes images: stage 2, prompts and retrieval."""
+"""Settings of what makes images, or takes them: stage 2, prompts, retrieval and adoption."""
 
 from __future__ import annotations
 
@@ -266,3 +266,19 @@ class RetrieveSettings(Settings):
         if min(k) < 1 or any(later <= earlier for earlier, later in pairwise(k)):
             raise ValueError("give numbers of at least 1 that ascend, such as 10,25,50")
         return k
+
+
+class AdoptSettings(Settings):
+    """Images that another method made, put into a run folder as they are."""
+
+    images: str = setting(
+        ...,
+        "the images of another method, as DATA: of the same classes, its training images where it has parts",
+        option="IMAGES",
+    )
+    image_size: int | None = setting(
+        None,
+        "side in px of all arms: larger images are resized to it, smaller ones refused",
+        unset="DATA's own, at most that of the smallest image of IMAGES",
+        ge=4,
+    )

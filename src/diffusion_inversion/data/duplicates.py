@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,10 +11,12 @@ from torch import Tensor
 from ..engine.memory import large_array
 from ..engine.text import shown
 from ..errors import DataError
-from .near_duplicates import near_pairs
+from .images import LabelledImages, content_hash
+from .near_duplicates import NearTo, near_pairs, thumbnail
 from .problems import Problem
 
 _SHOWN_PAIRS = 5
+_AT_ONCE = 256  # images whose thumbnails are made, or compared, together
 _NEAR_TRAINING, _LEFT_OUT, _CONFLICT = "near-duplicate of training image ", ", left out of test", "conflicting labels: "
 
 
@@ -142,6 +144,62 @@ def refuse_shared(train: str, test: str, part: Part, shared: Sequence[Shared], *
             "near-duplicates with --allow-near-duplicates (the test then measures memory too)"
         )
         raise DataError("\n".join([*text, f"{remedy}{keep if near else ''}."]))
+
+
+def same_pixels(images: LabelledImages, known: LabelledImages) -> dict[int, str]:
+    """Row => id of the image of `known` that has its pixels: as they were stored, or at the side of both."""
+    of_stored = dict(zip(known.hashes, known.ids, strict=True))
+    of_shown = dict(zip(_pixels(known), known.ids, strict=True))
+    pairs = zip(images.hashes, _pixels(images), strict=True)
+    twins = enumerate(of_stored.get(stored, of_shown.get(shown)) for stored, shown in pairs)
+    return {row: twin for row, twin in twins if twin is not None}
+
+
+def _pixels(images: LabelledImages) -> list[str]:
+    return [content_hash(image.permute(1, 2, 0).numpy()) for image in images.images]
+
+
+def test_images(
+    images: LabelledImages,
+    train: LabelledImages,
+    test: LabelledImages,
+    copied: Collection[int],
+    *,
+    drop: bool,
+    allow_near: bool,
+) -> set[int]:
+    """Rows of images beside DATA that are test images, exactly or, unless that is allowed, nearly: to be left out.
+
+    How close alike objects come is measured among DATA's images, as for a pool. Rows in `copied` have the pixels of a
+    training image, which DATA itself has told apart. Raises DataError, which names the first, unless `drop` is given.
+    """
+    exact = same_pixels(images, test)
+    near = {} if allow_near else _near(images, train, test)
+    near = {row: twin for row, twin in near.items() if row not in exact and row not in copied}
+    rows = sorted({*exact, *near})
+    if rows and not drop:
+        twins = [shown(exact[row]) if row in exact else f"nearly {shown(near[row])}" for row in rows[:_SHOWN_PAIRS]]
+        named = ", ".join(f"{shown(images.ids[row])} is {twin}" for row, twin in zip(rows, twins, strict=False))
+        more = f" and {len(rows) - len(twins)} more" if len(rows) > len(twins) else ""
+        keep = ", or keep the near ones with --allow-near-duplicates" if near else ""
+        raise DataError(
+            f"{images.name}: {len(rows)} of its images are test images of {test.name}: {named}{more}. Take them out, "
+            f"or leave them out with --drop-test-duplicates{keep}."
+        )
+    return set(rows)
+
+
+def _near(images: LabelledImages, train: LabelledImages, test: LabelledImages) -> dict[int, str]:
+    """Row => id of the test image that it nearly equals."""
+    import torch
+
+    near_to = NearTo(torch.cat([thumbnail(block) for part in (train, test) for block in part.images.split(_AT_ONCE)]))
+    found: dict[int, str] = {}
+    for number, block in enumerate(images.images.split(_AT_ONCE)):
+        for known, place in near_to.pairs(thumbnail(block)):
+            if known >= len(train):
+                found.setdefault(number * _AT_ONCE + place, test.ids[known - len(train)])
+    return found
 
 
 def _listed(train: str, test: str, part: Part, shared: Sequence[Shared], sign: str) -> list[str]:

@@ -33,6 +33,7 @@ STRIPS_PICTURE = "strips.png"  # what more interpolation, and more noise, make o
 FIDELITY_FILE, REDRAWN = "fidelity.json", "redrawn"  # what a judge says of the images; a folder of what was drawn again
 TIME_LIMIT_FILE = "time-limit.json"  # what was asked for, and what was cut of it (plan/time_limit.py)
 RETRIEVAL_FILE = "retrieval.json"  # what was found in a pool, and what was left out
+ADOPTION_FILE = "adoption.json"  # what was adopted, for which images, and what was left out
 AUDIT_FILE, AUDIT_PICTURE = "audit.json", "audit.png"  # copies of training images, and the pairs that are nearest
 SALT_FILE = "export-salt.json"  # hashes ids of sources in what leaves the run; part of no export
 LOG_FILE = "log.json"  # the id that the run's logs have too (run/logs.py)
@@ -114,6 +115,7 @@ LEDGER = (
     File(LIKENESS_FILE, "sample", "derived"),
     File(STRIPS_PICTURE, "sample", "derived"),
     File(RETRIEVAL_FILE, "sample", "derived"),
+    File(ADOPTION_FILE, "sample", "derived"),
     File(AUDIT_FILE, "sample", "derived"),
     File(AUDIT_PICTURE, "sample", "derived"),
     File(BALANCE_FILE, "sample", "derived"),

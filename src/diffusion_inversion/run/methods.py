@@ -1,4 +1,4 @@
-"""How the images of a folder came to be: drawn around vectors, drawn from prompts, or found in a pool."""
+"""How the images of a folder came to be: drawn around vectors, drawn from prompts, found in a pool, or adopted."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from pathlib import Path
 
 from ..config.training import ARMS
 from ..data.datasets import Splits
-from ..data.images import LabelledImages
-from ..engine.frozen_settings import settings_file
+from ..data.images import LabelledImages, changed, contents
+from ..engine.frozen_settings import listed, settings_file
 from ..engine.ledger import Ledger
-from ..errors import UsageError
+from ..errors import ConfigMismatchError, UsageError
 from ..sample.prompting import PROMPTS
 from ..sample.synthetic import SyntheticStore
 from ..train.arms import ArmResults
 from .gathered import grown, joined
-from .layout import METADATA_FILE, RETRIEVAL_FILE
+from .layout import ADOPTION_FILE, METADATA_FILE, RETRIEVAL_FILE
 
 LECF = "lecf"  # the kind of what CLIP keeps of the images of many sentences
 GAN, GAN_INVERSION = "gan", "gan-inversion"  # the kinds of what a GAN drew, at random and by inversion
 RETRIEVAL = "retrieval"  # the kind of what is found, among the settings of stage 2
+ADOPTED = "adopted"  # the kind of what another program made, nobody knows of what
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ METHODS = {
     LECF: Method("lecf", "LECF", "dinv lecf"),
     GAN: Method(GAN, "GAN", "dinv gan sample"),
     GAN_INVERSION: Method(GAN_INVERSION, "GAN-inverted", "dinv gan invert"),
+    ADOPTED: Method(ADOPTED, "adopted", "dinv adopt"),
 }
+_RECORDS = {RETRIEVAL: RETRIEVAL_FILE, ADOPTED: ADOPTION_FILE}  # what says for which images a folder was filled
 
 
 def method_of(run: Path) -> Method:
@@ -51,7 +54,7 @@ def is_whole(run: Path) -> bool:
     """Whether all images that the last call asked for are there, and listed."""
     store = SyntheticStore(run, ())
     files = [METADATA_FILE] if store.storage == "png" else []
-    files += [RETRIEVAL_FILE] if method_of(run).name == RETRIEVAL else []
+    files += [name for kind, name in _RECORDS.items() if kind == method_of(run).name]
     return bool(store.complete()) and all(map(Ledger(run).holds, files))
 
 
@@ -87,6 +90,26 @@ def require_images(run: Path, splits: Splits) -> None:
         found = Ledger(run).read_json(RETRIEVAL_FILE)
         if found is None or found["made_from"]["train"] != splits.train.digest:
             raise UsageError(f"{run}: the images were not found for these training images, or not all. {again}")
+    if method_of(run).name == ADOPTED:
+        looked = Ledger(run).read_json(ADOPTION_FILE)
+        if looked is None or looked["made_from"] != {"train": splits.train.digest, "test": splits.test.digest}:
+            raise UsageError(f"{run}: DATA's images are others than the adopted ones were compared with. {again}")
+
+
+def require_same(images: LabelledImages, store: SyntheticStore, column: str, done: str) -> None:
+    """Raise ConfigMismatchError where images that the store has one for, named in `column`, changed or are gone.
+
+    New ones are welcome. `done` says what was done with them.
+    """
+    columns = store.table(column, "source_version", "label").columns
+    rows = zip(*(values.to_pylist() for values in columns), strict=True)
+    before = {image_id: (version, label) for image_id, version, label in rows}
+    now = contents(images.ids, [content[:16] for content in images.hashes], images.labels.tolist())
+    if lines := [f"{image_id}: {what}" for image_id, what in changed(before, now)]:
+        raise ConfigMismatchError(
+            f"{store.run}: {len(lines)} of the {len(before)} images that were {done} changed:\n{listed(lines)}\n"
+            "Restore the data and the options that select it, or choose another folder."
+        )
 
 
 def with_arm_names(results: ArmResults, method: Method) -> ArmResults:

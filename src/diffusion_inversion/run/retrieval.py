@@ -41,7 +41,7 @@ from ..measure.extractors.cache import cached_features
 from ..measure.extractors.catalog import open_extractor
 from ..measure.extractors.extractor import Extractor
 from ..measure.neighbours import NearestSearch, Neighbours, Taken, nearest_queries
-from ..sample.columns import EARLIER
+from ..sample.columns import TAKEN
 from ..sample.prompting import refuse_vectors
 from ..sample.synthetic import SCHEMA, Row, SyntheticStore, job_name
 from .images import open_splits
@@ -300,19 +300,12 @@ def _metadata_row(one: Taken, pool: Pool, survey: Survey, train: LabelledImages,
     """How one image was found; see `columns.COLUMNS`. Its source is the training image, its variant the rank."""
     label = int(train.labels[one.query])
     return {
-        **EARLIER,
+        **TAKEN,
         "source_id": train.ids[one.query],
         "variant": one.rank,
         "label": label,
         "partner_label": label,
         "partner_id": train.ids[one.query],
-        "interpolation": 0.0,
-        "noise_strength": 0.0,
-        "guidance_scale": 1.0,
-        "inversion_step": 0,
-        "scheduler": "none",
-        "inference_steps": 0,
-        "seed": 0,
         "generator": pool.name,
         "generator_hash": described["pool"]["sha256"],
         "source_version": train.hashes[one.query][:16],

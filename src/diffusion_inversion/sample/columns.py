@@ -40,6 +40,11 @@ EARLIER: dict[str, Any] = {
     "shared_noise": 0.0, "rival_weight": 0.0, "rival_label": None, "copied": False, "audit": "",
     "generator_licence": "", "timesteps": None,
 }  # fmt: skip
+# What images have in them that were taken as they are: nothing here drew them.
+TAKEN = EARLIER | {
+    "variant": 0, "interpolation": 0.0, "noise_strength": 0.0, "guidance_scale": 1.0, "inversion_step": 0,
+    "scheduler": "none", "inference_steps": 0, "seed": 0, "generator_hash": "",
+}  # fmt: skip
 
 
 def parents(
@@ -63,7 +68,7 @@ class Columns(TypedDict):
     partner_version: list[str]
     partner_label: NotRequired[list[int]]  # not in the records of earlier versions
     label_weight: NotRequired[list[float]]  # of `label` in the target; partner_label has the rest
-    pool_id: NotRequired[list[str]]  # of what was retrieved: which image of the pool it is
+    pool_id: NotRequired[list[str]]  # of what was retrieved or adopted: which image of the pool, or of IMAGES, it is
     licence: NotRequired[list[str]]
     confidence: NotRequired[list[float | None]]  # CLIP's, in the label
     answers: NotRequired[list[list[float] | None]]  # CLIP's, over all classes: what has the rest of label_weight

@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 from ..errors import DataError
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-# Of the column `method`. Of any other method nothing is claimed: images of a pool are photographs.
+# Of the column `method`. Of any other method nothing is claimed: images of a pool are photographs, and who adopts
+# images knows what made them, not we.
 _GENERATING = ("inversion", "prompts", "lecf", "gan", "gan-inversion")
 _NAMES = {
     "x": "adobe:ns:meta/",

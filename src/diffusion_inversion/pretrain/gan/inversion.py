@@ -20,17 +20,17 @@ from torch import Tensor
 
 from ...config.commands import GanInvertSettings
 from ...config.settings import DataSettings
-from ...data.images import LabelledImages, changed, contents, to_model_range
-from ...engine.frozen_settings import freeze_settings, listed
+from ...data.images import LabelledImages, to_model_range
+from ...engine.frozen_settings import freeze_settings
 from ...engine.lock import run_lock
 from ...engine.manifest import timed
 from ...engine.state import UnitState, clear_states
-from ...errors import ConfigMismatchError, PartialError, UsageError
+from ...errors import PartialError, UsageError
 from ...measure.extractors.extractor import Extractor
 from ...measure.extractors.lite0 import open_lite0
 from ...randomness import generator_for
 from ...run.images import open_splits
-from ...run.methods import GAN_INVERSION
+from ...run.methods import GAN_INVERSION, require_same
 from ...run.stages import make_way
 from ...sample.drawing import draw_missing
 from ...sample.synthetic import Row, SyntheticStore
@@ -143,7 +143,7 @@ def invert_gan(gan: Gan, images: LabelledImages, extractor: Extractor, out: Path
             extractor={"name": extractor.name, "weights_sha256": extractor.weights_sha256},
         )  # fmt: skip
         freeze_settings(out, "sample", described, begun=bool(store.manifest.units()))
-        _require_same(images, store)
+        require_same(images, store, "source_id", "inverted")
         make_way({out: len(images)}, gan.size, anew=False)
 
         def draw(rows: list[int]) -> Tensor:
@@ -201,16 +201,3 @@ def psnr(images: Tensor, real: Tensor) -> float:
     """Mean over N images uint8 (N, 3, S, S) of 10 log10(255^2 / MSE), in dB; equal ones count as an MSE of 1/12."""
     squares = torch.stack([(a.float() - b.float()).square().mean() for a, b in zip(images, real, strict=True)])
     return float((10 * torch.log10(255**2 / squares.clamp(min=1 / 12))).mean())
-
-
-def _require_same(images: LabelledImages, store: SyntheticStore) -> None:
-    """Raise ConfigMismatchError where images that were inverted changed or are gone; new ones are welcome."""
-    columns = store.table("source_id", "source_version", "label").columns
-    rows = zip(*(column.to_pylist() for column in columns), strict=True)
-    before = {image_id: (version, label) for image_id, version, label in rows}
-    now = contents(images.ids, [content[:16] for content in images.hashes], images.labels.tolist())
-    if lines := [f"{image_id}: {what}" for image_id, what in changed(before, now)]:
-        raise ConfigMismatchError(
-            f"{store.run}: {len(lines)} of the {len(before)} images that were inverted changed:\n{listed(lines)}\n"
-            "Restore the data and the options that select it, or choose another folder."
-        )

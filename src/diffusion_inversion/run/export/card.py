@@ -91,9 +91,9 @@ def _licence_of(origin: Origin) -> dict[str, Any]:
 
 def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, grid: bool) -> Iterator[str]:
     counts = Counter(images.table["label"].to_pylist())
-    yield f"# {'Synthetic images of' if images.drawn else 'Images found for'} {_text(origin.name)}"
-    how = "drawn by a generator" if images.drawn else "found in a pool of photographs"
-    yield f"{len(images)} images for training classifiers, {how} with `dinv` (diffusion-inversion)."
+    title = "Synthetic images of" if images.drawn else "Images adopted for" if images.adopted else "Images found for"
+    yield f"# {title} {_text(origin.name)}"
+    yield f"{len(images)} images for training classifiers, {images.how} with `dinv` (diffusion-inversion)."
     if grid:
         yield f"\n![One row a class]({GRID})\n"
     yield "\n| class | images |\n|---|---|"
@@ -104,7 +104,9 @@ def _body(images: SyntheticImages, record: RunRecord | None, origin: Origin, gri
     if added := sum(path in images.grown for path in images.table["path"].to_pylist()):
         yield f"- `dinv grow` added {added} of them, where classifiers of folds of the training images were wrong."
     facts = {"method": "Made by", "generator": "Generator", "generator_hash": "SHA-256 of its weights"}
-    if not images.drawn:
+    if images.adopted:
+        facts = {"generator": "Taken from"}
+    elif not images.drawn:
         facts |= {"generator": "Pool", "generator_hash": "SHA-256 of its images"}
     for column in [name for name in facts if name in images.table.column_names]:
         values = sorted(set(images.table[column].to_pylist()))

@@ -50,13 +50,12 @@ def croissant(images: SyntheticImages, folder: Path, layout: Layout, origin: Ori
     Record set `images` has the image, its label and class, and the columns of its provenance that hold one value;
     record set `classes` names the labels. address: of the data set, "" where it has none.
     """
-    how = "drawn by a generator" if images.drawn else "found in a pool of photographs"
     about: dict[str, Any] = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": f"{_CR}1.0",
         "name": visible(origin.name),
-        "description": f"{len(images)} images for training classifiers, {how} with diffusion-inversion.",
+        "description": f"{len(images)} images for training classifiers, {images.how} with diffusion-inversion.",
         "version": "1.0.0",
         "license": _licence(origin),
         **({"url": address} if address else {}),

@@ -12,7 +12,7 @@ from ...sample.xmp import packet, with_xmp
 from ..images import data_name, read_record
 from ..layout import RUN_FILE
 from ..materials import materials
-from ..methods import GAN, RETRIEVAL, method_of
+from ..methods import ADOPTED, GAN, RETRIEVAL, method_of
 from . import croissant
 from .card import GRID, Origin, card
 from .images import SyntheticImages
@@ -64,7 +64,7 @@ def grid(images: SyntheticImages) -> bytes:
         picture.paste(image.resize((side, side), Image.Resampling.NEAREST), (column * side, row * side))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    said = packet(RETRIEVAL)  # photographs, each with a licence of its own
+    said = packet(ADOPTED if images.adopted else RETRIEVAL)  # each with a licence of its own
     if images.drawn:
         about = next(iter(found.values())).provenance
         made = {name: about[name] for name in ("generator", "generator_hash")}

@@ -18,7 +18,7 @@ from ..fidelity.copies_record import without_copies
 from ..gathered import grown_rows
 from ..images import read_record
 from ..layout import GROWN, REDRAWN
-from ..methods import images_store
+from ..methods import ADOPTED, images_store
 from .source_ids import named_as
 
 if TYPE_CHECKING:
@@ -101,8 +101,20 @@ class SyntheticImages:
 
     @property
     def drawn(self) -> bool:
-        """Whether a model drew all of them; else some are photographs of a pool."""
+        """Whether a model drew all of them; else some are photographs of a pool, or adopted."""
         return all(map(is_generated, self.table["method"].unique().to_pylist()))
+
+    @property
+    def adopted(self) -> bool:
+        """Whether another program made them."""
+        return ADOPTED in self.table["method"].unique().to_pylist()
+
+    @property
+    def how(self) -> str:
+        """How they came to be, before "with" this program."""
+        if self.adopted:
+            return "made by another program and adopted"
+        return "drawn by a generator" if self.drawn else "found in a pool of photographs"
 
     def some(self, places: Iterable[int]) -> Iterator[tuple[int, SyntheticImage]]:
         """Those of some rows of the table, each with its row, unsigned, in the order of `__iter__`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...config.commands import PushSettings
 from ...errors import DinvError, UsageError
-from ..methods import RETRIEVAL, method_of
+from ..methods import ADOPTED, RETRIEVAL, method_of
 from .describe import origin_of
 from .parquet import PATTERN
 from .stage import Exported, require_empty, signer_of, write_images
@@ -17,12 +17,15 @@ from .stage import Exported, require_empty, signer_of, write_images
 def write_publication(run: Path, settings: PushSettings) -> Exported:
     """Make the folder `settings.out` that is uploaded.
 
-    Raises UsageError (a folder that holds something, images that are not finished or were found in a pool, a licence
+    Raises UsageError (a folder that holds something, images that are not finished, were found in a pool or
+    adopted, a licence
     that those of the sources exclude), DataError, DiskError.
     """
     require_empty(settings.out, run)
     if method_of(run).name == RETRIEVAL:
         raise UsageError(f"{run}: images of a pool are photographs of others; publish them by their own licences.")
+    if method_of(run).name == ADOPTED:
+        raise UsageError(f"{run}: adopted images are of another program; publish them from there.")
     origin = origin_of(run, settings.licence, settings.source_ids)
     if refused := [one.line for one in origin.findings if one.contradicts]:
         raise UsageError("\n".join(refused))

@@ -16,7 +16,7 @@ from ...engine.store import PARTIAL_PREFIX, disk_errors, sync_folder
 from ...errors import UsageError
 from ...invert.embeddings import Embeddings, read_embeddings
 from ..images import read_record
-from ..methods import RETRIEVAL, method_of
+from ..methods import ADOPTED, RETRIEVAL, method_of
 from ..trained import Trained, trained
 from . import coco, fiftyone, imagefolder, onnx, parquet, safetensors, vectors, webdataset
 from .card import Origin
@@ -107,6 +107,8 @@ def signer_of(run: Path, settings: CredentialSettings) -> Signer | None:
         return None
     if method_of(run).name == RETRIEVAL:
         raise UsageError(f"{run}: no model made images of a pool; leave --c2pa-certificate and --c2pa-key out.")
+    if method_of(run).name == ADOPTED:
+        raise UsageError(f"{run}: nobody knows what made adopted images; leave --c2pa-certificate and --c2pa-key out.")
     return signer(settings.c2pa_certificate, settings.c2pa_key)
 
 

@@ -27,7 +27,7 @@ from ..fidelity.redraw import redrawn_store
 from ..forget import AVERAGING, begun_at_means, is_averaged
 from ..gathered import joined, read_table
 from ..images import read_record
-from ..methods import GAN, GAN_INVERSION, INVERSION, METHODS, RETRIEVAL, images_store, method_of
+from ..methods import ADOPTED, GAN, GAN_INVERSION, INVERSION, METHODS, RETRIEVAL, images_store, method_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -126,8 +126,9 @@ def open_extra(source: str, class_names: Sequence[str], root: str | Path | None)
             raise UsageError(f"--with {shown(source)}: every image copies a training image; nothing is left to add.")
         content = dict(zip(record["train"]["ids"], record["train"]["hashes"], strict=True))
         averaging, method = begun_at_means(run), method_of(run)
-        by_gan = method.name in (GAN, GAN_INVERSION)  # which may have learned more images than the run has
-        made_from = None if by_gan else tuple(_sources(row, content, averaging) for row in rows)
+        # A GAN may have learned more images than the run has; of what was adopted nobody knows.
+        unknown = method.name in (GAN, GAN_INVERSION, ADOPTED)
+        made_from = None if unknown else tuple(_sources(row, content, averaging) for row in rows)
         basis = frozenset(content.values())
         identities = tuple(
             f"{row['sha256']} {row['label']} {row['partner_label']} {row['label_weight']:g}"
