@@ -246,7 +246,7 @@ def test_an_audit_replaces_no_file_of_another(folders: Path, tmp_path: Path) -> 
     (out / "audit.json").unlink()
     (out / "audit.png").write_bytes(b"mine")
     assert "its audit.png has no audit.json beside it" in refused(out)
-    file = tmp_path / "afile"
+    file = tmp_path / "a-file"
     file.touch()
     assert f"{file}: cannot be written" in refused(file)
 
