@@ -175,10 +175,10 @@ def summary() -> str:
     alone, together = (Counter(getattr(answer.judged, name) for answer in answers) for name in ("alone", "together"))
     factors = {n: _factor(n, 2 * len(judged())) for n in (10, 5, 3)}
     left = len(claims) - asked - elsewhere
-    rest = f"{left or 'none'} {'is' if left == 1 else 'are'} not measured"
+    rest = f"; {left} {'is' if left == 1 else 'are'} not measured" if left else ""
     text = (
         f"Of the paper's {len(claims)} claims {asked} are asked here, by {len(answers)} comparisons; {elsewhere}, "
-        f"of cost and of few-shot learners, are measured elsewhere; {rest}. Each alone: {_counted(alone)}. Judged with "
+        f"of cost and of few-shot learners, are measured elsewhere{rest}. Each alone: {_counted(alone)}. Judged with "
         f"all {len(judged())} of both tables: {_counted(together)}. To hold with all, a difference "
         f"has to be up to {factors[5]:.1f} times as far from 0 as its interval reaches to either side with five "
         f"replicates ({factors[10]:.1f} times with ten, {factors[3]:.1f} "
@@ -255,10 +255,13 @@ def other_claims() -> str:
 
 
 def picture() -> None:
-    """docs/results/claims.png: each difference in accuracy of the paper's claims with its interval."""
+    """docs/results/claims.png: each difference in accuracy of the paper's claims with its interval.
+
+    Green: as the paper has it, red: against it, each alone.
+    """
     from matplotlib.figure import Figure
 
-    names, ends = [], []
+    names, ends, colours = [], [], []
     for claim in read_toml(RESULTS / "paper.toml")["claim"]:
         for (page, says), answer in asked_of(claim).items():
             if not answer.judged.claim.of.endswith("accuracy"):
@@ -268,7 +271,9 @@ def picture() -> None:
             for label, numbers in zip(labels, found, strict=True):
                 names.append(f"{'NOT: ' if answer.opposite else ''}{says}{label} ({_short(page)})")
                 ends.append([float(number) for number in numbers])
-    colours = ["tab:green" if low > 0 else "tab:red" if high < 0 else "tab:gray" for _, low, high in ends]
+                for_it = ends[-1][2] < 0 if answer.opposite else ends[-1][1] > 0
+                against = ends[-1][1] > 0 if answer.opposite else ends[-1][2] < 0
+                colours.append("tab:green" if for_it else "tab:red" if against else "tab:gray")
     figure = Figure(figsize=(10, 0.3 * len(names) + 1))
     axes = figure.subplots()
     for place, (colour, (value, low, high)) in enumerate(zip(colours, ends, strict=True)):

@@ -303,7 +303,7 @@ def test_missing_package_names_its_extra(
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)  # what Python does for a package that cannot be imported
-    with pytest.raises(UsageError, match=rf"pip install 'diffusion-inversion\[{extra}\]'"):
+    with pytest.raises(UsageError, match=rf"pip install '\.\[{extra}\]'"):
         load_images(data, root=tmp_path)
 
 
