@@ -65,10 +65,10 @@ def write_others(folder: Path, side: int = SIDE) -> Path:
 
 
 def take(
-    data: Path, others: Path, out: Path, image_size: int | None = None, anew: bool = False, **more: object
+    data: Path, others: Path, out: Path, image_size: int | None = None, anew: bool = False, **more: Any
 ) -> dict[str, Any]:
     """Adopt for train/ and test/ of `data`, each named itself: ids of their images begin with the class."""
-    settings = DataSettings(data=str(data / "train"), test=str(data / "test"), **more)  # type: ignore[arg-type]
+    settings = DataSettings(data=str(data / "train"), test=str(data / "test"), **more)
     return adopt(out, settings, AdoptSettings(images=str(others), image_size=image_size), anew=anew)
 
 
@@ -219,7 +219,7 @@ def test_going_on_adds_what_is_new_and_refuses_what_changed(data: Path, others: 
 def test_killed_and_resumed_equals_uninterrupted(
     data: Path, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    monkeypatch.setattr(adoption, "UNIT", 3)
+    monkeypatch.setattr(adoption, "UNIT", 3)  # a constant: several commits of few images
     whole, killed, passed = tmp_path / "whole", tmp_path / "killed", 0
     take(data, others, whole)
 
@@ -229,7 +229,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         if passed in (4, 9) and name == point:
             raise SystemExit(99)  # nothing below catches it
 
-    monkeypatch.setattr(faults, "on_point", on_point)
+    monkeypatch.setattr(faults, "on_point", on_point)  # the seam of faults: what a kill there leaves on disk
     with pytest.raises(SystemExit):
         take(data, others, killed)
     with pytest.raises(UsageError, match="Run the same `dinv adopt` command again"):
@@ -259,7 +259,7 @@ def test_a_restart_that_is_refused_deletes_nothing(
     save(others / "red" / "2.png", picture(COLOURS["red"], 8000))
     save(others / "red" / "new.png", picture(COLOURS["red"], 8001))
     with monkeypatch.context() as patch, pytest.raises(DiskError, match="1 images of 16 px"):
-        patch.setattr(stages, "SPARE_BYTES", 10**18)
+        patch.setattr(stages, "SPARE_BYTES", 10**18)  # a constant: no disk has that room
         take(data, others, run, anew=True)
     assert content(run) == before
 

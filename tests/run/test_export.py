@@ -233,7 +233,7 @@ def test_what_no_folder_can_take_the_place_of_is_refused_first(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "within").mkdir()
-    monkeypatch.chdir(tmp_path / "empty" / "within")
+    monkeypatch.chdir(tmp_path / "empty" / "within")  # the working folder is one of the cases
     Path("../../link").symlink_to(tmp_path / "empty" / "within")
     Path("../../nowhere").symlink_to(tmp_path / "gone")
     with pytest.raises(UsageError, match=r"a link, a mount point or the working folder, .* name a folder below it\.$"):

@@ -235,7 +235,7 @@ def test_replicates_that_do_not_know_an_image_calibrate_it(whole: Path, tmp_path
 
 def test_vectors_of_images_are_told_by_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapter's own guesses as vectors: of other images they denoise worse than the guess of the image itself."""
-    monkeypatch.setattr(membership, "_AT_ONCE", 16)
+    monkeypatch.setattr(membership, "_AT_ONCE", 16)  # a constant: 40 images in several parts
     images = drawn(40, 64)
     generator = Generator.load("mini", device="cpu")
     none = InvertSettings(steps=0, eval_draws=1)

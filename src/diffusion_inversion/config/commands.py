@@ -133,7 +133,7 @@ class PushSettings(CredentialSettings):
     @classmethod
     def _hub_id_is_one_of_the_hub(cls, hub_id: str) -> str:
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public there, by a lazy import that mypy does not see
 
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
             raise ValueError("give <owner>/<name>, both of letters, digits, dots, dashes and underscores")

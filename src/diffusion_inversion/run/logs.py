@@ -155,7 +155,7 @@ def _opened(run: Path, settings: LogSettings) -> dict[str, Tracker]:
     for program in settings.log_to:
         try:
             trackers[program] = open_tracker(program, folder, name)
-        except Exception as error:  # as in Log
+        except Exception as error:  # of whichever program: a log is no reason to lose a run
             _warn(f"{program}: nothing is logged there", error)
     return trackers
 
